@@ -1,0 +1,11 @@
+//! Everything that runs Tidemark on one machine: finding or installing Redis, Postgres and Kafka, and running
+//! them on free loopback ports.
+//!
+//! Invariant: what is started here dies with its handle, or with this process however it ends; nothing that
+//! was running before is touched, and two sessions never share a folder or a port.
+
+pub mod install;
+pub mod servers;
+
+mod ports;
+mod process;

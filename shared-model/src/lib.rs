@@ -1,0 +1,19 @@
+//! The one definition that all layers obey: catalog, expressions, aggregates, time, epochs, the tidemark and the
+//! stored forms of both views.
+//!
+//! Nothing here does I/O, is asynchronous or reads a clock: every function is a pure function of its arguments, so
+//! that the speed layer, the batch layer and the serving layer can't disagree about what a record means.
+
+pub mod time;
+pub mod offsets;
+pub mod epoch;
+pub mod tidemark;
+pub mod codec;
+pub mod event;
+pub mod expression;
+pub mod catalog;
+pub mod metric;
+pub mod aggregate;
+pub mod view;
+#[cfg(any(test, feature = "testing"))]
+pub mod laws;

@@ -1,0 +1,210 @@
+//! The realtime view's stored form: groups of packed cells in Redis.
+//!
+//! A partition's realtime state is split by key hash into groups; each group is one Redis hash that exists, moves or
+//! is lost as a whole. It holds a [`Header`] and *segments*: packed cells, each the fold of the records of one slice
+//! of the log. The merge of all segments of an epoch is the fold of exactly that epoch's records below the header's
+//! `to`; that a record is in exactly one segment is held by the fence, which admits a write only at the position
+//! where the last one ended.
+
+use crate::aggregate::{Aggregate, State};
+use crate::codec::{self, CodecError};
+use crate::epoch::TrustedTime;
+use crate::metric::MetricVersion;
+use crate::offsets::TopicPartition;
+use crate::time::Millis;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The hash field that holds the [`Header`] as JSON.
+pub const HEADER_FIELD: &str = "h";
+/// The hash field that holds the fence: `<incarnation>:<to>`.
+pub const FENCE_FIELD: &str = "f";
+/// The hash field that holds the owner's token.
+pub const OWNER_FIELD: &str = "o";
+/// The Redis hash with the newest times of all partitions: field `topic/partition`, value [`Mark`] as JSON.
+pub const MARKS_KEY: &str = "tm1:marks";
+
+/// Names a group's Redis key. The braces make it one slot of a Redis Cluster.
+pub fn group_key(tp: &TopicPartition, group: u32, groups: u32) -> String {
+    format!("tm1:{{{tp}/{group}of{groups}}}")
+}
+
+/// The group of a cell, by the `by` part of its key alone, so that one key's cells are all in one group.
+pub fn group_of(by: &[u8], groups: u32) -> u32 {
+    // The high bits are spread over the groups; the low ones are left to hash maps.
+    ((u128::from(xxhash_rust::xxh3::xxh3_64(by)) * u128::from(groups)) >> 64) as u32
+}
+
+/// What a group says of itself. Stored as JSON so that a person can read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of this layout.
+    pub v: u8,
+    /// Drawn anew whenever the group is built from scratch.
+    pub incarnation: u64,
+    /// Every record of the log below this offset (and from the first cut's offset on) is in the group.
+    pub to: i64,
+    /// The ingest clock just below `to`: all records appended before it are in the group.
+    pub clock: Millis,
+    /// The newest trusted event time of the partition just below `to`.
+    pub trusted: TrustedTime,
+    /// Event time up to which the partition is believed whole: the newest trusted time less the lateness.
+    pub watermark: Option<Millis>,
+    /// Panes that start at or after this event time are whole; `None`: all are, the log was read from its start.
+    pub panes_from: Option<Millis>,
+    /// (epoch, first offset of that epoch or a later one), ascending. The first is where the view cells start.
+    pub cuts: Vec<(i64, i64)>,
+    /// The offset from which each metric version has been folded into the view cells.
+    pub metrics: BTreeMap<MetricVersion, i64>,
+    /// The next segment's number.
+    pub seq: u64,
+    /// Ranges of offsets that the log no longer had when they were needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<(i64, i64)>,
+}
+
+/// The newest layout version.
+pub const HEADER_VERSION: u8 = 1;
+
+impl Header {
+    /// The fence that a writer must find to write after this header.
+    pub fn fence(&self) -> String {
+        format!("{:016x}:{}", self.incarnation, self.to)
+    }
+
+    /// The stored JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a header has no map with keys that JSON can't have")
+    }
+
+    /// The header from its stored JSON.
+    pub fn from_json(json: &[u8]) -> Result<Header, CodecError> {
+        let header: Header = serde_json::from_slice(json).map_err(|_| CodecError::Invalid("group header"))?;
+        if header.v > HEADER_VERSION {
+            let (found, known) = (header.v, HEADER_VERSION);
+            return Err(CodecError::Version { what: "group header", found, known });
+        }
+        Ok(header)
+    }
+}
+
+/// Which slice a segment belongs to; also the name of its hash field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Slice {
+    /// View cells of one epoch: `e<epoch>:<seq>`.
+    Epoch(i64),
+    /// Pane cells of the pane that starts at this event time: `p<start>:<seq>`.
+    Pane(Millis),
+}
+
+/// The hash field of a segment.
+pub fn segment_field(slice: Slice, seq: u64) -> String {
+    match slice {
+        Slice::Epoch(epoch) => format!("e{epoch}:{seq}"),
+        Slice::Pane(start) => format!("p{start}:{seq}"),
+    }
+}
+
+/// The slice and number of a hash field, if it is a segment's.
+pub fn parse_segment_field(field: &str) -> Option<(Slice, u64)> {
+    let (kind, rest) = field.split_at_checked(1)?;
+    let (slice, seq) = rest.split_once(':')?;
+    let (slice, seq) = (slice.parse().ok()?, seq.parse().ok()?);
+    match kind {
+        "e" => Some((Slice::Epoch(slice), seq)),
+        "p" => Some((Slice::Pane(slice), seq)),
+        _ => None,
+    }
+}
+
+/// Names a cell: (metric version, key, bucket). `key` is the encoded `by` values and, for a top-k, the item's;
+/// `bucket` is the start of the grain's bucket, or of the pane.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellId {
+    /// The metric's version.
+    pub version: MetricVersion,
+    /// The encoded key.
+    pub key: Box<[u8]>,
+    /// The bucket's start.
+    pub bucket: Millis,
+}
+
+/// Cells by their name, in the canonical order.
+pub type Cells = BTreeMap<CellId, State>;
+
+const SEGMENT_VERSION: u8 = 1;
+
+/// Packs cells into a segment's bytes: a version byte, then a section per metric version, each `version (8 bytes BE),
+/// count, (key, bucket, state)*` in the canonical order; empty cells give an empty segment of 1 byte.
+pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec<u8> {
+    let mut out = vec![SEGMENT_VERSION];
+    let mut section: Option<(MetricVersion, u64, Vec<u8>)> = None;
+    let close = |section: Option<(MetricVersion, u64, Vec<u8>)>, out: &mut Vec<u8>| {
+        if let Some((version, count, bytes)) = section {
+            out.extend_from_slice(&version.0.to_be_bytes());
+            codec::put_varint(out, u128::from(count));
+            codec::put_bytes(out, &bytes);
+        }
+    };
+    for (id, state) in cells {
+        if section.as_ref().is_none_or(|(version, ..)| *version != id.version) {
+            close(section.take(), &mut out);
+            section = Some((id.version, 0, Vec::new()));
+        }
+        if let Some((_, count, bytes)) = &mut section {
+            *count += 1;
+            codec::put_bytes(bytes, &id.key);
+            codec::put_zigzag(bytes, i128::from(id.bucket));
+            state.encode(bytes);
+        }
+    }
+    close(section, &mut out);
+    out
+}
+
+/// Unpacks a segment, handing each cell of the metrics that `aggregate` knows to `each`; sections of other versions
+/// are passed over unread.
+pub fn unpack<'a>(
+    bytes: &[u8],
+    aggregate: impl Fn(MetricVersion) -> Option<&'a Aggregate>,
+    mut each: impl FnMut(MetricVersion, &[u8], Millis, State) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let mut input = bytes;
+    match codec::take_byte(&mut input, "segment version")? {
+        SEGMENT_VERSION => {}
+        found => return Err(CodecError::Version { what: "segment", found, known: SEGMENT_VERSION }),
+    }
+    while !input.is_empty() {
+        let (version, rest) = input.split_first_chunk::<8>().ok_or(CodecError::Truncated("metric version"))?;
+        input = rest;
+        let version = MetricVersion(u64::from_be_bytes(*version));
+        let count = codec::take_u64(&mut input, "cell count")?;
+        let mut cells = codec::take_bytes(&mut input, "section")?;
+        let Some(aggregate) = aggregate(version) else { continue };
+        for _ in 0..count {
+            let key = codec::take_bytes(&mut cells, "cell key")?;
+            let bucket = codec::take_i64(&mut cells, "cell bucket")?;
+            let state = State::decode(aggregate, &mut cells)?;
+            each(version, key, bucket, state)?;
+        }
+        if !cells.is_empty() {
+            return Err(CodecError::Invalid("section length"));
+        }
+    }
+    Ok(())
+}
+
+/// The newest times of one partition, as its owner last published them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The newest trusted event time.
+    pub trusted: Option<Millis>,
+    /// Event time up to which the partition is believed whole.
+    pub watermark: Option<Millis>,
+    /// The ingest clock.
+    pub clock: Millis,
+    /// Whether the owner had read all that the log held.
+    pub caught_up: bool,
+    /// The generation of the newest tidemark that the owner knows.
+    pub generation: i64,
+}
