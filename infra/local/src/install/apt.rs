@@ -1,0 +1,169 @@
+//! Installing Debian packages without letting them start anything.
+//!
+//! Invariant: while packages are configured, `policy-rc.d` forbids service starts and postgresql-common is told
+//! to make no cluster; both settings are afterwards as they were, or, if new, as the packages ship them.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::Missing;
+use crate::process::last_lines;
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const POLICY_TEXT: &str = "#!/bin/sh\n# Written by tidemark while it installs packages; can be removed.\nexit 101\n";
+const CLUSTERS: &str = "/etc/postgresql-common/createcluster.conf";
+const CLUSTERS_SHIPPED: &str = "/usr/share/postgresql-common/createcluster.conf";
+const CLUSTERS_LINE: &str = "create_main_cluster = false # by tidemark while it installs packages\n";
+
+/// Installs packages for what is missing. Needs root.
+pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    run(&["update", "-q"], say)?;
+    let mut packages = Vec::new();
+    for what in missing {
+        let names = candidates(*what);
+        let package = names.iter().find(|name| is_offered(name));
+        packages.push(*package.with_context(|| format!("apt-get offers none of {}", names.join(", ")))?);
+    }
+    let _policy = Policy::forbid_starts(say)?;
+    let _clusters = missing.contains(&Missing::Postgres).then(|| Clusters::make_none(say)).transpose()?;
+    let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends"];
+    arguments.extend(packages);
+    run(&arguments, say)
+}
+
+/// Packages that bring it, the best first.
+fn candidates(missing: Missing) -> &'static [&'static str] {
+    match missing {
+        Missing::Redis => &["redis-server", "valkey-server"],
+        Missing::Postgres => &["postgresql"],
+        Missing::Java => &["openjdk-21-jre-headless", "openjdk-17-jre-headless", "default-jre-headless"],
+        Missing::Maven => &["maven"],
+    }
+}
+
+fn is_offered(package: &str) -> bool {
+    let output = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output();
+    output.is_ok_and(|output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
+    })
+}
+
+/// Runs `apt-get`, waiting up to five minutes for whoever holds dpkg's lock.
+fn run(arguments: &[&str], say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    say(&format!("running apt-get {}", arguments.join(" ")));
+    let output = Command::new("apt-get")
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("UCF_FORCE_CONFFOLD", "1")
+        // Ubuntu would otherwise restart services whose libraries were upgraded.
+        .env("NEEDRESTART_SUSPEND", "1")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run apt-get")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        bail!("apt-get {} failed ({}):\n{}", arguments.join(" "), output.status, last_lines(&text, 15));
+    }
+    Ok(())
+}
+
+/// Forbids packages to start services, until dropped.
+struct Policy {
+    ours: bool,
+}
+
+impl Policy {
+    fn forbid_starts(say: &mut dyn FnMut(&str)) -> anyhow::Result<Policy> {
+        let path = Path::new(POLICY);
+        match read(path)? {
+            // One of ours that a killed session left is taken over.
+            Some(text) if text != POLICY_TEXT => {
+                say(&format!("{POLICY} exists and is left as it is; it decides whether packages start services"));
+                return Ok(Policy { ours: false });
+            }
+            _ => {}
+        }
+        say(&format!("forbidding packages to start services ({POLICY}, for the time of the installation)"));
+        std::fs::write(path, POLICY_TEXT).with_context(|| format!("can't write {POLICY}"))?;
+        let policy = Policy { ours: true };
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.ours && let Err(error) = std::fs::remove_file(POLICY) {
+            tracing::error!(%error, "can't remove {POLICY}; remove it by hand");
+        }
+    }
+}
+
+/// Has postgresql-common make no cluster of its own, until dropped.
+struct Clusters {
+    before: Option<String>,
+}
+
+impl Clusters {
+    fn make_none(say: &mut dyn FnMut(&str)) -> anyhow::Result<Clusters> {
+        let path = PathBuf::from(CLUSTERS);
+        let before = read(&path)?.map(|text| text.replace(CLUSTERS_LINE, ""));
+        say(&format!("telling postgresql-common to make no cluster ({CLUSTERS}, for the time of the installation)"));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+        }
+        let clusters = Clusters { before };
+        std::fs::write(&path, without_cluster(clusters.before.as_deref()))
+            .with_context(|| format!("can't write {CLUSTERS}"))?;
+        Ok(clusters)
+    }
+}
+
+impl Drop for Clusters {
+    fn drop(&mut self) {
+        let restored = match &self.before {
+            Some(text) => std::fs::write(CLUSTERS, text),
+            // As the package would have made it.
+            None => std::fs::copy(CLUSTERS_SHIPPED, CLUSTERS).map(drop).or_else(|_| std::fs::remove_file(CLUSTERS)),
+        };
+        if let Err(error) = restored {
+            tracing::error!(%error, "can't restore {CLUSTERS}");
+        }
+    }
+}
+
+/// The file's text with our line in it; in such files the last line counts.
+fn without_cluster(before: Option<&str>) -> String {
+    let before = before.unwrap_or_default();
+    let newline = if before.is_empty() || before.ends_with('\n') { "" } else { "\n" };
+    format!("{before}{newline}{CLUSTERS_LINE}")
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_line_is_added_and_taken_away() {
+        assert_eq!(without_cluster(None), CLUSTERS_LINE);
+        for before in ["", "ssl = on\n"] {
+            assert_eq!(without_cluster(Some(before)).replace(CLUSTERS_LINE, ""), before);
+        }
+        assert_eq!(without_cluster(Some("ssl = on")), format!("ssl = on\n{CLUSTERS_LINE}"));
+    }
+}

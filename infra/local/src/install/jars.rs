@@ -1,0 +1,81 @@
+//! Kafka's jars, resolved once by Maven.
+//!
+//! Invariant: the jar folder appears whole or not at all: Maven fills a folder beside it, under a lock, which is
+//! then renamed. Its name holds a hash of the pom, so another pom gets another folder.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::cache::FileLock;
+use super::find::JavaAt;
+use crate::process::last_lines;
+
+const POM: &str = include_str!("../../kafka/pom.xml");
+
+/// Whether the jars are there.
+pub(super) fn ready(cache: &Path) -> bool {
+    folder(cache).is_dir()
+}
+
+/// The folder of the jars; fetched with Maven if need be.
+pub(super) fn ensure(
+    cache: &Path,
+    java: &JavaAt,
+    maven: Option<&Path>,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<PathBuf> {
+    let jars = folder(cache);
+    if jars.is_dir() {
+        return Ok(jars);
+    }
+    let _one_at_a_time = FileLock::wait(&cache.join("jars.lock"), say)?;
+    if jars.is_dir() {
+        return Ok(jars);
+    }
+    let maven = maven.context("mvn not found; install maven")?;
+    let partial = jars.with_extension("partial");
+    match std::fs::remove_dir_all(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't empty {}", partial.display()));
+        }
+        _ => {}
+    }
+    std::fs::create_dir_all(&partial).with_context(|| format!("can't make {}", partial.display()))?;
+    say(&format!("fetching Apache Kafka with {} to {}", maven.display(), jars.display()));
+    resolve(&partial, java, maven)?;
+    std::fs::rename(&partial, &jars).with_context(|| format!("can't rename to {}", jars.display()))?;
+    Ok(jars)
+}
+
+fn folder(cache: &Path) -> PathBuf {
+    cache.join(format!("kafka-{:016x}", xxh3_64(POM.as_bytes())))
+}
+
+fn resolve(folder: &Path, java: &JavaAt, maven: &Path) -> anyhow::Result<()> {
+    let pom = folder.join("pom.xml");
+    std::fs::write(&pom, POM).with_context(|| format!("can't write {}", pom.display()))?;
+    let mut command = Command::new(maven);
+    command
+        .args(["-B", "-q", "-Dstyle.color=never", "-f"])
+        .arg(&pom)
+        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .arg(format!("-DoutputDirectory={}", folder.display()))
+        .stdin(Stdio::null());
+    // Maven looks for java on PATH, where ours need not be.
+    if let Some(home) = java.java.canonicalize().ok().as_deref().and_then(Path::parent).and_then(Path::parent) {
+        command.env("JAVA_HOME", home);
+    }
+    let output = command.output().with_context(|| format!("can't run {}", maven.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        bail!("mvn could not fetch Kafka ({}):\n{}", output.status, last_lines(&text, 15));
+    }
+    let broker = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("kafka_2.13-");
+    if !std::fs::read_dir(folder)?.filter_map(Result::ok).any(broker) {
+        bail!("mvn succeeded, but no Kafka broker is in {}", folder.display());
+    }
+    Ok(())
+}

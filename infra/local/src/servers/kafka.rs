@@ -1,0 +1,351 @@
+//! A real Apache Kafka on loopback: one KRaft node, broker and controller in one process.
+//!
+//! Invariant: records are stamped with the time of appending (`LogAppendTime`) unless the caller says
+//! otherwise, topics exist only when made, and nothing expires by age.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use super::{Failure, GRACE, LOOK_EVERY, Probe, Seat, on_free_ports};
+use crate::install::{Found, KafkaAt};
+use crate::ports::Lease;
+use crate::process::{Program, last_lines};
+
+/// How Kafka is started.
+#[derive(Debug, Clone)]
+pub struct KafkaOptions {
+    /// The broker's heap, MB.
+    pub heap_mb: u32,
+    /// Starts sooner and takes less memory, at the cost of top speed: for tests and small stacks.
+    pub quick: bool,
+    /// More server properties: name and value. They win over ours.
+    pub properties: Vec<(String, String)>,
+}
+
+impl Default for KafkaOptions {
+    fn default() -> KafkaOptions {
+        KafkaOptions { heap_mb: 512, quick: true, properties: Vec::new() }
+    }
+}
+
+/// A running Kafka; ended when dropped.
+#[derive(Debug)]
+pub struct Kafka {
+    seat: Seat,
+    program: Program,
+    leases: [Lease; 2],
+    cluster: String,
+}
+
+impl Kafka {
+    /// Starts a broker with its data in `folder` on free ports, and waits until it answers.
+    ///
+    /// # Errors
+    /// When the folder is in use, or the broker doesn't come up: with the end of its log.
+    pub async fn start(found: &Found, folder: &Path, options: KafkaOptions) -> anyhow::Result<Kafka> {
+        let at = found.kafka.as_ref().context("kafka was not asked for when servers were looked for")?;
+        let mut seat = Seat::claim(folder, "kafka.log")?;
+        let home = seat.folder.path().to_owned();
+        let log4j = home.join("log4j2.properties");
+        std::fs::write(&log4j, LOG4J).with_context(|| format!("can't write {}", log4j.display()))?;
+        let program = Program {
+            name: "kafka",
+            command: at.java.java.clone(),
+            args: java_arguments(at, &home, &options),
+            user: None,
+            log: seat.log.clone(),
+            stop: Signal::TERM,
+            orphaned: "KILL",
+        };
+        let mut cluster = String::new();
+        let leases = on_free_ports(async |[broker, controller]| {
+            write_properties(&home, broker, controller, &options).map_err(Failure::other)?;
+            cluster = format_storage(at, &home).map_err(Failure::other)?;
+            seat.bring_up(&program, &Answering { port: broker, cluster: &cluster }).await
+        })
+        .await?;
+        Ok(Kafka { seat, program, leases, cluster })
+    }
+
+    /// What clients need: `127.0.0.1:port`.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port())
+    }
+
+    /// The broker's port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.leases[0].port()
+    }
+
+    /// Makes a topic and waits until each partition has a leader. False if it was there already, and is left as
+    /// it was.
+    ///
+    /// # Errors
+    /// When the broker refuses or doesn't answer.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        configs: &[(&str, &str)],
+    ) -> anyhow::Result<bool> {
+        let admin: AdminClient<DefaultClientContext> =
+            client(self.port()).create().context("can't make an admin client")?;
+        let topic = configs.iter().fold(
+            NewTopic::new(name, partitions, TopicReplication::Fixed(1)),
+            |topic, (key, value)| topic.set(key, value),
+        );
+        let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(GRACE))).await?;
+        match results.into_iter().next() {
+            Some(Ok(_)) => {}
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => return Ok(false),
+            Some(Err((_, code))) => bail!("the broker refuses topic {name}: {code}"),
+            None => bail!("the broker says nothing about topic {name}"),
+        }
+        let name = name.to_owned();
+        tokio::task::spawn_blocking(move || wait_for_leaders(&admin, &name, partitions)).await??;
+        Ok(true)
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.seat.pid()
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> &Path {
+        &self.seat.log
+    }
+
+    /// How long the last start took until it answered, without the formatting of new storage.
+    pub fn start_took(&self) -> Duration {
+        self.seat.took
+    }
+
+    /// Ends it as its operator would.
+    pub async fn stop(&mut self) {
+        self.seat.stop(&self.program).await;
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.seat.kill();
+    }
+
+    /// Starts it again on the same ports and data; a running one is stopped first.
+    ///
+    /// # Errors
+    /// When it doesn't come up: with the end of its log.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let probe = Answering { port: self.leases[0].port(), cluster: &self.cluster };
+        self.seat.bring_up(&self.program, &probe).await.map_err(|Failure { error, .. }| error)
+    }
+}
+
+const LOG4J: &str = "\
+status = error
+appender.c.type = Console
+appender.c.name = C
+appender.c.target = SYSTEM_ERR
+appender.c.layout.type = PatternLayout
+appender.c.layout.pattern = %d %p %c{1} %m%n
+rootLogger.level = info
+rootLogger.appenderRef.c.ref = C
+";
+
+fn java_arguments(at: &KafkaAt, home: &Path, options: &KafkaOptions) -> Vec<OsString> {
+    let mut arguments = vec![format!("-Xmx{}m", options.heap_mb).into()];
+    if options.quick {
+        arguments.extend(["-XX:TieredStopAtLevel=1".into(), "-XX:+UseSerialGC".into()]);
+    } else {
+        arguments.extend(["-XX:+UseG1GC".into(), "-XX:MaxGCPauseMillis=20".into()]);
+    }
+    arguments.extend(common_arguments(at, home));
+    arguments.extend(["kafka.Kafka".into(), home.join("server.properties").into()]);
+    arguments
+}
+
+fn common_arguments(at: &KafkaAt, home: &Path) -> [OsString; 5] {
+    let joined = |start: &str, path: PathBuf| {
+        let mut argument = OsString::from(start);
+        argument.push(path);
+        argument
+    };
+    [
+        "-Xshare:auto".into(),
+        "-Djava.awt.headless=true".into(),
+        joined("-Dlog4j2.configurationFile=", home.join("log4j2.properties")),
+        "-cp".into(),
+        at.jars.join("*").into(),
+    ]
+}
+
+fn properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions) -> String {
+    let data = home.join("data");
+    let data = data.to_string_lossy();
+    let listeners = format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}");
+    let advertised = format!("PLAINTEXT://127.0.0.1:{broker}");
+    let voters = format!("1@127.0.0.1:{controller}");
+    let ours = [
+        ("process.roles", "broker,controller"),
+        ("node.id", "1"),
+        // Static voters: their address isn't kept in the storage, so ports may change from session to session.
+        ("controller.quorum.voters", &voters),
+        ("listeners", &listeners),
+        ("advertised.listeners", &advertised),
+        ("inter.broker.listener.name", "PLAINTEXT"),
+        ("controller.listener.names", "CONTROLLER"),
+        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"),
+        ("log.dirs", &data),
+        ("log.message.timestamp.type", "LogAppendTime"),
+        ("log.retention.hours", "-1"),
+        ("auto.create.topics.enable", "false"),
+        ("num.partitions", "1"),
+        ("group.initial.rebalance.delay.ms", "0"),
+        ("offsets.topic.replication.factor", "1"),
+        ("offsets.topic.num.partitions", "4"),
+        ("transaction.state.log.replication.factor", "1"),
+        ("transaction.state.log.min.isr", "1"),
+        ("transaction.state.log.num.partitions", "4"),
+        ("share.coordinator.state.topic.replication.factor", "1"),
+        ("share.coordinator.state.topic.min.isr", "1"),
+    ];
+    let mut all: BTreeMap<&str, &str> = ours.into_iter().collect();
+    all.extend(options.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    // In the Java properties format a backslash escapes.
+    all.iter().map(|(name, value)| format!("{name}={}\n", value.replace('\\', "\\\\"))).collect()
+}
+
+fn write_properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions) -> anyhow::Result<()> {
+    let path = home.join("server.properties");
+    std::fs::write(&path, properties(home, broker, controller, options))
+        .with_context(|| format!("can't write {}", path.display()))
+}
+
+/// Formats the storage, unless it is, and returns its cluster id.
+fn format_storage(at: &KafkaAt, home: &Path) -> anyhow::Result<String> {
+    let meta = home.join("data/meta.properties");
+    if let Ok(text) = std::fs::read_to_string(&meta) {
+        return cluster_in(&text).with_context(|| format!("no cluster.id in {}", meta.display()));
+    }
+    let cluster = new_cluster_id();
+    let output = Command::new(&at.java.java)
+        .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
+        .args(common_arguments(at, home))
+        .args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"])
+        .arg(home.join("server.properties"))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("can't run {}", at.java.java.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        bail!("can't format Kafka's storage in {} ({}):\n{}", home.display(), output.status, last_lines(&text, 15));
+    }
+    Ok(cluster)
+}
+
+fn cluster_in(meta: &str) -> Option<String> {
+    meta.lines().find_map(|line| line.strip_prefix("cluster.id=")).map(|id| id.trim().to_owned())
+}
+
+/// A random id as Kafka writes its own: 16 bytes in base64 (22 characters, of which the last holds but two bits).
+fn new_cluster_id() -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let random = RandomState::new();
+    let letter = |place: u64| {
+        let index = random.hash_one((place, std::process::id())) % LETTERS.len() as u64;
+        char::from(LETTERS[usize::try_from(index).unwrap_or(0)])
+    };
+    (0..21).map(letter).chain(['A']).collect()
+}
+
+fn client(port: u16) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
+    // Refused connections while a broker starts are no news.
+    config.set_log_level(RDKafkaLogLevel::Emerg);
+    config
+}
+
+fn wait_for_leaders(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    partitions: i32,
+) -> anyhow::Result<()> {
+    let deadline = std::time::Instant::now() + GRACE;
+    loop {
+        let metadata = admin.inner().fetch_metadata(Some(topic), Duration::from_secs(5))?;
+        let led = |topic: &rdkafka::metadata::MetadataTopic| {
+            topic.partitions().iter().filter(|partition| partition.leader() >= 0).count()
+        };
+        if metadata.topics().first().map_or(0, led) == usize::try_from(partitions)? {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < deadline, "topic {topic} has partitions without a leader");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Ready when a client's metadata names a broker of our cluster: then it is unfenced and serves.
+struct Answering<'a> {
+    port: u16,
+    cluster: &'a str,
+}
+
+impl Probe for Answering<'_> {
+    async fn answers(&self, _pid: i32) -> anyhow::Result<()> {
+        // A client that is refused would wait longer before its next try than we want to.
+        drop(TcpStream::connect(("127.0.0.1", self.port)).await?);
+        let port = self.port;
+        let cluster = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client(port).create()?;
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
+            ensure!(!metadata.brokers().is_empty(), "the broker is still fenced");
+            consumer.client().fetch_cluster_id(Duration::from_secs(2)).context("no cluster id in the metadata")
+        })
+        .await??;
+        ensure!(cluster == self.cluster, "another broker answers on port {port}: of cluster {cluster}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_properties_win() {
+        let options = KafkaOptions {
+            properties: vec![("num.partitions".into(), "7".into()), ("x".into(), "a\\b".into())],
+            ..KafkaOptions::default()
+        };
+        let text = properties(Path::new("/home"), 1, 2, &options);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.contains(&"num.partitions=7") && !lines.contains(&"num.partitions=1"));
+        assert!(lines.contains(&"x=a\\\\b"));
+        assert!(lines.contains(&"controller.quorum.voters=1@127.0.0.1:2"));
+    }
+
+    #[test]
+    fn cluster_ids() {
+        let id = new_cluster_id();
+        assert_eq!(id.len(), 22);
+        assert_ne!(id, new_cluster_id());
+        assert_eq!(cluster_in("#x\nversion=1\ncluster.id=abc\nnode.id=1\n").as_deref(), Some("abc"));
+        assert_eq!(cluster_in("version=1\n"), None);
+    }
+}

@@ -1,0 +1,143 @@
+//! A Redis (or Valkey) server on loopback.
+//!
+//! Invariant: it never evicts (`noeviction`); what it keeps over a restart is only what the append-only file
+//! holds, when that is on: there are no snapshots.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
+
+use super::{Failure, Probe, Seat, on_free_ports};
+use crate::install::{Found, RedisAt};
+use crate::ports::Lease;
+use crate::process::Program;
+
+/// How Redis is started.
+#[derive(Debug, Clone, Default)]
+pub struct RedisOptions {
+    /// Keeps data over kills and restarts by an append-only file, synced every second.
+    pub appendonly: bool,
+    /// More settings, as in redis.conf: name and value. They win over ours.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A running Redis; ended when dropped.
+#[derive(Debug)]
+pub struct Redis {
+    seat: Seat,
+    program: Program,
+    lease: Lease,
+}
+
+impl Redis {
+    /// Starts a server with its data in `folder` on a free port, and waits until it answers.
+    ///
+    /// # Errors
+    /// When the folder is in use, or the server doesn't come up: with the end of its log.
+    pub async fn start(found: &Found, folder: &Path, options: RedisOptions) -> anyhow::Result<Redis> {
+        let at = found.redis.as_ref().context("redis was not asked for when servers were looked for")?;
+        let mut seat = Seat::claim(folder, "redis.log")?;
+        let mut program = None;
+        let [lease] = on_free_ports(async |[port]| {
+            let made = program.insert(program_of(at, &seat, port, &options));
+            seat.bring_up(made, &Answering { port }).await
+        })
+        .await?;
+        let program = program.context("redis was never started")?;
+        Ok(Redis { seat, program, lease })
+    }
+
+    /// Its address: `redis://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port())
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.lease.port()
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.seat.pid()
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> &Path {
+        &self.seat.log
+    }
+
+    /// How long the last start took until it answered.
+    pub fn start_took(&self) -> Duration {
+        self.seat.took
+    }
+
+    /// Ends it as its operator would.
+    pub async fn stop(&mut self) {
+        self.seat.stop(&self.program).await;
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.seat.kill();
+    }
+
+    /// Starts it again on the same port and folder; a running one is stopped first.
+    ///
+    /// # Errors
+    /// When it doesn't come up: with the end of its log.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let probe = Answering { port: self.port() };
+        self.seat.bring_up(&self.program, &probe).await.map_err(|Failure { error, .. }| error)
+    }
+}
+
+fn program_of(at: &RedisAt, seat: &Seat, port: u16, options: &RedisOptions) -> Program {
+    Program {
+        name: "redis",
+        command: at.server.clone(),
+        args: arguments(seat.folder.path().to_owned(), port, options),
+        user: None,
+        log: seat.log.clone(),
+        stop: Signal::TERM,
+        orphaned: "KILL",
+    }
+}
+
+fn arguments(folder: PathBuf, port: u16, options: &RedisOptions) -> Vec<OsString> {
+    let appendonly = if options.appendonly { "yes" } else { "no" };
+    let ours: [(&str, OsString); 8] = [
+        ("port", port.to_string().into()),
+        ("bind", "127.0.0.1".into()),
+        ("dir", folder.into()),
+        ("save", "".into()),
+        ("appendonly", appendonly.into()),
+        ("maxmemory-policy", "noeviction".into()),
+        ("daemonize", "no".into()),
+        ("logfile", "".into()),
+    ];
+    let theirs = options.settings.iter().map(|(name, value)| (name.as_str(), value.into()));
+    ours.into_iter().chain(theirs).flat_map(|(name, value)| [OsString::from(format!("--{name}")), value]).collect()
+}
+
+/// Ready when PING is answered (not while it loads), by our process.
+struct Answering {
+    port: u16,
+}
+
+impl Probe for Answering {
+    async fn answers(&self, pid: i32) -> anyhow::Result<()> {
+        let client = redis::Client::open(("127.0.0.1", self.port))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let pong: String = redis::cmd("PING").query_async(&mut connection).await?;
+        ensure!(pong == "PONG", "PING was answered with {pong}");
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
+        if !info.lines().any(|line| line.trim_end() == format!("process_id:{pid}")) {
+            bail!("another redis answers on port {}", self.port);
+        }
+        Ok(())
+    }
+}
