@@ -89,9 +89,11 @@ impl TrustedTime {
                 // The first distinct times of a log: the chain of small steps from the lowest is believed, so that
                 // a first record from the future is corrected by the next.
                 self.hold(event_time);
-                self.newest = self.leaps.iter().copied().reduce(|chain, next| {
-                    if next <= chain.saturating_add(leap) { next } else { chain }
-                });
+                self.newest = self
+                    .leaps
+                    .iter()
+                    .copied()
+                    .reduce(|chain, next| if next <= chain.saturating_add(leap) { next } else { chain });
                 if self.leaps.len() >= CONFIRMATIONS {
                     self.settled = true;
                     self.absorb(leap);
@@ -147,7 +149,11 @@ mod tests {
         for at in 0..=calm.len() {
             let mut times = calm.clone();
             times.insert(at, 9_999_999);
-            assert_eq!(fold(REPLAY, &times).newest, if at == 20 || at < 20 { Some(190) } else { None }, "at {at}");
+            assert_eq!(
+                fold(REPLAY, &times).newest,
+                if at == 20 || at < 20 { Some(190) } else { None },
+                "at {at}"
+            );
             // Repeats of it are the same event time and confirm nothing.
             times.splice(at..at, [9_999_999; 20]);
             if at > 0 {

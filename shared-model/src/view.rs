@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 /// The hash field that holds the [`Header`] as JSON.
 pub const HEADER_FIELD: &str = "h";
-/// The hash field that holds the fence: `<incarnation>:<to>`.
+/// The hash field that holds the fence: `<incarnation>:<to>:<seq>`.
 pub const FENCE_FIELD: &str = "f";
 /// The hash field that holds the owner's token.
 pub const OWNER_FIELD: &str = "o";
@@ -56,7 +56,7 @@ pub struct Header {
     pub cuts: Vec<(i64, i64)>,
     /// The offset from which each metric version has been folded into the view cells.
     pub metrics: BTreeMap<MetricVersion, i64>,
-    /// The next segment's number.
+    /// How many writes the group has had: the number of the newest segments, and what makes each fence unique.
     pub seq: u64,
     /// Ranges of offsets that the log no longer had when they were needed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -69,7 +69,7 @@ pub const HEADER_VERSION: u8 = 1;
 impl Header {
     /// The fence that a writer must find to write after this header.
     pub fn fence(&self) -> String {
-        format!("{:016x}:{}", self.incarnation, self.to)
+        format!("{:016x}:{}:{}", self.incarnation, self.to, self.seq)
     }
 
     /// The stored JSON.
@@ -175,7 +175,8 @@ pub fn unpack<'a>(
         found => return Err(CodecError::Version { what: "segment", found, known: SEGMENT_VERSION }),
     }
     while !input.is_empty() {
-        let (version, rest) = input.split_first_chunk::<8>().ok_or(CodecError::Truncated("metric version"))?;
+        let (version, rest) =
+            input.split_first_chunk::<8>().ok_or(CodecError::Truncated("metric version"))?;
         input = rest;
         let version = MetricVersion(u64::from_be_bytes(*version));
         let count = codec::take_u64(&mut input, "cell count")?;
@@ -208,3 +209,6 @@ pub struct Mark {
     /// The generation of the newest tidemark that the owner knows.
     pub generation: i64,
 }
+
+#[cfg(test)]
+mod tests;

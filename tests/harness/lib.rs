@@ -1,1 +1,28 @@
-//! Placeholder.
+//! What the tests stand on: real servers and layers as real processes, seeded events, and the oracle that every
+//! answer must equal.
+//!
+//! Nothing waits for a time to pass: every wait is for something to become true, with a limit after which it fails
+//! and says what it saw.
+
+pub mod oracle;
+pub mod stack;
+
+use std::time::{Duration, Instant};
+
+/// The longest wait for anything to become true.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until `look` gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`], with what `look` last said instead.
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let started = Instant::now();
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(seen) if started.elapsed() > PATIENCE => panic!("{what}: not within {PATIENCE:?}; last: {seen}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}

@@ -98,7 +98,9 @@ pub fn ensure(which: &[Need], policy: Installing, say: &mut dyn FnMut(&str)) -> 
         say(&line);
     }
     let kafka = match survey.java {
-        Some(java) => Some(KafkaAt { jars: jars::ensure(&cache, &java, survey.maven.as_deref(), say)?, java }),
+        Some(java) => {
+            Some(KafkaAt { jars: jars::ensure(&cache, &java, survey.maven.as_deref(), say)?, java })
+        }
         None => None,
     };
     Ok(Found { redis: survey.redis, postgres: survey.postgres, kafka })
@@ -165,7 +167,9 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
     if machine.brew {
         format!("install with Homebrew: brew install {formulas}")
     } else {
-        format!("install with your package manager what Homebrew calls: {formulas}, and have the programs on PATH")
+        format!(
+            "install with your package manager what Homebrew calls: {formulas}, and have the programs on PATH"
+        )
     }
 }
 
@@ -191,8 +195,16 @@ mod tests {
         assert!(decide(&missing, &DEBIAN_ROOT, Installing::Yes).is_ok());
         assert!(decide(&missing, &DEBIAN_ROOT, Installing::Ask).is_ok());
         for (machine, policy, must_say) in [
-            (DEBIAN_ROOT, Installing::Never, "apt-get install --no-install-recommends redis-server openjdk-17-jre-headless"),
-            (DEBIAN_USER, Installing::Yes, "installing needs root; as root: apt-get update && apt-get install"),
+            (
+                DEBIAN_ROOT,
+                Installing::Never,
+                "apt-get install --no-install-recommends redis-server openjdk-17-jre-headless",
+            ),
+            (
+                DEBIAN_USER,
+                Installing::Yes,
+                "installing needs root; as root: apt-get update && apt-get install",
+            ),
             (MAC, Installing::Yes, "brew install redis openjdk@17"),
             (OTHER_ROOT, Installing::Ask, "with your package manager"),
         ] {

@@ -20,7 +20,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::watch;
 
@@ -93,9 +92,8 @@ impl Child {
             let reaped = Arc::clone(&reaped);
             move || {
                 // Looked at first, reaped under the lock: while `reaped` is false the pid is still this child's.
-                while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
-                    == Err(Errno::INTR)
-                {}
+                let look = || waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+                let _ = rustix::io::retry_on_intr(look);
                 let mut reaped = lock(&reaped);
                 let status = child.wait().unwrap_or_default();
                 *reaped = true;

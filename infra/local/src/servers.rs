@@ -8,7 +8,7 @@ pub mod postgres;
 pub mod redis;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -43,39 +43,70 @@ pub fn scratch() -> anyhow::Result<TempDir> {
         .context("can't make a temporary folder")
 }
 
-/// Asks a server whether it is there.
-trait Probe: Send + Sync {
+/// What is particular to one kind of server; it needs `N` ports.
+trait Kind<const N: usize>: Send + Sync {
+    /// The name, in messages and of the log.
+    const NAME: &'static str;
+
+    /// Gets the folder ready and says what to start. Called anew for each set of ports.
+    fn prepare(&mut self, folder: &Path, ports: [u16; N]) -> anyhow::Result<Program>;
+
     /// Ok when the process `pid` answers as it should.
-    fn answers(&self, pid: i32) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn answers(&self, ports: [u16; N], pid: i32) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// A server's place: its folder and, while it runs, its process.
+/// A server's place: its folder, its ports and, while it runs, its process.
 #[derive(Debug)]
-struct Seat {
-    folder: Folder,
-    log: PathBuf,
+struct Seat<K: Kind<N>, const N: usize> {
+    // Before the folder: a process must have ended when its folder's lock goes.
     child: Option<Child>,
+    folder: Folder,
+    kind: K,
+    leases: [Lease; N],
+    program: Program,
     took: Duration,
 }
 
-impl Seat {
-    fn claim(folder: &Path, log: &str) -> anyhow::Result<Seat> {
-        let folder = Folder::claim(folder)?;
-        let log = folder.path().join(log);
-        Ok(Seat { folder, log, child: None, took: Duration::ZERO })
+impl<K: Kind<N>, const N: usize> Seat<K, N> {
+    /// Starts the server on free ports; on others, if a stranger was faster to take one.
+    async fn start(folder: Folder, mut kind: K) -> anyhow::Result<Seat<K, N>> {
+        let leases = lease()?;
+        let program = kind.prepare(folder.path(), leases.each_ref().map(Lease::port))?;
+        let mut seat = Seat { child: None, folder, kind, leases, program, took: Duration::ZERO };
+        let mut attempt = 1;
+        loop {
+            match seat.bring_up().await {
+                Ok(()) => return Ok(seat),
+                Err(failure) if failure.refusal == Refusal::PortTaken && attempt < PORT_ATTEMPTS => {
+                    tracing::info!(
+                        name = K::NAME,
+                        attempt,
+                        "a port was taken by another program; trying others"
+                    );
+                    seat.leases = lease()?;
+                    seat.program = seat.kind.prepare(seat.folder.path(), seat.ports())?;
+                    attempt += 1;
+                }
+                Err(failure) => return Err(failure.error),
+            }
+        }
     }
 
-    /// Starts the program and waits until the probe answers. A process that still runs here is stopped first.
-    async fn bring_up(&mut self, program: &Program, probe: &impl Probe) -> Result<(), Failure> {
-        self.stop(program).await;
+    /// Starts it again on the same ports; a process that still runs is stopped first.
+    async fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop().await;
+        self.bring_up().await.map_err(|failure| failure.error)
+    }
+
+    async fn bring_up(&mut self) -> Result<(), Failure> {
         let started = Instant::now();
         loop {
-            let child = Child::spawn(program).map_err(Failure::other)?;
+            let child = Child::spawn(&self.program).map_err(Failure::other)?;
             self.folder.note(child.pid()).map_err(Failure::other)?;
-            match wait_until_ready(program, &child, probe, started + PATIENCE).await {
+            match self.wait_until_ready(&child, started + PATIENCE).await {
                 Ok(()) => {
                     self.took = started.elapsed();
-                    tracing::debug!(name = program.name, took = ?self.took, "answers");
+                    tracing::debug!(name = K::NAME, took = ?self.took, "answers");
                     self.child = Some(child);
                     return Ok(());
                 }
@@ -83,17 +114,41 @@ impl Seat {
                 Err(failure) if failure.refusal == Refusal::OldOneLeaving && started.elapsed() < GRACE => {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
-                Err(failure) => {
-                    self.folder.clear_note();
-                    return Err(failure);
-                }
+                Err(failure) => return Err(failure),
             }
         }
     }
 
-    async fn stop(&mut self, program: &Program) {
+    async fn wait_until_ready(&self, child: &Child, deadline: Instant) -> Result<(), Failure> {
+        loop {
+            let answer = tokio::select! {
+                answer = self.kind.answers(self.ports(), child.pid().as_raw_pid()) => answer,
+                () = child.ended() => Err(anyhow::anyhow!("ended")),
+            };
+            let failed = if let Some(status) = child.exited() {
+                format!("ended at start ({status})")
+            } else {
+                match answer {
+                    Ok(()) => return Ok(()),
+                    Err(reason) if Instant::now() >= deadline => {
+                        format!("doesn't answer after {PATIENCE:?} ({reason:#})")
+                    }
+                    Err(_) => {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                        continue;
+                    }
+                }
+            };
+            let log = child.logged();
+            let (path, end) = (self.program.log.display(), last_lines(&log, 15));
+            let error = anyhow::anyhow!("{} {failed}, log {path}:\n{end}", K::NAME);
+            return Err(Failure { refusal: refusal(&log), error });
+        }
+    }
+
+    async fn stop(&mut self) {
         if let Some(child) = self.child.take() {
-            child.stop(program.stop, GRACE).await;
+            child.stop(self.program.stop, GRACE).await;
             self.folder.clear_note();
         }
     }
@@ -110,12 +165,19 @@ impl Seat {
         let child = self.child.as_ref().filter(|child| child.exited().is_none())?;
         u32::try_from(child.pid().as_raw_pid()).ok()
     }
+
+    fn ports(&self) -> [u16; N] {
+        self.leases.each_ref().map(Lease::port)
+    }
+
+    fn log(&self) -> &Path {
+        &self.program.log
+    }
 }
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.kill();
-    }
+fn lease<const N: usize>() -> anyhow::Result<[Lease; N]> {
+    let leases: Vec<Lease> = (0..N).map(|_| Lease::take()).collect::<anyhow::Result<_>>()?;
+    leases.try_into().map_err(|_| anyhow::anyhow!("a lease for each port was asked for"))
 }
 
 /// Why a server didn't come up.
@@ -152,58 +214,6 @@ fn refusal(log: &str) -> Refusal {
     }
 }
 
-async fn wait_until_ready(
-    program: &Program,
-    child: &Child,
-    probe: &impl Probe,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    loop {
-        let answer = tokio::select! {
-            answer = probe.answers(child.pid().as_raw_pid()) => answer,
-            () = child.ended() => Err(anyhow::anyhow!("ended")),
-        };
-        let log = || last_lines(&child.logged(), 15);
-        let Program { name, log: path, .. } = program;
-        if let Some(status) = child.exited() {
-            let error = anyhow::anyhow!("{name} ended at start ({status}), log {}:\n{}", path.display(), log());
-            return Err(Failure { refusal: refusal(&child.logged()), error });
-        }
-        let Err(reason) = answer else { return Ok(()) };
-        if Instant::now() >= deadline {
-            return Err(Failure::other(anyhow::anyhow!(
-                "{name} doesn't answer after {PATIENCE:?} ({reason:#}), log {}:\n{}",
-                path.display(),
-                log()
-            )));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Leases ports and starts the server on them; on others, if a stranger was faster. The first one's ports may
-/// come from the caller.
-async fn on_free_ports<const N: usize>(
-    mut start: impl AsyncFnMut([u16; N]) -> Result<(), Failure>,
-) -> anyhow::Result<[Lease; N]> {
-    let mut attempt = 1;
-    loop {
-        let mut leases = Vec::with_capacity(N);
-        for _ in 0..N {
-            leases.push(Lease::take()?);
-        }
-        let Ok(leases) = <[Lease; N]>::try_from(leases) else { continue };
-        match start(leases.each_ref().map(Lease::port)).await {
-            Ok(()) => return Ok(leases),
-            Err(failure) if failure.refusal == Refusal::PortTaken && attempt < PORT_ATTEMPTS => {
-                tracing::info!(attempt, "a port was taken by another program; trying others");
-                attempt += 1;
-            }
-            Err(failure) => return Err(failure.error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,10 +221,16 @@ mod tests {
     #[test]
     fn refusals_are_read_from_the_log() {
         for (log, expected) in [
-            ("Warning: Could not create server TCP listening socket 127.0.0.1:1: bind: Address already in use", Refusal::PortTaken),
+            (
+                "Warning: Could not create server TCP listening socket 127.0.0.1:1: bind: Address already in use",
+                Refusal::PortTaken,
+            ),
             ("could not bind IPv4 address \"127.0.0.1\": Address already in use", Refusal::PortTaken),
             ("Caused by: java.net.BindException: Address already in use", Refusal::PortTaken),
-            ("FATAL:  pre-existing shared memory block (key 1, ID 2) is still in use", Refusal::OldOneLeaving),
+            (
+                "FATAL:  pre-existing shared memory block (key 1, ID 2) is still in use",
+                Refusal::OldOneLeaving,
+            ),
             ("FATAL:  something else", Refusal::Other),
         ] {
             assert_eq!(refusal(log), expected, "{log}");

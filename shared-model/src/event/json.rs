@@ -200,7 +200,8 @@ pub(crate) fn decimal(text: &str, scale: u8) -> Read {
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let all_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) || fraction.len() > usize::from(scale) {
+    if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) || fraction.len() > usize::from(scale)
+    {
         return refuse();
     }
     let units = format!("{whole}{fraction:0<width$}", width = usize::from(scale)).parse::<i64>();
@@ -230,7 +231,10 @@ mod tests {
     fn declared_fields_are_read_and_everything_doubtful_is_refused() {
         use Value::{Float, Int, Null};
         check("{}", Ok(&[Null, Null, Null, Null]));
-        check(r#"{"x":[{}],"i":-5,"s":"a","f":2,"d":1.25}"#, Ok(&[Value::str("a"), Int(-5), Float(2.0), Int(125)]));
+        check(
+            r#"{"x":[{}],"i":-5,"s":"a","f":2,"d":1.25}"#,
+            Ok(&[Value::str("a"), Int(-5), Float(2.0), Int(125)]),
+        );
         check(r#"{"s":null,"d":"-3.5"}"#, Ok(&[Null, Null, Null, Int(-350)]));
         check(r#"{"i":1.0}"#, Err("field i: expected int, found 1"));
         check(r#"{"i":9223372036854775808}"#, Err("out of range"));
@@ -245,6 +249,9 @@ mod tests {
         check("[1]", Err("not a valid JSON object"));
         check("{} x", Err("not a valid JSON object"));
         check("", Err("not a valid JSON object"));
-        check(&format!("{{\"x\":{}{}}}", "[".repeat(9_999), "]".repeat(9_999)), Err("not a valid JSON object"));
+        check(
+            &format!("{{\"x\":{}{}}}", "[".repeat(9_999), "]".repeat(9_999)),
+            Err("not a valid JSON object"),
+        );
     }
 }

@@ -14,7 +14,8 @@ use super::Missing;
 use crate::process::last_lines;
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
-const POLICY_TEXT: &str = "#!/bin/sh\n# Written by tidemark while it installs packages; can be removed.\nexit 101\n";
+const POLICY_TEXT: &str =
+    "#!/bin/sh\n# Written by tidemark while it installs packages; can be removed.\nexit 101\n";
 const CLUSTERS: &str = "/etc/postgresql-common/createcluster.conf";
 const CLUSTERS_SHIPPED: &str = "/usr/share/postgresql-common/createcluster.conf";
 const CLUSTERS_LINE: &str = "create_main_cluster = false # by tidemark while it installs packages\n";
@@ -85,7 +86,9 @@ impl Policy {
         match read(path)? {
             // One of ours that a killed session left is taken over.
             Some(text) if text != POLICY_TEXT => {
-                say(&format!("{POLICY} exists and is left as it is; it decides whether packages start services"));
+                say(&format!(
+                    "{POLICY} exists and is left as it is; it decides whether packages start services"
+                ));
                 return Ok(Policy { ours: false });
             }
             _ => {}
@@ -100,7 +103,9 @@ impl Policy {
 
 impl Drop for Policy {
     fn drop(&mut self) {
-        if self.ours && let Err(error) = std::fs::remove_file(POLICY) {
+        if self.ours
+            && let Err(error) = std::fs::remove_file(POLICY)
+        {
             tracing::error!(%error, "can't remove {POLICY}; remove it by hand");
         }
     }
@@ -115,7 +120,9 @@ impl Clusters {
     fn make_none(say: &mut dyn FnMut(&str)) -> anyhow::Result<Clusters> {
         let path = PathBuf::from(CLUSTERS);
         let before = read(&path)?.map(|text| text.replace(CLUSTERS_LINE, ""));
-        say(&format!("telling postgresql-common to make no cluster ({CLUSTERS}, for the time of the installation)"));
+        say(&format!(
+            "telling postgresql-common to make no cluster ({CLUSTERS}, for the time of the installation)"
+        ));
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
         }
@@ -131,7 +138,9 @@ impl Drop for Clusters {
         let restored = match &self.before {
             Some(text) => std::fs::write(CLUSTERS, text),
             // As the package would have made it.
-            None => std::fs::copy(CLUSTERS_SHIPPED, CLUSTERS).map(drop).or_else(|_| std::fs::remove_file(CLUSTERS)),
+            None => std::fs::copy(CLUSTERS_SHIPPED, CLUSTERS)
+                .map(drop)
+                .or_else(|_| std::fs::remove_file(CLUSTERS)),
         };
         if let Err(error) = restored {
             tracing::error!(%error, "can't restore {CLUSTERS}");

@@ -82,7 +82,8 @@ impl Survey {
     /// A line for each server found.
     pub(super) fn lines(&self) -> Vec<String> {
         let redis = self.redis.as_ref().map(|at| format!("redis {} at {}", at.major, at.server.display()));
-        let postgres = self.postgres.as_ref().map(|at| format!("postgres {} at {}", at.major, at.bin.display()));
+        let postgres =
+            self.postgres.as_ref().map(|at| format!("postgres {} at {}", at.major, at.bin.display()));
         let java = self.java.as_ref().map(|at| format!("java {} at {}", at.major, at.java.display()));
         [redis, postgres, java].into_iter().flatten().collect()
     }
@@ -97,8 +98,10 @@ fn redis() -> Option<RedisAt> {
 }
 
 fn postgres() -> Option<PostgresAt> {
-    let path = on_path("postgres").and_then(|program| Some(program.canonicalize().ok()?.parent()?.to_owned()));
-    let debian = children(Path::new("/usr/lib/postgresql"), "").into_iter().map(|version| version.join("bin"));
+    let path =
+        on_path("postgres").and_then(|program| Some(program.canonicalize().ok()?.parent()?.to_owned()));
+    let debian =
+        children(Path::new("/usr/lib/postgresql"), "").into_iter().map(|version| version.join("bin"));
     let brew = homebrew("postgresql").into_iter().map(|keg| keg.join("bin"));
     let usable = |bin: PathBuf| {
         let whole = bin.join("postgres").is_file() && bin.join("initdb").is_file();
@@ -122,7 +125,8 @@ fn java() -> Option<JavaAt> {
 /// A program on PATH, or in `bin` of a Homebrew formula whose name starts with one of these.
 fn program(name: &str, formulas: &[&str]) -> Option<PathBuf> {
     let brew = formulas.iter().flat_map(|formula| homebrew(formula)).map(|keg| keg.join("bin").join(name));
-    let usual = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"].map(|folder| Path::new(folder).join(name));
+    let usual =
+        ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"].map(|folder| Path::new(folder).join(name));
     on_path(name).or_else(|| usual.into_iter().chain(brew).find(|program| program.is_file()))
 }
 

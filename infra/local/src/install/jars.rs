@@ -14,6 +14,8 @@ use super::find::JavaAt;
 use crate::process::last_lines;
 
 const POM: &str = include_str!("../../kafka/pom.xml");
+/// Named in full, so that Maven need not look up what `dependency:` stands for; the pom says which version.
+const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:copy-dependencies";
 
 /// Whether the jars are there.
 pub(super) fn ready(cache: &Path) -> bool {
@@ -61,17 +63,19 @@ fn resolve(folder: &Path, java: &JavaAt, maven: &Path) -> anyhow::Result<()> {
     command
         .args(["-B", "-q", "-Dstyle.color=never", "-f"])
         .arg(&pom)
-        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .args([PLUGIN, "-DincludeScope=runtime"])
         .arg(format!("-DoutputDirectory={}", folder.display()))
         .stdin(Stdio::null());
     // Maven looks for java on PATH, where ours need not be.
-    if let Some(home) = java.java.canonicalize().ok().as_deref().and_then(Path::parent).and_then(Path::parent) {
+    if let Some(home) = java.java.canonicalize().ok().as_deref().and_then(Path::parent).and_then(Path::parent)
+    {
         command.env("JAVA_HOME", home);
     }
     let output = command.output().with_context(|| format!("can't run {}", maven.display()))?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        bail!("mvn could not fetch Kafka ({}):\n{}", output.status, last_lines(&text, 15));
+        // It resets colours even when told to use none.
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).replace("\u{1b}[0m", "");
+        bail!("mvn could not fetch Kafka ({}):\n{}", output.status, last_lines(text.trim_end(), 15));
     }
     let broker = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("kafka_2.13-");
     if !std::fs::read_dir(folder)?.filter_map(Result::ok).any(broker) {

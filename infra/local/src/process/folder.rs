@@ -64,7 +64,9 @@ impl Folder {
         let note = match std::fs::read_to_string(self.note_path()) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.note_path().display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", self.note_path().display()));
+            }
         };
         if let Some((pid, started)) = parse_note(&note)
             && start_time(pid).as_deref() == Some(started)
@@ -78,7 +80,11 @@ impl Folder {
                 }
             }
             if start_time(pid).as_deref() == Some(started) {
-                bail!("process {} of an earlier session in {} can't be stopped", pid.as_raw_pid(), self.path.display());
+                bail!(
+                    "process {} of an earlier session in {} can't be stopped",
+                    pid.as_raw_pid(),
+                    self.path.display()
+                );
             }
         }
         self.clear_note();
@@ -119,7 +125,8 @@ mod tests {
 
     #[test]
     fn stat_lines() {
-        let line = |state: &str| format!("42 (a) b) {state} 1 42 42 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 777 100 5");
+        let line =
+            |state: &str| format!("42 (a) b) {state} 1 42 42 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 777 100 5");
         assert_eq!(parse_stat(&line("S")).as_deref(), Some("777"));
         assert_eq!(parse_stat(&line("Z")), None);
         assert_eq!(parse_stat("42"), None);

@@ -20,10 +20,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use super::{Failure, GRACE, LOOK_EVERY, Probe, Seat, on_free_ports};
+use super::{GRACE, Kind, LOOK_EVERY, Seat};
 use crate::install::{Found, KafkaAt};
-use crate::ports::Lease;
-use crate::process::{Program, last_lines};
+use crate::process::{Folder, Program, last_lines};
 
 /// How Kafka is started.
 #[derive(Debug, Clone)]
@@ -45,10 +44,7 @@ impl Default for KafkaOptions {
 /// A running Kafka; ended when dropped.
 #[derive(Debug)]
 pub struct Kafka {
-    seat: Seat,
-    program: Program,
-    leases: [Lease; 2],
-    cluster: String,
+    seat: Seat<Node, 2>,
 }
 
 impl Kafka {
@@ -57,28 +53,9 @@ impl Kafka {
     /// # Errors
     /// When the folder is in use, or the broker doesn't come up: with the end of its log.
     pub async fn start(found: &Found, folder: &Path, options: KafkaOptions) -> anyhow::Result<Kafka> {
-        let at = found.kafka.as_ref().context("kafka was not asked for when servers were looked for")?;
-        let mut seat = Seat::claim(folder, "kafka.log")?;
-        let home = seat.folder.path().to_owned();
-        let log4j = home.join("log4j2.properties");
-        std::fs::write(&log4j, LOG4J).with_context(|| format!("can't write {}", log4j.display()))?;
-        let program = Program {
-            name: "kafka",
-            command: at.java.java.clone(),
-            args: java_arguments(at, &home, &options),
-            user: None,
-            log: seat.log.clone(),
-            stop: Signal::TERM,
-            orphaned: "KILL",
-        };
-        let mut cluster = String::new();
-        let leases = on_free_ports(async |[broker, controller]| {
-            write_properties(&home, broker, controller, &options).map_err(Failure::other)?;
-            cluster = format_storage(at, &home).map_err(Failure::other)?;
-            seat.bring_up(&program, &Answering { port: broker, cluster: &cluster }).await
-        })
-        .await?;
-        Ok(Kafka { seat, program, leases, cluster })
+        let at = found.kafka.clone().context("kafka was not asked for when servers were looked for")?;
+        let seat = Seat::start(Folder::claim(folder)?, Node { at, options, cluster: String::new() }).await?;
+        Ok(Kafka { seat })
     }
 
     /// What clients need: `127.0.0.1:port`.
@@ -88,7 +65,7 @@ impl Kafka {
 
     /// The broker's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.leases[0].port()
+        self.seat.ports()[0]
     }
 
     /// Makes a topic and waits until each partition has a leader. False if it was there already, and is left as
@@ -104,11 +81,13 @@ impl Kafka {
     ) -> anyhow::Result<bool> {
         let admin: AdminClient<DefaultClientContext> =
             client(self.port()).create().context("can't make an admin client")?;
-        let topic = configs.iter().fold(
-            NewTopic::new(name, partitions, TopicReplication::Fixed(1)),
-            |topic, (key, value)| topic.set(key, value),
-        );
-        let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(GRACE))).await?;
+        let topic = configs
+            .iter()
+            .fold(NewTopic::new(name, partitions, TopicReplication::Fixed(1)), |topic, (key, value)| {
+                topic.set(key, value)
+            });
+        let results =
+            admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(GRACE))).await?;
         match results.into_iter().next() {
             Some(Ok(_)) => {}
             Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => return Ok(false),
@@ -127,7 +106,7 @@ impl Kafka {
 
     /// Its log file.
     pub fn log(&self) -> &Path {
-        &self.seat.log
+        self.seat.log()
     }
 
     /// How long the last start took until it answered, without the formatting of new storage.
@@ -137,7 +116,7 @@ impl Kafka {
 
     /// Ends it as its operator would.
     pub async fn stop(&mut self) {
-        self.seat.stop(&self.program).await;
+        self.seat.stop().await;
     }
 
     /// `kill -9`.
@@ -150,8 +129,7 @@ impl Kafka {
     /// # Errors
     /// When it doesn't come up: with the end of its log.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        let probe = Answering { port: self.leases[0].port(), cluster: &self.cluster };
-        self.seat.bring_up(&self.program, &probe).await.map_err(|Failure { error, .. }| error)
+        self.seat.restart().await
     }
 }
 
@@ -193,7 +171,7 @@ fn common_arguments(at: &KafkaAt, home: &Path) -> [OsString; 5] {
     ]
 }
 
-fn properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions) -> String {
+fn properties(home: &Path, [broker, controller]: [u16; 2], options: &KafkaOptions) -> String {
     let data = home.join("data");
     let data = data.to_string_lossy();
     let listeners = format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}");
@@ -215,6 +193,9 @@ fn properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions)
         ("auto.create.topics.enable", "false"),
         ("num.partitions", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
+        // A killed broker may register again only when its session has ended: by default after 9 s.
+        ("broker.session.timeout.ms", "3000"),
+        ("broker.heartbeat.interval.ms", "500"),
         ("offsets.topic.replication.factor", "1"),
         ("offsets.topic.num.partitions", "4"),
         ("transaction.state.log.replication.factor", "1"),
@@ -227,12 +208,6 @@ fn properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions)
     all.extend(options.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     // In the Java properties format a backslash escapes.
     all.iter().map(|(name, value)| format!("{name}={}\n", value.replace('\\', "\\\\"))).collect()
-}
-
-fn write_properties(home: &Path, broker: u16, controller: u16, options: &KafkaOptions) -> anyhow::Result<()> {
-    let path = home.join("server.properties");
-    std::fs::write(&path, properties(home, broker, controller, options))
-        .with_context(|| format!("can't write {}", path.display()))
 }
 
 /// Formats the storage, unless it is, and returns its cluster id.
@@ -253,7 +228,12 @@ fn format_storage(at: &KafkaAt, home: &Path) -> anyhow::Result<String> {
         .with_context(|| format!("can't run {}", at.java.java.display()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        bail!("can't format Kafka's storage in {} ({}):\n{}", home.display(), output.status, last_lines(&text, 15));
+        bail!(
+            "can't format Kafka's storage in {} ({}):\n{}",
+            home.display(),
+            output.status,
+            last_lines(&text, 15)
+        );
     }
     Ok(cluster)
 }
@@ -300,22 +280,49 @@ fn wait_for_leaders(
     }
 }
 
-/// Ready when a client's metadata names a broker of our cluster: then it is unfenced and serves.
-struct Answering<'a> {
-    port: u16,
-    cluster: &'a str,
+/// One node, broker and controller.
+#[derive(Debug)]
+struct Node {
+    at: KafkaAt,
+    options: KafkaOptions,
+    /// The id of the cluster that its storage was formatted for.
+    cluster: String,
 }
 
-impl Probe for Answering<'_> {
-    async fn answers(&self, _pid: i32) -> anyhow::Result<()> {
+impl Kind<2> for Node {
+    const NAME: &'static str = "kafka";
+
+    fn prepare(&mut self, folder: &Path, ports: [u16; 2]) -> anyhow::Result<Program> {
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+        };
+        write("log4j2.properties", LOG4J)?;
+        write("server.properties", &properties(folder, ports, &self.options))?;
+        self.cluster = format_storage(&self.at, folder)?;
+        Ok(Program {
+            name: Self::NAME,
+            command: self.at.java.java.clone(),
+            args: java_arguments(&self.at, folder, &self.options),
+            user: None,
+            log: folder.join("kafka.log"),
+            stop: Signal::TERM,
+            orphaned: "KILL",
+        })
+    }
+
+    /// When a client's metadata names a broker of our cluster: then it is unfenced and serves.
+    async fn answers(&self, [port, _]: [u16; 2], _pid: i32) -> anyhow::Result<()> {
         // A client that is refused would wait longer before its next try than we want to.
-        drop(TcpStream::connect(("127.0.0.1", self.port)).await?);
-        let port = self.port;
+        drop(TcpStream::connect(("127.0.0.1", port)).await?);
         let cluster = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = client(port).create()?;
             let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
             ensure!(!metadata.brokers().is_empty(), "the broker is still fenced");
-            consumer.client().fetch_cluster_id(Duration::from_secs(2)).context("no cluster id in the metadata")
+            consumer
+                .client()
+                .fetch_cluster_id(Duration::from_secs(2))
+                .context("no cluster id in the metadata")
         })
         .await??;
         ensure!(cluster == self.cluster, "another broker answers on port {port}: of cluster {cluster}");
@@ -333,7 +340,7 @@ mod tests {
             properties: vec![("num.partitions".into(), "7".into()), ("x".into(), "a\\b".into())],
             ..KafkaOptions::default()
         };
-        let text = properties(Path::new("/home"), 1, 2, &options);
+        let text = properties(Path::new("/home"), [1, 2], &options);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.contains(&"num.partitions=7") && !lines.contains(&"num.partitions=1"));
         assert!(lines.contains(&"x=a\\\\b"));

@@ -16,10 +16,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Failure, Probe, Seat, on_free_ports};
+use super::{Kind, Seat};
 use crate::install::{Found, PostgresAt};
-use crate::ports::Lease;
-use crate::process::{Program, User, last_lines};
+use crate::process::{Folder, Program, User, last_lines};
 
 /// The superuser that owns everything in it.
 const OWNER: &str = "tidemark";
@@ -37,10 +36,7 @@ pub struct PostgresOptions {
 /// A running Postgres; ended when dropped.
 #[derive(Debug)]
 pub struct Postgres {
-    seat: Seat,
-    program: Program,
-    lease: Lease,
-    data: PathBuf,
+    seat: Seat<Cluster, 1>,
 }
 
 impl Postgres {
@@ -52,28 +48,12 @@ impl Postgres {
     /// When the folder is in use, there is no unprivileged user, or the server doesn't come up: with the end of
     /// its log.
     pub async fn start(found: &Found, folder: &Path, options: PostgresOptions) -> anyhow::Result<Postgres> {
-        let at = found.postgres.as_ref().context("postgres was not asked for when servers were looked for")?;
-        let mut seat = Seat::claim(folder, "postgres.log")?;
+        let at = found.postgres.clone().context("postgres was not asked for when servers were looked for")?;
+        let folder = Folder::claim(folder)?;
         let user = if rustix::process::geteuid().is_root() { Some(unprivileged()?) } else { None };
-        let data = data_folder(seat.folder.path(), user)?;
-        prepare(at, &data, user, &options)?;
-        let mut program = None;
-        let [lease] = on_free_ports(async |[port]| {
-            let made = program.insert(Program {
-                name: "postgres",
-                command: at.bin.join("postgres"),
-                args: arguments(&data, port, &options),
-                user,
-                log: seat.log.clone(),
-                // INT: a fast shutdown, which ends sessions. QUIT: at once, its own children included.
-                stop: Signal::INT,
-                orphaned: "QUIT",
-            });
-            seat.bring_up(made, &Answering { port, data: &data }).await
-        })
-        .await?;
-        let program = program.context("postgres was never started")?;
-        Ok(Postgres { seat, program, lease, data })
+        let data = data_folder(folder.path(), user)?;
+        let seat = Seat::start(folder, Cluster { at, options, user, data }).await?;
+        Ok(Postgres { seat })
     }
 
     /// The address of its database `postgres`.
@@ -92,7 +72,10 @@ impl Postgres {
     /// When the name isn't made of lower-case letters, digits and underscores, or the server refuses.
     pub async fn create_database(&self, name: &str) -> anyhow::Result<String> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        ensure!(!name.is_empty() && name.chars().all(plain), "database name {name:?} has more than a-z, 0-9 and _");
+        ensure!(
+            !name.is_empty() && name.chars().all(plain),
+            "database name {name:?} has more than a-z, 0-9 and _"
+        );
         let mut connection = connect(self.port()).await?;
         let there: Option<i32> = sqlx::query_scalar("select 1 from pg_database where datname = $1")
             .bind(name)
@@ -107,12 +90,12 @@ impl Postgres {
 
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.lease.port()
+        self.seat.ports()[0]
     }
 
     /// Where its data lies.
     pub fn data(&self) -> &Path {
-        &self.data
+        &self.seat.kind.data
     }
 
     /// The process id of the postmaster, while it runs.
@@ -122,7 +105,7 @@ impl Postgres {
 
     /// Its log file.
     pub fn log(&self) -> &Path {
-        &self.seat.log
+        self.seat.log()
     }
 
     /// How long the last start took until it answered, without the making of a new cluster.
@@ -132,7 +115,7 @@ impl Postgres {
 
     /// Ends it as its operator would; sessions are ended.
     pub async fn stop(&mut self) {
-        self.seat.stop(&self.program).await;
+        self.seat.stop().await;
     }
 
     /// `kill -9` of the postmaster; its children notice and end.
@@ -145,8 +128,7 @@ impl Postgres {
     /// # Errors
     /// When it doesn't come up: with the end of its log.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        let probe = Answering { port: self.lease.port(), data: &self.data };
-        self.seat.bring_up(&self.program, &probe).await.map_err(|Failure { error, .. }| error)
+        self.seat.restart().await
     }
 }
 
@@ -160,7 +142,8 @@ fn unprivileged() -> anyhow::Result<User> {
 }
 
 fn user_in(passwd: &str, name: &str) -> Option<User> {
-    let mut fields = passwd.lines().map(|line| line.split(':')).find(|fields| fields.clone().next() == Some(name))?;
+    let mut fields =
+        passwd.lines().map(|line| line.split(':')).find(|fields| fields.clone().next() == Some(name))?;
     let user = User { uid: fields.nth(2)?.parse().ok()?, gid: fields.next()?.parse().ok()? };
     (user.uid != 0).then_some(user)
 }
@@ -190,7 +173,12 @@ fn data_folder(folder: &Path, user: Option<User>) -> anyhow::Result<PathBuf> {
 }
 
 /// Makes the database cluster, unless it is there. One that a killed session left half made is made anew.
-fn prepare(at: &PostgresAt, data: &Path, user: Option<User>, options: &PostgresOptions) -> anyhow::Result<()> {
+fn make_cluster(
+    at: &PostgresAt,
+    data: &Path,
+    user: Option<User>,
+    options: &PostgresOptions,
+) -> anyhow::Result<()> {
     let whole = data.join("tidemark-made");
     if whole.is_file() {
         return Ok(());
@@ -204,6 +192,8 @@ fn prepare(at: &PostgresAt, data: &Path, user: Option<User>, options: &PostgresO
     std::fs::set_permissions(data, PermissionsExt::from_mode(0o700))?;
     let mut initdb = Command::new(at.bin.join("initdb"));
     initdb.arg("-D").arg(data).args(["-U", OWNER, "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+    // All that we keep is in UTC; and looking for the machine's own zone would take initdb seconds.
+    initdb.env("TZ", "UTC");
     if options.unsafe_fast {
         initdb.arg("--no-sync");
     }
@@ -234,7 +224,8 @@ fn arguments(data: &Path, port: u16, options: &PostgresOptions) -> Vec<OsString>
     }
     settings.extend(options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let mut arguments = vec!["-D".into(), data.as_os_str().to_owned()];
-    arguments.extend(settings.iter().flat_map(|(name, value)| ["-c".into(), format!("{name}={value}").into()]));
+    arguments
+        .extend(settings.iter().flat_map(|(name, value)| ["-c".into(), format!("{name}={value}").into()]));
     arguments
 }
 
@@ -248,17 +239,37 @@ async fn connect(port: u16) -> sqlx::Result<PgConnection> {
     PgConnection::connect_with(&options).await
 }
 
-/// Ready when a query is answered by the server on our data.
-struct Answering<'a> {
-    port: u16,
-    data: &'a Path,
+/// A database cluster: one server's data.
+#[derive(Debug)]
+struct Cluster {
+    at: PostgresAt,
+    options: PostgresOptions,
+    user: Option<User>,
+    data: PathBuf,
 }
 
-impl Probe for Answering<'_> {
-    async fn answers(&self, _pid: i32) -> anyhow::Result<()> {
-        let mut connection = connect(self.port).await?;
+impl Kind<1> for Cluster {
+    const NAME: &'static str = "postgres";
+
+    fn prepare(&mut self, folder: &Path, [port]: [u16; 1]) -> anyhow::Result<Program> {
+        make_cluster(&self.at, &self.data, self.user, &self.options)?;
+        Ok(Program {
+            name: Self::NAME,
+            command: self.at.bin.join("postgres"),
+            args: arguments(&self.data, port, &self.options),
+            user: self.user,
+            log: folder.join("postgres.log"),
+            // INT: a fast shutdown, which ends sessions. QUIT: at once, its own children included.
+            stop: Signal::INT,
+            orphaned: "QUIT",
+        })
+    }
+
+    /// When a query is answered by the server on our data.
+    async fn answers(&self, [port]: [u16; 1], _pid: i32) -> anyhow::Result<()> {
+        let mut connection = connect(port).await?;
         let data: String = sqlx::query_scalar("show data_directory").fetch_one(&mut connection).await?;
-        ensure!(Path::new(&data) == self.data, "another postgres answers on port {}", self.port);
+        ensure!(Path::new(&data) == self.data, "another postgres answers on port {port}");
         connection.close().await?;
         Ok(())
     }
@@ -270,7 +281,8 @@ mod tests {
 
     #[test]
     fn users_of_a_passwd_file() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\npostgres:x:101:104:,,,:/var:/bin/bash\nnobody:*:-2:-2::/:/\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\npostgres:x:101:104:,,,:/var:/bin/bash\nnobody:*:-2:-2::/:/\n";
         assert_eq!(user_in(passwd, "postgres"), Some(User { uid: 101, gid: 104 }));
         for name in ["root", "nobody", "other", ""] {
             assert_eq!(user_in(passwd, name), None, "{name}");

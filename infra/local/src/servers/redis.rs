@@ -4,16 +4,15 @@
 //! holds, when that is on: there are no snapshots.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rustix::process::Signal;
 
-use super::{Failure, Probe, Seat, on_free_ports};
+use super::{Kind, Seat};
 use crate::install::{Found, RedisAt};
-use crate::ports::Lease;
-use crate::process::Program;
+use crate::process::{Folder, Program};
 
 /// How Redis is started.
 #[derive(Debug, Clone, Default)]
@@ -27,9 +26,7 @@ pub struct RedisOptions {
 /// A running Redis; ended when dropped.
 #[derive(Debug)]
 pub struct Redis {
-    seat: Seat,
-    program: Program,
-    lease: Lease,
+    seat: Seat<Kindred, 1>,
 }
 
 impl Redis {
@@ -38,16 +35,9 @@ impl Redis {
     /// # Errors
     /// When the folder is in use, or the server doesn't come up: with the end of its log.
     pub async fn start(found: &Found, folder: &Path, options: RedisOptions) -> anyhow::Result<Redis> {
-        let at = found.redis.as_ref().context("redis was not asked for when servers were looked for")?;
-        let mut seat = Seat::claim(folder, "redis.log")?;
-        let mut program = None;
-        let [lease] = on_free_ports(async |[port]| {
-            let made = program.insert(program_of(at, &seat, port, &options));
-            seat.bring_up(made, &Answering { port }).await
-        })
-        .await?;
-        let program = program.context("redis was never started")?;
-        Ok(Redis { seat, program, lease })
+        let at = found.redis.clone().context("redis was not asked for when servers were looked for")?;
+        let seat = Seat::start(Folder::claim(folder)?, Kindred { at, options }).await?;
+        Ok(Redis { seat })
     }
 
     /// Its address: `redis://127.0.0.1:port`.
@@ -57,7 +47,7 @@ impl Redis {
 
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.lease.port()
+        self.seat.ports()[0]
     }
 
     /// Its process id, while it runs.
@@ -67,7 +57,7 @@ impl Redis {
 
     /// Its log file.
     pub fn log(&self) -> &Path {
-        &self.seat.log
+        self.seat.log()
     }
 
     /// How long the last start took until it answered.
@@ -77,7 +67,7 @@ impl Redis {
 
     /// Ends it as its operator would.
     pub async fn stop(&mut self) {
-        self.seat.stop(&self.program).await;
+        self.seat.stop().await;
     }
 
     /// `kill -9`.
@@ -90,24 +80,11 @@ impl Redis {
     /// # Errors
     /// When it doesn't come up: with the end of its log.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        let probe = Answering { port: self.port() };
-        self.seat.bring_up(&self.program, &probe).await.map_err(|Failure { error, .. }| error)
+        self.seat.restart().await
     }
 }
 
-fn program_of(at: &RedisAt, seat: &Seat, port: u16, options: &RedisOptions) -> Program {
-    Program {
-        name: "redis",
-        command: at.server.clone(),
-        args: arguments(seat.folder.path().to_owned(), port, options),
-        user: None,
-        log: seat.log.clone(),
-        stop: Signal::TERM,
-        orphaned: "KILL",
-    }
-}
-
-fn arguments(folder: PathBuf, port: u16, options: &RedisOptions) -> Vec<OsString> {
+fn arguments(folder: &Path, port: u16, options: &RedisOptions) -> Vec<OsString> {
     let appendonly = if options.appendonly { "yes" } else { "no" };
     let ours: [(&str, OsString); 8] = [
         ("port", port.to_string().into()),
@@ -120,24 +97,43 @@ fn arguments(folder: PathBuf, port: u16, options: &RedisOptions) -> Vec<OsString
         ("logfile", "".into()),
     ];
     let theirs = options.settings.iter().map(|(name, value)| (name.as_str(), value.into()));
-    ours.into_iter().chain(theirs).flat_map(|(name, value)| [OsString::from(format!("--{name}")), value]).collect()
+    ours.into_iter()
+        .chain(theirs)
+        .flat_map(|(name, value)| [OsString::from(format!("--{name}")), value])
+        .collect()
 }
 
-/// Ready when PING is answered (not while it loads), by our process.
-struct Answering {
-    port: u16,
+/// Redis and its kin.
+#[derive(Debug)]
+struct Kindred {
+    at: RedisAt,
+    options: RedisOptions,
 }
 
-impl Probe for Answering {
-    async fn answers(&self, pid: i32) -> anyhow::Result<()> {
-        let client = redis::Client::open(("127.0.0.1", self.port))?;
+impl Kind<1> for Kindred {
+    const NAME: &'static str = "redis";
+
+    fn prepare(&mut self, folder: &Path, [port]: [u16; 1]) -> anyhow::Result<Program> {
+        Ok(Program {
+            name: Self::NAME,
+            command: self.at.server.clone(),
+            args: arguments(folder, port, &self.options),
+            user: None,
+            log: folder.join("redis.log"),
+            stop: Signal::TERM,
+            orphaned: "KILL",
+        })
+    }
+
+    /// When our process answers PING, which it doesn't while it loads.
+    async fn answers(&self, [port]: [u16; 1], pid: i32) -> anyhow::Result<()> {
+        let client = redis::Client::open(("127.0.0.1", port))?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         let pong: String = redis::cmd("PING").query_async(&mut connection).await?;
         ensure!(pong == "PONG", "PING was answered with {pong}");
         let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-        if !info.lines().any(|line| line.trim_end() == format!("process_id:{pid}")) {
-            bail!("another redis answers on port {}", self.port);
-        }
+        let ours = format!("process_id:{pid}");
+        ensure!(info.lines().any(|line| line.trim_end() == ours), "another redis answers on port {port}");
         Ok(())
     }
 }

@@ -1,0 +1,263 @@
+//! Reads one partition of the log at a time, by explicit assignment; commits nothing and belongs to no group.
+//!
+//! An offset that the log no longer has becomes a gap, never a skip; what stops a partition becomes a reason for
+//! people, never an endless wait.
+
+use anyhow::{Context, Result, bail};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, Timestamp};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::archive::fold::Record;
+
+/// How long one request to the broker may take.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long one poll waits: the delay with which a stop signal is seen.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A consumer that reads only what it is assigned.
+pub(crate) fn consumer(kafka: &ClientConfig) -> Result<BaseConsumer> {
+    let mut config = kafka.clone();
+    config
+        .set("group.id", "tidemark-archive")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("allow.auto.create.topics", "false")
+        .set("fetch.wait.max.ms", "20")
+        .set("queued.max.messages.kbytes", "16384");
+    config.create().context("the kafka consumer can't be made: check --kafka and --kafka-property")
+}
+
+/// A producer for ticks.
+pub(crate) fn producer(kafka: &ClientConfig) -> Result<FutureProducer> {
+    let mut config = kafka.clone();
+    config.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", "10000");
+    config.create().context("the kafka producer can't be made: check --kafka and --kafka-property")
+}
+
+/// The partitions of a topic, ascending; `None` where the topic isn't there.
+pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Option<Vec<TopicPartition>>> {
+    let failed = || format!("kafka doesn't tell about topic {topic} (is the broker of --kafka up?)");
+    let metadata = consumer.fetch_metadata(Some(topic), REQUEST).with_context(failed)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
+    match found.error().map(Code::from) {
+        None => {}
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(None),
+        Some(code) => return Err(KafkaError::MetadataFetch(code)).with_context(failed),
+    }
+    let mut partitions: Vec<_> =
+        found.partitions().iter().map(|partition| TopicPartition::new(topic, partition.id())).collect();
+    partitions.sort();
+    Ok((!partitions.is_empty()).then_some(partitions))
+}
+
+/// The first offset that a partition's log has, and one more than its last.
+pub(crate) fn watermarks(consumer: &BaseConsumer, tp: &TopicPartition) -> Result<(i64, i64)> {
+    let watermarks = consumer.fetch_watermarks(&tp.topic, tp.partition, REQUEST);
+    watermarks.with_context(|| format!("kafka doesn't tell where the log of {tp} begins and ends"))
+}
+
+/// Refuses topics whose records carry their producers' times, or lose records to compaction: neither has an ingest
+/// clock that everyone reads the same from the log.
+pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = kafka.create().context("the kafka admin client can't be made")?;
+    let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let options = AdminOptions::new().request_timeout(Some(REQUEST));
+    let described = admin.describe_configs(&specifiers, &options).await;
+    let described = described.context("kafka doesn't tell how its topics are configured")?;
+    let bootstrap = kafka.get("bootstrap.servers").unwrap_or("BROKER:9092");
+    let mut faults = Vec::new();
+    for (topic, resource) in topics.iter().zip(described) {
+        let resource = match resource {
+            Ok(resource) => resource,
+            Err(Code::UnknownTopicOrPartition) => continue,
+            Err(code) => {
+                warn!(topic, "the topic's configuration can't be checked: {code}");
+                continue;
+            }
+        };
+        let value = |name: &str| resource.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+        faults.extend(topic_fault(bootstrap, topic, &value("message.timestamp.type"), &value("cleanup.policy")));
+    }
+    if !faults.is_empty() {
+        bail!("{}", faults.join("\n"));
+    }
+    Ok(())
+}
+
+fn topic_fault(bootstrap: &str, topic: &str, timestamps: &str, cleanup: &str) -> Option<String> {
+    let mut wanted = Vec::new();
+    if !timestamps.is_empty() && timestamps != "LogAppendTime" {
+        wanted.push("message.timestamp.type=LogAppendTime");
+    }
+    if cleanup.contains("compact") {
+        wanted.push("cleanup.policy=delete");
+    }
+    (!wanted.is_empty()).then(|| {
+        format!(
+            "topic {topic} has message.timestamp.type={timestamps} and cleanup.policy={cleanup}; tidemark needs the \
+             broker's append times and every record: kafka-configs.sh --bootstrap-server {bootstrap} --alter \
+             --entity-type topics --entity-name {topic} --add-config {}",
+            wanted.join(",")
+        )
+    })
+}
+
+/// Appends a tick to a partition and says when the broker stamped it.
+pub(crate) async fn tick(producer: &FutureProducer, tp: &TopicPartition) -> Result<Option<Millis>> {
+    let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: TICK_HEADER, value: Some("1") });
+    let record: FutureRecord<'_, (), ()> = FutureRecord::to(&tp.topic).partition(tp.partition).headers(headers);
+    match producer.send(record, REQUEST).await {
+        Ok(delivery) => Ok(delivery.timestamp.to_millis()),
+        Err((error, _)) => Err(error).with_context(|| format!("a tick can't be written to {tp}")),
+    }
+}
+
+/// What reading brought.
+pub(crate) enum Arrived<'c> {
+    /// The next record.
+    Record(BorrowedMessage<'c>),
+    /// The log no longer has these offsets; reading goes on behind them.
+    Gap(i64, i64),
+    /// All that the log holds now was read; a later call may bring more.
+    End,
+    /// The partition can't be read on, for this reason.
+    Stuck(String),
+}
+
+/// Reads one partition from an offset on.
+pub(crate) struct PartitionReader<'c> {
+    consumer: &'c BaseConsumer,
+    tp: TopicPartition,
+    /// The next offset to be read: one more than the last record's.
+    next: i64,
+    patience: Duration,
+    stop: CancellationToken,
+}
+
+impl<'c> PartitionReader<'c> {
+    /// Assigns the partition. `patience`: how long the broker may bring nothing, not even the log's end.
+    pub(crate) fn new(
+        consumer: &'c BaseConsumer,
+        tp: TopicPartition,
+        from: i64,
+        patience: Duration,
+        stop: CancellationToken,
+    ) -> Result<PartitionReader<'c>> {
+        let mut reader = PartitionReader { consumer, tp, next: from, patience, stop };
+        reader.seek(from)?;
+        Ok(reader)
+    }
+
+    /// Goes on reading at another offset.
+    pub(crate) fn seek(&mut self, offset: i64) -> Result<()> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        let assigned = list
+            .add_partition_offset(&self.tp.topic, self.tp.partition, Offset::Offset(offset))
+            .and_then(|()| self.consumer.assign(&list));
+        assigned.with_context(|| format!("{} can't be read from offset {offset}", self.tp))?;
+        self.next = offset;
+        Ok(())
+    }
+
+    /// Waits for what comes next.
+    pub(crate) fn next(&mut self) -> Result<Arrived<'c>> {
+        let since = Instant::now();
+        let mut trouble = None;
+        while since.elapsed() < self.patience {
+            if self.stop.is_cancelled() {
+                bail!("stopped while reading {}: what was sealed stays sealed", self.tp);
+            }
+            match self.consumer.poll(POLL) {
+                None => {}
+                Some(Ok(message)) if self.expects(&message) => {
+                    self.next = message.offset() + 1;
+                    return Ok(Arrived::Record(message));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == self.tp.partition => {
+                    return Ok(Arrived::End);
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => return self.out_of_range(),
+                    Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+                        return Ok(Arrived::Stuck("the topic or partition is gone".to_owned()));
+                    }
+                    Some(Code::TopicAuthorizationFailed | Code::SaslAuthenticationFailed | Code::Authentication) => {
+                        return Err(error).with_context(|| format!("{} may not be read", self.tp));
+                    }
+                    _ => trouble = Some(error),
+                },
+            }
+        }
+        let trouble = trouble.map_or("the broker brings nothing".to_owned(), |error| error.to_string());
+        Ok(Arrived::Stuck(format!("no record for {:?} at offset {}: {trouble}", self.patience, self.next)))
+    }
+
+    /// Whether a message is the next of this partition, and not one fetched for an earlier assignment.
+    fn expects(&self, message: &BorrowedMessage<'_>) -> bool {
+        message.partition() == self.tp.partition && message.offset() >= self.next && message.topic() == &*self.tp.topic
+    }
+
+    fn out_of_range(&mut self) -> Result<Arrived<'c>> {
+        let (low, high) = watermarks(self.consumer, &self.tp)?;
+        let at = self.next;
+        if low > at {
+            self.seek(low)?;
+            return Ok(Arrived::Gap(at, low));
+        }
+        Ok(Arrived::Stuck(shrunk(at, high)))
+    }
+}
+
+/// Why a log that ends below what was archived is not read.
+pub(crate) fn shrunk(archived: i64, high: i64) -> String {
+    format!(
+        "the log ends at offset {high}, below the archived offset {archived}: the topic was deleted and made anew, or \
+         lost records; give the new log a topic name of its own"
+    )
+}
+
+/// What the archive needs of a message.
+pub(crate) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
+    let header = |name: &str| message.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
+    let produced = header(PRODUCED_HEADER).and_then(|header| header.value);
+    Record {
+        offset: message.offset(),
+        append_time: match message.timestamp() {
+            Timestamp::LogAppendTime(millis) => Some(millis),
+            Timestamp::CreateTime(_) | Timestamp::NotAvailable => None,
+        },
+        produced: produced.and_then(|bytes| std::str::from_utf8(bytes).ok()?.trim().parse().ok()),
+        tick_header: header(TICK_HEADER).is_some(),
+        value: message.payload(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_without_append_times_is_refused_with_the_command_that_alters_it() {
+        assert_eq!(topic_fault("k:1", "t", "LogAppendTime", "delete"), None);
+        let fault = topic_fault("k:1", "t", "CreateTime", "compact,delete").unwrap();
+        assert!(fault.contains("--bootstrap-server k:1"), "{fault}");
+        assert!(fault.ends_with("--add-config message.timestamp.type=LogAppendTime,cleanup.policy=delete"), "{fault}");
+    }
+}

@@ -1,0 +1,1 @@
+//! Bulk history from files straight into the archive (being written).

@@ -1,0 +1,164 @@
+//! What can be asked of the simulator on the command line. Parsing only: no I/O, no clock.
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use shared_model::time::Millis;
+use std::path::PathBuf;
+
+/// Outbrain's events for Tidemark: prepared from files, replayed into Kafka, or generated.
+#[derive(Debug, Parser)]
+#[command(name = "simulator", version, max_term_width = 110)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The three things that it does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make deterministic Outbrain-shaped data, as CSV files or straight into Kafka
+    ///
+    /// With --out it writes page_views.csv and events.csv in Outbrain's layout (\N for NULL) in delivery order;
+    /// with --kafka it sends the records to the topics page_views and events. The same options and seed give the
+    /// same records. Memory stays below 100 MB whatever the count.
+    Generate(GenerateArgs),
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, ClapArgs)]
+pub struct GenerateArgs {
+    /// Shape and rates.
+    #[command(flatten)]
+    pub options: crate::generate::Options,
+    /// Seed: another seed, other data
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write page_views.csv and events.csv into this folder
+    #[arg(long, required_unless_present = "kafka")]
+    pub out: Option<PathBuf>,
+    /// Where the records go, instead of files.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// Speed of the sending.
+    #[command(flatten)]
+    pub pace: PaceArgs,
+}
+
+/// Kafka as a target.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct KafkaArgs {
+    /// Bootstrap servers of Kafka (host:port, comma-separated)
+    #[arg(long, env = "TIDEMARK_KAFKA")]
+    pub kafka: Option<String>,
+    /// A librdkafka property, for TLS, SASL or tuning; may be repeated
+    #[arg(long = "kafka-property", value_name = "K=V", env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ',',
+          hide_env_values = true, value_parser = property)]
+    pub properties: Vec<(String, String)>,
+    /// Create topics that are missing, with so many partitions and LogAppendTime (one replica)
+    #[arg(long, value_name = "PARTITIONS")]
+    pub create_topics: Option<i32>,
+}
+
+/// How fast records go out.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub struct PaceArgs {
+    /// So many times the speed of event time (1 is real time), or `max`
+    #[arg(long, default_value = "max", value_parser = speed)]
+    pub speed: Speed,
+    /// At most so many records per second
+    #[arg(long)]
+    pub rate: Option<f64>,
+}
+
+/// A speed relative to event time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Speed {
+    /// As fast as it goes.
+    Max,
+    /// Times real time.
+    Times(f64),
+}
+
+/// A moment: RFC 3339, or a bare date (its midnight UTC).
+pub fn time(text: &str) -> Result<Millis, String> {
+    let date = || Some(text.parse::<chrono::NaiveDate>().ok()?.and_hms_opt(0, 0, 0)?.and_utc().timestamp_millis());
+    match chrono::DateTime::parse_from_rfc3339(text) {
+        Ok(moment) => Ok(moment.timestamp_millis()),
+        Err(_) => date().ok_or_else(|| format!("{text:?} is no time; write 2016-06-14T04:00:00Z or 2016-06-14")),
+    }
+}
+
+/// A span such as `90s` or `2d`, in ms.
+pub fn duration(text: &str) -> Result<Millis, String> {
+    let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}; write 90s, 30m or 2d"))?;
+    Millis::try_from(span.as_millis()).map_err(|_| format!("{text:?} is too long"))
+}
+
+/// A share between 0 and 1.
+pub fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("{text:?} is no share; write a number from 0 to 1")),
+    }
+}
+
+/// A number of bytes such as `512MB` or `2GiB`.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit: usize = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" | "k" => 1_000,
+        "kib" => 1 << 10,
+        "mb" | "m" => 1_000_000,
+        "mib" => 1 << 20,
+        "gb" | "g" => 1_000_000_000,
+        "gib" => 1 << 30,
+        _ => return Err(format!("{text:?} is no size; write 512MB or 2GiB")),
+    };
+    let number = digits.trim().parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    number.ok_or_else(|| format!("{text:?} is no size; write 512MB or 2GiB"))
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("write key=value".to_owned()),
+    }
+}
+
+fn speed(text: &str) -> Result<Speed, String> {
+    match text.trim_end_matches('x').parse::<f64>() {
+        _ if text == "max" => Ok(Speed::Max),
+        Ok(times) if times > 0.0 && times.is_finite() => Ok(Speed::Times(times)),
+        _ => Err(format!("{text:?} is no speed; write a number above 0 such as 60, or max")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_defaults_are_the_librarys() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        let args = Args::parse_from(["simulator", "generate", "--out", "x"]);
+        let Command::Generate(generate) = args.command else { panic!("not generate") };
+        assert_eq!(generate.options, crate::generate::Options::default());
+    }
+
+    #[test]
+    fn values_are_read_or_refused_with_a_remedy() {
+        assert_eq!(time("2016-06-14T04:00:00Z"), Ok(1_465_876_800_000));
+        assert_eq!(time("2016-06-14"), Ok(1_465_862_400_000));
+        assert!(time("yesterday").is_err_and(|error| error.contains("write 2016")));
+        assert_eq!(bytes("512MB"), Ok(512_000_000));
+        assert_eq!(bytes("1GiB"), Ok(1 << 30));
+        assert!(bytes("12 parsecs").is_err());
+        assert!(bytes("99999999999999GB").is_err());
+        assert_eq!(speed("max"), Ok(Speed::Max));
+        assert_eq!(speed("60x"), Ok(Speed::Times(60.0)));
+        assert!(speed("0").is_err() && speed("NaN").is_err() && share("1.1").is_err());
+        assert_eq!(property("a=b=c"), Ok(("a".into(), "b=c".into())));
+    }
+}

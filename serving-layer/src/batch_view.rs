@@ -1,0 +1,137 @@
+//! The batch view as the serving layer reads it: one snapshot an answer, in which tidemark, ledger and rows agree.
+//!
+//! Nothing here writes. A snapshot sees one flip or none of it: pointers and tidemark move in one transaction.
+
+mod memory;
+mod postgres;
+
+pub use memory::{MemoryBatchView, MemoryVersion};
+pub use postgres::PostgresBatchView;
+
+use crate::merge::{Cell, FoldError};
+use crate::query::Column;
+use crate::query::filter::Filter;
+use futures::future::BoxFuture;
+use shared_model::metric::Metric;
+use shared_model::tidemark::Tidemark;
+use shared_model::time::{EventDay, Interval};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Why the batch view could not be read.
+#[derive(Debug, Error)]
+pub enum BatchError {
+    /// It can't be reached, or refused: the cause, for the log.
+    #[error("the batch view can't be read: {0}")]
+    Unavailable(String),
+    /// A past run's rows are not there to be read; the reason, for the client.
+    #[error("{0}")]
+    Run(String),
+}
+
+/// What all layers agreed on when the first tidemark was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredLayout {
+    /// The epoch's length in milliseconds.
+    pub epoch_ms: i64,
+    /// Groups per partition.
+    pub groups: i64,
+    /// The pane in milliseconds.
+    pub pane_ms: i64,
+}
+
+/// Where the batch view stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Position {
+    /// The layout.
+    pub layout: StoredLayout,
+    /// The very first tidemark.
+    pub first: Tidemark,
+    /// The one in force.
+    pub current: Tidemark,
+}
+
+/// The tidemark that an answer is given at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AtTidemark {
+    /// The tidemark.
+    pub tidemark: Tidemark,
+    /// The run that made it.
+    pub run: Option<i64>,
+}
+
+/// The versions of one metric that a request reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// For each day, the version to read, and the run that made it.
+    pub days: BTreeMap<EventDay, VersionOf>,
+    /// Days that the archive has, but this metric's batch view has not.
+    pub missing: BTreeSet<EventDay>,
+}
+
+/// The version of one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionOf {
+    /// What its rows are found by.
+    pub version_id: i64,
+    /// The run that made it.
+    pub run: i64,
+    /// Whether it has any row.
+    pub rows: bool,
+    /// Whether new records were merged into it rather than the whole day recomputed.
+    pub partial: bool,
+}
+
+/// What rows are wanted of one metric.
+#[derive(Debug)]
+pub struct Scan<'a> {
+    /// The value column: its metric and how the filters apply to it.
+    pub column: &'a Column,
+    /// The versions to read.
+    pub version_ids: Vec<i64>,
+    /// Buckets that start inside.
+    pub span: Interval,
+    /// The query's filters: a view may leave out rows that they refuse, and need not.
+    pub filters: &'a [Filter],
+}
+
+/// Takes each row; an error ends the reading.
+pub type EachCell<'a> = &'a mut (dyn FnMut(Result<Cell, FoldError>) -> Result<(), FoldError> + Send);
+
+/// Where snapshots come from.
+pub trait BatchView: Send + Sync {
+    /// Begins a snapshot in which no statement takes longer than `time_limit`.
+    fn snapshot(&self, time_limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>>;
+
+    /// Where the batch view stands; `None` before its first run. `known` is what the caller has, returned as it is
+    /// where nothing moved.
+    fn position<'a>(
+        &'a self,
+        known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, BatchError>>;
+}
+
+/// One consistent sight of the batch view.
+pub trait Snapshot: Send {
+    /// The tidemark in force, or the one that a past run left in force; `None` before the first run.
+    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>>;
+
+    /// The versions of a metric for the days of a span, as of the generation that `tidemark` gave.
+    fn versions<'a>(
+        &'a mut self,
+        metric: &'a Metric,
+        span: Interval,
+        at_generation: Option<i64>,
+    ) -> BoxFuture<'a, Result<Versions, BatchError>>;
+
+    /// Hands each row to `each` until it refuses one; that refusal is returned inside.
+    fn rows<'a>(
+        &'a mut self,
+        scan: &'a Scan<'a>,
+        each: EachCell<'a>,
+    ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>>;
+
+    /// Ends the snapshot.
+    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>>;
+}

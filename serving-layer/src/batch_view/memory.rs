@@ -1,0 +1,166 @@
+//! The batch view in memory: the reference that tests hold the real one against.
+
+use super::{
+    AtTidemark, BatchError, BatchView, EachCell, Position, Scan, Snapshot, StoredLayout, VersionOf, Versions,
+};
+use crate::merge::{Cell, FoldError};
+use futures::future::BoxFuture;
+use shared_model::catalog::Layout;
+use shared_model::metric::{Metric, MetricVersion};
+use shared_model::tidemark::Tidemark;
+use shared_model::time::{EventDay, Interval};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// All that a batch view holds; a snapshot is a copy of it.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    layout: Option<StoredLayout>,
+    tidemarks: Vec<(Tidemark, i64)>,
+    days: BTreeSet<(String, EventDay)>,
+    versions: Vec<MemoryVersion>,
+}
+
+/// One day of one metric as a run made it. The newest of a day is live.
+#[derive(Debug, Clone)]
+pub struct MemoryVersion {
+    /// The metric's version.
+    pub version: MetricVersion,
+    /// The event day.
+    pub day: EventDay,
+    /// The run that made it.
+    pub run: i64,
+    /// Its rows.
+    pub cells: Vec<Cell>,
+}
+
+/// The batch view in memory; out of reach after [`MemoryBatchView::fail`].
+#[derive(Debug, Default)]
+pub struct MemoryBatchView(Mutex<Option<Held>>);
+
+impl MemoryBatchView {
+    /// An empty one, before its first run.
+    pub fn new(layout: &Layout) -> MemoryBatchView {
+        let layout = StoredLayout {
+            epoch_ms: layout.epoch.0,
+            groups: i64::from(layout.groups),
+            pane_ms: layout.pane,
+        };
+        MemoryBatchView(Mutex::new(Some(Held { layout: Some(layout), ..Held::default() })))
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&mut Option<Held>) -> T) -> T {
+        read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One flip: the archive's days, the versions that go live, and the tidemark, all at once.
+    pub fn flip(
+        &self,
+        tidemark: Tidemark,
+        run: i64,
+        days: impl IntoIterator<Item = (String, EventDay)>,
+        versions: Vec<MemoryVersion>,
+    ) {
+        self.with(|held| {
+            let held = held.get_or_insert_default();
+            held.tidemarks.push((tidemark, run));
+            held.days.extend(days);
+            held.versions.extend(versions);
+        });
+    }
+
+    /// Puts it out of reach.
+    pub fn fail(&self) {
+        self.with(|held| *held = None);
+    }
+
+    fn copy(&self) -> Result<Held, BatchError> {
+        self.with(|held| held.clone()).ok_or_else(|| BatchError::Unavailable("it was put out of reach".into()))
+    }
+}
+
+impl BatchView for MemoryBatchView {
+    fn snapshot(&self, _limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
+        let copy = self.copy().map(|held| Box::new(MemorySnapshot(Arc::new(held))) as Box<dyn Snapshot>);
+        Box::pin(async move { copy })
+    }
+
+    fn position<'a>(
+        &'a self,
+        _known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, BatchError>> {
+        let position = self.copy().map(|held| {
+            let (first, current) = (held.tidemarks.first()?.0.clone(), held.tidemarks.last()?.0.clone());
+            Some(Position { layout: held.layout?, first, current })
+        });
+        Box::pin(async move { position })
+    }
+}
+
+struct MemorySnapshot(Arc<Held>);
+
+impl Snapshot for MemorySnapshot {
+    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>> {
+        let found = match at_run {
+            None => Ok(self.0.tidemarks.last()),
+            Some(run) => match self.0.tidemarks.iter().find(|(_, made)| *made == run) {
+                Some(found) => Ok(Some(found)),
+                None => Err(BatchError::Run(format!("there is no run {run}"))),
+            },
+        };
+        let at = |(tidemark, run): &(Tidemark, i64)| AtTidemark { tidemark: tidemark.clone(), run: Some(*run) };
+        let found = found.map(|found| found.map(at));
+        Box::pin(async move { found })
+    }
+
+    fn versions<'a>(
+        &'a mut self,
+        metric: &'a Metric,
+        span: Interval,
+        at_generation: Option<i64>,
+    ) -> BoxFuture<'a, Result<Versions, BatchError>> {
+        let last_run = at_generation.and_then(|generation| {
+            self.0.tidemarks.iter().find(|(tidemark, _)| tidemark.generation == generation).map(|(_, run)| *run)
+        });
+        let mut versions = Versions::default();
+        for (id, version) in self.0.versions.iter().enumerate() {
+            let live = last_run.is_none_or(|last| version.run <= last);
+            if live && version.version == metric.version && version.day.interval().overlaps(&span) {
+                let (rows, partial) = (!version.cells.is_empty(), false);
+                let version_of = VersionOf { version_id: id as i64, run: version.run, rows, partial };
+                versions.days.insert(version.day, version_of);
+            }
+        }
+        for (stream, day) in &self.0.days {
+            let feeds = metric.bindings.iter().any(|binding| binding.stream == *stream);
+            if feeds && day.interval().overlaps(&span) && !versions.days.contains_key(day) {
+                versions.missing.insert(*day);
+            }
+        }
+        Box::pin(async move { Ok(versions) })
+    }
+
+    fn rows<'a>(
+        &'a mut self,
+        scan: &'a Scan<'a>,
+        each: EachCell<'a>,
+    ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>> {
+        let held = self.0.clone();
+        Box::pin(async move {
+            for id in &scan.version_ids {
+                let cells = held.versions[*id as usize].cells.iter();
+                for cell in cells.filter(|cell| scan.span.contains(cell.bucket)) {
+                    if let Err(refused) = each(Ok(cell.clone())) {
+                        return Ok(Err(refused));
+                    }
+                }
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
+        Box::pin(async { Ok(()) })
+    }
+}

@@ -1,0 +1,407 @@
+//! The batch view in Postgres.
+//!
+//! A snapshot is one REPEATABLE READ, READ ONLY transaction. Rows are read from a metric's parent table with literal
+//! version ids, so that the planner leaves out every other version's table.
+
+use super::{
+    AtTidemark, BatchError, BatchView, EachCell, Position, Scan, Snapshot, StoredLayout, VersionOf, Versions,
+};
+use crate::merge::{Cell, FoldError};
+use crate::query::Part;
+use crate::query::filter::Test;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use shared_model::aggregate::{Column, ColumnType, State};
+use shared_model::codec::CodecError;
+use shared_model::event::{FieldType, Value};
+use shared_model::metric::{KeyColumn, Metric};
+use shared_model::tidemark::{StoredCut, Tidemark};
+use shared_model::time::{EventDay, Interval, Millis};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::query::Query as SqlQuery;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
+use std::cmp::Ordering;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A pool of connections to the batch view. Connects when first needed, again and again.
+#[derive(Debug, Clone)]
+pub struct PostgresBatchView {
+    pool: PgPool,
+}
+
+impl PostgresBatchView {
+    /// Names the server; nothing is connected yet.
+    ///
+    /// # Errors
+    /// Where the URL is none.
+    pub fn new(url: &str, connections: u32) -> Result<PostgresBatchView, sqlx::Error> {
+        let options = PgConnectOptions::from_str(url)?.application_name("tidemark-serving");
+        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
+        Ok(PostgresBatchView { pool: pool.connect_lazy_with(options) })
+    }
+
+    async fn read_position(&self, known: Option<&Position>) -> Result<Option<Position>, sqlx::Error> {
+        let newest: Option<i64> = sqlx::query_scalar("select max(generation) from tidemark.tidemark")
+            .fetch_one(&self.pool)
+            .await?;
+        let Some(newest) = newest else { return Ok(None) };
+        if let Some(known) = known.filter(|known| known.current.generation == newest) {
+            return Ok(Some(known.clone()));
+        }
+        let (epoch_ms, groups, pane_ms): (i64, i64, i64) =
+            sqlx::query_as("select epoch_ms::bigint, groups::bigint, pane_ms::bigint from tidemark.layout")
+                .fetch_one(&self.pool)
+                .await?;
+        let tidemarks: Vec<(i64, Json<Vec<StoredCut>>)> = sqlx::query_as(
+            "select generation, cuts from tidemark.tidemark
+             where generation = $1 or generation = (select min(generation) from tidemark.tidemark)
+             order by generation",
+        )
+        .bind(newest)
+        .fetch_all(&self.pool)
+        .await?;
+        let of = |(generation, cuts): &(i64, Json<Vec<StoredCut>>)| {
+            Tidemark::from_stored(*generation, cuts.0.clone())
+        };
+        let layout = StoredLayout { epoch_ms, groups, pane_ms };
+        let ends = tidemarks.first().zip(tidemarks.last());
+        Ok(ends.map(|(first, current)| Position { layout, first: of(first), current: of(current) }))
+    }
+}
+
+impl BatchView for PostgresBatchView {
+    fn snapshot(&self, time_limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
+        Box::pin(async move {
+            let begin = "begin isolation level repeatable read read only";
+            let mut transaction = self.pool.begin_with(begin).await.map_err(unavailable)?;
+            let limit = format!("set local statement_timeout = {}", time_limit.as_millis().max(1));
+            let set = sqlx::query(AssertSqlSafe(limit)).persistent(false);
+            set.execute(&mut *transaction).await.map_err(unavailable)?;
+            Ok(Box::new(PostgresSnapshot(transaction)) as Box<dyn Snapshot>)
+        })
+    }
+
+    fn position<'a>(
+        &'a self,
+        known: Option<&'a Position>,
+    ) -> BoxFuture<'a, Result<Option<Position>, BatchError>> {
+        Box::pin(async move {
+            match self.read_position(known).await {
+                Err(error) if is_undefined(&error) => Ok(None),
+                other => other.map_err(unavailable),
+            }
+        })
+    }
+}
+
+struct PostgresSnapshot(Transaction<'static, Postgres>);
+
+impl PostgresSnapshot {
+    /// The generation that a run left in force.
+    async fn generation_of(&mut self, run: i64) -> Result<i64, BatchError> {
+        let sql = "select status, coalesce(generation_after, generation_before) from tidemark.run where run_id = $1";
+        let found: Option<(String, Option<i64>)> =
+            sqlx::query_as(sql).bind(run).fetch_optional(&mut *self.0).await.map_err(unavailable)?;
+        match found {
+            None => Err(BatchError::Run(format!("there is no run {run}: `batch-layer runs` lists them"))),
+            Some((status, Some(generation))) if status == "done" || status == "nothing" => Ok(generation),
+            Some((status, _)) => Err(BatchError::Run(format!(
+                "run {run} left no batch view behind (its status is {status}): ask as of a run that is done"
+            ))),
+        }
+    }
+
+    async fn read_tidemark(&mut self, at: Option<i64>) -> Result<Option<AtTidemark>, sqlx::Error> {
+        let sql = "select generation, run_id, cuts from tidemark.tidemark
+                   where $1::bigint is null or generation = $1 order by generation desc limit 1";
+        let found: Option<(i64, Option<i64>, Json<Vec<StoredCut>>)> =
+            sqlx::query_as(sql).bind(at).fetch_optional(&mut *self.0).await?;
+        Ok(found.map(|(generation, run, Json(cuts))| AtTidemark {
+            tidemark: Tidemark::from_stored(generation, cuts),
+            run,
+        }))
+    }
+
+    async fn live(&mut self, metric: &Metric, days: (NaiveDate, NaiveDate)) -> Result<Versions, sqlx::Error> {
+        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name is not null, v.partial
+                   from tidemark.live_version live join tidemark.view_version v using (version_id)
+                   where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
+        let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
+        let rows = query.fetch_all(&mut *self.0).await?;
+        let mut versions = Versions::default();
+        for row in rows {
+            let (day, version) = version_of(&row)?;
+            versions.days.insert(day, version);
+        }
+        Ok(versions)
+    }
+
+    /// The versions that were live at a past generation: of each day the last that a run up to then put in force.
+    async fn past(
+        &mut self,
+        metric: &Metric,
+        days: (NaiveDate, NaiveDate),
+        generation: i64,
+    ) -> Result<Result<Versions, BatchError>, sqlx::Error> {
+        let sql = "select distinct on (v.event_day)
+                          v.event_day, v.version_id, v.run_id, v.table_name is not null, v.partial,
+                          v.dropped_at is not null
+                   from tidemark.view_version v join tidemark.run r using (run_id)
+                   where v.version = $1 and v.event_day >= $2 and v.event_day < $3
+                     and r.status = 'done' and r.generation_after <= $4
+                     and (v.retired_at is not null
+                          or exists (select from tidemark.live_version l where l.version_id = v.version_id))
+                   order by v.event_day, r.generation_after desc, v.version_id desc";
+        let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
+        let rows = query.bind(generation).fetch_all(&mut *self.0).await?;
+        let mut versions = Versions::default();
+        for row in rows {
+            let (day, version) = version_of(&row)?;
+            if row.try_get(5)? {
+                return Ok(Err(BatchError::Run(format!(
+                    "the version of metric {} for {day} that was live then has been dropped: ask as of a later run",
+                    metric.name
+                ))));
+            }
+            versions.days.insert(day, version);
+        }
+        Ok(Ok(versions))
+    }
+
+    async fn archived(
+        &mut self,
+        metric: &Metric,
+        days: (NaiveDate, NaiveDate),
+        generation: Option<i64>,
+    ) -> Result<Vec<EventDay>, sqlx::Error> {
+        let sql = "select distinct event_day from tidemark.segment
+                   where stream = any($1) and event_day >= $2 and event_day < $3
+                     and ($4::bigint is null or generation <= $4)";
+        let streams: Vec<String> = metric.bindings.iter().map(|binding| binding.stream.clone()).collect();
+        let query = sqlx::query_scalar(sql).bind(streams).bind(days.0).bind(days.1).bind(generation);
+        let found: Vec<NaiveDate> = query.fetch_all(&mut *self.0).await?;
+        Ok(found.into_iter().map(EventDay::from_date).collect())
+    }
+
+    async fn read_rows(&mut self, scan: &Scan<'_>, each: EachCell<'_>) -> Result<Result<(), FoldError>, sqlx::Error> {
+        let (sql, bound) = select(scan);
+        let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
+            return Ok(Ok(()));
+        };
+        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(from).bind(to);
+        let mut rows = bound.into_iter().fold(query, bind).fetch(&mut *self.0);
+        while let Some(row) = rows.try_next().await? {
+            if let Err(refused) = each(cell(&scan.column.metric, &row)) {
+                return Ok(Err(refused));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Snapshot for PostgresSnapshot {
+    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>> {
+        Box::pin(async move {
+            let at = match at_run {
+                Some(run) => Some(self.generation_of(run).await?),
+                None => None,
+            };
+            match self.read_tidemark(at).await {
+                Err(error) if is_undefined(&error) => Ok(None),
+                other => other.map_err(unavailable),
+            }
+        })
+    }
+
+    fn versions<'a>(
+        &'a mut self,
+        metric: &'a Metric,
+        span: Interval,
+        at_generation: Option<i64>,
+    ) -> BoxFuture<'a, Result<Versions, BatchError>> {
+        Box::pin(async move {
+            let last = EventDay::of(span.end - 1);
+            let days = (EventDay::of(span.start).date(), EventDay(last.0 + 1).date());
+            let mut versions = match at_generation {
+                None => self.live(metric, days).await.map_err(unavailable)?,
+                Some(generation) => self.past(metric, days, generation).await.map_err(unavailable)??,
+            };
+            let archived = self.archived(metric, days, at_generation).await.map_err(unavailable)?;
+            let missing = archived.into_iter().filter(|day| !versions.days.contains_key(day)).collect();
+            versions.missing = missing;
+            Ok(versions)
+        })
+    }
+
+    fn rows<'a>(
+        &'a mut self,
+        scan: &'a Scan<'a>,
+        each: EachCell<'a>,
+    ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>> {
+        Box::pin(async move { self.read_rows(scan, each).await.map_err(unavailable) })
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
+        Box::pin(async move { self.0.commit().await.map_err(unavailable) })
+    }
+}
+
+fn unavailable(error: sqlx::Error) -> BatchError {
+    BatchError::Unavailable(error.to_string())
+}
+
+/// Whether a table or schema isn't there: no batch run has made them yet.
+fn is_undefined(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("42P01" | "3F000"))
+}
+
+fn version_of(row: &PgRow) -> Result<(EventDay, VersionOf), sqlx::Error> {
+    let (version_id, run): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
+    let partial: Option<bool> = row.try_get(4)?;
+    let version = VersionOf {
+        version_id,
+        run: run.unwrap_or_default(),
+        rows: row.try_get(3)?,
+        partial: partial.unwrap_or(false),
+    };
+    Ok((EventDay::from_date(row.try_get(0)?), version))
+}
+
+fn timestamp(time: Millis) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(time)
+}
+
+/// A value that the server compares with.
+enum Bound {
+    One(Value),
+    Many(Vec<Value>),
+}
+
+fn bind(query: SqlQuery<'_, Postgres, PgArguments>, bound: Bound) -> SqlQuery<'_, Postgres, PgArguments> {
+    match bound {
+        Bound::One(Value::Str(text)) => query.bind(text.to_string()),
+        Bound::One(Value::Int(int)) => query.bind(int),
+        Bound::One(Value::Bool(value)) => query.bind(value),
+        Bound::One(_) => query.bind(None::<String>),
+        Bound::Many(values) if matches!(values.first(), Some(Value::Int(_))) => {
+            let ints = |value| if let Value::Int(int) = value { Some(int) } else { None };
+            query.bind(values.into_iter().filter_map(ints).collect::<Vec<i64>>())
+        }
+        Bound::Many(values) if matches!(values.first(), Some(Value::Bool(_))) => {
+            let bools = |value| if let Value::Bool(value) = value { Some(value) } else { None };
+            query.bind(values.into_iter().filter_map(bools).collect::<Vec<bool>>())
+        }
+        Bound::Many(values) => {
+            let texts = |value| if let Value::Str(text) = value { Some(text.to_string()) } else { None };
+            query.bind(values.into_iter().filter_map(texts).collect::<Vec<String>>())
+        }
+    }
+}
+
+/// The SELECT of a scan, and what is bound from `$3` on. Filters are there to read less; all are tested again.
+fn select(scan: &Scan<'_>) -> (String, Vec<Bound>) {
+    let metric = &scan.column.metric;
+    let mut columns: Vec<String> = metric.by.iter().chain(&metric.item).map(|c| quoted(&c.name)).collect();
+    columns.push("bucket".to_owned());
+    for (name, ty) in metric.aggregate.columns() {
+        let cast = if ty == ColumnType::Numeric { "::text" } else { "" };
+        columns.push(format!("{}{cast}", quoted(name)));
+    }
+    let ids: Vec<String> = scan.version_ids.iter().map(i64::to_string).collect();
+    let mut sql = format!(
+        "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
+        columns.join(", "),
+        quoted(&format!("{}_{}", metric.name, metric.version)),
+        ids.join(", ")
+    );
+    let mut bound = Vec::new();
+    for (filter, part) in scan.filters.iter().zip(&scan.column.tested) {
+        let column = match part {
+            Part::By(place) => metric.by.get(*place),
+            Part::Item => metric.item.as_ref(),
+        };
+        if let Some(column) = column {
+            push(&mut sql, &mut bound, column, &filter.test);
+        }
+    }
+    (sql, bound)
+}
+
+/// Appends the SQL of one test, where the server means the same by it.
+fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Test) {
+    // Texts are ordered by their bytes, whatever the database's collation.
+    let collate = if column.ty == FieldType::String { " collate \"C\"" } else { "" };
+    let name = quoted(&column.name);
+    let mut compare = |operator: &str, value: &Value| {
+        bound.push(Bound::One(value.clone()));
+        sql.push_str(&format!(" and {name}{collate} {operator} ${}", bound.len() + 2));
+    };
+    match test {
+        Test::Not(value) => compare("<>", value),
+        Test::Compare { is: [Ordering::Less], with } => compare("<", with),
+        Test::Compare { is: [Ordering::Less, _], with } => compare("<=", with),
+        Test::Compare { is: [Ordering::Greater], with } => compare(">", with),
+        Test::Compare { is: [Ordering::Greater, _], with } => compare(">=", with),
+        Test::Between(low, high) => {
+            compare(">=", low);
+            compare("<=", high);
+        }
+        Test::In(values) => {
+            bound.push(Bound::Many(values.clone()));
+            sql.push_str(&format!(" and {name} = any(${})", bound.len() + 2));
+        }
+        Test::IsNull => sql.push_str(&format!(" and {name} is null")),
+        Test::IsNotNull => sql.push_str(&format!(" and {name} is not null")),
+        Test::Compare { .. } | Test::Like(_) => {}
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Decodes a row of [`select`].
+fn cell(metric: &Metric, row: &PgRow) -> Result<Cell, FoldError> {
+    let invalid = |_: sqlx::Error| FoldError::Undecodable(CodecError::Invalid("row of the batch view"));
+    let mut at = 0;
+    let mut key = |column: &KeyColumn| {
+        at += 1;
+        key_value(row, at - 1, column.ty).map_err(invalid)
+    };
+    let by = metric.by.iter().map(&mut key).collect::<Result<Vec<_>, _>>()?;
+    let item = metric.item.as_ref().map(&mut key).transpose()?;
+    let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
+    let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
+    let columns = metric.aggregate.columns().into_iter().enumerate().map(stored);
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    let state = State::from_columns(&metric.aggregate, columns)?;
+    Ok(Cell { by, item, bucket: bucket.timestamp_millis(), state })
+}
+
+fn key_value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value, sqlx::Error> {
+    let value = match ty {
+        FieldType::Int => row.try_get::<Option<i64>, _>(at)?.map(Value::Int),
+        FieldType::Bool => row.try_get::<Option<bool>, _>(at)?.map(Value::Bool),
+        _ => row.try_get::<Option<&str>, _>(at)?.map(Value::str),
+    };
+    Ok(value.unwrap_or(Value::Null))
+}
+
+fn state_column(row: &PgRow, at: usize, ty: ColumnType) -> Result<Column, sqlx::Error> {
+    Ok(match ty {
+        ColumnType::BigInt => Column::BigInt(row.try_get(at)?),
+        ColumnType::Numeric => {
+            let text: Option<&str> = row.try_get(at)?;
+            let parsed = text.map(str::parse::<i128>).transpose();
+            Column::Numeric(parsed.map_err(|error| sqlx::Error::Decode(error.into()))?)
+        }
+        ColumnType::Double => Column::Double(row.try_get(at)?),
+        ColumnType::Text => Column::Text(row.try_get(at)?),
+        ColumnType::Bool => Column::Bool(row.try_get(at)?),
+        ColumnType::Bytes => Column::Bytes(row.try_get(at)?),
+    })
+}

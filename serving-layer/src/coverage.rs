@@ -1,0 +1,189 @@
+//! What an answer reaches: for each group that was read, whether it adds anything to the batch view, and what the
+//! answer must then say of itself.
+//!
+//! A group counts only where it places the tidemark's boundary at the tidemark's own offset. Whatever can't be
+//! promised becomes a reason; an answer without reasons is complete up to its `as_of`.
+
+use shared_model::catalog::Catalog;
+use shared_model::metric::Metric;
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::{Cut, Reach, Tidemark, reach};
+use shared_model::time::Millis;
+use shared_model::view::{Header, Mark};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    partitions: BTreeMap<TopicPartition, Reached>,
+    reasons: Reasons,
+    /// How many groups added cells.
+    pub groups: u64,
+    /// How many cells were merged from the realtime view.
+    pub cells: u64,
+}
+
+/// How far one partition is read.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    as_of: Millis,
+    watermark: Option<Millis>,
+    caught_up: bool,
+}
+
+impl Coverage {
+    /// Notes a reason why the answer can't be called complete.
+    pub fn doubt(&mut self, reason: impl Into<String>) {
+        self.reasons.note(reason.into(), String::new());
+    }
+
+    /// Notes a reason that concerns one of several like things: they are counted, the first few named.
+    pub fn doubt_of(&mut self, reason: impl Into<String>, which: impl ToString) {
+        self.reasons.note(reason.into(), which.to_string());
+    }
+
+    /// Judges one group against its partition's cut, for the metrics that are asked of it. Whether its cells from the
+    /// cut's epoch on are to be merged.
+    pub fn judge(
+        &mut self,
+        catalog: &Catalog,
+        tp: &TopicPartition,
+        header: Option<&Header>,
+        cut: &Cut,
+        metrics: &[&Metric],
+    ) -> bool {
+        let below = batch_reach(catalog, tp, cut);
+        let reach = header.map_or(Reach::Below, |header| reach(&header.cuts, cut));
+        let (Some(header), Reach::Covers) = (header, reach) else {
+            if reach == Reach::Differs {
+                let why = "the realtime view was not cut where the tidemark is, and is left out until the speed \
+                           layer has rebuilt it";
+                self.doubt_of(why, tp);
+            }
+            self.reached(tp, below);
+            return false;
+        };
+        for metric in metrics {
+            let reason = match header.metrics.get(&metric.version) {
+                Some(from) if *from <= cut.offset => continue,
+                Some(_) => "is in the realtime view only from above the tidemark",
+                None => "is not in the realtime view in the catalog's version",
+            };
+            self.doubt_of(format!("metric {} {reason}", metric.name), tp);
+        }
+        for (from, to) in header.gaps.iter().filter(|(_, to)| *to > cut.offset) {
+            self.doubt_of(format!("the log had lost offsets {from} to {to} before they were read"), tp);
+        }
+        self.reached(tp, Reached { as_of: header.clock, watermark: header.watermark, caught_up: false });
+        self.groups += 1;
+        true
+    }
+
+    /// Notes a partition of which only the batch view is read.
+    pub fn batch_alone(&mut self, catalog: &Catalog, tp: &TopicPartition, cut: &Cut) {
+        self.reached(tp, batch_reach(catalog, tp, cut));
+    }
+
+    /// Takes in what the owners last said of their partitions.
+    pub fn marks(&mut self, marks: &BTreeMap<TopicPartition, Mark>) {
+        for (tp, reached) in &mut self.partitions {
+            reached.caught_up = marks.get(tp).is_some_and(|mark| mark.caught_up);
+        }
+    }
+
+    fn reached(&mut self, tp: &TopicPartition, new: Reached) {
+        let reached = self.partitions.entry(tp.clone()).or_insert(new);
+        reached.as_of = reached.as_of.min(new.as_of);
+        reached.watermark = reached.watermark.min(new.watermark);
+    }
+
+    /// How far the answer reaches, in ingest time: the slowest group's reach. `None` where no partition is known.
+    pub fn as_of(&self) -> Option<Millis> {
+        self.partitions.values().map(|reached| reached.as_of).min()
+    }
+
+    /// Why the answer is not complete; empty: it is.
+    pub fn reasons(&self) -> Vec<String> {
+        self.reasons.texts()
+    }
+
+    /// The event time up to which every partition is believed whole. A quiet partition holds nothing back: one that
+    /// is read to its end, that ticks (its clock is within two epochs of the newest), and that another has passed.
+    pub fn watermark(&self, catalog: &Catalog) -> Option<Millis> {
+        let newest = self.partitions.values().map(|reached| reached.as_of).max()?;
+        let slack = 2 * catalog.layout.epoch.0;
+        let quiet = |reached: &Reached| reached.caught_up && reached.as_of >= newest - slack;
+        let foremost = |topic: &str| {
+            let of_topic = self.partitions.iter().filter(|(tp, _)| &*tp.topic == topic);
+            of_topic.filter_map(|(_, reached)| reached.watermark).max()
+        };
+        let believed = |(tp, reached): (&TopicPartition, &Reached)| match quiet(reached) {
+            true => foremost(&tp.topic),
+            false => reached.watermark,
+        };
+        self.partitions.iter().map(believed).min().flatten()
+    }
+}
+
+/// How far the batch view alone reaches in a partition.
+fn batch_reach(catalog: &Catalog, tp: &TopicPartition, cut: &Cut) -> Reached {
+    let lateness = catalog.stream_of_topic(&tp.topic).map_or(0, |stream| stream.lateness);
+    Reached {
+        as_of: catalog.layout.epoch.boundary(cut.epoch),
+        watermark: cut.trusted.newest.map(|newest| newest - lateness),
+        caught_up: false,
+    }
+}
+
+/// The partitions that metrics are fed from, as far as anyone knows: the tidemark's and the marked ones.
+pub fn partitions(
+    catalog: &Catalog,
+    metrics: &[&Metric],
+    tidemark: &Tidemark,
+    marks: &BTreeMap<TopicPartition, Mark>,
+) -> BTreeSet<TopicPartition> {
+    let feeds = |tp: &&TopicPartition| metrics.iter().any(|metric| feeds(catalog, metric, tp));
+    tidemark.cuts.keys().chain(marks.keys()).filter(feeds).cloned().collect()
+}
+
+/// Whether a partition's records feed a metric.
+pub fn feeds(catalog: &Catalog, metric: &Metric, tp: &TopicPartition) -> bool {
+    let stream = catalog.stream_of_topic(&tp.topic);
+    stream.is_some_and(|stream| metric.bindings.iter().any(|binding| binding.stream == stream.name))
+}
+
+/// The topics of a metric's streams of which no partition is among `known`.
+pub fn unknown_topics(
+    catalog: &Catalog,
+    metrics: &[&Metric],
+    known: &BTreeSet<TopicPartition>,
+) -> BTreeSet<String> {
+    let streams = metrics.iter().flat_map(|metric| &metric.bindings).filter_map(|b| catalog.stream(&b.stream));
+    let unknown = |topic: &&str| !known.iter().any(|tp| &*tp.topic == *topic);
+    streams.map(|stream| &*stream.topic).filter(unknown).map(str::to_owned).collect()
+}
+
+/// Reasons, like ones together.
+#[derive(Debug, Default)]
+struct Reasons(BTreeMap<String, BTreeMap<String, usize>>);
+
+impl Reasons {
+    fn note(&mut self, reason: String, which: String) {
+        *self.0.entry(reason).or_default().entry(which).or_default() += 1;
+    }
+
+    fn texts(&self) -> Vec<String> {
+        const NAMED: usize = 4;
+        let text = |(reason, which): (&String, &BTreeMap<String, usize>)| {
+            let mut named: Vec<&str> = which.keys().map(String::as_str).filter(|which| !which.is_empty()).collect();
+            let more = named.len().saturating_sub(NAMED);
+            named.truncate(NAMED);
+            match (named.is_empty(), more) {
+                (true, _) => reason.clone(),
+                (false, 0) => format!("{reason} ({})", named.join(", ")),
+                (false, more) => format!("{reason} ({} and {more} more)", named.join(", ")),
+            }
+        };
+        self.0.iter().map(text).collect()
+    }
+}

@@ -1,0 +1,226 @@
+//! The merge of both views: one fold that takes cells from wherever they come and finishes them into rows.
+//!
+//! Since states merge associatively and commutatively, the rows depend only on which cells were added, not on their
+//! order nor on which view they came from. Nothing is finished before everything is merged.
+
+use crate::query::{OrderBy, Part, Query};
+use shared_model::aggregate::{Aggregate, Finished, State};
+use shared_model::codec::CodecError;
+use shared_model::event::Value;
+use shared_model::time::Millis;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// One cell of a view, its key decoded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// The `by` values.
+    pub by: Vec<Value>,
+    /// The item of a top-k.
+    pub item: Option<Value>,
+    /// The start of its bucket.
+    pub bucket: Millis,
+    /// Its state.
+    pub state: State,
+}
+
+/// Why a cell could not be taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoldError {
+    /// The answer would hold more cells than it may; the limit.
+    TooManyCells(usize),
+    /// The stored state is not one of the metric's.
+    Undecodable(CodecError),
+}
+
+impl From<CodecError> for FoldError {
+    fn from(error: CodecError) -> FoldError {
+        FoldError::Undecodable(error)
+    }
+}
+
+/// A row of the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The start of its bucket.
+    pub bucket: Millis,
+    /// The values of the `group_by` columns.
+    pub key: Vec<Value>,
+    /// Of a top-k: the rank from 1, and the item.
+    pub ranked: Option<(usize, Value)>,
+    /// One value for each value column.
+    pub values: Vec<Finished>,
+}
+
+/// All rows that an answer has, and the ones that its limit and offset leave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    /// The rows returned.
+    pub rows: Vec<Row>,
+    /// How many there are without limit and offset.
+    pub total: usize,
+}
+
+/// One group's states, one per value column; absent until a cell of it came.
+type States = Vec<Option<Slot>>;
+
+enum Slot {
+    One(State),
+    Items(BTreeMap<Value, State>),
+}
+
+/// The fold of one answer.
+pub struct Fold<'q> {
+    query: &'q Query,
+    groups: BTreeMap<(Millis, Vec<Value>), States>,
+    cells: usize,
+    max_cells: usize,
+}
+
+impl<'q> Fold<'q> {
+    /// An empty fold that may hold `max_cells` cells.
+    pub fn new(query: &'q Query, max_cells: usize) -> Fold<'q> {
+        let mut fold = Fold { query, groups: BTreeMap::new(), cells: 0, max_cells };
+        if query.group_by.is_empty()
+            && let crate::query::buckets::Buckets::One(start) = query.buckets
+        {
+            // As in SQL, an aggregate over everything has a row even where there is nothing.
+            fold.groups.insert((start, Vec::new()), query.columns.iter().map(|_| None).collect());
+        }
+        fold
+    }
+
+    /// Takes in one cell of a value column's metric; `false` where the query's span or filters leave it out.
+    ///
+    /// # Errors
+    /// [`FoldError`]; the fold is then short of this cell and must not be called complete.
+    pub fn add(&mut self, column: usize, cell: &Cell) -> Result<bool, FoldError> {
+        let query = self.query;
+        let plan = &query.columns[column];
+        if !query.span.contains(cell.bucket) {
+            return Ok(false);
+        }
+        for (filter, part) in query.filters.iter().zip(&plan.tested) {
+            let value = match part {
+                Part::By(place) => &cell.by[*place],
+                Part::Item => cell.item.as_ref().unwrap_or(&Value::Null),
+            };
+            if !filter.test.admits(value) {
+                return Ok(false);
+            }
+        }
+        let key = plan.group.iter().map(|place| cell.by[*place].clone()).collect();
+        let id = (query.buckets.start_of(cell.bucket), key);
+        let states = self.groups.entry(id).or_insert_with(|| query.columns.iter().map(|_| None).collect());
+        let slot = &mut states[column];
+        let target = match (&cell.item, slot) {
+            (None, slot) => match slot.get_or_insert_with(|| {
+                self.cells += 1;
+                Slot::One(State::empty(&plan.metric.aggregate))
+            }) {
+                Slot::One(state) => state,
+                Slot::Items(_) => return Err(CodecError::Invalid("cell key").into()),
+            },
+            (Some(item), slot) => match slot.get_or_insert_with(|| Slot::Items(BTreeMap::new())) {
+                Slot::Items(items) => items.entry(item.clone()).or_insert_with(|| {
+                    self.cells += 1;
+                    State::empty(&plan.metric.aggregate)
+                }),
+                Slot::One(_) => return Err(CodecError::Invalid("cell key").into()),
+            },
+        };
+        target.merge(&cell.state)?;
+        if self.cells > self.max_cells { Err(FoldError::TooManyCells(self.max_cells)) } else { Ok(true) }
+    }
+
+    /// The rows, in order, after limit and offset.
+    pub fn finish(self) -> Rows {
+        let query = self.query;
+        let mut rows: Vec<Row> = if query.ranked() {
+            self.groups.into_iter().flat_map(|((bucket, key), states)| ranked(query, bucket, key, states)).collect()
+        } else {
+            let row = |((bucket, key), states): ((Millis, Vec<Value>), States)| {
+                let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot)).collect();
+                Row { bucket, key, ranked: None, values }
+            };
+            self.groups.into_iter().map(row).collect()
+        };
+        if !query.order.is_empty() {
+            // Stable: ties keep the order by bucket, key and rank.
+            rows.sort_by(|a, b| compare(query, a, b));
+        }
+        let total = rows.len();
+        let rows = rows.into_iter().skip(query.offset).take(query.limit).collect();
+        Rows { rows, total }
+    }
+}
+
+fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
+    let aggregate = &query.columns[column].metric.aggregate;
+    match slot {
+        Some(Slot::One(state)) => state.finish(aggregate),
+        // In a formula a missing sum is 0, like a missing count; of nothing there is no mean, least or quantile.
+        _ if query.formula.is_some() && matches!(aggregate, Aggregate::Sum(_)) => Finished::Int(0),
+        _ => State::empty(aggregate).finish(aggregate),
+    }
+}
+
+/// The k items counted most often; ties go to the lesser item.
+fn ranked(query: &Query, bucket: Millis, key: Vec<Value>, mut states: States) -> Vec<Row> {
+    let items = match states.swap_remove(0) {
+        Some(Slot::Items(items)) => items,
+        _ => return Vec::new(),
+    };
+    let row = |(i, (item, count)): (usize, (Value, u64))| Row {
+        bucket,
+        key: key.clone(),
+        ranked: Some((i + 1, item)),
+        values: vec![State::Count(count).finish(&Aggregate::Count)],
+    };
+    rank(items, query.k).into_iter().enumerate().map(row).collect()
+}
+
+/// Ranks items by count; ties go to the lesser item, in the order of keys.
+pub fn rank(items: BTreeMap<Value, State>, k: usize) -> Vec<(Value, u64)> {
+    let counted = |(item, state)| match state {
+        State::Count(count) if count > 0 => Some((item, count)),
+        _ => None,
+    };
+    let mut items: Vec<(Value, u64)> = items.into_iter().filter_map(counted).collect();
+    items.sort_by(|(a, more), (b, less)| less.cmp(more).then_with(|| a.cmp(b)));
+    items.truncate(k);
+    items
+}
+
+fn compare(query: &Query, a: &Row, b: &Row) -> Ordering {
+    let by = |order: &crate::query::Order| {
+        let ordering = match order.by {
+            OrderBy::Bucket => a.bucket.cmp(&b.bucket),
+            OrderBy::Key(place) => a.key[place].cmp(&b.key[place]),
+            OrderBy::Value(place) => compare_values(&a.values[place], &b.values[place]),
+            OrderBy::Rank => a.ranked.as_ref().map(|r| r.0).cmp(&b.ranked.as_ref().map(|r| r.0)),
+            OrderBy::Item => a.ranked.as_ref().map(|r| &r.1).cmp(&b.ranked.as_ref().map(|r| &r.1)),
+        };
+        if order.desc { ordering.reverse() } else { ordering }
+    };
+    query.order.iter().map(by).find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+}
+
+/// NULL first, then numbers by size, then texts; lists as arrays are compared.
+fn compare_values(a: &Finished, b: &Finished) -> Ordering {
+    let rank = |value: &Finished| match value {
+        Finished::Null(()) => 0,
+        Finished::Int(_) | Finished::Float(_) => 1,
+        Finished::Text(_) => 2,
+        Finished::List(_) => 3,
+    };
+    match (a, b) {
+        (Finished::Int(a), Finished::Int(b)) => a.cmp(b),
+        (Finished::Float(a), Finished::Float(b)) => a.total_cmp(b),
+        (Finished::Int(a), Finished::Float(b)) => (*a as f64).total_cmp(b),
+        (Finished::Float(a), Finished::Int(b)) => a.total_cmp(&(*b as f64)),
+        (Finished::Text(a), Finished::Text(b)) => a.cmp(b),
+        (Finished::List(a), Finished::List(b)) => a.partial_cmp(b).unwrap_or(Ordering::Equal),
+        _ => rank(a).cmp(&rank(b)),
+    }
+}

@@ -1,0 +1,129 @@
+//! A query that can be answered: every name resolved against the catalog, every value of its column's type, every
+//! time on a boundary of the grain.
+//!
+//! Nothing downstream checks a request again; a [`Query`] only exists for requests without a fault.
+
+pub mod buckets;
+pub mod filter;
+mod parse;
+
+pub use parse::Limits;
+
+use buckets::Buckets;
+use filter::{Filter, Test};
+use shared_model::aggregate::Aggregate;
+use shared_model::event::Value;
+use shared_model::metric::{KeyColumn, Metric};
+use shared_model::time::Interval;
+use shared_model::view;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A valid query.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// The answer's value columns; at least one. A top-k stands alone.
+    pub columns: Vec<Column>,
+    /// The formula that the columns are of, if it was asked for by name.
+    pub formula: Option<String>,
+    /// The key columns to group by, all of them in every metric's key.
+    pub group_by: Vec<KeyColumn>,
+    /// All must pass.
+    pub filters: Vec<Filter>,
+    /// Event time, half-open; both ends on boundaries of every metric's grain.
+    pub span: Interval,
+    /// How the span is cut.
+    pub buckets: Buckets,
+    /// What to sort by first; ties fall to bucket, key, rank.
+    pub order: Vec<Order>,
+    /// The most rows to return.
+    pub limit: usize,
+    /// How many rows to pass over.
+    pub offset: usize,
+    /// How many items of a top-k; the metric's own number unless asked otherwise.
+    pub k: usize,
+    /// Whether an incomplete answer is an error.
+    pub strict: bool,
+    /// The run whose batch view alone is asked for.
+    pub at_run: Option<i64>,
+}
+
+/// One value column.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name in the answer.
+    pub name: String,
+    /// The metric that fills it.
+    pub metric: Arc<Metric>,
+    /// For each column of `group_by`, its place in the metric's key.
+    pub group: Vec<usize>,
+    /// For each filter, what it is applied to.
+    pub tested: Vec<Part>,
+}
+
+/// A part of a cell's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A `by` column, by its place.
+    By(usize),
+    /// The item of a top-k.
+    Item,
+}
+
+/// One sort key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// What by.
+    pub by: OrderBy,
+    /// Greatest first.
+    pub desc: bool,
+}
+
+/// What rows can be sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderBy {
+    /// The bucket's start.
+    Bucket,
+    /// A column of `group_by`, by its place.
+    Key(usize),
+    /// A value column, by its place.
+    Value(usize),
+    /// The rank of a top-k's item.
+    Rank,
+    /// The item of a top-k.
+    Item,
+}
+
+/// More pinned keys than this are not worth telling their groups apart.
+const MAX_PINNED: usize = 256;
+
+impl Query {
+    /// Whether the one column is a top-k, whose rows are ranked items.
+    pub fn ranked(&self) -> bool {
+        matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })
+    }
+
+    /// The groups of each partition that can hold a cell of `column`, where the filters pin its whole key by equality;
+    /// `None`: any group can.
+    pub fn groups_of(&self, column: &Column, groups: u32) -> Option<BTreeSet<u32>> {
+        let mut keys: Vec<Vec<u8>> = vec![Vec::new()];
+        for place in 0..column.metric.by.len() {
+            let pinned = |(filter, part): (&Filter, &Part)| match &filter.test {
+                Test::In(values) if *part == Part::By(place) => Some(values.clone()),
+                Test::IsNull if *part == Part::By(place) => Some(vec![Value::Null]),
+                _ => None,
+            };
+            let values = self.filters.iter().zip(&column.tested).find_map(pinned)?;
+            if values.len() * keys.len() > MAX_PINNED {
+                return None;
+            }
+            let extend = |key: &Vec<u8>, value: &Value| {
+                let mut key = key.clone();
+                value.encode(&mut key);
+                key
+            };
+            keys = keys.iter().flat_map(|key| values.iter().map(move |value| extend(key, value))).collect();
+        }
+        Some(keys.iter().map(|key| view::group_of(key, groups)).collect())
+    }
+}

@@ -1,0 +1,70 @@
+//! The realtime view in memory: the reference that tests hold the real one against.
+
+use super::{Group, RealtimeError, RealtimeView, Want};
+use futures::future::BoxFuture;
+use shared_model::offsets::TopicPartition;
+use shared_model::view::{Header, Mark, Slice};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Groups by key, and marks; `None`: out of reach.
+#[derive(Debug)]
+pub struct MemoryRealtimeView(Mutex<Option<Held>>);
+
+#[derive(Debug, Default, Clone)]
+struct Held {
+    groups: BTreeMap<String, Group>,
+    marks: BTreeMap<TopicPartition, Mark>,
+}
+
+impl Default for MemoryRealtimeView {
+    fn default() -> MemoryRealtimeView {
+        MemoryRealtimeView(Mutex::new(Some(Held::default())))
+    }
+}
+
+impl MemoryRealtimeView {
+    fn with<T>(&self, read: impl FnOnce(&mut Option<Held>) -> T) -> T {
+        read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts a group with its segments.
+    pub fn put(&self, key: &str, header: &Header, segments: Vec<(Slice, Vec<u8>)>) {
+        self.put_group(key, Group { header: header.to_json().into_bytes(), segments, unknown: Vec::new() });
+    }
+
+    /// Puts a group as it is, valid or not.
+    pub fn put_group(&self, key: &str, group: Group) {
+        self.with(|held| held.get_or_insert_default().groups.insert(key.to_owned(), group));
+    }
+
+    /// Puts a partition's mark.
+    pub fn put_mark(&self, tp: &TopicPartition, mark: Mark) {
+        self.with(|held| held.get_or_insert_default().marks.insert(tp.clone(), mark));
+    }
+
+    /// Puts it out of reach.
+    pub fn fail(&self) {
+        self.with(|held| *held = None);
+    }
+}
+
+impl RealtimeView for MemoryRealtimeView {
+    fn group<'a>(
+        &'a self,
+        key: &'a str,
+        _want: Want,
+    ) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+        let found = self.with(|held| held.as_ref().map(|held| held.groups.get(key).cloned()));
+        Box::pin(async move { found.ok_or_else(out_of_reach) })
+    }
+
+    fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>> {
+        let found = self.with(|held| held.as_ref().map(|held| held.marks.clone()));
+        Box::pin(async move { found.ok_or_else(out_of_reach) })
+    }
+}
+
+fn out_of_reach() -> RealtimeError {
+    RealtimeError("it was put out of reach".to_owned())
+}

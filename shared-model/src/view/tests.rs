@@ -1,0 +1,116 @@
+//! Segments round-trip whatever their cells, and hostile ones are refused.
+
+use super::*;
+use crate::laws;
+use proptest::prelude::*;
+
+/// A metric version for each aggregate, and cells of them.
+fn segments() -> impl Strategy<Value = (BTreeMap<MetricVersion, Aggregate>, Cells)> {
+    let key = || prop::collection::vec(any::<u8>(), 0..6);
+    let cases = prop::collection::vec(
+        (any::<u64>(), laws::cases(), prop::collection::vec((key(), any::<i64>()), 0..4)),
+        0..4,
+    );
+    cases.prop_map(|drawn| {
+        let (mut aggregates, mut cells) = (BTreeMap::new(), Cells::new());
+        for (version, case, ids) in drawn {
+            let version = MetricVersion(version);
+            let state = laws::fold(&case.aggregate, &case.values);
+            let id = |(key, bucket): (Vec<u8>, Millis)| CellId { version, key: key.into(), bucket };
+            cells.extend(ids.into_iter().map(|drawn| (id(drawn), state.clone())));
+            aggregates.insert(version, case.aggregate);
+        }
+        (aggregates, cells)
+    })
+}
+
+fn unpacked(bytes: &[u8], aggregates: &BTreeMap<MetricVersion, Aggregate>) -> Result<Cells, CodecError> {
+    let mut cells = Cells::new();
+    unpack(
+        bytes,
+        |version| aggregates.get(&version),
+        |version, key, bucket, state| {
+            cells.insert(CellId { version, key: key.into(), bucket }, state);
+            Ok(())
+        },
+    )?;
+    Ok(cells)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn segments_round_trip((aggregates, cells) in segments()) {
+        prop_assert_eq!(unpacked(&pack(&cells), &aggregates), Ok(cells));
+    }
+
+    #[test]
+    fn unknown_versions_are_passed_over((mut aggregates, mut cells) in segments()) {
+        let bytes = pack(&cells);
+        if let Some((version, _)) = aggregates.pop_first() {
+            cells.retain(|id, _| id.version != version);
+        }
+        prop_assert_eq!(unpacked(&bytes, &aggregates), Ok(cells));
+    }
+
+    #[test]
+    fn a_turned_bit_or_a_cut_never_panics((aggregates, cells) in segments(), at: prop::sample::Index, bit in 0..8) {
+        let mut bytes = pack(&cells);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let _ = unpacked(&bytes, &aggregates);
+        let _ = unpacked(&bytes[..at], &aggregates);
+    }
+
+    #[test]
+    fn hostile_bytes_never_panic(aggregate in laws::aggregates(), mut bytes: Vec<u8>) {
+        let every_version = |_| Some(&aggregate);
+        let _ = unpack(&bytes, every_version, |_, _, _, _| Ok(()));
+        bytes.insert(0, SEGMENT_VERSION);
+        let _ = unpack(&bytes, every_version, |_, _, _, _| Ok(()));
+        let _ = Header::from_json(&bytes);
+    }
+}
+
+/// Counts and lengths that promise more than there is are refused before anything is allocated for them.
+#[test]
+fn promises_of_much_are_not_believed() {
+    let aggregate = Aggregate::Distinct;
+    let huge = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+    let version = [0; 8];
+    let refused = |parts: &[&[u8]]| {
+        let bytes = [&[SEGMENT_VERSION], parts.concat().as_slice()].concat();
+        assert!(unpack(&bytes, |_| Some(&aggregate), |_, _, _, _| Ok(())).is_err(), "{bytes:x?}");
+    };
+    refused(&[&version, &huge, &huge]);
+    refused(&[&version, &huge, &[0]]);
+    refused(&[&version, &[1], &[10], &huge, &[0]]);
+    // A cell with an empty key in bucket 0 and a distinct state of very many items.
+    refused(&[&version, &[1], &[13], &[0, 0, 0x16, 0], &huge]);
+}
+
+#[test]
+fn segment_fields_are_parsed_as_they_are_named() {
+    for slice in [Slice::Epoch(-3), Slice::Epoch(2_443_110), Slice::Pane(0), Slice::Pane(1_465_876_800_000)] {
+        assert_eq!(parse_segment_field(&segment_field(slice, 17)), Some((slice, 17)));
+    }
+    for field in ["", "h", "f", "o", "e1", "e:1", "x1:1", "e1:-1", "é1:1", "p1:2:3"] {
+        assert_eq!(parse_segment_field(field), None, "{field}");
+    }
+}
+
+#[test]
+fn groups_are_even_and_within_range() {
+    let mut sizes = [0u32; 7];
+    (0..7000u32).for_each(|n| sizes[group_of(&n.to_be_bytes(), 7) as usize] += 1);
+    assert!(sizes.iter().all(|size| (850..1150).contains(size)), "{sizes:?}");
+}
+
+#[test]
+fn a_newer_header_is_refused() {
+    let newer =
+        br#"{"v":2,"incarnation":1,"to":0,"clock":0,"trusted":null,"watermark":null,"panes_from":null,
+        "cuts":[],"metrics":{},"seq":0}"#;
+    assert!(Header::from_json(newer).is_err());
+}

@@ -1,0 +1,79 @@
+#!lua name=tidemark_1
+-- The functions that guard a group (one hash: h = header, f = fence, o = owner, e*/p* = segments).
+-- They check, then only write bytes: no arithmetic on stored values. A function that runs out of memory is refused
+-- by Redis before it starts, and nothing after the last check can fail, so each write happens whole or not at all.
+
+-- tm1_claim KEYS[1]=group ARGV[1]=token
+-- Makes the caller the owner, whoever was. Returns {header or false, fence or false, {field, length, ...}}.
+local function claim(keys, args)
+  local key = keys[1]
+  redis.call('HSET', key, 'o', args[1])
+  local segments = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    local kind = string.sub(field, 1, 1)
+    if kind == 'e' or kind == 'p' then
+      segments[#segments + 1] = field
+      segments[#segments + 1] = redis.call('HSTRLEN', key, field)
+    end
+  end
+  return { redis.call('HGET', key, 'h'), redis.call('HGET', key, 'f'), segments }
+end
+
+-- tm1_reset KEYS[1]=group ARGV[1]=token
+-- Empties the group for a rebuild; the owner stays.
+local function reset(keys, args)
+  local key = keys[1]
+  if redis.call('HGET', key, 'o') ~= args[1] then return 'OWNER' end
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'o', args[1])
+  return 'OK'
+end
+
+-- tm1_flush KEYS[1]=group ARGV = token, expected fence ('' = there must be none), new fence, new header,
+--   n, n times (field, value), then fields to delete
+-- Returns OK, DONE (this very write is stored already), OWNER or FENCE (refused; nothing was written).
+local function flush(keys, args)
+  local key, token, expected, fence, header, n = keys[1], args[1], args[2], args[3], args[4], tonumber(args[5])
+  if redis.call('HGET', key, 'o') ~= token then return 'OWNER' end
+  local stored = redis.call('HGET', key, 'f')
+  if stored == fence then return 'DONE' end
+  if (stored or '') ~= expected then return 'FENCE' end
+  local at = 6
+  for _ = 1, n do
+    redis.call('HSET', key, args[at], args[at + 1])
+    at = at + 2
+  end
+  for i = at, #args do redis.call('HDEL', key, args[i]) end
+  redis.call('HSET', key, 'h', header, 'f', fence)
+  return 'OK'
+end
+
+-- tm1_read KEYS[1]=group ARGV[1] = 'h' (header alone), 'e' or 'p' (header and the segments of that kind)
+-- Returns {header or false, field, value, ...}: one consistent state of the group.
+local function read(keys, args)
+  local key, kind = keys[1], args[1]
+  local out = { redis.call('HGET', key, 'h') }
+  if kind == 'h' then return out end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, 1) == kind then
+      out[#out + 1] = field
+      out[#out + 1] = redis.call('HGET', key, field)
+    end
+  end
+  return out
+end
+
+-- tm1_lease KEYS[1]=lease ARGV = token, milliseconds
+-- Takes or renews a lease; returns 1 if the caller holds it now.
+local function lease(keys, args)
+  local holder = redis.call('GET', keys[1])
+  if holder and holder ~= args[1] then return 0 end
+  redis.call('SET', keys[1], args[1], 'PX', args[2])
+  return 1
+end
+
+redis.register_function('tm1_claim', claim)
+redis.register_function('tm1_reset', reset)
+redis.register_function('tm1_flush', flush)
+redis.register_function('tm1_lease', lease)
+redis.register_function { function_name = 'tm1_read', callback = read, flags = { 'no-writes' } }

@@ -1,0 +1,319 @@
+//! One group in memory: its header as stored, the cells that wait, and the index of what is stored.
+//!
+//! A write follows exactly the stored position (its fence), and is kept until Redis has confirmed it: a retry sends
+//! the same bytes. Every write has a fence of its own, so that a late copy of one can never be taken for another.
+
+use crate::compaction::{self, Segments};
+use crate::counters::{self, Deltas, Plan};
+use crate::flush::Found;
+use crate::window;
+use shared_model::catalog::Layout;
+use shared_model::codec::CodecError;
+use shared_model::epoch::TrustedTime;
+use shared_model::tidemark::Cut;
+use shared_model::time::Millis;
+use shared_model::view::{self, Cells, HEADER_VERSION, Header, Slice};
+use std::collections::BTreeMap;
+
+/// What a claim found: the header, and the stored segments with their lengths.
+#[derive(Debug, Clone)]
+pub(crate) struct Claimed {
+    /// The header, or why there is none.
+    pub(crate) found: Found,
+    /// Stored segments.
+    pub(crate) segments: Vec<(Slice, u64, usize)>,
+}
+
+/// Where a partition's fold stands: what a write says of the log below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The next offset.
+    pub(crate) to: i64,
+    /// The ingest clock below it.
+    pub(crate) clock: Millis,
+    /// The trusted event time below it.
+    pub(crate) trusted: TrustedTime,
+    /// The watermark below it.
+    pub(crate) watermark: Option<Millis>,
+}
+
+/// What need no longer be kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Expired {
+    /// Panes that start before this.
+    pub(crate) panes_below: Option<Millis>,
+    /// Epochs below this one, and offsets of gaps below its cut.
+    pub(crate) epochs_below: Option<(i64, i64)>,
+}
+
+/// One fenced write: the same bytes at every try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    /// The fence that must be stored; empty: none.
+    pub(crate) expected: String,
+    /// The header after it.
+    pub(crate) header: Header,
+    /// Segments to store.
+    pub(crate) segments: Vec<(Slice, Vec<u8>)>,
+    /// Segments to delete.
+    pub(crate) deletes: Vec<(Slice, u64)>,
+}
+
+/// Segments that were read back to be merged into one.
+pub(crate) struct Merge {
+    /// Their slice.
+    pub(crate) slice: Slice,
+    /// Their numbers.
+    pub(crate) seqs: Vec<u64>,
+    /// Their merged cells.
+    pub(crate) cells: Cells,
+}
+
+/// One group of one partition.
+pub(crate) struct Group {
+    /// Its Redis key.
+    pub(crate) key: String,
+    /// The header as it is stored, or as it would be before the first write.
+    header: Header,
+    stored: bool,
+    segments: BTreeMap<Slice, Segments>,
+    deltas: Deltas,
+    /// Cuts that the fold has passed since the last write.
+    passed: Vec<(i64, i64)>,
+    /// Whether the log had a hole here and no event has come since: what panes lack is not known yet.
+    after_gap: bool,
+    in_flight: Option<Write>,
+}
+
+impl Group {
+    /// Goes on with a group as stored. Metric versions that the plan doesn't know are no longer vouched for.
+    pub(crate) fn resume(key: String, mut header: Header, segments: &[(Slice, u64, usize)], plan: &Plan) -> Group {
+        let known: Vec<_> = plan.versions().collect();
+        header.metrics.retain(|version, _| known.contains(version));
+        let mut group = Group::empty(key, header, true);
+        for &(slice, seq, length) in segments {
+            group.segments.entry(slice).or_default().insert(seq, length);
+        }
+        group
+    }
+
+    /// Starts a group anew at a tidemark's cut; `panes` is the cut from which panes are folded, at or below it.
+    pub(crate) fn rebuild(
+        key: String,
+        incarnation: u64,
+        cut: &Cut,
+        panes: &Cut,
+        panes_from: Option<Millis>,
+        plan: &Plan,
+    ) -> Group {
+        let header = Header {
+            v: HEADER_VERSION,
+            incarnation,
+            to: panes.offset,
+            clock: panes.clock,
+            trusted: panes.trusted.clone(),
+            watermark: None,
+            panes_from,
+            cuts: vec![(cut.epoch, cut.offset)],
+            metrics: plan.versions().map(|version| (version, cut.offset)).collect(),
+            seq: 0,
+            gaps: Vec::new(),
+        };
+        Group::empty(key, header, false)
+    }
+
+    fn empty(key: String, header: Header, stored: bool) -> Group {
+        let (segments, deltas) = (BTreeMap::new(), Deltas::default());
+        Group { key, header, stored, segments, deltas, passed: Vec::new(), after_gap: false, in_flight: None }
+    }
+
+    /// The header as stored.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Whether Redis has the group.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    /// The first offset that the group doesn't hold yet.
+    pub(crate) fn folds_from(&self) -> i64 {
+        self.header.to
+    }
+
+    /// Whether a record at `offset`, which the group doesn't hold yet, belongs to its view cells too, not to panes
+    /// alone.
+    pub(crate) fn views(&self, offset: i64) -> bool {
+        self.header.cuts.first().is_some_and(|&(_, from)| from <= offset)
+    }
+
+    /// The cells that wait.
+    pub(crate) fn deltas(&mut self) -> &mut Deltas {
+        &mut self.deltas
+    }
+
+    /// About how much memory waits.
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        (self.deltas.len(), self.deltas.bytes())
+    }
+
+    /// Takes in that `epoch` begins at `offset`.
+    pub(crate) fn pass(&mut self, epoch: i64, offset: i64) {
+        let newest = self.passed.last().or(self.header.cuts.last()).map_or(i64::MIN, |&(epoch, _)| epoch);
+        if offset >= self.folds_from() && self.views(offset) && epoch > newest {
+            self.passed.push((epoch, offset));
+        }
+    }
+
+    /// The cuts, those that wait included.
+    pub(crate) fn cuts(&self) -> Vec<(i64, i64)> {
+        self.header.cuts.iter().chain(&self.passed).copied().collect()
+    }
+
+    /// Takes in that the log no longer has the offsets up to `to` that the group still needs.
+    pub(crate) fn lose(&mut self, to: i64) {
+        if self.header.to < to {
+            self.header.gaps.push((self.header.to, to));
+            self.after_gap = true;
+        }
+    }
+
+    /// Takes in that an event has come: after a gap, panes are whole again from some leap beyond it.
+    pub(crate) fn event_came(&mut self, trusted: Option<Millis>, leap: Millis, layout: &Layout) {
+        if self.after_gap {
+            self.after_gap = false;
+            self.header.panes_from =
+                trusted.map(|newest| window::pane_from(newest.saturating_add(leap), layout.pane) + layout.pane);
+        }
+    }
+
+    /// What to read back and merge at the next write.
+    pub(crate) fn to_merge(&self, open_epoch: i64, expired: &Expired) -> Option<(Slice, Vec<u64>)> {
+        let kept = self.segments.iter().filter(|(slice, _)| !expired.has(**slice));
+        kept.filter_map(|(&slice, segments)| Some((slice, compaction::choose(slice, segments, open_epoch)?))).next()
+    }
+
+    /// Whether there is something to write, beside a new position.
+    pub(crate) fn has_work(&self, open_epoch: i64, expired: &Expired) -> bool {
+        self.in_flight.is_some()
+            || self.deltas.len() > 0
+            || !self.passed.is_empty()
+            || !self.stored
+            || self.segments.keys().any(|&slice| expired.has(slice))
+            || self.to_merge(open_epoch, expired).is_some()
+    }
+
+    /// Whether the group ends elsewhere than the fold.
+    pub(crate) fn is_behind(&self, position: &Position) -> bool {
+        self.header.to < position.to || self.header.clock < position.clock
+    }
+
+    /// The write that is not confirmed yet, or a new one that brings the group to `position`.
+    pub(crate) fn write(
+        &mut self,
+        position: &Position,
+        expired: &Expired,
+        merge: Option<Merge>,
+    ) -> Result<&Write, CodecError> {
+        if self.in_flight.is_none() {
+            self.in_flight = Some(self.next_write(position, expired, merge)?);
+        }
+        Ok(self.in_flight.as_ref().expect("set above"))
+    }
+
+    /// The write that is not confirmed yet.
+    pub(crate) fn in_flight(&self) -> Option<&Write> {
+        self.in_flight.as_ref()
+    }
+
+    fn next_write(
+        &mut self,
+        position: &Position,
+        expired: &Expired,
+        merge: Option<Merge>,
+    ) -> Result<Write, CodecError> {
+        let expected = if self.stored { self.header.fence() } else { String::new() };
+        let mut header = self.header.clone();
+        header.seq += 1;
+        header.to = position.to.max(header.to);
+        header.clock = position.clock;
+        header.trusted = position.trusted.clone();
+        header.watermark = position.watermark;
+        header.cuts.append(&mut self.passed);
+        expired.trim(&mut header);
+        if self.after_gap {
+            header.panes_from = Some(Millis::MAX);
+        }
+        let mut deletes: Vec<(Slice, u64)> = Vec::new();
+        for (&slice, segments) in self.segments.iter().filter(|(slice, _)| expired.has(**slice)) {
+            deletes.extend(segments.keys().map(|&seq| (slice, seq)));
+        }
+        let mut slices: BTreeMap<Slice, Cells> = self.deltas.take().into_iter().collect();
+        slices.retain(|&slice, _| !expired.has(slice));
+        if let Some(Merge { slice, seqs, cells }) = merge {
+            deletes.extend(seqs.into_iter().map(|seq| (slice, seq)));
+            merge_cells(slices.entry(slice).or_default(), cells)?;
+        }
+        let segments = slices.into_iter().filter(|(_, cells)| !cells.is_empty());
+        let segments = segments.map(|(slice, cells)| (slice, view::pack(&cells))).collect();
+        Ok(Write { expected, header, segments, deletes })
+    }
+
+    /// Takes in that the write in flight is stored.
+    pub(crate) fn confirm(&mut self) {
+        let Some(write) = self.in_flight.take() else { return };
+        for (slice, seq) in &write.deletes {
+            if let Some(segments) = self.segments.get_mut(slice) {
+                segments.remove(seq);
+            }
+        }
+        self.segments.retain(|_, segments| !segments.is_empty());
+        for (slice, bytes) in &write.segments {
+            self.segments.entry(*slice).or_default().insert(write.header.seq, bytes.len());
+        }
+        self.header = write.header;
+        self.stored = true;
+    }
+}
+
+/// Merges cells into others.
+fn merge_cells(into: &mut Cells, cells: Cells) -> Result<(), CodecError> {
+    for (id, state) in cells {
+        match into.get_mut(&id) {
+            Some(cell) => cell.merge(&state)?,
+            None => {
+                into.insert(id, state);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Merge {
+    /// Merges the bytes of segments that were read back.
+    pub(crate) fn of(plan: &Plan, slice: Slice, seqs: Vec<u64>, stored: &[Vec<u8>]) -> Result<Merge, CodecError> {
+        let mut cells = Cells::new();
+        counters::merge_segments(plan, stored.iter().map(Vec::as_slice), &mut cells)?;
+        Ok(Merge { slice, seqs, cells })
+    }
+}
+
+impl Expired {
+    /// Whether a slice need no longer be kept.
+    pub(crate) fn has(&self, slice: Slice) -> bool {
+        match slice {
+            Slice::Pane(start) => self.panes_below.is_some_and(|oldest| start < oldest),
+            Slice::Epoch(epoch) => self.epochs_below.is_some_and(|(oldest, _)| epoch < oldest),
+        }
+    }
+
+    /// Lets go of the cuts and gaps below the oldest epoch, but for the cut at which that epoch begins.
+    fn trim(&self, header: &mut Header) {
+        let Some((oldest, offset)) = self.epochs_below else { return };
+        if let Some(first) = header.cuts.iter().position(|&(epoch, _)| epoch >= oldest) {
+            header.cuts.drain(..first);
+        }
+        header.gaps.retain(|&(_, to)| to > offset);
+    }
+}

@@ -1,0 +1,242 @@
+//! One partition: where its groups start, and the fold of its log into them.
+//!
+//! Pure: given the claimed groups, the tidemark's cut and the log's records in offset order, what the groups hold is
+//! determined. Every group takes in exactly the records from its own end on, however many times the log is re-read.
+
+use crate::counters::Plan;
+use crate::decode::{Payload, Record};
+use crate::dedup::Dedup;
+use crate::flush::{self, Found, Start, Why};
+use crate::group::{Claimed, Group, Position};
+use crate::window;
+use shared_model::catalog::{Bounds, Stream};
+use shared_model::epoch::{EventClockRule, IngestClock, TrustedTime};
+use shared_model::event::{self, Event, Reject};
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::Cut;
+use shared_model::time::Millis;
+use shared_model::view::{self, Slice};
+use std::sync::Arc;
+
+/// From where a rebuilt group's panes are folded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PaneStart {
+    /// The cut to start reading at, at or below the tidemark's.
+    pub(crate) cut: Cut,
+    /// Panes that start at or after this are whole; `None`: all are.
+    pub(crate) panes_from: Option<Millis>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It lies below what any group needs: remembered for recognising repeats alone, or seen before.
+    Below,
+    /// A tick.
+    Tick,
+    /// A first delivery.
+    Counted,
+    /// A repeat.
+    Repeat,
+    /// Not countable. `report`: no group had passed it before, so its dead letter may not be written yet.
+    Rejected {
+        /// Why.
+        reject: Reject,
+        /// Whether it is to be dead-lettered.
+        report: bool,
+    },
+}
+
+/// The fold of one partition.
+pub(crate) struct Partition {
+    /// Which one.
+    pub(crate) tp: TopicPartition,
+    plan: Arc<Plan>,
+    groups: Vec<Group>,
+    clock: IngestClock,
+    trusted: TrustedTime,
+    /// The next offset to fold.
+    next: i64,
+    /// Rejects below are dead-lettered already.
+    report_from: i64,
+    dedup: Dedup,
+    /// Panes that start before this are expired.
+    oldest_pane: Option<Millis>,
+    key: Vec<u8>,
+    name: Vec<u8>,
+}
+
+impl Partition {
+    /// Starts at a tidemark's cut with its groups as claimed. `log_start` is the first offset that the log still has;
+    /// `random` draws incarnations. Says for each rebuilt group why.
+    pub(crate) fn start(
+        tp: &TopicPartition,
+        plan: &Arc<Plan>,
+        claimed: Vec<Claimed>,
+        cut: &Cut,
+        panes: &PaneStart,
+        log_start: i64,
+        mut random: impl FnMut() -> u64,
+    ) -> (Partition, Vec<(usize, Why)>) {
+        let mut rebuilt = Vec::new();
+        let mut groups = Vec::with_capacity(claimed.len());
+        for (number, claimed) in claimed.into_iter().enumerate() {
+            let key = view::group_key(tp, number as u32, plan.layout.groups);
+            groups.push(match (flush::start(&claimed.found, cut, plan.versions()), claimed.found) {
+                (Start::Resume, Found::Group(header)) => Group::resume(key, header, &claimed.segments, plan),
+                (start, _) => {
+                    let why = if let Start::Rebuild(why) = start { why } else { Why::Missing };
+                    rebuilt.push((number, why));
+                    Group::rebuild(key, random(), cut, &panes.cut, panes.panes_from, plan)
+                }
+            });
+        }
+        let first = groups.iter().min_by_key(|group| group.folds_from()).map(|group| group.header().clone());
+        let first = first.expect("a layout has at least one group");
+        let report_from = groups.iter().filter(|group| group.is_stored()).map(Group::folds_from).max();
+        groups.iter_mut().for_each(|group| group.lose(log_start));
+        let partition = Partition {
+            tp: tp.clone(),
+            plan: plan.clone(),
+            clock: IngestClock(first.clock),
+            trusted: first.trusted,
+            next: first.to.max(log_start),
+            report_from: report_from.unwrap_or(cut.offset),
+            dedup: Dedup::new(plan.stream.dedup_horizon),
+            oldest_pane: None,
+            groups,
+            key: Vec::new(),
+            name: Vec::new(),
+        };
+        (partition, rebuilt)
+    }
+
+    /// The offset to read from: as far below the first needed one as repeats are recognised.
+    pub(crate) fn read_from(&self, log_start: i64) -> i64 {
+        (self.next - self.plan.stream.dedup_horizon).max(log_start)
+    }
+
+    /// Takes in the record at the next offset that the log has.
+    pub(crate) fn take(&mut self, record: &Record<'_>) -> Taken {
+        if record.offset < self.next {
+            self.remember(record);
+            return Taken::Below;
+        }
+        let before = self.epoch();
+        let append_time = record.append_time.map_or(self.clock.0, |time| {
+            self.clock.observe(time);
+            time
+        });
+        let epoch = self.epoch();
+        if epoch > before {
+            self.groups.iter_mut().for_each(|group| group.pass(epoch, record.offset));
+        }
+        self.next = record.offset + 1;
+        let rule = self.plan.stream.event_clock();
+        let bytes = match record.payload {
+            Payload::Tick => {
+                self.trusted.observe_tick(rule, append_time);
+                return Taken::Tick;
+            }
+            Payload::Value(bytes) => bytes,
+        };
+        match event::decode(&self.plan.stream, &self.tp, record.offset, append_time, bytes) {
+            Err(reject) => Taken::Rejected { reject, report: record.offset >= self.report_from },
+            Ok(event) => {
+                self.trusted.observe(rule, event.time, append_time);
+                let newest = self.trusted.newest;
+                let leap = longest_leap(&self.plan.stream);
+                let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= record.offset);
+                fresh.for_each(|group| group.event_came(newest, leap, &self.plan.layout));
+                if self.dedup.is_repeat(event.identity, record.offset) {
+                    return Taken::Repeat;
+                }
+                self.fold(&event, record.offset, epoch);
+                Taken::Counted
+            }
+        }
+    }
+
+    /// A record below the fold's start: only its identity matters.
+    fn remember(&mut self, record: &Record<'_>) {
+        if let Payload::Value(bytes) = record.payload {
+            let append_time = record.append_time.unwrap_or(self.clock.0);
+            if let Ok(event) = event::decode(&self.plan.stream, &self.tp, record.offset, append_time, bytes) {
+                self.dedup.is_repeat(event.identity, record.offset);
+            }
+        }
+    }
+
+    fn fold(&mut self, event: &Event, offset: i64, epoch: i64) {
+        let Partition { plan, groups, key, name, oldest_pane, .. } = self;
+        let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
+        let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
+        plan.fold(event, key, |group, metric, binding, key| {
+            let group = &mut groups[group as usize];
+            if offset < group.folds_from() {
+                return;
+            }
+            if metric.window.is_some() && in_window {
+                let cell = group.deltas().cell(Slice::Pane(pane), metric, pane, key, name);
+                binding.add(&event.values, cell);
+            }
+            if group.views(offset) {
+                let bucket = metric.grain.bucket(event.time);
+                let cell = group.deltas().cell(Slice::Epoch(epoch), metric, bucket, key, name);
+                binding.add(&event.values, cell);
+            }
+        });
+    }
+
+    /// Panes that start before `oldest` are no longer folded.
+    pub(crate) fn expire_panes(&mut self, oldest: Option<Millis>) {
+        self.oldest_pane = self.oldest_pane.max(oldest);
+    }
+
+    /// Where the fold stands.
+    pub(crate) fn position(&self) -> Position {
+        let watermark = self.trusted.newest.map(|newest| newest.saturating_sub(self.plan.stream.lateness));
+        Position { to: self.next, clock: self.clock.0, trusted: self.trusted.clone(), watermark }
+    }
+
+    /// The epoch in which the fold stands.
+    pub(crate) fn epoch(&self) -> i64 {
+        self.plan.layout.epoch.epoch(self.clock.0)
+    }
+
+    /// The groups.
+    pub(crate) fn groups(&mut self) -> &mut Vec<Group> {
+        &mut self.groups
+    }
+
+    /// Cells and bytes that wait, over all groups.
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        self.groups.iter().map(Group::pending).fold((0, 0), |(c, b), (cells, bytes)| (c + cells, b + bytes))
+    }
+
+    /// How many identities are remembered.
+    pub(crate) fn remembered(&self) -> usize {
+        self.dedup.len()
+    }
+
+    /// The lowest position that is stored in all groups.
+    pub(crate) fn stored_to(&self) -> i64 {
+        self.groups.iter().map(Group::folds_from).min().unwrap_or(self.next)
+    }
+}
+
+/// How far a record's event time may lie ahead of the newest trusted one and still be near enough to count on.
+pub(crate) fn longest_leap(stream: &Stream) -> Millis {
+    match (stream.event_clock(), stream.bounds) {
+        (EventClockRule::Replay { leap }, _) => leap,
+        (EventClockRule::Live, Bounds::Relative { future, .. }) => future,
+        (EventClockRule::Live, Bounds::Fixed(_)) => 0,
+    }
+}
+
+/// The pane start that an older cut gives: panes that begin a leap beyond its newest trusted time are whole.
+pub(crate) fn pane_start(cut: Cut, is_first: bool, stream: &Stream, pane: Millis) -> PaneStart {
+    let whole = |newest: Millis| window::pane_from(newest.saturating_add(longest_leap(stream)), pane) + pane;
+    let panes_from = if is_first { None } else { cut.trusted.newest.map(whole) };
+    PaneStart { cut, panes_from }
+}
