@@ -1,2 +1,24 @@
-//! Placeholder.
-fn main() {}
+//! The layers as the tests start them: this binary, re-executed as each of them.
+
+use std::process::ExitCode;
+
+/// The only place that reads the clock.
+#[allow(clippy::disallowed_methods)]
+fn now() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match local::layers::run_as(std::env::args_os().collect(), now).await {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("error: the first argument must be one of {:?}", local::layers::NAMES);
+            ExitCode::FAILURE
+        }
+    }
+}

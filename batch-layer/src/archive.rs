@@ -8,21 +8,28 @@
 //! 16 MiB that the Kafka client fetches ahead and the one segment being encoded.
 
 pub mod boundary;
+mod buffer;
 mod consume;
 mod fold;
+#[cfg(test)]
+mod laws;
 pub mod manifest;
 mod partition;
+#[cfg(test)]
+pub(crate) mod samples;
+mod seal;
 mod segment;
 pub mod store;
 pub mod sweep;
 
 pub use boundary::next_tidemark;
-pub use fold::Limits;
+pub use buffer::Limits;
 pub use manifest::{ImportManifest, Manifest};
 pub use segment::SYSTEM_COLUMNS;
 pub use store::Store;
 
-pub(crate) use segment::{RejectedRow, Row, write, write_rejects};
+pub(crate) use buffer::{Batch, Buffers};
+pub(crate) use segment::{Files, RejectedRow, Row};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
@@ -124,8 +131,8 @@ impl Advanced {
 pub async fn advance(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>, until: Until) -> Result<Advanced> {
     let found = partition::discover(ctx, from).await?;
     let mut advanced = Advanced { waiting: found.waiting, held: found.held, ..Advanced::default() };
-    let walked: Vec<partition::Chain> = futures::stream::iter(found.starts)
-        .map(|(tp, start)| partition::walk(&ctx.store, tp, start))
+    let walked: Vec<seal::Chain> = futures::stream::iter(found.starts)
+        .map(|(tp, start)| seal::walk(&ctx.store, tp, start))
         .buffered(16)
         .try_collect()
         .await?;
@@ -146,7 +153,7 @@ pub async fn advance(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>, until
 }
 
 impl Advanced {
-    fn take(&mut self, chain: partition::Chain, held: Option<String>) {
+    fn take(&mut self, chain: seal::Chain, held: Option<String>) {
         if let Some(reason) = held {
             self.held.insert(chain.tp.clone(), reason);
         }

@@ -13,6 +13,7 @@ use crate::query::Column;
 use crate::query::filter::Filter;
 use futures::future::BoxFuture;
 use shared_model::metric::Metric;
+use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Interval};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +84,17 @@ pub struct VersionOf {
     pub partial: bool,
 }
 
+/// Offsets that never reached the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The partition.
+    pub tp: TopicPartition,
+    /// The offsets.
+    pub range: OffsetRange,
+    /// Why.
+    pub cause: String,
+}
+
 /// What rows are wanted of one metric.
 #[derive(Debug)]
 pub struct Scan<'a> {
@@ -124,6 +136,9 @@ pub trait Snapshot: Send {
         span: Interval,
         at_generation: Option<i64>,
     ) -> BoxFuture<'a, Result<Versions, BatchError>>;
+
+    /// Ranges of offsets that the log had lost before they were archived: the batch view lacks them for good.
+    fn lost(&mut self, at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>>;
 
     /// Hands each row to `each` until it refuses one; that refusal is returned inside.
     fn rows<'a>(

@@ -4,6 +4,7 @@
 //! A group counts only where it places the tidemark's boundary at the tidemark's own offset. Whatever can't be
 //! promised becomes a reason; an answer without reasons is complete up to its `as_of`.
 
+use crate::batch_view::Lost;
 use shared_model::catalog::Catalog;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
@@ -53,7 +54,9 @@ impl Coverage {
         metrics: &[&Metric],
     ) -> bool {
         let below = batch_reach(catalog, tp, cut);
-        let reach = header.map_or(Reach::Below, |header| reach(&header.cuts, cut));
+        // A group that is being rebuilt may not have reached the cut yet: its panes start earlier.
+        let reach =
+            header.filter(|header| header.to >= cut.offset).map_or(Reach::Below, |h| reach(&h.cuts, cut));
         let (Some(header), Reach::Covers) = (header, reach) else {
             if reach == Reach::Differs {
                 let why = "the realtime view was not cut where the tidemark is, and is left out until the speed \
@@ -79,9 +82,24 @@ impl Coverage {
         true
     }
 
+    /// Notes a group whose panes are read.
+    pub fn live(&mut self, tp: &TopicPartition, header: &Header) {
+        self.reached(tp, Reached { as_of: header.clock, watermark: header.watermark, caught_up: false });
+        self.groups += 1;
+    }
+
     /// Notes a partition of which only the batch view is read.
     pub fn batch_alone(&mut self, catalog: &Catalog, tp: &TopicPartition, cut: &Cut) {
         self.reached(tp, batch_reach(catalog, tp, cut));
+    }
+
+    /// Takes in offsets that never reached the archive.
+    pub fn lost(&mut self, catalog: &Catalog, metrics: &[&Metric], lost: &Lost) {
+        if metrics.iter().any(|metric| feeds(catalog, metric, &lost.tp)) {
+            let (range, tp) = (lost.range, &lost.tp);
+            let which = format!("{tp} offsets {} to {}: {}", range.from, range.to, lost.cause);
+            self.doubt_of("the log had lost records before they were archived", which);
+        }
     }
 
     /// Takes in what the owners last said of their partitions.
@@ -158,7 +176,8 @@ pub fn unknown_topics(
     metrics: &[&Metric],
     known: &BTreeSet<TopicPartition>,
 ) -> BTreeSet<String> {
-    let streams = metrics.iter().flat_map(|metric| &metric.bindings).filter_map(|b| catalog.stream(&b.stream));
+    let streams =
+        metrics.iter().flat_map(|metric| &metric.bindings).filter_map(|b| catalog.stream(&b.stream));
     let unknown = |topic: &&str| !known.iter().any(|tp| &*tp.topic == *topic);
     streams.map(|stream| &*stream.topic).filter(unknown).map(str::to_owned).collect()
 }
@@ -175,7 +194,8 @@ impl Reasons {
     fn texts(&self) -> Vec<String> {
         const NAMED: usize = 4;
         let text = |(reason, which): (&String, &BTreeMap<String, usize>)| {
-            let mut named: Vec<&str> = which.keys().map(String::as_str).filter(|which| !which.is_empty()).collect();
+            let mut named: Vec<&str> =
+                which.keys().map(String::as_str).filter(|which| !which.is_empty()).collect();
             let more = named.len().saturating_sub(NAMED);
             named.truncate(NAMED);
             match (named.is_empty(), more) {

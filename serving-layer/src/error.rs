@@ -3,6 +3,7 @@
 //! Every error leaves as one JSON shape, `{"error": {"code", "message", "details": [...]}}`; the text of an internal
 //! error is logged, never sent.
 
+use crate::batch_view::BatchError;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -79,6 +80,15 @@ pub enum ServeError {
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
+}
+
+impl From<BatchError> for ServeError {
+    fn from(error: BatchError) -> ServeError {
+        match error {
+            BatchError::Unavailable(cause) => ServeError::View { view: "the batch view", cause },
+            BatchError::Run(message) => ServeError::Run(message),
+        }
+    }
 }
 
 impl ServeError {

@@ -1,1 +1,51 @@
-//! Placeholder.
+//! The serving layer: answers queries by merging the batch view below the tidemark with the realtime view above it.
+//!
+//! It only reads. Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
+
+pub mod answer;
+pub mod batch_view;
+pub mod catalog_reply;
+pub mod config;
+pub mod coverage;
+pub mod error;
+mod http;
+pub mod live;
+pub mod merge;
+pub mod query;
+pub mod realtime_view;
+pub mod reply;
+pub mod router;
+pub mod service;
+pub mod telemetry;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Args, Command, ServeArgs};
+pub use service::{Service, run};
+pub use telemetry::{LogFormat, start_logging};
+
+use answer::Views;
+use anyhow::Context;
+use batch_view::PostgresBatchView;
+use realtime_view::RedisRealtimeView;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Does what the command line says, until done or told to stop.
+///
+/// # Errors
+/// Where the catalog, a URL or the address is wrong, or the stored layout is not the catalog's.
+pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Command::Serve(args) = args.command;
+    let catalog = Arc::new(service::read_catalog(&args.catalog)?);
+    let batch = PostgresBatchView::new(&args.postgres, args.postgres_connections)
+        .context("--postgres is no URL of a Postgres database")?;
+    let realtime = RedisRealtimeView::new(&args.redis).context("--redis is no URL of a Redis server")?;
+    let views =
+        Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
+    let listener = TcpListener::bind(&args.listen)
+        .await
+        .with_context(|| format!("listening on {} (--listen)", args.listen))?;
+    run(listener, Service::new(views), shutdown).await
+}

@@ -1,2 +1,22 @@
-//! Placeholder.
-fn main() {}
+//! The serving layer's program: reads arguments, starts the log, turns signals into a stop, and runs.
+
+use clap::Parser as _;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = serving_layer::Args::parse();
+    serving_layer::start_logging(args.log);
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        stop.cancel();
+    });
+    serving_layer::execute(args, shutdown).await
+}

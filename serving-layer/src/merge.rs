@@ -4,7 +4,7 @@
 //! order nor on which view they came from. Nothing is finished before everything is merged.
 
 use crate::query::{OrderBy, Part, Query};
-use shared_model::aggregate::{Aggregate, Finished, State};
+use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::time::Millis;
@@ -59,6 +59,8 @@ pub struct Rows {
     pub rows: Vec<Row>,
     /// How many there are without limit and offset.
     pub total: usize,
+    /// For each value column the greatest relative error of its values: 0 where all are exact.
+    pub error_bounds: Vec<f64>,
 }
 
 /// One group's states, one per value column; absent until a cell of it came.
@@ -81,13 +83,21 @@ impl<'q> Fold<'q> {
     /// An empty fold that may hold `max_cells` cells.
     pub fn new(query: &'q Query, max_cells: usize) -> Fold<'q> {
         let mut fold = Fold { query, groups: BTreeMap::new(), cells: 0, max_cells };
+        fold.restart();
+        fold
+    }
+
+    /// Lets go of all that was added.
+    pub fn restart(&mut self) {
+        let query = self.query;
+        self.groups.clear();
+        self.cells = 0;
         if query.group_by.is_empty()
             && let crate::query::buckets::Buckets::One(start) = query.buckets
         {
             // As in SQL, an aggregate over everything has a row even where there is nothing.
-            fold.groups.insert((start, Vec::new()), query.columns.iter().map(|_| None).collect());
+            self.groups.insert((start, Vec::new()), query.columns.iter().map(|_| None).collect());
         }
-        fold
     }
 
     /// Takes in one cell of a value column's metric; `false` where the query's span or filters leave it out.
@@ -136,11 +146,17 @@ impl<'q> Fold<'q> {
     /// The rows, in order, after limit and offset.
     pub fn finish(self) -> Rows {
         let query = self.query;
+        let bound = |place| self.groups.values().map(|states| error_bound(states, place)).fold(0.0, f64::max);
+        let error_bounds = (0..query.columns.len()).map(bound).collect();
         let mut rows: Vec<Row> = if query.ranked() {
-            self.groups.into_iter().flat_map(|((bucket, key), states)| ranked(query, bucket, key, states)).collect()
+            self.groups
+                .into_iter()
+                .flat_map(|((bucket, key), states)| ranked(query, bucket, key, states))
+                .collect()
         } else {
             let row = |((bucket, key), states): ((Millis, Vec<Value>), States)| {
-                let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot)).collect();
+                let values =
+                    states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot)).collect();
                 Row { bucket, key, ranked: None, values }
             };
             self.groups.into_iter().map(row).collect()
@@ -151,7 +167,23 @@ impl<'q> Fold<'q> {
         }
         let total = rows.len();
         let rows = rows.into_iter().skip(query.offset).take(query.limit).collect();
-        Rows { rows, total }
+        Rows { rows, total, error_bounds }
+    }
+}
+
+fn error_bound(states: &States, place: usize) -> f64 {
+    match &states[place] {
+        Some(Slot::One(state)) => error_bound_of(state),
+        _ => 0.0,
+    }
+}
+
+/// The relative error within which a state's value lies; 0 where it is exact.
+pub fn error_bound_of(state: &State) -> f64 {
+    match state {
+        State::Distinct(distinct) => distinct.error_bound(),
+        State::Quantile(_) => quantile::RELATIVE_ERROR,
+        _ => 0.0,
     }
 }
 
@@ -183,13 +215,10 @@ fn ranked(query: &Query, bucket: Millis, key: Vec<Value>, mut states: States) ->
 /// Ranks items by count; ties go to the lesser item, in the order of keys.
 pub fn rank(items: BTreeMap<Value, State>, k: usize) -> Vec<(Value, u64)> {
     let counted = |(item, state)| match state {
-        State::Count(count) if count > 0 => Some((item, count)),
+        State::Count(count) => Some((item, count)),
         _ => None,
     };
-    let mut items: Vec<(Value, u64)> = items.into_iter().filter_map(counted).collect();
-    items.sort_by(|(a, more), (b, less)| less.cmp(more).then_with(|| a.cmp(b)));
-    items.truncate(k);
-    items
+    top_k::rank(items.into_iter().filter_map(counted), k)
 }
 
 fn compare(query: &Query, a: &Row, b: &Row) -> Ordering {

@@ -8,6 +8,7 @@ pub mod filter;
 mod parse;
 
 pub use parse::Limits;
+pub(crate) use parse::type_name;
 
 use buckets::Buckets;
 use filter::{Filter, Test};

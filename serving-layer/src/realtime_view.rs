@@ -61,11 +61,7 @@ impl Group {
 /// Where groups are read from.
 pub trait RealtimeView: Send + Sync {
     /// Reads one group by its key; `None` where there is none.
-    fn group<'a>(
-        &'a self,
-        key: &'a str,
-        want: Want,
-    ) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>>;
+    fn group<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>>;
 
     /// What the owners last said of their partitions. Entries that can't be read are left out.
     fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>>;

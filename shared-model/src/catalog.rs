@@ -3,12 +3,33 @@
 //! It is read raw from TOML and validated once into [`Catalog`], a type that cannot be wrong: every name resolves,
 //! every expression has a type, every grain divides a day. All faults are reported together.
 
+pub mod raw;
+pub mod version;
+mod check;
+mod document;
+mod fault;
+mod formulas;
+mod literal;
+mod metrics;
+mod streams;
+mod validate;
+
+pub use fault::{CatalogFaults, Fault};
+
 use crate::epoch::{EpochLength, EventClockRule};
 use crate::event::FieldType;
 use crate::expression::Expression;
 use crate::metric::{Formula, Metric};
 use crate::time::{Interval, Millis};
 use std::sync::Arc;
+
+/// The shipped catalog, over Outbrain's `page_views` and `events`.
+pub const OUTBRAIN: &str = include_str!("../../infra/catalog/outbrain.toml");
+
+/// The JSON Schema of a catalog's TOML, for editors; committed as `infra/catalog/catalog.schema.json`.
+pub fn json_schema() -> String {
+    raw::json_schema()
+}
 
 /// A valid catalog.
 #[derive(Debug, Clone)]
@@ -164,6 +185,14 @@ impl Stream {
 }
 
 impl Catalog {
+    /// Reads and validates a catalog's text.
+    ///
+    /// # Errors
+    /// All faults together.
+    pub fn from_toml(text: &str) -> Result<Catalog, CatalogFaults> {
+        validate::validate(text).map_err(|faults| CatalogFaults { file: "catalog.toml".to_owned(), faults })
+    }
+
     /// The metric of a name.
     pub fn metric(&self, name: &str) -> Option<&Arc<Metric>> {
         self.metrics.iter().find(|metric| metric.name == name)
@@ -189,3 +218,6 @@ impl Catalog {
         self.streams.iter().find(|stream| &*stream.topic == topic)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! A record is an event or it is rejected with a reason; nothing is guessed, and no input makes it panic.
 
 mod json;
+mod text;
 
 use crate::catalog::Stream;
 use crate::codec::{self, CodecError};
@@ -267,6 +268,11 @@ pub fn from_values(
     append_time: impl Into<Option<Millis>>,
     values: Vec<Value>,
 ) -> Result<Event, Reject> {
+    let nul = |value: &Value| matches!(value, Value::Str(text) if text.contains('\0'));
+    if let Some(at) = values.iter().position(nul) {
+        let problem = "the text contains U+0000, which the batch view can't store".to_owned();
+        return Err(Reject::Field { field: stream.fields[at].name.clone(), problem });
+    }
     let time_field = &stream.fields[stream.event_time.field];
     let time = match &values[stream.event_time.field] {
         Value::Null => return Err(Reject::NoEventTime(time_field.name.clone())),

@@ -11,7 +11,9 @@
 //! - *arithmetic*: NULL if a side is NULL. Ints: beyond 64 bits is NULL; `/` truncates towards zero; `/` and `%` by zero
 //!   are NULL; `%` has the sign of its left side. Floats (no `%`): a result that isn't finite is NULL, -0 is 0.
 //! - *like*: `%` is any run of characters, `_` one Unicode character, a backslash makes the next character plain.
-//! - *lower, upper*: the full, locale-free case mapping of Unicode: Rust's `str::to_lowercase` and `to_uppercase`.
+//! - *lower, upper*: each character by itself, by Unicode's full, locale-free case mapping (Rust's
+//!   `char::to_lowercase` and `to_uppercase`); so a sigma is lowered to `σ` at the end of a word too. Polars' own
+//!   `to_lowercase` means the same once each `Σ` has been replaced by `σ`.
 //! - *split_part(text, delimiter, n)*: the n-th part from 1, searched from the left; a part that isn't there is `''`.
 //! - *case*: the first branch whose condition is true (not NULL); without `else`, NULL. *coalesce*: the first not NULL.
 //! - *cast*: see [`cast`]. What can't be cast is NULL.
@@ -206,3 +208,6 @@ impl Expression {
         found
     }
 }
+
+#[cfg(test)]
+mod tests;

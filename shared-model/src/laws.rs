@@ -33,14 +33,14 @@ pub fn aggregates() -> impl Strategy<Value = Aggregate> {
         || prop_oneof![number(), Just(FieldType::Float), Just(FieldType::String), Just(FieldType::Bool)];
     let quantiles = || vec((0..=1000u32).prop_map(|q| f64::from(q) / 1000.0), 1..4);
     prop_oneof![
-        Just(Aggregate::Count),
-        number().prop_map(Aggregate::Sum),
-        any().prop_map(Aggregate::Min),
-        any().prop_map(Aggregate::Max),
-        number().prop_map(Aggregate::Mean),
+        1 => Just(Aggregate::Count),
+        1 => number().prop_map(Aggregate::Sum),
+        1 => any().prop_map(Aggregate::Min),
+        1 => any().prop_map(Aggregate::Max),
+        1 => number().prop_map(Aggregate::Mean),
         3 => Just(Aggregate::Distinct),
-        (1..20usize).prop_map(|k| Aggregate::TopK { k }),
-        (prop_oneof![number(), Just(FieldType::Float)], quantiles())
+        1 => (1..20usize).prop_map(|k| Aggregate::TopK { k }),
+        1 => (prop_oneof![number(), Just(FieldType::Float)], quantiles())
             .prop_map(|(ty, quantiles)| Aggregate::Quantile { ty, quantiles }),
     ]
 }
@@ -75,7 +75,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
             Aggregate::Sum(ty) | Aggregate::Min(ty) | Aggregate::Max(ty) | Aggregate::Mean(ty) => *ty,
             Aggregate::Quantile { ty, .. } => *ty,
         };
-        let most = if aggregate == Aggregate::Distinct { 1200 } else { 60 };
+        let most: usize = if aggregate == Aggregate::Distinct { 1200 } else { 60 };
         (Just(aggregate), (0..=most).prop_flat_map(move |length| vec(values(ty), length)))
     });
     let placed = typed.prop_flat_map(|(aggregate, values)| {

@@ -4,16 +4,16 @@
 //! Nothing here does I/O, is asynchronous or reads a clock: every function is a pure function of its arguments, so
 //! that the speed layer, the batch layer and the serving layer can't disagree about what a record means.
 
-pub mod aggregate;
-pub mod catalog;
-pub mod codec;
+pub mod time;
+pub mod offsets;
 pub mod epoch;
+pub mod tidemark;
+pub mod codec;
 pub mod event;
 pub mod expression;
+pub mod catalog;
+pub mod metric;
+pub mod aggregate;
+pub mod view;
 #[cfg(any(test, feature = "testing"))]
 pub mod laws;
-pub mod metric;
-pub mod offsets;
-pub mod tidemark;
-pub mod time;
-pub mod view;

@@ -188,10 +188,14 @@ impl Group {
         }
     }
 
-    /// What to read back and merge at the next write.
-    pub(crate) fn to_merge(&self, open_epoch: i64, expired: &Expired) -> Option<(Slice, Vec<u64>)> {
-        let kept = self.segments.iter().filter(|(slice, _)| !expired.has(**slice));
-        kept.filter_map(|(&slice, segments)| Some((slice, compaction::choose(slice, segments, open_epoch)?))).next()
+    /// What to read back and merge at the next write: slice, segments, their bytes.
+    pub(crate) fn to_merge(&self, open_epoch: i64, expired: &Expired) -> Option<(Slice, Vec<u64>, usize)> {
+        let mut kept = self.segments.iter().filter(|(slice, _)| !expired.has(**slice));
+        kept.find_map(|(&slice, segments)| {
+            let seqs = compaction::choose(slice, segments, open_epoch)?;
+            let bytes = seqs.iter().map(|seq| segments[seq]).sum();
+            Some((slice, seqs, bytes))
+        })
     }
 
     /// Whether there is something to write, beside a new position.

@@ -17,11 +17,11 @@ mod redis;
 mod dead_letters;
 mod tidemark_source;
 mod worker;
-mod publish;
 mod health;
 mod telemetry;
+mod verify;
 mod service;
 
-pub use config::{Args, Command, LogFormat, RunArgs};
+pub use config::{Args, Command, LogFormat, RunArgs, VerifyArgs};
 pub use service::{execute, run};
 pub use telemetry::start_logging;

@@ -60,6 +60,8 @@ pub(crate) struct Partition {
     /// Rejects below are dead-lettered already.
     report_from: i64,
     dedup: Dedup,
+    /// Identities of records below are remembered already.
+    remembered_to: i64,
     /// Panes that start before this are expired.
     oldest_pane: Option<Millis>,
     key: Vec<u8>,
@@ -103,6 +105,7 @@ impl Partition {
             next: first.to.max(log_start),
             report_from: report_from.unwrap_or(cut.offset),
             dedup: Dedup::new(plan.stream.dedup_horizon),
+            remembered_to: i64::MIN,
             oldest_pane: None,
             groups,
             key: Vec::new(),
@@ -132,6 +135,7 @@ impl Partition {
             self.groups.iter_mut().for_each(|group| group.pass(epoch, record.offset));
         }
         self.next = record.offset + 1;
+        self.remembered_to = self.next;
         let rule = self.plan.stream.event_clock();
         let bytes = match record.payload {
             Payload::Tick => {
@@ -159,6 +163,10 @@ impl Partition {
 
     /// A record below the fold's start: only its identity matters.
     fn remember(&mut self, record: &Record<'_>) {
+        if record.offset < self.remembered_to {
+            return;
+        }
+        self.remembered_to = record.offset + 1;
         if let Payload::Value(bytes) = record.payload {
             let append_time = record.append_time.unwrap_or(self.clock.0);
             if let Ok(event) = event::decode(&self.plan.stream, &self.tp, record.offset, append_time, bytes) {
@@ -205,7 +213,12 @@ impl Partition {
     }
 
     /// The groups.
-    pub(crate) fn groups(&mut self) -> &mut Vec<Group> {
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The groups, to be written and confirmed.
+    pub(crate) fn groups_mut(&mut self) -> &mut [Group] {
         &mut self.groups
     }
 

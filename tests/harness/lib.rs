@@ -4,7 +4,6 @@
 //! Nothing waits for a time to pass: every wait is for something to become true, with a limit after which it fails
 //! and says what it saw.
 
-pub mod oracle;
 pub mod stack;
 
 use std::time::{Duration, Instant};

@@ -1,23 +1,19 @@
 //! One Tidemark of its own for a test: Kafka, Redis and Postgres on free ports, a catalog with epochs of a second,
 //! and the layers as processes that can be killed.
 
-use crate::oracle::{self, Logged, Oracle};
 use crate::wait_for;
+use local::compare;
 use local::install::{self, Found, Installing, Need};
 use local::layers::Layer;
+use local::oracle::Oracle;
+use local::probe::{Probe, Serving};
 use local::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
-use serde_json::{Value, json};
-use shared_model::catalog::Catalog;
-use shared_model::offsets::TopicPartition;
-use shared_model::view::{self, Header};
+use local::stack::with_layout;
+use shared_model::catalog::{Catalog, OUTBRAIN};
+use simulator::generate::Delivery;
+use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// The shipped catalog.
-pub const OUTBRAIN: &str = include_str!("../../infra/catalog/outbrain.toml");
 
 /// The topics of the shipped catalog.
 pub const TOPICS: [&str; 2] = ["page_views", "events"];
@@ -36,21 +32,23 @@ pub struct Stack {
     pub database: String,
     /// The URL of the archive.
     pub archive: String,
-    /// For questions to the serving layer.
-    pub http: reqwest::Client,
+    /// Looks at it from outside.
+    pub probe: Probe,
+    program: PathBuf,
     folder: PathBuf,
     // Last: goes away after the servers that live in it.
     _scratch: tempfile::TempDir,
 }
 
 impl Stack {
-    /// Starts the servers and makes the topics, with `partitions` each.
-    pub async fn start(partitions: i32) -> Stack {
-        Stack::with_layout(partitions, "epoch = \"1s\"\ngroups = 4\npane = \"10s\"").await
+    /// Starts the servers and makes the topics, with `partitions` each. `program` is the binary that is re-executed
+    /// as the layers.
+    pub async fn start(program: &str, partitions: i32) -> Stack {
+        Stack::with_layout(program, partitions, "epoch = \"1s\"\ngroups = 4\npane = \"10s\"").await
     }
 
     /// The same with a `[layout]` of one's own.
-    pub async fn with_layout(partitions: i32, layout: &str) -> Stack {
+    pub async fn with_layout(program: &str, partitions: i32, layout: &str) -> Stack {
         let found = found().await;
         let scratch = local::servers::scratch().expect("a temporary folder");
         let folder = scratch.path().to_owned();
@@ -70,20 +68,14 @@ impl Stack {
         let catalog = Catalog::from_toml(&text).expect("the shipped catalog is valid");
         std::fs::write(folder.join("catalog.toml"), text).expect("catalog file");
         let archive = format!("file://{}", folder.join("archive").display());
-        let http = reqwest::Client::new();
-        Stack { kafka, redis, postgres, catalog, database, archive, http, folder, _scratch: scratch }
+        let topics = TOPICS.map(str::to_owned).to_vec();
+        let (bootstrap, groups) = (kafka.bootstrap(), catalog.layout.groups);
+        let probe = Probe { kafka: bootstrap, topics, redis: redis.url(), groups };
+        let program = PathBuf::from(program);
+        Stack { kafka, redis, postgres, catalog, database, archive, probe, program, folder, _scratch: scratch }
     }
 
-    /// The folder with logs and catalog.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    fn arguments(&self, command: &[&str]) -> Vec<String> {
-        command.iter().map(|part| (*part).to_owned()).collect()
-    }
-
-    fn connections(&self, which: &[&str]) -> Vec<String> {
+    fn arguments(&self, command: &[&str], connections: &[&str]) -> Vec<String> {
         let all = [
             ("--catalog", self.folder.join("catalog.toml").display().to_string()),
             ("--kafka", self.kafka.bootstrap()),
@@ -91,279 +83,110 @@ impl Stack {
             ("--postgres", self.database.clone()),
             ("--archive", self.archive.clone()),
         ];
-        let wanted = all.into_iter().filter(|(name, _)| which.contains(&&name[2..]));
-        wanted.flat_map(|(name, value)| [name.to_owned(), value]).collect()
+        let wanted = all.into_iter().filter(|(name, _)| connections.contains(&&name[2..]));
+        let command = command.iter().map(|part| (*part).to_owned());
+        command.chain(wanted.flat_map(|(name, value)| [name.to_owned(), value])).collect()
     }
 
-    /// Starts a layer of this test binary.
-    pub fn layer(&self, program: &str, name: &'static str, arguments: Vec<String>) -> Layer {
-        Layer::start(Path::new(program), name, &arguments, &self.folder.join(format!("{name}.log")))
-            .expect("a layer's process")
+    fn layer(&self, name: &'static str, arguments: &[String]) -> Layer {
+        let log = self.folder.join(format!("{name}.log"));
+        Layer::start(&self.program, name, arguments, &log).expect("a layer's process")
     }
 
     /// Starts a speed worker.
-    pub fn speed(&self, program: &str) -> Layer {
-        let mut arguments = self.arguments(&["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms"]);
-        arguments.extend(self.connections(&["catalog", "kafka", "redis", "postgres"]));
-        self.layer(program, "speed-layer", arguments)
+    pub fn speed(&self) -> Layer {
+        let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
+        self.layer("speed-layer", &self.arguments(&command, &["catalog", "kafka", "redis", "postgres"]))
     }
 
-    /// The command line of a batch command.
-    pub fn batch_arguments(&self, command: &[&str]) -> Vec<String> {
-        let mut arguments = self.arguments(command);
-        arguments.extend(self.connections(&["catalog", "kafka", "postgres", "archive"]));
-        arguments
+    /// Starts a batch command.
+    pub fn batch_process(&self, command: &[&str]) -> Layer {
+        self.layer("batch-layer", &self.arguments(command, &["catalog", "kafka", "postgres", "archive"]))
     }
 
     /// Runs one batch command to its end.
     ///
     /// # Panics
     /// When it fails, with its log.
-    pub async fn batch(&self, program: &str, command: &[&str]) {
-        let layer = self.layer(program, "batch-layer", self.batch_arguments(command));
+    pub async fn batch(&self, command: &[&str]) {
+        let layer = self.batch_process(command);
         let code = layer.ended().await;
         assert_eq!(code, 0, "batch-layer {command:?}:\n{}", layer.logged());
     }
 
-    /// Starts the serving layer, waits until it is ready, and gives its address.
-    pub async fn serving(&self, program: &str) -> (Layer, String) {
+    /// Starts the serving layer and waits until it is ready.
+    pub async fn serving(&self) -> (Layer, Serving) {
         let address = format!("127.0.0.1:{}", free_port());
-        let mut arguments = self.arguments(&["serve", "--listen", &address]);
-        arguments.extend(self.connections(&["catalog", "redis", "postgres"]));
-        let layer = self.layer(program, "serving-layer", arguments);
-        let url = format!("http://{address}");
+        let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
+        let layer = self.layer("serving-layer", &self.arguments(&command, &["catalog", "redis", "postgres"]));
+        let serving = Serving::at(format!("http://{address}"));
         wait_for("serving layer ready", async || {
             if let Some(code) = layer.exited() {
                 panic!("serving layer ended with {code}:\n{}", layer.logged());
             }
-            let answer = self.http.get(format!("{url}/readyz")).send().await.map_err(|e| e.to_string())?;
-            let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
-            if status.is_success() { Ok(()) } else { Err(format!("{status}: {text}")) }
+            serving.ready().await.map_err(|error| format!("{error:#}"))
         })
         .await;
-        (layer, url)
+        (layer, serving)
     }
 
-    /// The partitions of the catalog's topics.
-    pub fn partitions(&self) -> Vec<TopicPartition> {
-        let consumer = self.consumer();
-        let topics = TOPICS.iter().flat_map(|topic| {
-            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).expect("metadata");
-            let partitions = metadata.topics()[0].partitions().len() as i32;
-            (0..partitions).map(|partition| TopicPartition::new(topic, partition)).collect::<Vec<_>>()
-        });
-        topics.collect()
-    }
-
-    fn consumer(&self) -> BaseConsumer {
-        ClientConfig::new()
-            .set("bootstrap.servers", self.kafka.bootstrap())
-            .set("group.id", "the-tests-own-reader")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "true")
-            .create()
-            .expect("a consumer")
-    }
-
-    /// The end of each partition's log.
-    pub fn ends(&self) -> BTreeMap<TopicPartition, i64> {
-        let consumer = self.consumer();
-        let end = |tp: TopicPartition| {
-            let (_, high) = consumer
-                .fetch_watermarks(&tp.topic, tp.partition, Duration::from_secs(10))
-                .expect("watermarks");
-            (tp, high)
-        };
-        self.partitions().into_iter().map(end).collect()
-    }
-
-    /// Every record that the log holds, ticks left out, in the order of partitions and offsets.
-    pub fn log(&self) -> Vec<Logged> {
-        let consumer = self.consumer();
-        let mut records = Vec::new();
-        for (tp, end) in self.ends() {
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&tp.topic, tp.partition, Offset::Beginning).expect("a position");
-            consumer.assign(&list).expect("assignment");
-            loop {
-                let message = match consumer.poll(Duration::from_secs(30)) {
-                    Some(Ok(message)) => message,
-                    Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => break,
-                    other => panic!("reading {tp} up to {end}: {:?}", other.map(|o| o.err())),
-                };
-                let Some(value) = message.payload() else { continue };
-                records.push(Logged {
-                    topic: tp.topic.to_string(),
-                    partition: tp.partition,
-                    offset: message.offset(),
-                    value: value.to_vec(),
-                });
-            }
-        }
-        records
+    /// Sends deliveries and waits until the broker has acknowledged them all.
+    pub fn send(&self, deliveries: &[Delivery]) {
+        let sender = Sender::connect(&self.kafka.bootstrap(), &[], || 1_700_000_000_000).expect("a producer");
+        deliveries.iter().for_each(|delivery| sender.send(delivery).expect("sent"));
+        sender.flush().expect("acknowledged");
     }
 
     /// The oracle of all that the log holds.
     pub fn oracle(&self) -> Oracle {
-        Oracle::of(&self.log())
+        let mut oracle = Oracle::default();
+        self.probe.read_log(&BTreeMap::new(), |record| oracle.take(&record)).expect("the log");
+        oracle
     }
 
-    /// The headers of all groups, as Redis holds them now.
-    pub async fn headers(&self) -> BTreeMap<(TopicPartition, u32), Header> {
-        let client = redis::Client::open(self.redis.url()).expect("redis url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-        let mut headers = BTreeMap::new();
-        for tp in self.partitions() {
-            for group in 0..self.catalog.layout.groups {
-                let key = view::group_key(&tp, group, self.catalog.layout.groups);
-                let json: Option<Vec<u8>> = redis::cmd("HGET")
-                    .arg(key)
-                    .arg(view::HEADER_FIELD)
-                    .query_async(&mut connection)
-                    .await
-                    .expect("a header");
-                if let Some(json) = json {
-                    headers.insert((tp.clone(), group), Header::from_json(&json).expect("a valid header"));
-                }
-            }
-        }
-        headers
+    /// How many distinct records lie in the dead-letter topics.
+    pub fn dead_letters(&self) -> Result<usize, String> {
+        let keys = |topic: &str| self.probe.keys(&format!("{topic}.dead-letters")).map(|keys| keys.len());
+        let counted: Result<usize, _> = TOPICS.into_iter().map(keys).sum();
+        counted.map_err(|error| format!("{error:#}"))
+    }
+
+    /// The content hashes of the live versions, by metric and day.
+    pub async fn live_hashes(&self) -> BTreeMap<(String, String), String> {
+        let pool = sqlx::PgPool::connect(&self.database).await.expect("postgres");
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "select live.metric, live.event_day::text, version.hash
+             from tidemark.live_version live join tidemark.view_version version using (version_id)",
+        )
+        .fetch_all(&pool)
+        .await
+        .expect("live versions");
+        rows.into_iter().map(|(metric, day, hash)| ((metric, day), hash)).collect()
     }
 
     /// Waits until the realtime view has taken in all that the log holds now.
     pub async fn settle(&self) {
-        let ends = self.ends();
-        wait_for("the realtime view reaching the log's end", async || {
-            let headers = self.headers().await;
-            for (tp, end) in &ends {
-                for group in 0..self.catalog.layout.groups {
-                    let to = headers.get(&(tp.clone(), group)).map(|header| header.to);
-                    if to.is_none_or(|to| to < *end) {
-                        return Err(format!("{tp} group {group} is at {to:?} of {end}"));
-                    }
-                }
-            }
-            Ok(())
+        let ends = self.probe.ends().expect("the log's ends");
+        wait_for("the realtime view reaching the log's end", async || match self.probe.lag(&ends).await {
+            Ok(0) => Ok(()),
+            Ok(lag) => Err(format!("{lag} records behind")),
+            Err(error) => Err(format!("{error:#}")),
         })
         .await;
-    }
-
-    /// Asks a query, which must succeed.
-    pub async fn query(&self, url: &str, query: &Value) -> Value {
-        let answer = self.http.post(format!("{url}/api/v1/query")).json(query).send().await.expect("an answer");
-        let status = answer.status();
-        let text = answer.text().await.expect("a body");
-        assert!(status.is_success(), "{status} to {query}: {text}");
-        serde_json::from_str(&text).expect("JSON")
-    }
-
-    /// Asks for a sliding counter, which must succeed.
-    pub async fn live(&self, url: &str, path: &str) -> Value {
-        let answer = self.http.get(format!("{url}/api/v1/live/{path}")).send().await.expect("an answer");
-        let status = answer.status();
-        let text = answer.text().await.expect("a body");
-        assert!(status.is_success(), "{status} to {path}: {text}");
-        serde_json::from_str(&text).expect("JSON")
     }
 
     /// Compares every metric, in every bucket and key, with the oracle. Every answer must say that it is complete.
     ///
     /// # Panics
     /// With the cells that differ.
-    pub async fn compare(&self, url: &str, oracle: &Oracle, when: &str) {
-        for metric in oracle::METRICS {
-            let (found, answer) = self.cells(url, metric).await;
-            assert_eq!(answer["complete"], true, "{when}: {}: {}", metric.name, answer["incomplete_because"]);
-            let width = self.catalog.metric(metric.name).expect("a shipped metric").grain.width();
-            let expected = oracle.count(metric, oracle::BELIEVABLE.start, oracle::BELIEVABLE.end, width);
-            let wrong: Vec<String> = found
-                .keys()
-                .chain(expected.keys())
-                .filter(|cell| found.get(cell) != expected.get(cell))
-                .map(|cell| format!("{cell:?}: {:?}, not {:?}", found.get(cell), expected.get(cell)))
-                .collect();
-            assert!(
-                wrong.is_empty(),
-                "{when}: {}: {} of {} cells differ: {:#?}\nanswer: {}",
-                metric.name,
-                wrong.len(),
-                expected.len(),
-                &wrong[..wrong.len().min(10)],
-                json!({"as_of": answer["as_of"], "tidemark": answer["tidemark"], "parts": answer["parts"]}),
-            );
+    pub async fn compare(&self, serving: &Serving, oracle: &Oracle, when: &str) {
+        let grain = |name: &str| self.catalog.metric(name).expect("a shipped metric").grain.width();
+        let compared = compare::all(serving, oracle, grain).await.unwrap_or_else(|e| panic!("{when}: {e:#}"));
+        for comparison in &compared {
+            let first: Vec<_> = comparison.wrong.iter().take(10).collect();
+            assert!(comparison.is_right(), "{when}: {first:#?}\n{}", compare::table(&compared));
         }
     }
-
-    /// All cells of a metric as the serving layer answers them, and the answer itself without its rows.
-    pub async fn cells(
-        &self,
-        url: &str,
-        metric: &oracle::Metric,
-    ) -> (BTreeMap<(i64, oracle::Key), i64>, Value) {
-        let group_by = if metric.top_k { &metric.columns[..metric.columns.len() - 1] } else { metric.columns };
-        let mut query = json!({
-            "metrics": [metric.name],
-            "group_by": group_by,
-            "granularity": "grain",
-            "from": "2016-06-13T00:00:00Z",
-            "to": "2016-07-01T00:00:00Z",
-            "limit": 1_000_000,
-        });
-        if metric.top_k {
-            query["k"] = json!(1_000_000);
-        }
-        let mut answer = self.query(url, &query).await;
-        let mut cells = BTreeMap::new();
-        for row in answer["rows"].as_array().expect("rows") {
-            let bucket = millis(&row["bucket"]);
-            let mut key: oracle::Key = group_by.iter().map(|column| text(&row[column])).collect();
-            if metric.top_k {
-                for item in row[metric.name].as_array().expect("a ranking") {
-                    let mut key = key.clone();
-                    key.push(text(&item["item"]));
-                    let count = item["count"].as_i64().expect("a count");
-                    assert_eq!(cells.insert((bucket, key), count), None, "twice in an answer");
-                }
-            } else {
-                let count = row[metric.name].as_i64().expect("a count");
-                key.truncate(group_by.len());
-                assert_eq!(cells.insert((bucket, key), count), None, "twice in an answer");
-            }
-        }
-        answer["rows"].take();
-        (cells, answer)
-    }
-}
-
-fn millis(value: &Value) -> i64 {
-    match value {
-        Value::String(text) => chrono::DateTime::parse_from_rfc3339(text).expect("a time").timestamp_millis(),
-        other => other.as_i64().expect("a time"),
-    }
-}
-
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
-    }
-}
-
-/// The catalog with its `[layout]` section replaced.
-pub fn with_layout(catalog: &str, layout: &str) -> String {
-    let mut kept = Vec::new();
-    let mut inside = false;
-    for line in catalog.lines() {
-        if line.starts_with('[') {
-            inside = line.trim() == "[layout]";
-        }
-        if !inside {
-            kept.push(line);
-        }
-    }
-    format!("{}\n[layout]\n{layout}\n", kept.join("\n"))
 }
 
 /// A port that was free a moment ago.

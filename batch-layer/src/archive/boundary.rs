@@ -56,7 +56,8 @@ mod tests {
 
     /// `reached`: per partition its (epoch, offset) cuts; `held`: partitions; expected: (epoch, offset, held).
     fn check(reached: &[&[(i64, i64)]], held: &[i32], expected: &[(i64, i64, bool)]) {
-        let cuts = |list: &&[(i64, i64)]| list.iter().map(|&(epoch, offset)| cut(epoch, offset)).collect::<Vec<_>>();
+        let cuts =
+            |list: &&[(i64, i64)]| list.iter().map(|&(epoch, offset)| cut(epoch, offset)).collect::<Vec<_>>();
         let reached: BTreeMap<_, _> = (0..).map(tp).zip(reached.iter().map(cuts)).collect();
         let current = reached.iter().map(|(tp, cuts)| (tp.clone(), cuts[0].clone())).collect();
         let current = Tidemark { generation: 4, cuts: current, ..Tidemark::default() };
@@ -84,7 +85,8 @@ mod tests {
 
     #[test]
     fn a_partition_that_was_not_read_stays_and_is_named() {
-        let current = Tidemark { cuts: [(tp(0), cut(3, 5)), (tp(1), cut(3, 8))].into(), ..Tidemark::default() };
+        let current =
+            Tidemark { cuts: [(tp(0), cut(3, 5)), (tp(1), cut(3, 8))].into(), ..Tidemark::default() };
         let reached = [(tp(0), vec![cut(3, 5), cut(7, 9)])].into();
         let next = next_tidemark(&current, &reached, &BTreeMap::new());
         assert_eq!(next.cuts[&tp(1)], cut(3, 8));

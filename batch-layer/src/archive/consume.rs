@@ -5,9 +5,9 @@
 
 use anyhow::{Context, Result, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -17,7 +17,7 @@ use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::archive::fold::Record;
 
@@ -27,7 +27,24 @@ const REQUEST: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
 /// A consumer that reads only what it is assigned.
-pub(crate) fn consumer(kafka: &ClientConfig) -> Result<BaseConsumer> {
+pub(crate) type LogConsumer = BaseConsumer<Quiet>;
+
+/// Keeps the client's own log to what is worth a line: the end of a partition is no error.
+pub(crate) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error {
+            KafkaError::PartitionEOF(_) => {}
+            error => debug!("kafka: {error}: {reason}"),
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Makes a consumer that commits nothing and resets nothing.
+pub(crate) fn consumer(kafka: &ClientConfig) -> Result<LogConsumer> {
     let mut config = kafka.clone();
     config
         .set("group.id", "tidemark-archive")
@@ -39,18 +56,25 @@ pub(crate) fn consumer(kafka: &ClientConfig) -> Result<BaseConsumer> {
         .set("allow.auto.create.topics", "false")
         .set("fetch.wait.max.ms", "20")
         .set("queued.max.messages.kbytes", "16384");
-    config.create().context("the kafka consumer can't be made: check --kafka and --kafka-property")
+    config
+        .create_with_context(Quiet)
+        .context("the kafka consumer can't be made: check --kafka and --kafka-property")
 }
 
 /// A producer for ticks.
-pub(crate) fn producer(kafka: &ClientConfig) -> Result<FutureProducer> {
+pub(crate) type LogProducer = FutureProducer<Quiet>;
+
+/// Makes a producer that waits for all replicas.
+pub(crate) fn producer(kafka: &ClientConfig) -> Result<LogProducer> {
     let mut config = kafka.clone();
     config.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", "10000");
-    config.create().context("the kafka producer can't be made: check --kafka and --kafka-property")
+    config
+        .create_with_context(Quiet)
+        .context("the kafka producer can't be made: check --kafka and --kafka-property")
 }
 
 /// The partitions of a topic, ascending; `None` where the topic isn't there.
-pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Option<Vec<TopicPartition>>> {
+pub(crate) fn partitions(consumer: &LogConsumer, topic: &str) -> Result<Option<Vec<TopicPartition>>> {
     let failed = || format!("kafka doesn't tell about topic {topic} (is the broker of --kafka up?)");
     let metadata = consumer.fetch_metadata(Some(topic), REQUEST).with_context(failed)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
@@ -66,7 +90,7 @@ pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Option<
 }
 
 /// The first offset that a partition's log has, and one more than its last.
-pub(crate) fn watermarks(consumer: &BaseConsumer, tp: &TopicPartition) -> Result<(i64, i64)> {
+pub(crate) fn watermarks(consumer: &LogConsumer, tp: &TopicPartition) -> Result<(i64, i64)> {
     let watermarks = consumer.fetch_watermarks(&tp.topic, tp.partition, REQUEST);
     watermarks.with_context(|| format!("kafka doesn't tell where the log of {tp} begins and ends"))
 }
@@ -74,7 +98,8 @@ pub(crate) fn watermarks(consumer: &BaseConsumer, tp: &TopicPartition) -> Result
 /// Refuses topics whose records carry their producers' times, or lose records to compaction: neither has an ingest
 /// clock that everyone reads the same from the log.
 pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = kafka.create().context("the kafka admin client can't be made")?;
+    let admin: AdminClient<DefaultClientContext> =
+        kafka.create().context("the kafka admin client can't be made")?;
     let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
     let options = AdminOptions::new().request_timeout(Some(REQUEST));
     let described = admin.describe_configs(&specifiers, &options).await;
@@ -91,7 +116,12 @@ pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Resul
             }
         };
         let value = |name: &str| resource.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-        faults.extend(topic_fault(bootstrap, topic, &value("message.timestamp.type"), &value("cleanup.policy")));
+        faults.extend(topic_fault(
+            bootstrap,
+            topic,
+            &value("message.timestamp.type"),
+            &value("cleanup.policy"),
+        ));
     }
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));
@@ -118,9 +148,10 @@ fn topic_fault(bootstrap: &str, topic: &str, timestamps: &str, cleanup: &str) ->
 }
 
 /// Appends a tick to a partition and says when the broker stamped it.
-pub(crate) async fn tick(producer: &FutureProducer, tp: &TopicPartition) -> Result<Option<Millis>> {
+pub(crate) async fn tick(producer: &LogProducer, tp: &TopicPartition) -> Result<Option<Millis>> {
     let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: TICK_HEADER, value: Some("1") });
-    let record: FutureRecord<'_, (), ()> = FutureRecord::to(&tp.topic).partition(tp.partition).headers(headers);
+    let record: FutureRecord<'_, (), ()> =
+        FutureRecord::to(&tp.topic).partition(tp.partition).headers(headers);
     match producer.send(record, REQUEST).await {
         Ok(delivery) => Ok(delivery.timestamp.to_millis()),
         Err((error, _)) => Err(error).with_context(|| format!("a tick can't be written to {tp}")),
@@ -141,7 +172,7 @@ pub(crate) enum Arrived<'c> {
 
 /// Reads one partition from an offset on.
 pub(crate) struct PartitionReader<'c> {
-    consumer: &'c BaseConsumer,
+    consumer: &'c LogConsumer,
     tp: TopicPartition,
     /// The next offset to be read: one more than the last record's.
     next: i64,
@@ -152,7 +183,7 @@ pub(crate) struct PartitionReader<'c> {
 impl<'c> PartitionReader<'c> {
     /// Assigns the partition. `patience`: how long the broker may bring nothing, not even the log's end.
     pub(crate) fn new(
-        consumer: &'c BaseConsumer,
+        consumer: &'c LogConsumer,
         tp: TopicPartition,
         from: i64,
         patience: Duration,
@@ -198,7 +229,11 @@ impl<'c> PartitionReader<'c> {
                     Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                         return Ok(Arrived::Stuck("the topic or partition is gone".to_owned()));
                     }
-                    Some(Code::TopicAuthorizationFailed | Code::SaslAuthenticationFailed | Code::Authentication) => {
+                    Some(
+                        Code::TopicAuthorizationFailed
+                        | Code::SaslAuthenticationFailed
+                        | Code::Authentication,
+                    ) => {
                         return Err(error).with_context(|| format!("{} may not be read", self.tp));
                     }
                     _ => trouble = Some(error),
@@ -211,7 +246,9 @@ impl<'c> PartitionReader<'c> {
 
     /// Whether a message is the next of this partition, and not one fetched for an earlier assignment.
     fn expects(&self, message: &BorrowedMessage<'_>) -> bool {
-        message.partition() == self.tp.partition && message.offset() >= self.next && message.topic() == &*self.tp.topic
+        message.partition() == self.tp.partition
+            && message.offset() >= self.next
+            && message.topic() == &*self.tp.topic
     }
 
     fn out_of_range(&mut self) -> Result<Arrived<'c>> {
@@ -235,7 +272,8 @@ pub(crate) fn shrunk(archived: i64, high: i64) -> String {
 
 /// What the archive needs of a message.
 pub(crate) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
-    let header = |name: &str| message.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
+    let header =
+        |name: &str| message.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
     let produced = header(PRODUCED_HEADER).and_then(|header| header.value);
     Record {
         offset: message.offset(),
@@ -258,6 +296,9 @@ mod tests {
         assert_eq!(topic_fault("k:1", "t", "LogAppendTime", "delete"), None);
         let fault = topic_fault("k:1", "t", "CreateTime", "compact,delete").unwrap();
         assert!(fault.contains("--bootstrap-server k:1"), "{fault}");
-        assert!(fault.ends_with("--add-config message.timestamp.type=LogAppendTime,cleanup.policy=delete"), "{fault}");
+        assert!(
+            fault.ends_with("--add-config message.timestamp.type=LogAppendTime,cleanup.policy=delete"),
+            "{fault}"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! Every record between two cuts is in exactly one written batch of rows, or one of rejects, or is counted as a tick.
 //! The clocks are folds over the log alone, so whoever reads the same records places the same cuts.
 
+use crate::archive::buffer::{Batch, Buffers, Limits};
 use crate::archive::manifest::{Gap, LOG_TRUNCATED};
 use crate::archive::segment::{RejectedRow, Row};
 use shared_model::catalog::Stream;
@@ -11,8 +12,7 @@ use shared_model::epoch::{EpochLength, IngestClock, TrustedTime};
 use shared_model::event;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
-use shared_model::time::{EventDay, Millis};
-use std::collections::BTreeMap;
+use shared_model::time::Millis;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -34,10 +34,8 @@ pub(crate) struct Record<'a> {
 /// What to do next, in this order.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Write rows of one event day, ascending by offset, as a segment that belongs to the next seal.
-    Write(EventDay, Vec<Row>),
-    /// Write rejects that belong to the next seal.
-    Reject(Vec<RejectedRow>),
+    /// Write a file that belongs to the next seal.
+    Write(Batch),
     /// Seal everything written since the last seal.
     Seal(Closing),
 }
@@ -55,21 +53,6 @@ pub(crate) struct Closing {
     pub(crate) gaps: Vec<Gap>,
 }
 
-/// How much may be buffered of one partition before the largest days are written out.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Rows and rejects.
-    pub rows: usize,
-    /// Estimated bytes of them in memory.
-    pub bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { rows: 250_000, bytes: 64 << 20 }
-    }
-}
-
 /// The fold over one partition's log, from a cut on.
 pub(crate) struct Fold {
     stream: Arc<Stream>,
@@ -83,28 +66,14 @@ pub(crate) struct Fold {
     trusted: TrustedTime,
     fingerprint: Option<u64>,
     open: Open,
+    buffers: Buffers,
 }
 
-/// What the open slice holds and has not handed out yet.
+/// What the open slice has beside its rows.
 #[derive(Default)]
 struct Open {
-    days: BTreeMap<EventDay, Buffer<Row>>,
-    rejects: Buffer<RejectedRow>,
     ticks: u64,
     gaps: Vec<Gap>,
-    rows: usize,
-    bytes: usize,
-}
-
-struct Buffer<T> {
-    rows: Vec<T>,
-    bytes: usize,
-}
-
-impl<T> Default for Buffer<T> {
-    fn default() -> Buffer<T> {
-        Buffer { rows: Vec::new(), bytes: 0 }
-    }
 }
 
 impl Fold {
@@ -118,7 +87,8 @@ impl Fold {
     ) -> Fold {
         let (clock, trusted) = (IngestClock(from.clock), from.trusted.clone());
         let (epoch, fingerprint) = (from.epoch, from.fingerprint);
-        Fold { stream, tp, epochs, limits, from, epoch, clock, trusted, fingerprint, open: Open::default() }
+        let (open, buffers) = (Open::default(), Buffers::new(limits));
+        Fold { stream, tp, epochs, limits, from, epoch, clock, trusted, fingerprint, open, buffers }
     }
 
     /// Drops what is open and goes on from another cut of the same log.
@@ -161,9 +131,9 @@ impl Fold {
             Ok(event) => {
                 self.trusted.observe(self.stream.event_clock(), event.time, append_time);
                 let (offset, produced) = (record.offset, record.produced);
-                self.open.keep(Row { offset, ingest_time: Some(append_time), produced, event });
+                self.buffers.keep(Row { offset, ingest_time: Some(append_time), produced, event });
             }
-            Err(reject) => self.open.refuse(RejectedRow {
+            Err(reject) => self.buffers.refuse(RejectedRow {
                 offset: record.offset,
                 ingest_time: Some(append_time),
                 reason: reject.code(),
@@ -174,7 +144,7 @@ impl Fold {
         if let Some(value) = value {
             self.fingerprint = Some(xxh3_64(value));
         }
-        self.open.spill(self.limits, &mut actions);
+        actions.extend(self.buffers.spill().into_iter().map(Action::Write));
         actions
     }
 
@@ -188,73 +158,9 @@ impl Fold {
         }
         let (trusted, fingerprint) = (self.trusted.clone(), self.fingerprint);
         let to = Cut { epoch, offset, clock: below.0, trusted, fingerprint };
-        let mut open = std::mem::take(&mut self.open);
-        open.write_all(actions);
+        actions.extend(self.buffers.drain().into_iter().map(Action::Write));
+        let open = std::mem::take(&mut self.open);
         let from = std::mem::replace(&mut self.from, to.clone());
         actions.push(Action::Seal(Closing { from, to, ticks: open.ticks, gaps: open.gaps }));
-    }
-}
-
-impl Open {
-    fn keep(&mut self, row: Row) {
-        let bytes = row.size();
-        let day = self.days.entry(EventDay::of(row.event.time)).or_default();
-        day.rows.push(row);
-        day.bytes += bytes;
-        self.grow(bytes);
-    }
-
-    fn refuse(&mut self, row: RejectedRow) {
-        let bytes = row.size();
-        self.rejects.rows.push(row);
-        self.rejects.bytes += bytes;
-        self.grow(bytes);
-    }
-
-    fn grow(&mut self, bytes: usize) {
-        self.rows += 1;
-        self.bytes += bytes;
-    }
-
-    /// Hands out the largest buffers until half of what is allowed is left, once more than is allowed is held.
-    fn spill(&mut self, limits: Limits, actions: &mut Vec<Action>) {
-        if self.rows <= limits.rows && self.bytes <= limits.bytes {
-            return;
-        }
-        let mut largest: Vec<(usize, EventDay)> = self.days.iter().map(|(day, b)| (b.bytes, *day)).collect();
-        largest.sort_unstable();
-        if self.rejects.bytes > largest.last().map_or(0, |(bytes, _)| *bytes) {
-            self.write_rejects(actions);
-        }
-        while self.rows > limits.rows / 2 || self.bytes > limits.bytes / 2 {
-            match largest.pop() {
-                Some((_, day)) => self.write_day(day, actions),
-                None => return self.write_rejects(actions),
-            }
-        }
-    }
-
-    fn write_all(&mut self, actions: &mut Vec<Action>) {
-        while let Some((&day, _)) = self.days.first_key_value() {
-            self.write_day(day, actions);
-        }
-        self.write_rejects(actions);
-    }
-
-    fn write_day(&mut self, day: EventDay, actions: &mut Vec<Action>) {
-        if let Some(buffer) = self.days.remove(&day) {
-            self.rows -= buffer.rows.len();
-            self.bytes -= buffer.bytes;
-            actions.push(Action::Write(day, buffer.rows));
-        }
-    }
-
-    fn write_rejects(&mut self, actions: &mut Vec<Action>) {
-        let buffer = std::mem::take(&mut self.rejects);
-        if !buffer.rows.is_empty() {
-            self.rows -= buffer.rows.len();
-            self.bytes -= buffer.bytes;
-            actions.push(Action::Reject(buffer.rows));
-        }
     }
 }

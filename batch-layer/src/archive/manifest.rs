@@ -210,7 +210,9 @@ mod day {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventDay, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map(EventDay::from_date).map_err(|_| D::Error::custom(format!("no calendar date: {text}")))
+        text.parse()
+            .map(EventDay::from_date)
+            .map_err(|_| D::Error::custom(format!("no calendar date: {text}")))
     }
 }
 

@@ -1,19 +1,14 @@
-//! One partition's way through a step: find its chain's end, read on from there, write, seal.
+//! The partitions of a step: find them, read each on from its chain's end, with a tick where it is idle.
 //!
-//! A seal is won or adopted, never forced: where a rival has sealed the same offsets, its manifest counts, and this
-//! writer's files stay unnamed until a sweep removes them.
+//! Each either has every epoch closed that ended before the step, or a reason why not.
 
-use crate::archive::consume::{self, Arrived, PartitionReader};
-use crate::archive::fold::{Action, Closing, Fold};
-use crate::archive::manifest::{
-    MANIFEST_VERSION, Manifest, Rejects, Segment, manifest_folder, manifest_path,
-};
-use crate::archive::store::{Created, Store};
-use crate::archive::{Archiver, Sealed, Until, nonce, segment};
-use anyhow::{Context, Result, bail};
-use rdkafka::consumer::BaseConsumer;
+use crate::archive::consume::{self, Arrived, LogConsumer, LogProducer, PartitionReader};
+use crate::archive::manifest::{Manifest, manifest_folder};
+use crate::archive::seal::{Chain, Sealer};
+use crate::archive::store::Store;
+use crate::archive::{Archiver, Until};
+use anyhow::{Context, Result};
 use rdkafka::message::Message;
-use rdkafka::producer::FutureProducer;
 use shared_model::catalog::Stream;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
@@ -29,29 +24,6 @@ use xxhash_rust::xxh3::xxh3_64;
 const LOOK_BACK: i64 = 16;
 /// How many ticks one step appends to a partition at most.
 const TICKS: u32 = 3;
-
-/// The manifests of a partition from a cut on, and the cuts between them.
-#[derive(Debug, Clone)]
-pub(crate) struct Chain {
-    /// The partition.
-    pub(crate) tp: TopicPartition,
-    /// The manifests, ascending.
-    pub(crate) sealed: Vec<Sealed>,
-    /// Where it begins, then each manifest's end; never empty.
-    pub(crate) cuts: Vec<Cut>,
-}
-
-impl Chain {
-    /// The newest cut.
-    pub(crate) fn end(&self) -> &Cut {
-        self.cuts.last().expect("a chain has the cut at which it begins")
-    }
-
-    fn push(&mut self, sealed: Sealed) {
-        self.cuts.push(sealed.manifest.to.clone());
-        self.sealed.push(sealed);
-    }
-}
 
 /// What a step starts with.
 pub(crate) struct Found {
@@ -91,7 +63,8 @@ pub(crate) async fn discover(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut
         }
         Ok((found, new))
     };
-    let (mut found, new) = tokio::task::spawn_blocking(look).await.context("the reader of kafka's metadata died")??;
+    let (mut found, new) =
+        tokio::task::spawn_blocking(look).await.context("the reader of kafka's metadata died")??;
     for (tp, low) in new {
         let first = ctx.store.first(&manifest_folder(&tp)).await?;
         let start = match first {
@@ -107,17 +80,6 @@ pub(crate) async fn discover(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut
 async fn first_cut(store: &Store, path: &str) -> Result<Cut> {
     let json = store.get(path).await?.with_context(|| format!("manifest {path} was listed and is gone"))?;
     Ok(Manifest::from_json(path, &json)?.from)
-}
-
-/// Follows a partition's manifests from a cut to their end.
-pub(crate) async fn walk(store: &Store, tp: TopicPartition, start: Cut) -> Result<Chain> {
-    let mut chain = Chain { tp, sealed: Vec::new(), cuts: vec![start] };
-    loop {
-        let path = manifest_path(&chain.tp, chain.end().offset);
-        let Some(json) = store.get(&path).await? else { return Ok(chain) };
-        let manifest = Manifest::from_json(&path, &json)?;
-        chain.push(Sealed { manifest, path });
-    }
 }
 
 /// Reads chains on in the log until each has closed every epoch that ended before `until`, several at once. Each
@@ -155,7 +117,7 @@ fn work(
     runtime: &Handle,
 ) -> Result<Vec<(Chain, Option<String>)>> {
     let mut done = Vec::new();
-    let mut consumer: Option<(Arc<str>, BaseConsumer)> = None;
+    let mut consumer: Option<(Arc<str>, LogConsumer)> = None;
     let mut producer = None;
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -170,7 +132,8 @@ fn work(
             producer = Some(consume::producer(&ctx.kafka)?);
         }
         let stream = ctx.catalog.stream_of_topic(&chain.tp.topic);
-        let stream = stream.with_context(|| format!("the catalog has no stream for topic {}", chain.tp.topic))?;
+        let stream =
+            stream.with_context(|| format!("the catalog has no stream for topic {}", chain.tp.topic))?;
         let log = Log { consumer, producer: producer.as_ref(), runtime };
         done.push(Step::new(ctx, stream.clone(), chain, until).run(log)?);
     }
@@ -179,9 +142,9 @@ fn work(
 /// The way to the broker.
 #[derive(Clone, Copy)]
 struct Log<'a> {
-    consumer: &'a BaseConsumer,
+    consumer: &'a LogConsumer,
     /// `None`: no ticks.
-    producer: Option<&'a FutureProducer>,
+    producer: Option<&'a LogProducer>,
     runtime: &'a Handle,
 }
 
@@ -191,34 +154,26 @@ struct Step<'a> {
     until: Until,
     /// The epoch that must have begun.
     target: i64,
-    chain: Chain,
-    fold: Fold,
-    writer: Writer,
+    sealer: Sealer,
 }
 
 impl<'a> Step<'a> {
     fn new(ctx: &'a Archiver, stream: Arc<Stream>, chain: Chain, until: Until) -> Step<'a> {
         let epochs = ctx.catalog.layout.epoch;
-        let fold = Fold::new(stream.clone(), chain.tp.clone(), epochs, chain.end().clone(), ctx.limits);
-        let writer = Writer::new(ctx.store.clone(), stream, chain.tp.clone(), until.now);
-        Step { ctx, until, target: epochs.epoch(until.now), chain, fold, writer }
+        let sealer = Sealer::new(ctx.store.clone(), stream, epochs, chain, ctx.limits, until.now);
+        Step { ctx, until, target: epochs.epoch(until.now), sealer }
     }
 
     fn run(mut self, log: Log<'_>) -> Result<(Chain, Option<String>)> {
-        let held = self.read(log).with_context(|| format!("archive of {}", self.chain.tp))?;
-        let from = self.fold.from();
-        // A log that began within the step: its first epoch is known now.
-        if from.offset == self.chain.end().offset && from.epoch > self.chain.end().epoch {
-            self.chain.cuts.push(from.clone());
-        }
-        let (tp, manifests) = (&self.chain.tp, self.chain.sealed.len());
-        debug!(%tp, manifests, end = self.chain.end().offset, held, "archived");
-        Ok((self.chain, held))
+        let held = self.read(log).with_context(|| format!("archive of {}", self.sealer.chain().tp))?;
+        let chain = self.sealer.finish();
+        debug!(tp = %chain.tp, manifests = chain.sealed.len(), end = chain.end().offset, held, "archived");
+        Ok((chain, held))
     }
 
     /// Reads until the target epoch has begun; otherwise says why it hasn't.
     fn read(&mut self, log: Log<'_>) -> Result<Option<String>> {
-        let (tp, start) = (self.chain.tp.clone(), self.chain.end().clone());
+        let (tp, start) = (self.sealer.chain().tp.clone(), self.sealer.chain().end().clone());
         let (low, high) = consume::watermarks(log.consumer, &tp)?;
         if high < start.offset {
             return Ok(Some(consume::shrunk(start.offset, high)));
@@ -228,10 +183,10 @@ impl<'a> Step<'a> {
         let first = below.from.max(low);
         let mut reader = PartitionReader::new(log.consumer, tp.clone(), first, patience, stop)?;
         if low > start.offset {
-            self.fold.gap(start.offset, low);
+            self.sealer.gap(start.offset, low);
         }
         let mut ticks = Ticks::default();
-        while self.fold.epoch() < self.target {
+        while self.sealer.epoch() < self.target {
             match reader.next()? {
                 Arrived::Record(message) if message.offset() < start.offset => below.see(message.payload()),
                 Arrived::Record(_) | Arrived::End if below.is_another_log() => {
@@ -242,46 +197,21 @@ impl<'a> Step<'a> {
                     )));
                 }
                 Arrived::Record(message) => {
-                    let actions = self.fold.record(consume::record(&message));
-                    if let Some(offset) = log.runtime.block_on(self.execute(actions))? {
+                    let taken = self.sealer.record(consume::record(&message));
+                    if let Some(offset) = log.runtime.block_on(taken)? {
                         reader.seek(offset)?;
                     }
                 }
-                Arrived::Gap(from, to) => self.fold.gap(from.max(start.offset), to),
+                Arrived::Gap(from, to) => self.sealer.gap(from.max(start.offset), to),
                 Arrived::End => {
                     let boundary = self.ctx.catalog.layout.epoch.boundary(self.target);
-                    if let Some(reason) = log.runtime.block_on(ticks.next(log.producer, &tp, boundary, patience)) {
+                    if let Some(reason) =
+                        log.runtime.block_on(ticks.next(log.producer, &tp, boundary, patience))
+                    {
                         return Ok(Some(reason));
                     }
                 }
                 Arrived::Stuck(reason) => return Ok(Some(reason)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Writes and seals. Returns the offset to go on from where a rival's manifest ends elsewhere than ours.
-    async fn execute(&mut self, actions: Vec<Action>) -> Result<Option<i64>> {
-        for action in actions {
-            let closing = match action {
-                Action::Write(day, rows) => {
-                    self.writer.write(day, rows).await?;
-                    continue;
-                }
-                Action::Reject(rows) => {
-                    self.writer.reject(rows).await?;
-                    continue;
-                }
-                Action::Seal(closing) => closing,
-            };
-            let end = closing.to.clone();
-            self.chain.push(self.writer.seal(closing).await?);
-            if self.chain.end().offset != end.offset || self.chain.end().epoch != end.epoch {
-                // The rival may have gone further meanwhile.
-                let rest = walk(&self.ctx.store, self.chain.tp.clone(), self.chain.end().clone()).await?;
-                rest.sealed.into_iter().for_each(|sealed| self.chain.push(sealed));
-                self.fold.resume(self.chain.end().clone());
-                return Ok(Some(self.chain.end().offset));
             }
         }
         Ok(None)
@@ -325,13 +255,15 @@ impl Ticks {
     /// that can't be.
     async fn next(
         &mut self,
-        producer: Option<&FutureProducer>,
+        producer: Option<&LogProducer>,
         tp: &TopicPartition,
         boundary: Millis,
         patience: Duration,
     ) -> Option<String> {
         let Some(producer) = producer else {
-            return Some("idle: no record since the last boundary, and ticks are off (--no-ticks)".to_owned());
+            return Some(
+                "idle: no record since the last boundary, and ticks are off (--no-ticks)".to_owned(),
+            );
         };
         let late = self.stamped.map_or(0, |stamped| boundary - stamped);
         if late > 0 && Duration::from_millis(late.unsigned_abs()) < patience && self.sent < TICKS {
@@ -340,7 +272,10 @@ impl Ticks {
         } else if late > 0 {
             return Some(format!("the broker's clock is {late} ms behind this machine's"));
         } else if self.stamped.is_some() {
-            return Some("a tick was written and can't be read: an open transaction holds the log's end back".to_owned());
+            return Some(
+                "a tick was written and can't be read: an open transaction holds the log's end back"
+                    .to_owned(),
+            );
         }
         self.sent += 1;
         match consume::tick(producer, tp).await {
@@ -349,69 +284,6 @@ impl Ticks {
                 None
             }
             Err(error) => Some(format!("idle, and a tick can't be written: {error:#}")),
-        }
-    }
-}
-
-/// Writes the files of the open slice and seals them.
-pub(crate) struct Writer {
-    store: Store,
-    stream: Arc<Stream>,
-    tp: TopicPartition,
-    now: Millis,
-    segments: Vec<Segment>,
-    rejects: Rejects,
-}
-
-impl Writer {
-    /// A writer with nothing written.
-    pub(crate) fn new(store: Store, stream: Arc<Stream>, tp: TopicPartition, now: Millis) -> Writer {
-        Writer { store, stream, tp, now, segments: Vec::new(), rejects: Rejects::default() }
-    }
-
-    async fn write(&mut self, day: shared_model::time::EventDay, rows: Vec<segment::Row>) -> Result<()> {
-        self.segments.push(segment::write(&self.store, &self.stream, &self.tp, day, rows).await?);
-        Ok(())
-    }
-
-    async fn reject(&mut self, rows: Vec<segment::RejectedRow>) -> Result<()> {
-        self.rejects.rows += rows.len() as u64;
-        self.rejects.paths.push(segment::write_rejects(&self.store, &self.stream, &self.tp, rows).await?);
-        Ok(())
-    }
-
-    /// Seals what was written since the last seal, or adopts the manifest that a rival put there first.
-    async fn seal(&mut self, closing: Closing) -> Result<Sealed> {
-        let rejects = std::mem::take(&mut self.rejects);
-        let manifest = Manifest {
-            v: MANIFEST_VERSION,
-            stream: self.stream.name.clone(),
-            stream_version: format!("{:016x}", self.stream.version),
-            topic: self.tp.topic.to_string(),
-            partition: self.tp.partition,
-            from: closing.from,
-            to: closing.to,
-            segments: std::mem::take(&mut self.segments),
-            rejects: (rejects.rows > 0).then_some(rejects),
-            ticks: closing.ticks,
-            gaps: closing.gaps,
-            nonce: nonce(),
-            written_at: self.now,
-        };
-        let path = manifest_path(&self.tp, manifest.from.offset);
-        let ours = |bytes: &[u8]| {
-            Manifest::from_json(&path, bytes).is_ok_and(|found| found.nonce == manifest.nonce)
-        };
-        match self.store.create(&path, manifest.to_json().into(), ours).await? {
-            Created::Won => Ok(Sealed { manifest, path }),
-            Created::Exists(bytes) => {
-                let theirs = Manifest::from_json(&path, &bytes)?;
-                if theirs.from.offset != manifest.from.offset || theirs.topic_partition() != self.tp {
-                    bail!("manifest {path} is not what its name says: the archive is damaged there");
-                }
-                info!(path, "another archiver has sealed this already: its manifest counts");
-                Ok(Sealed { manifest: theirs, path })
-            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A segment's columns are the stream's declared fields, then where the row stood in the log, its times and its
 //! identity. Its name is made of its content, so that writing it again changes nothing.
 
-use crate::archive::manifest::Segment;
+use crate::archive::buffer::Batch;
+use crate::archive::manifest::{Rejects, Segment};
 use crate::archive::store::Store;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use shared_model::catalog::Stream;
 use shared_model::event::{Event, FieldType, Value};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{EventDay, Millis};
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The columns behind the declared fields, in their order.
@@ -42,7 +44,9 @@ pub(crate) struct Row {
 impl Row {
     /// An estimate of the bytes that it takes in memory.
     pub(crate) fn size(&self) -> usize {
-        let value = |value: &Value| size_of::<Value>() + if let Value::Str(text) = value { text.len() + 16 } else { 0 };
+        let value = |value: &Value| {
+            size_of::<Value>() + if let Value::Str(text) = value { text.len() + 16 } else { 0 }
+        };
         size_of::<Row>() + self.event.values.iter().map(value).sum::<usize>()
     }
 }
@@ -69,8 +73,47 @@ impl RejectedRow {
     }
 }
 
+/// The files of one seal.
+pub(crate) struct Files {
+    pub(crate) store: Store,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) tp: TopicPartition,
+    segments: Vec<Segment>,
+    rejects: Rejects,
+}
+
+impl Files {
+    /// None written yet. `tp` is what the rows say of where they stood.
+    pub(crate) fn new(store: Store, stream: Arc<Stream>, tp: TopicPartition) -> Files {
+        Files { store, stream, tp, segments: Vec::new(), rejects: Rejects::default() }
+    }
+
+    /// Writes one.
+    pub(crate) async fn write(&mut self, batch: Batch) -> Result<()> {
+        match batch {
+            Batch::Rows(day, rows) => {
+                let segment = write(&self.store, &self.stream, &self.tp, day, rows).await?;
+                self.segments.push(segment);
+            }
+            Batch::Rejects(rows) => {
+                let count = rows.len() as u64;
+                let path = write_rejects(&self.store, &self.stream, &self.tp, rows).await?;
+                self.rejects.rows += count;
+                self.rejects.paths.push(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written since the last time, for a manifest.
+    pub(crate) fn take(&mut self) -> (Vec<Segment>, Option<Rejects>) {
+        let rejects = std::mem::take(&mut self.rejects);
+        (std::mem::take(&mut self.segments), (rejects.rows > 0).then_some(rejects))
+    }
+}
+
 /// Writes rows of one event day, ascending by offset, and says what was written. `rows` must not be empty.
-pub(crate) async fn write(
+async fn write(
     store: &Store,
     stream: &Stream,
     tp: &TopicPartition,
@@ -82,7 +125,8 @@ pub(crate) async fn write(
     };
     let (from_offset, to_offset) = (first.offset, last.offset + 1);
     let times = rows.iter().map(|row| row.event.time);
-    let (min, max) = times.fold((Millis::MAX, Millis::MIN), |(min, max), time| (min.min(time), max.max(time)));
+    let (min, max) =
+        times.fold((Millis::MAX, Millis::MIN), |(min, max), time| (min.min(time), max.max(time)));
     let count = rows.len() as u64;
     let mut frame = frame(stream, tp, rows).with_context(|| format!("rows of {tp}, day {day}"))?;
     let bytes = parquet(&mut frame).with_context(|| format!("rows of {tp}, day {day}"))?;
@@ -105,7 +149,7 @@ pub(crate) async fn write(
 }
 
 /// Writes rejects and says where. `rows` must not be empty.
-pub(crate) async fn write_rejects(
+async fn write_rejects(
     store: &Store,
     stream: &Stream,
     tp: &TopicPartition,
@@ -164,7 +208,8 @@ fn column(stream: &Stream, at: usize, rows: &[Row]) -> Column {
             Int64Chunked::from_iter_options(name, ints).into_column()
         }
         FieldType::Float => {
-            let floats = values.map(|value| if let Value::Float(float) = value { Some(*float) } else { None });
+            let floats =
+                values.map(|value| if let Value::Float(float) = value { Some(*float) } else { None });
             Float64Chunked::from_iter_options(name, floats).into_column()
         }
         FieldType::Bool => {
@@ -180,7 +225,8 @@ fn frame(stream: &Stream, tp: &TopicPartition, rows: Vec<Row>) -> Result<DataFra
     columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time).collect())?);
     columns.push(times("_event_time", rows.iter().map(|row| Some(row.event.time)).collect())?);
     columns.push(times("_produced_time", rows.iter().map(|row| row.produced).collect())?);
-    let identities = |half: fn(u128) -> u64| rows.iter().map(|row| half(row.event.identity.0)).collect::<Vec<_>>();
+    let identities =
+        |half: fn(u128) -> u64| rows.iter().map(|row| half(row.event.identity.0)).collect::<Vec<_>>();
     columns.push(Column::new("_identity_hi".into(), identities(|id| (id >> 64) as u64)));
     columns.push(Column::new("_identity_lo".into(), identities(|id| id as u64)));
     Ok(DataFrame::new(rows.len(), columns)?)
@@ -190,7 +236,8 @@ fn reject_frame(tp: &TopicPartition, rows: Vec<RejectedRow>) -> Result<DataFrame
     let mut columns: Vec<Column> = place(tp, rows.iter().map(|row| row.offset).collect()).into();
     columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time).collect())?);
     columns.push(Column::new("reason".into(), rows.iter().map(|row| row.reason).collect::<Vec<_>>()));
-    columns.push(Column::new("detail".into(), rows.iter().map(|row| row.detail.as_str()).collect::<Vec<_>>()));
+    columns
+        .push(Column::new("detail".into(), rows.iter().map(|row| row.detail.as_str()).collect::<Vec<_>>()));
     let values = rows.iter().map(|row| row.value.as_deref());
     columns.push(BinaryChunked::from_iter_options("value".into(), values).into_column());
     Ok(DataFrame::new(rows.len(), columns)?)

@@ -43,14 +43,20 @@ impl Store {
     /// from the environment, by the names that `object_store` knows (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`,
     /// `AWS_ALLOW_HTTP`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME`, ...).
     pub fn open(url: &str) -> Result<Store> {
-        Store::open_with(url, std::env::vars_os().filter_map(|(key, value)| {
-            Some((key.into_string().ok()?, value.into_string().ok()?))
-        }))
+        Store::open_with(
+            url,
+            std::env::vars_os()
+                .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))),
+        )
     }
 
     /// Opens the store of a URL with options given by name, as [`Store::open`] takes them from the environment.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Store> {
-        let refused = || format!("archive url {url} can't be opened (expected file:///folder, s3://bucket/prefix, gs://... or az://...)");
+        let refused = || {
+            format!(
+                "archive url {url} can't be opened (expected file:///folder, s3://bucket/prefix, gs://... or az://...)"
+            )
+        };
         let parsed = if url.contains("://") {
             Url::parse(url).with_context(refused)?
         } else {
@@ -111,7 +117,11 @@ impl Store {
             warn!(path, "the probe stays behind: {error:#}");
         }
         match (second, kept?) {
-            (Err(Error::AlreadyExists { .. } | Error::Precondition { .. }), Some(bytes)) if bytes == "first" => Ok(()),
+            (Err(Error::AlreadyExists { .. } | Error::Precondition { .. }), Some(bytes))
+                if bytes == "first" =>
+            {
+                Ok(())
+            }
             _ => bail!(
                 "archive {}: the store ignores put-if-absent (If-None-Match: *), so a sealed epoch could be \
                  overwritten; use a store that supports conditional writes",
@@ -136,8 +146,13 @@ impl Store {
         loop {
             match self.inner.put(&self.at(path), bytes.clone().into()).await {
                 Ok(_) => return Ok(()),
-                Err(error) if attempt < ATTEMPTS && may_pass(&error) => self.back_off(path, &mut attempt, &error).await,
-                Err(error) => return Err(error).with_context(|| format!("archive {}: {path} can't be written", self.url)),
+                Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
+                    self.back_off(path, &mut attempt, &error).await
+                }
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("archive {}: {path} can't be written", self.url));
+                }
             }
         }
     }
@@ -158,7 +173,10 @@ impl Store {
                 Ok(None) | Err(_) if attempt < ATTEMPTS && may_pass(&error) => {
                     self.back_off(path, &mut attempt, &error).await;
                 }
-                _ => return Err(error).with_context(|| format!("archive {}: {path} can't be written", self.url)),
+                _ => {
+                    return Err(error)
+                        .with_context(|| format!("archive {}: {path} can't be written", self.url));
+                }
             }
         }
     }
@@ -189,7 +207,9 @@ impl Store {
     pub async fn delete(&self, path: &str) -> Result<()> {
         match self.inner.delete(&self.at(path)).await {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("archive {}: {path} can't be deleted", self.url)),
+            Err(error) => {
+                Err(error).with_context(|| format!("archive {}: {path} can't be deleted", self.url))
+            }
         }
     }
 

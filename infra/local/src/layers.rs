@@ -95,3 +95,54 @@ impl Layer {
         Ok(())
     }
 }
+
+/// The names under which this binary is re-executed as a layer.
+pub const NAMES: [&str; 4] = ["speed-layer", "batch-layer", "serving-layer", "simulator"];
+
+/// Runs as the layer that the first argument names, until it is done or told to stop by SIGTERM or SIGINT; `None`
+/// where the first argument names none.
+pub async fn run_as(arguments: Vec<OsString>, clock: fn() -> i64) -> Option<anyhow::Result<()>> {
+    use clap::Parser as _;
+    let name = arguments.get(1)?.to_str().filter(|name| NAMES.contains(name))?.to_owned();
+    // The layer sees itself as the program.
+    let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
+    let shutdown = stop_signal();
+    Some(match name.as_str() {
+        "speed-layer" => {
+            let args = speed_layer::Args::parse_from(arguments);
+            speed_layer::start_logging(args.log);
+            speed_layer::execute(args, shutdown).await
+        }
+        "batch-layer" => {
+            let args = batch_layer::Args::parse_from(arguments);
+            batch_layer::start_logging(args.log);
+            batch_layer::execute(args, shutdown).await
+        }
+        "serving-layer" => {
+            let args = serving_layer::Args::parse_from(arguments);
+            serving_layer::start_logging(args.log);
+            serving_layer::execute(args, shutdown).await
+        }
+        _ => {
+            let args = simulator::cli::Args::parse_from(arguments);
+            let job = tokio::task::spawn_blocking(move || simulator::execute(args, clock, &shutdown));
+            job.await.unwrap_or_else(|error| Err(error.into()))
+        }
+    })
+}
+
+/// A token that is cancelled at the first SIGTERM or SIGINT.
+pub fn stop_signal() -> tokio_util::sync::CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = tokio_util::sync::CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        stopped.cancel();
+    });
+    stop
+}

@@ -6,6 +6,13 @@
 
 pub mod install;
 pub mod servers;
+pub mod layers;
+pub mod oracle;
+pub mod probe;
+pub mod compare;
+pub mod cli;
+pub mod stack;
+pub mod screen;
 
 mod ports;
 mod process;

@@ -1,2 +1,29 @@
-//! Placeholder.
-fn main() {}
+//! The local stack's program; re-executed by itself as each layer.
+
+use clap::Parser as _;
+use local::cli::Args;
+use local::{layers, stack};
+use std::process::ExitCode;
+
+/// The only place that reads the clock.
+#[allow(clippy::disallowed_methods)]
+fn now() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let done = match layers::run_as(arguments, now).await {
+        Some(done) => done.map(|()| true),
+        None => stack::run(Args::parse(), now).await,
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 pub use kafka::{Kafka, KafkaOptions};
 pub use postgres::{Postgres, PostgresOptions};
-pub use redis::{Redis, RedisOptions};
+pub use redis::{Redis, RedisCluster, RedisOptions};
 
 use crate::ports::Lease;
 use crate::process::{Child, Folder, Program, last_lines};
@@ -45,7 +45,7 @@ pub fn scratch() -> anyhow::Result<TempDir> {
 
 /// What is particular to one kind of server; it needs `N` ports.
 trait Kind<const N: usize>: Send + Sync {
-    /// The name, in messages and of the log.
+    /// The name, in messages.
     const NAME: &'static str;
 
     /// Gets the folder ready and says what to start. Called anew for each set of ports.

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use local::install::{Found, Installing, Need, ensure};
-use local::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions, scratch};
+use local::servers::{
+    Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisCluster, RedisOptions, scratch,
+};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, Timestamp};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -115,6 +117,27 @@ async fn redis_keeps_keys_over_kill_and_session() {
     assert_eq!(connect(redis.url()).await.get::<_, i64>("k").await.unwrap(), 1);
     let refused = Redis::start(&found, dir.path(), RedisOptions::default()).await.unwrap_err().to_string();
     assert!(refused.contains("in use by another session"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_redis_cluster_serves_all_slots() {
+    let found = find(&[Need::Redis]);
+    let dir = scratch().unwrap();
+    let options = RedisOptions { appendonly: true, ..RedisOptions::default() };
+    let started = std::time::Instant::now();
+    let mut cluster = is_send(RedisCluster::start(&found, dir.path(), options)).await.unwrap();
+    eprintln!("redis cluster took {:?}", started.elapsed());
+    let client = redis::cluster::ClusterClient::new(cluster.urls()).unwrap();
+    let mut connection = client.get_async_connection().await.unwrap();
+    for key in 0..100 {
+        let () = connection.set(key, key).await.unwrap();
+    }
+    cluster.nodes()[1].kill();
+    cluster.nodes()[1].restart().await.unwrap();
+    let url = cluster.urls()[1].clone();
+    let mut node = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let keys: i64 = redis::cmd("DBSIZE").query_async(&mut node).await.unwrap();
+    assert!((1..100).contains(&keys), "a part of the keys, kept: {keys}");
 }
 
 #[tokio::test]

@@ -22,6 +22,98 @@ pub enum Command {
     /// with --kafka it sends the records to the topics page_views and events. The same options and seed give the
     /// same records. Memory stays below 100 MB whatever the count.
     Generate(GenerateArgs),
+    /// Turn CSV files of any size into sorted Parquet, partitioned by platform and event day
+    ///
+    /// Reads page_views.csv and events.csv of Outbrain, or the files of any other stream of the catalog: the header
+    /// names the declared fields, in any order. NULL is \N; an empty cell is empty text, or NULL for other types.
+    /// One line is one record. Plain or gzip; local, or at a URL (s3://, gs://, az://, https://; credentials from the
+    /// environment, AWS_... and so on).
+    ///
+    /// Writes OUT/<stream>/platform=<p>/event_date=<d>/part-N.parquet (Zstd, sorted by event time; without
+    /// platform= where the stream has no such field; NULL is platform=__HIVE_DEFAULT_PARTITION__) and
+    /// OUT/<stream>/rejects.csv with file, line, reason and text of each line that is no row. The result replaces an
+    /// earlier one as a whole. The disk of OUT must hold the sorted rows twice for a while, about the size of the
+    /// plain CSV each.
+    Prepare(PrepareArgs),
+    /// Send prepared files, or CSV directly, to Kafka in event-time order across streams
+    ///
+    /// All streams and platforms are merged at once. Open at a time are the files of one event day, with about 10 MB
+    /// each, beside 64 MB that wait for Kafka. CSV is sorted on disk first, within --memory. Messages are keyed by
+    /// the stream's message key (uuid), the value is JSON of the declared fields, the header act_prod_time holds the
+    /// time of sending in ms.
+    Replay(ReplayArgs),
+}
+
+/// Where the definitions are.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct CatalogArgs {
+    /// The catalog (TOML) that declares the streams; without it the shipped one of Outbrain's streams
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: Option<PathBuf>,
+}
+
+/// How much may be used.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub struct LimitArgs {
+    /// Memory that the sorting stays within (at least 64MB)
+    #[arg(long, default_value = "512MB", value_parser = memory)]
+    pub memory: usize,
+    /// Threads; without it one for each processor
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Arguments of `prepare`.
+#[derive(Debug, ClapArgs)]
+pub struct PrepareArgs {
+    /// Files, folders or URLs of CSV; STREAM=FILE where the file's name doesn't begin with the stream's
+    #[arg(required = true, value_name = "[STREAM=]INPUT")]
+    pub inputs: Vec<String>,
+    /// The folder for the results
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The streams.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Memory and threads.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// Arguments of `replay`.
+#[derive(Debug, ClapArgs)]
+pub struct ReplayArgs {
+    /// Folders that `prepare` wrote, .parquet files, or .csv and .csv.gz files; STREAM=INPUT where neither the file's
+    /// name nor a folder's tells the stream
+    #[arg(required = true, value_name = "[STREAM=]INPUT")]
+    pub inputs: Vec<String>,
+    /// Only these platforms (comma-separated; \N is NULL)
+    #[arg(long, value_delimiter = ',')]
+    pub platform: Vec<String>,
+    /// Only event times from here on
+    #[arg(long, value_parser = time)]
+    pub start: Option<Millis>,
+    /// Only event times before this
+    #[arg(long, value_parser = time)]
+    pub end: Option<Millis>,
+    /// Begin again at the end, until stopped. The rounds are equal, so to Tidemark they are repeats of the first
+    #[arg(long = "loop")]
+    pub again: bool,
+    /// Where the records go.
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// How fast.
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    /// The streams.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// For sorting CSV.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Where CSV is sorted; without it the system's folder for temporary files
+    #[arg(long)]
+    pub temp_dir: Option<PathBuf>,
 }
 
 /// Arguments of `generate`.
@@ -81,16 +173,20 @@ pub enum Speed {
 
 /// A moment: RFC 3339, or a bare date (its midnight UTC).
 pub fn time(text: &str) -> Result<Millis, String> {
-    let date = || Some(text.parse::<chrono::NaiveDate>().ok()?.and_hms_opt(0, 0, 0)?.and_utc().timestamp_millis());
+    let date =
+        || Some(text.parse::<chrono::NaiveDate>().ok()?.and_hms_opt(0, 0, 0)?.and_utc().timestamp_millis());
     match chrono::DateTime::parse_from_rfc3339(text) {
         Ok(moment) => Ok(moment.timestamp_millis()),
-        Err(_) => date().ok_or_else(|| format!("{text:?} is no time; write 2016-06-14T04:00:00Z or 2016-06-14")),
+        Err(_) => {
+            date().ok_or_else(|| format!("{text:?} is no time; write 2016-06-14T04:00:00Z or 2016-06-14"))
+        }
     }
 }
 
 /// A span such as `90s` or `2d`, in ms.
 pub fn duration(text: &str) -> Result<Millis, String> {
-    let span = humantime::parse_duration(text).map_err(|error| format!("{text:?}: {error}; write 90s, 30m or 2d"))?;
+    let span = humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?}: {error}; write 90s, 30m or 2d"))?;
     Millis::try_from(span.as_millis()).map_err(|_| format!("{text:?} is too long"))
 }
 
@@ -119,6 +215,13 @@ pub fn bytes(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("{text:?} is no size; write 512MB or 2GiB"))
 }
 
+fn memory(text: &str) -> Result<usize, String> {
+    match bytes(text)? {
+        enough if enough >= 64_000_000 => Ok(enough),
+        _ => Err(format!("{text:?} is too little to sort in; give 64MB or more")),
+    }
+}
+
 fn property(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
@@ -143,7 +246,7 @@ mod tests {
         use clap::CommandFactory;
         Args::command().debug_assert();
         let args = Args::parse_from(["simulator", "generate", "--out", "x"]);
-        let Command::Generate(generate) = args.command else { panic!("not generate") };
+        let Command::Generate(generate) = args.command else { panic!("another command") };
         assert_eq!(generate.options, crate::generate::Options::default());
     }
 

@@ -9,8 +9,8 @@ mod shape;
 mod zipf;
 
 use clap::Args;
-use shared_model::time::Millis;
 use shape::{Record, Shape};
+use shared_model::time::Millis;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Write};
@@ -203,7 +203,8 @@ impl Generator {
     /// Which record is delivered next, and as what.
     fn plan(&mut self) -> Option<(u64, What)> {
         loop {
-            if self.queued.len() > MOST_WAITING || self.queued.peek().is_some_and(|Reverse(w)| w.at <= self.delivered)
+            if self.queued.len() > MOST_WAITING
+                || self.queued.peek().is_some_and(|Reverse(w)| w.at <= self.delivered)
             {
                 let Reverse(waiting) = self.queued.pop()?;
                 return Some(self.deliver(waiting.index, waiting.what));
@@ -236,7 +237,8 @@ impl Generator {
         }
         // The k-th of f lies at k / (f + 1) of the way.
         let way = u128::from(self.options.future + 1) * u128::from(index + 1);
-        if self.futures < self.options.future && way >= u128::from(self.futures + 1) * u128::from(self.options.records)
+        if self.futures < self.options.future
+            && way >= u128::from(self.futures + 1) * u128::from(self.options.records)
         {
             self.futures += 1;
             self.queue(0, index, What::Future);

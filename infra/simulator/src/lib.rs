@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod generate;
+pub mod prepare;
 pub mod progress;
 pub mod replay;
 mod run;

@@ -11,6 +11,22 @@ fn now() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
+/// Ctrl-C, or SIGTERM where there is one.
+async fn stop_signal() {
+    let interrupt = async { tokio::signal::ctrl_c().await.is_ok() };
+    let terminate = async {
+        let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        match signal {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = interrupt => {}
+        _ = terminate => {}
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -19,9 +35,11 @@ async fn main() -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stop.cancel();
-        }
+        stop_signal().await;
+        stop.cancel();
+        // Asked again: whoever asks doesn't want to wait for a broker that is gone.
+        stop_signal().await;
+        std::process::exit(130);
     });
     tokio::task::spawn_blocking(move || simulator::execute(args, now, &shutdown)).await?
 }

@@ -15,6 +15,7 @@ pub struct Progress {
     started: Instant,
     /// When the last log line was written; `None` where a bar is shown or nothing is wanted.
     logged: Option<Mutex<Instant>>,
+    note: Mutex<String>,
 }
 
 const LOG_EVERY: Duration = Duration::from_secs(5);
@@ -29,6 +30,7 @@ impl Progress {
             done: AtomicU64::new(0),
             started: Instant::now(),
             logged: None,
+            note: Mutex::default(),
         }
     }
 
@@ -63,7 +65,15 @@ impl Progress {
         bar.set_message(what.to_owned());
         let started = Instant::now();
         let logged = (!terminal).then(|| Mutex::new(started));
-        Progress { bar, what: what.to_owned(), total, done: AtomicU64::new(0), started, logged }
+        Progress {
+            bar,
+            what: what.to_owned(),
+            total,
+            done: AtomicU64::new(0),
+            started,
+            logged,
+            note: Mutex::default(),
+        }
     }
 
     /// So much more is done.
@@ -76,7 +86,16 @@ impl Progress {
         {
             *last = Instant::now();
             let per_second = (done as f64 / self.started.elapsed().as_secs_f64()) as u64;
-            tracing::info!(what = self.what, done, total = self.total, per_second, "progress");
+            let note = self.note.lock().map(|note| note.clone()).unwrap_or_default();
+            tracing::info!(what = self.what, done, total = self.total, per_second, note, "progress");
+        }
+    }
+
+    /// Says where it stands, in words.
+    pub fn note(&self, text: &str) {
+        self.bar.set_message(format!("{} {text}", self.what));
+        if let Ok(mut note) = self.note.lock() {
+            text.clone_into(&mut note);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The batch view in memory: the reference that tests hold the real one against.
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, Position, Scan, Snapshot, StoredLayout, VersionOf, Versions,
+    AtTidemark, BatchError, BatchView, EachCell, Lost, Position, Scan, Snapshot, StoredLayout, VersionOf,
+    Versions,
 };
 use crate::merge::{Cell, FoldError};
 use futures::future::BoxFuture;
@@ -9,7 +10,7 @@ use shared_model::catalog::Layout;
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Interval};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ struct Held {
     tidemarks: Vec<(Tidemark, i64)>,
     days: BTreeSet<(String, EventDay)>,
     versions: Vec<MemoryVersion>,
+    lost: Vec<Lost>,
 }
 
 /// One day of one metric as a run made it. The newest of a day is live.
@@ -42,11 +44,8 @@ pub struct MemoryBatchView(Mutex<Option<Held>>);
 impl MemoryBatchView {
     /// An empty one, before its first run.
     pub fn new(layout: &Layout) -> MemoryBatchView {
-        let layout = StoredLayout {
-            epoch_ms: layout.epoch.0,
-            groups: i64::from(layout.groups),
-            pane_ms: layout.pane,
-        };
+        let layout =
+            StoredLayout { epoch_ms: layout.epoch.0, groups: i64::from(layout.groups), pane_ms: layout.pane };
         MemoryBatchView(Mutex::new(Some(Held { layout: Some(layout), ..Held::default() })))
     }
 
@@ -70,13 +69,19 @@ impl MemoryBatchView {
         });
     }
 
+    /// Notes offsets that never reached the archive.
+    pub fn lose(&self, lost: Lost) {
+        self.with(|held| held.get_or_insert_default().lost.push(lost));
+    }
+
     /// Puts it out of reach.
     pub fn fail(&self) {
         self.with(|held| *held = None);
     }
 
     fn copy(&self) -> Result<Held, BatchError> {
-        self.with(|held| held.clone()).ok_or_else(|| BatchError::Unavailable("it was put out of reach".into()))
+        self.with(|held| held.clone())
+            .ok_or_else(|| BatchError::Unavailable("it was put out of reach".into()))
     }
 }
 
@@ -109,7 +114,8 @@ impl Snapshot for MemorySnapshot {
                 None => Err(BatchError::Run(format!("there is no run {run}"))),
             },
         };
-        let at = |(tidemark, run): &(Tidemark, i64)| AtTidemark { tidemark: tidemark.clone(), run: Some(*run) };
+        let at =
+            |(tidemark, run): &(Tidemark, i64)| AtTidemark { tidemark: tidemark.clone(), run: Some(*run) };
         let found = found.map(|found| found.map(at));
         Box::pin(async move { found })
     }
@@ -121,7 +127,11 @@ impl Snapshot for MemorySnapshot {
         at_generation: Option<i64>,
     ) -> BoxFuture<'a, Result<Versions, BatchError>> {
         let last_run = at_generation.and_then(|generation| {
-            self.0.tidemarks.iter().find(|(tidemark, _)| tidemark.generation == generation).map(|(_, run)| *run)
+            self.0
+                .tidemarks
+                .iter()
+                .find(|(tidemark, _)| tidemark.generation == generation)
+                .map(|(_, run)| *run)
         });
         let mut versions = Versions::default();
         for (id, version) in self.0.versions.iter().enumerate() {
@@ -139,6 +149,11 @@ impl Snapshot for MemorySnapshot {
             }
         }
         Box::pin(async move { Ok(versions) })
+    }
+
+    fn lost(&mut self, _at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>> {
+        let lost = self.0.lost.clone();
+        Box::pin(async move { Ok(lost) })
     }
 
     fn rows<'a>(

@@ -4,7 +4,8 @@
 //! version ids, so that the planner leaves out every other version's table.
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, Position, Scan, Snapshot, StoredLayout, VersionOf, Versions,
+    AtTidemark, BatchError, BatchView, EachCell, Lost, Position, Scan, Snapshot, StoredLayout, VersionOf,
+    Versions,
 };
 use crate::merge::{Cell, FoldError};
 use crate::query::Part;
@@ -16,6 +17,7 @@ use shared_model::aggregate::{Column, ColumnType, State};
 use shared_model::codec::CodecError;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
+use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::{StoredCut, Tidemark};
 use shared_model::time::{EventDay, Interval, Millis};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
@@ -39,14 +41,13 @@ impl PostgresBatchView {
     /// Where the URL is none.
     pub fn new(url: &str, connections: u32) -> Result<PostgresBatchView, sqlx::Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("tidemark-serving");
-        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
+        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(3));
         Ok(PostgresBatchView { pool: pool.connect_lazy_with(options) })
     }
 
     async fn read_position(&self, known: Option<&Position>) -> Result<Option<Position>, sqlx::Error> {
-        let newest: Option<i64> = sqlx::query_scalar("select max(generation) from tidemark.tidemark")
-            .fetch_one(&self.pool)
-            .await?;
+        let newest: Option<i64> =
+            sqlx::query_scalar("select max(generation) from tidemark.tidemark").fetch_one(&self.pool).await?;
         let Some(newest) = newest else { return Ok(None) };
         if let Some(known) = known.filter(|known| known.current.generation == newest) {
             return Ok(Some(known.clone()));
@@ -139,7 +140,8 @@ impl PostgresSnapshot {
         Ok(versions)
     }
 
-    /// The versions that were live at a past generation: of each day the last that a run up to then put in force.
+    /// The versions that were live at a past generation. A version stays live until the flip that retires it: of each
+    /// day's versions that were retired after that generation's flip, or never, it is the one retired first.
     async fn past(
         &mut self,
         metric: &Metric,
@@ -149,12 +151,15 @@ impl PostgresSnapshot {
         let sql = "select distinct on (v.event_day)
                           v.event_day, v.version_id, v.run_id, v.table_name is not null, v.partial,
                           v.dropped_at is not null
-                   from tidemark.view_version v join tidemark.run r using (run_id)
+                   from tidemark.view_version v
+                        left join tidemark.run r using (run_id)
+                        join tidemark.tidemark t on t.generation = $4
                    where v.version = $1 and v.event_day >= $2 and v.event_day < $3
-                     and r.status = 'done' and r.generation_after <= $4
-                     and (v.retired_at is not null
-                          or exists (select from tidemark.live_version l where l.version_id = v.version_id))
-                   order by v.event_day, r.generation_after desc, v.version_id desc";
+                     and (v.created_at <= t.flipped_at or r.generation_after <= $4)
+                     and (v.retired_at > t.flipped_at
+                          or v.retired_at is null
+                             and exists (select from tidemark.live_version l where l.version_id = v.version_id))
+                   order by v.event_day, v.retired_at nulls last, v.version_id";
         let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
         let rows = query.bind(generation).fetch_all(&mut *self.0).await?;
         let mut versions = Versions::default();
@@ -186,7 +191,24 @@ impl PostgresSnapshot {
         Ok(found.into_iter().map(EventDay::from_date).collect())
     }
 
-    async fn read_rows(&mut self, scan: &Scan<'_>, each: EachCell<'_>) -> Result<Result<(), FoldError>, sqlx::Error> {
+    async fn read_lost(&mut self, generation: Option<i64>) -> Result<Vec<Lost>, sqlx::Error> {
+        let sql = "select topic, partition, from_offset, to_offset, cause from tidemark.gap
+                   where $1::bigint is null or generation <= $1 order by 1, 2, 3";
+        let rows: Vec<(String, i32, i64, i64, String)> =
+            sqlx::query_as(sql).bind(generation).fetch_all(&mut *self.0).await?;
+        let lost = |(topic, partition, from, to, cause): (String, i32, i64, i64, String)| Lost {
+            tp: TopicPartition::new(&topic, partition),
+            range: OffsetRange { from, to },
+            cause,
+        };
+        Ok(rows.into_iter().map(lost).collect())
+    }
+
+    async fn read_rows(
+        &mut self,
+        scan: &Scan<'_>,
+        each: EachCell<'_>,
+    ) -> Result<Result<(), FoldError>, sqlx::Error> {
         let (sql, bound) = select(scan);
         let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
             return Ok(Ok(()));
@@ -234,6 +256,10 @@ impl Snapshot for PostgresSnapshot {
             versions.missing = missing;
             Ok(versions)
         })
+    }
+
+    fn lost(&mut self, at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>> {
+        Box::pin(async move { self.read_lost(at_generation).await.map_err(unavailable) })
     }
 
     fn rows<'a>(
@@ -307,7 +333,7 @@ fn select(scan: &Scan<'_>) -> (String, Vec<Bound>) {
     let metric = &scan.column.metric;
     let mut columns: Vec<String> = metric.by.iter().chain(&metric.item).map(|c| quoted(&c.name)).collect();
     columns.push("bucket".to_owned());
-    for (name, ty) in metric.aggregate.columns() {
+    for (name, ty) in state_columns(metric) {
         let cast = if ty == ColumnType::Numeric { "::text" } else { "" };
         columns.push(format!("{}{cast}", quoted(name)));
     }
@@ -360,6 +386,11 @@ fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Tes
     }
 }
 
+/// The columns that hold the state; those for people are not read.
+fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnType)> {
+    metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
+}
+
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -376,7 +407,7 @@ fn cell(metric: &Metric, row: &PgRow) -> Result<Cell, FoldError> {
     let item = metric.item.as_ref().map(&mut key).transpose()?;
     let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
     let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
-    let columns = metric.aggregate.columns().into_iter().enumerate().map(stored);
+    let columns = state_columns(metric).enumerate().map(stored);
     let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
     let state = State::from_columns(&metric.aggregate, columns)?;
     Ok(Cell { by, item, bucket: bucket.timestamp_millis(), state })

@@ -118,9 +118,9 @@ fn starts(granularity: Granularity, zone: Tz, span: Interval) -> Result<Vec<Mill
     let at = zone.timestamp_millis_opt(span.start).single().ok_or_else(out_of_range)?;
     let mut date = at.date_naive();
     date = match granularity {
-        Granularity::Week => {
-            date.checked_sub_days(Days::new(date.weekday().num_days_from_monday().into())).ok_or_else(out_of_range)?
-        }
+        Granularity::Week => date
+            .checked_sub_days(Days::new(date.weekday().num_days_from_monday().into()))
+            .ok_or_else(out_of_range)?,
         Granularity::Month => date.with_day(1).ok_or_else(out_of_range)?,
         _ => date,
     };

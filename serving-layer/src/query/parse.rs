@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json};
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
 use shared_model::event::{FieldType, Value};
+use shared_model::expression::like::LikePattern;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::{DAY, Interval, Millis};
 use std::cmp::Ordering;
@@ -46,11 +47,21 @@ impl Default for Limits {
 }
 
 const FIELDS: [&str; 13] = [
-    "metrics", "filters", "group_by", "from", "to", "granularity", "time_zone", "order", "limit", "offset", "k",
-    "strict", "at_run",
+    "metrics",
+    "filters",
+    "group_by",
+    "from",
+    "to",
+    "granularity",
+    "time_zone",
+    "order",
+    "limit",
+    "offset",
+    "k",
+    "strict",
+    "at_run",
 ];
-const OPS: [&str; 11] =
-    ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like", "is_null", "is_not_null"];
+const OPS: [&str; 11] = ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like", "is_null", "is_not_null"];
 
 impl Query {
     /// Reads and validates a request's body.
@@ -60,7 +71,9 @@ impl Query {
     pub fn parse(body: &[u8], catalog: &Catalog, limits: &Limits) -> Result<Query, ServeError> {
         let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
         let Json::Object(request) = json else {
-            return Err(ServeError::Body("expected a JSON object with \"metrics\", \"from\" and \"to\"".into()));
+            return Err(ServeError::Body(
+                "expected a JSON object with \"metrics\", \"from\" and \"to\"".into(),
+            ));
         };
         let mut faults = Faults(Vec::new());
         let query = read(&request, catalog, limits, &mut faults);
@@ -94,7 +107,12 @@ impl Faults {
     }
 }
 
-fn read(request: &Map<String, Json>, catalog: &Catalog, limits: &Limits, faults: &mut Faults) -> Option<Query> {
+fn read(
+    request: &Map<String, Json>,
+    catalog: &Catalog,
+    limits: &Limits,
+    faults: &mut Faults,
+) -> Option<Query> {
     for name in request.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
         let allowed = FIELDS.map(str::to_owned).to_vec();
         faults.with(FaultKind::Malformed, name, "unknown field", allowed);
@@ -124,11 +142,23 @@ fn read(request: &Map<String, Json>, catalog: &Catalog, limits: &Limits, faults:
     }
     let strict = flag(request, "strict", faults);
     let at_run = count(request, "at_run", faults).map(|run| run as i64);
-    let columns = metrics.into_iter().map(|(name, metric)| column(name, metric, &group_by, &filters)).collect();
+    let columns =
+        metrics.into_iter().map(|(name, metric)| column(name, metric, &group_by, &filters)).collect();
     let k = k.or(ranked).unwrap_or(0);
     let span = span?;
     Some(Query {
-        columns, formula, group_by, filters, span, order, limit, offset, k, strict, at_run, buckets: buckets?,
+        columns,
+        formula,
+        group_by,
+        filters,
+        span,
+        order,
+        limit,
+        offset,
+        k,
+        strict,
+        at_run,
+        buckets: buckets?,
     })
 }
 
@@ -147,18 +177,23 @@ fn metrics(request: &Map<String, Json>, catalog: &Catalog, faults: &mut Faults) 
         let metric = catalog.metric(name).or_else(|| catalog.live(name));
         match (metric, catalog.formula(name)) {
             _ if names[..i].contains(name) => faults.malformed(field, format!("{name} is named twice")),
+            (Some(metric), _) if chosen.1.iter().any(|(name, _)| *name == metric.name) => {
+                faults.malformed(field, format!("{} is named twice", metric.name));
+            }
             (Some(metric), _) => chosen.1.push((metric.name.clone(), metric.clone())),
             (None, Some(_)) if names.len() > 1 => {
                 faults.add(FaultKind::Unanswerable, field, format!("the formula {name} is queried alone"));
             }
             (None, Some(formula)) => {
                 chosen.0 = Some(formula.name.clone());
-                let of = |(column, name): &(String, String)| Some((column.clone(), catalog.metric(name)?.clone()));
+                let of =
+                    |(column, name): &(String, String)| Some((column.clone(), catalog.metric(name)?.clone()));
                 chosen.1 = formula.columns.iter().filter_map(of).collect();
             }
             (None, None) => {
                 let metrics = catalog.metrics.iter().map(|metric| metric.name.clone());
-                let known = metrics.chain(catalog.formulas.iter().map(|formula| formula.name.clone())).collect();
+                let known =
+                    metrics.chain(catalog.formulas.iter().map(|formula| formula.name.clone())).collect();
                 let message = format!("the catalog has no metric or formula {name:?}");
                 faults.with(FaultKind::UnknownMetric, field, message, known);
             }
@@ -168,7 +203,11 @@ fn metrics(request: &Map<String, Json>, catalog: &Catalog, faults: &mut Faults) 
     if chosen.1.len() > 1
         && let Some((_, metric)) = chosen.1.iter().find(|(_, metric)| ranked(metric))
     {
-        faults.add(FaultKind::Unanswerable, "metrics", format!("the top_k metric {} is queried alone", metric.name));
+        faults.add(
+            FaultKind::Unanswerable,
+            "metrics",
+            format!("the top_k metric {} is queried alone", metric.name),
+        );
     }
     Some(chosen)
 }
@@ -190,7 +229,9 @@ fn group_by(
     for (i, name) in strings(request, "group_by", faults).unwrap_or_default().into_iter().enumerate() {
         let field = format!("group_by[{i}]");
         match shared.iter().find(|column| column.name == name) {
-            Some(column) if columns.contains(column) => faults.malformed(field, format!("{name} is named twice")),
+            Some(column) if columns.contains(column) => {
+                faults.malformed(field, format!("{name} is named twice"))
+            }
             Some(column) => columns.push(column.clone()),
             None if metrics.is_empty() => {}
             None => {
@@ -202,7 +243,11 @@ fn group_by(
     columns
 }
 
-fn filters(request: &Map<String, Json>, metrics: &[(String, Arc<Metric>)], faults: &mut Faults) -> Vec<Filter> {
+fn filters(
+    request: &Map<String, Json>,
+    metrics: &[(String, Arc<Metric>)],
+    faults: &mut Faults,
+) -> Vec<Filter> {
     let mut columns = shared_columns(metrics);
     if let [(_, metric)] = metrics {
         columns.extend(metric.item.clone());
@@ -235,7 +280,10 @@ fn one_filter(
     let known = ["dimension", "op", "value", "values"];
     for name in filter.keys().filter(|name| !known.contains(&name.as_str())) {
         faults.with(
-            FaultKind::Malformed, format!("{at}.{name}"), "unknown field", known.map(str::to_owned).to_vec(),
+            FaultKind::Malformed,
+            format!("{at}.{name}"),
+            "unknown field",
+            known.map(str::to_owned).to_vec(),
         );
     }
     let op = match filter.get("op").map(Json::as_str) {
@@ -296,7 +344,9 @@ fn test(op: &str, column: &KeyColumn, values: Vec<Value>) -> Result<Test, String
             Err(values) => Err(format!("between takes two values, [low, high], not {}", values.len())),
         },
         "like" => match one(values)? {
-            Value::Str(pattern) => Ok(Test::Like(pattern.to_string())),
+            Value::Str(pattern) => LikePattern::new(&pattern).map(Test::Like).ok_or_else(|| {
+                format!("{pattern:?} ends with a lone backslash: write two for one that is meant")
+            }),
             _ => Err(format!("like needs a string column, and {} is none", column.name)),
         },
         "is_null" | "is_not_null" if !values.is_empty() => Err(format!("{op} takes no value")),
@@ -369,7 +419,9 @@ fn time(value: &Json) -> Result<Millis, String> {
         Json::Number(number) => number.as_i64(),
         Json::String(text) => match chrono::DateTime::parse_from_rfc3339(text) {
             Ok(at) => Some(at.timestamp_millis()),
-            Err(_) => text.parse::<chrono::NaiveDate>().ok().map(|date| i64::from(date.to_epoch_days()) * DAY),
+            Err(_) => {
+                text.parse::<chrono::NaiveDate>().ok().map(|date| i64::from(date.to_epoch_days()) * DAY)
+            }
         },
         _ => None,
     };
@@ -400,7 +452,8 @@ fn buckets(
         Some(value) => match value.as_str().and_then(Granularity::parse) {
             Some(granularity) => granularity,
             None => {
-                let message = format!("{value} is no granularity: expected none, grain, 20m, 1h, day, week, month");
+                let message =
+                    format!("{value} is no granularity: expected none, grain, 20m, 1h, day, week, month");
                 faults.malformed("granularity", message);
                 return None;
             }

@@ -50,11 +50,7 @@ impl MemoryRealtimeView {
 }
 
 impl RealtimeView for MemoryRealtimeView {
-    fn group<'a>(
-        &'a self,
-        key: &'a str,
-        _want: Want,
-    ) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+    fn group<'a>(&'a self, key: &'a str, _want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
         let found = self.with(|held| held.as_ref().map(|held| held.groups.get(key).cloned()));
         Box::pin(async move { found.ok_or_else(out_of_reach) })
     }

@@ -106,11 +106,7 @@ impl RedisRealtimeView {
 }
 
 impl RealtimeView for RedisRealtimeView {
-    fn group<'a>(
-        &'a self,
-        key: &'a str,
-        want: Want,
-    ) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+    fn group<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
         Box::pin(async move {
             if want == Want::Panes && !self.without_library.load(Ordering::Relaxed) {
                 match self.panes(key).await {
@@ -171,4 +167,3 @@ async fn connect_one(url: &str) -> Result<(ConnectionManager, bool), RedisError>
 fn unavailable(error: RedisError) -> RealtimeError {
     RealtimeError(error.to_string())
 }
-

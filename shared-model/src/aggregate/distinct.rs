@@ -149,6 +149,7 @@ impl Distinct {
             Form::Exact(items) => {
                 out.push(0);
                 codec::put_varint(out, items.len() as u128);
+                out.reserve(8 * items.len());
                 items.iter().for_each(|item| out.extend(item.to_be_bytes()));
             }
             Form::Registers(registers) => {

@@ -38,6 +38,11 @@ impl<'a> Check<'a> {
     /// Notes a fault at a key and counts the key as refused from now on.
     pub(super) fn refuse(&mut self, path: &[&str], message: impl Into<String>, suggestion: Option<String>) {
         self.suggest(path, message, suggestion);
+        self.spare(path);
+    }
+
+    /// Counts a key as refused without a fault: it is not missing, but misspelt.
+    pub(super) fn spare(&mut self, path: &[&str]) {
         self.refused.insert(path.iter().map(|&segment| segment.to_owned()).collect());
     }
 

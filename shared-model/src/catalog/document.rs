@@ -71,6 +71,9 @@ impl<'i> Document<'i> {
             let found = error.span().is_some_and(|span| take_out(&mut table, span.start, &mut path));
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let (message, suggestion) = explain(error.message());
+            if let (Some(meant), Some((_, parents))) = (&suggestion, path.split_last()) {
+                check.spare(&[parents, &[meant]].concat());
+            }
             check.refuse(&path, message, suggestion);
             if !found {
                 return T::default();

@@ -62,7 +62,7 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
     }
     let near = known.into_iter().map(|known| (distance(name, known), known));
     let (distance, known) = near.min()?;
-    (distance <= (length / 3).max(1)).then(|| known.to_owned())
+    (distance <= length.div_ceil(3)).then(|| known.to_owned())
 }
 
 /// How many characters must be put in, taken out or replaced to turn one name into the other; neighbours that
@@ -95,6 +95,7 @@ mod tests {
         let cases = [
             ("uuidd", Some("uuid")),
             ("uiud", Some("uuid")),
+            ("latform", Some("platform")),
             ("documentid", Some("document_id")),
             ("country", None),
             ("", None),

@@ -5,27 +5,32 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A Tidemark catalog: streams, metrics over them and formulas over metrics.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 #[schemars(title = "Tidemark catalog")]
 pub struct RawCatalog {
     /// What all layers must agree on; fixed when the first tidemark is written.
+    #[serde(default)]
     pub layout: RawLayout,
     /// The streams by name.
-    #[schemars(required)]
+    #[serde(default)]
     pub streams: BTreeMap<String, RawStream>,
     /// The metrics by name.
+    #[serde(default)]
     pub metrics: BTreeMap<String, RawMetric>,
     /// The formulas by name.
+    #[serde(default)]
     pub formulas: BTreeMap<String, RawFormula>,
 }
 
 /// How the log is sliced and the realtime view laid out.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Layout")]
 pub struct RawLayout {
     /// Length of an epoch, 1s to 1d; default "10m".
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
@@ -40,7 +45,8 @@ pub struct RawLayout {
 
 /// A stream: one Kafka topic of JSON records.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Stream")]
 pub struct RawStream {
     /// The Kafka topic.
     #[schemars(required)]
@@ -54,6 +60,7 @@ pub struct RawStream {
     #[schemars(required)]
     pub fields: Option<BTreeMap<String, String>>,
     /// Dimensions by name: SQL expressions over the fields.
+    #[serde(default)]
     pub dimensions: BTreeMap<String, String>,
     /// The field that the producer keys (and so partitions) the records by.
     pub message_key: Option<String>,
@@ -74,7 +81,8 @@ pub struct RawStream {
 
 /// The event-time field: an int, a count of `unit` since 1970, plus `offset`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "EventTime")]
 pub struct RawEventTime {
     /// The field.
     #[schemars(required)]
@@ -88,6 +96,7 @@ pub struct RawEventTime {
 /// A unit of time.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Unit")]
 pub enum RawUnit {
     /// Seconds.
     S,
@@ -99,7 +108,8 @@ pub enum RawUnit {
 
 /// Believable event times; default { past = "30d", future = "5m" }.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Bounds")]
 pub struct RawBounds {
     /// How far before a record's append time its event time may be; default "30d".
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
@@ -115,13 +125,15 @@ pub struct RawBounds {
 
 /// A metric: what is computed over which streams, by which key.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Metric")]
 pub struct RawMetric {
     /// The stream that feeds it; or use `streams`.
     pub stream: Option<String>,
     /// The streams that feed it, each with all fields that the metric names.
     pub streams: Option<Vec<String>>,
     /// The key: names of fields or dimensions; none: one value for all.
+    #[serde(default)]
     pub by: Vec<String>,
     /// Only records for which this SQL expression is true count.
     pub filter: Option<String>,
@@ -156,6 +168,7 @@ pub struct RawMetric {
 /// What a metric computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "Aggregate")]
 pub enum RawAggregate {
     /// How many records.
     Count,
@@ -177,7 +190,8 @@ pub enum RawAggregate {
 
 /// A formula: metrics of one key and grain side by side; where one has no value, it is 0.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Formula")]
 pub struct RawFormula {
     /// Column name = metric name.
     #[schemars(required)]
@@ -189,8 +203,31 @@ pub struct RawFormula {
 /// The JSON Schema of a catalog, pretty-printed, for editors.
 pub(super) fn json_schema() -> String {
     // Draft 7 is what the TOML plug-ins of editors understand.
-    let generator = schemars::generate::SchemaSettings::draft07().into_generator();
-    let schema = generator.into_root_schema_for::<RawCatalog>();
+    let settings = schemars::generate::SchemaSettings::draft07();
+    let settings = settings.with_transform(schemars::transform::RecursiveTransform(without_null));
+    let schema = settings.into_generator().into_root_schema_for::<RawCatalog>();
     let text = serde_json::to_string_pretty(&schema).expect("a schema has only keys that JSON can have");
     text + "\n"
+}
+
+/// TOML has no null: an optional key is left out, so neither types nor defaults speak of it.
+fn without_null(schema: &mut schemars::Schema) {
+    let Some(object) = schema.as_object_mut() else { return };
+    if object.get("default").is_some_and(|default| default.is_null() || default.is_object()) {
+        object.remove("default");
+    }
+    if let Some(Value::Array(types)) = object.get_mut("type") {
+        types.retain(|ty| ty != "null");
+        if let [one] = &types[..] {
+            let one = one.clone();
+            object.insert("type".to_owned(), one);
+        }
+    }
+    if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type").is_none_or(|ty| ty != "null"));
+        if let [_] = &choices[..] {
+            let only = object.remove("anyOf").unwrap_or_default();
+            object.insert("allOf".to_owned(), only);
+        }
+    }
 }

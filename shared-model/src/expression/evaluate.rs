@@ -34,8 +34,8 @@ pub(super) fn evaluate(expression: &Expression, values: &[Value]) -> Value {
             let mut found = list.iter().map(|each| evaluate(each, values));
             found.find(|value| !value.is_null()).unwrap_or(Value::Null)
         }
-        Node::Lower(inner) => text(&evaluate(inner, values), |text| Value::str(&text.to_lowercase())),
-        Node::Upper(inner) => text(&evaluate(inner, values), |text| Value::str(&text.to_uppercase())),
+        Node::Lower(inner) => text(&evaluate(inner, values), lower),
+        Node::Upper(inner) => text(&evaluate(inner, values), upper),
         Node::SplitPart { value, delimiter, part } => {
             let nth = (*part as usize).saturating_sub(1);
             let part = |text: &str| Value::str(text.split(delimiter.as_str()).nth(nth).unwrap_or(""));
@@ -49,6 +49,15 @@ fn text(value: &Value, then: impl Fn(&str) -> Value) -> Value {
         Value::Str(text) => then(text),
         _ => Value::Null,
     }
+}
+
+/// Not `str::to_lowercase`: that writes a sigma at the end of a word differently, and engines differ on what that is.
+fn lower(text: &str) -> Value {
+    Value::str(&text.chars().flat_map(char::to_lowercase).collect::<String>())
+}
+
+fn upper(text: &str) -> Value {
+    Value::str(&text.chars().flat_map(char::to_uppercase).collect::<String>())
 }
 
 /// `and` (decided by false) and `or` (decided by true): one deciding side decides, else a NULL makes NULL.

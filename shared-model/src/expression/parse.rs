@@ -76,9 +76,8 @@ pub fn parse(sql: &str, scope: &dyn Fn(&str) -> Option<Expression>) -> Parsed {
     let tree = parser.parse_expr().map_err(syntax)?;
     let rest = parser.next_token();
     if rest.token != Token::EOF {
-        let problem =
-            format!("expected its end, found {} at {}", rest.token, place(&rest.span.start.to_string()));
-        return Err(ExpressionError::Syntax(problem));
+        let problem = format!("expected its end, found {}{}", rest.token, rest.span.start);
+        return Err(ExpressionError::Syntax(place(&problem)));
     }
     let mut lowering = Lowering { scope, nodes: 0, depth: 0 };
     lowering.lower(&tree)

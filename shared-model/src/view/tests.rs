@@ -58,7 +58,7 @@ proptest! {
     fn a_turned_bit_or_a_cut_never_panics((aggregates, cells) in segments(), at: prop::sample::Index, bit in 0..8) {
         let mut bytes = pack(&cells);
         let at = at.index(bytes.len());
-        bytes[at] ^= 1 << bit;
+        bytes[at] ^= 1u8 << bit;
         let _ = unpacked(&bytes, &aggregates);
         let _ = unpacked(&bytes[..at], &aggregates);
     }

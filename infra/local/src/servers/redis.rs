@@ -3,12 +3,16 @@
 //! Invariant: it never evicts (`noeviction`); what it keeps over a restart is only what the append-only file
 //! holds, when that is on: there are no snapshots.
 
+mod cluster;
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
+
+pub use cluster::RedisCluster;
 
 use super::{Kind, Seat};
 use crate::install::{Found, RedisAt};

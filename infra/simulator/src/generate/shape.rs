@@ -14,8 +14,8 @@ const HOUR: Millis = 3_600_000;
 
 /// How busy each hour of the UTC day is; the night of the Americas is quiet.
 const RHYTHM: [f64; 24] = [
-    1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.4, 0.5, 0.7, 0.9, 1.1, 1.3, 1.4, 1.5, 1.5, 1.5, 1.4, 1.4, 1.3, 1.3, 1.2,
-    1.1,
+    1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.4, 0.5, 0.7, 0.9, 1.1, 1.3, 1.4, 1.5, 1.5, 1.5, 1.4, 1.4, 1.3,
+    1.3, 1.2, 1.1,
 ];
 
 /// The two streams that are generated, named as in the shipped catalog.
@@ -42,7 +42,9 @@ impl Stream {
     /// The columns of Outbrain's CSV, in its order.
     pub fn columns(self) -> &'static [&'static str] {
         match self {
-            Stream::PageViews => &["uuid", "document_id", "timestamp", "platform", "geo_location", "traffic_source"],
+            Stream::PageViews => {
+                &["uuid", "document_id", "timestamp", "platform", "geo_location", "traffic_source"]
+            }
             Stream::Events => &["display_id", "uuid", "document_id", "timestamp", "platform", "geo_location"],
         }
     }
@@ -139,7 +141,8 @@ impl Shape {
         let user = self.users.rank(&mut session);
         let home = Draw::new(0, user, SESSION).bits();
         let travels = session.chance(0.05);
-        let geo_rank = if travels { self.geos.rank(&mut session) } else { self.geos.rank(&mut Draw::new(0, home, 0)) };
+        let geo_rank =
+            if travels { self.geos.rank(&mut session) } else { self.geos.rank(&mut Draw::new(0, home, 0)) };
         let platform = if session.chance(0.9) { 1 + (home >> 8) % 3 } else { 1 + session.below(3) };
         let traffic = 1 + [0, 0, 0, 1, 1, 2][session.below(6) as usize];
 
@@ -190,14 +193,35 @@ fn uuid(user: u64) -> String {
 }
 
 const STATES: [(&str, u16); 24] = [
-    ("CA", 803), ("TX", 618), ("NY", 501), ("FL", 528), ("IL", 602), ("PA", 504), ("OH", 510), ("GA", 524),
-    ("NC", 517), ("MI", 505), ("NJ", 501), ("VA", 511), ("WA", 819), ("AZ", 753), ("MA", 506), ("TN", 659),
-    ("IN", 527), ("MO", 609), ("MD", 512), ("WI", 617), ("CO", 751), ("MN", 613), ("SC", 519), ("OR", 820),
+    ("CA", 803),
+    ("TX", 618),
+    ("NY", 501),
+    ("FL", 528),
+    ("IL", 602),
+    ("PA", 504),
+    ("OH", 510),
+    ("GA", 524),
+    ("NC", 517),
+    ("MI", 505),
+    ("NJ", 501),
+    ("VA", 511),
+    ("WA", 819),
+    ("AZ", 753),
+    ("MA", 506),
+    ("TN", 659),
+    ("IN", 527),
+    ("MO", 609),
+    ("MD", 512),
+    ("WI", 617),
+    ("CO", 751),
+    ("MN", 613),
+    ("SC", 519),
+    ("OR", 820),
 ];
 
 const COUNTRIES: [&str; 20] = [
-    "CA", "GB", "AU", "IN", "PH", "ZA", "IE", "NZ", "SG", "DE", "FR", "MY", "AE", "PK", "ES", "NL", "BR", "MX", "RS",
-    "KR",
+    "CA", "GB", "AU", "IN", "PH", "ZA", "IE", "NZ", "SG", "DE", "FR", "MY", "AE", "PK", "ES", "NL", "BR",
+    "MX", "RS", "KR",
 ];
 
 /// The code of a place by rank: `US>CA>803`, `US>CA`, `US`, `GB>H9` or `GB`, each place another one.

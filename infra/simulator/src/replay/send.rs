@@ -24,7 +24,9 @@ pub enum SendError {
     #[error("kafka refuses its properties: {0}")]
     Properties(KafkaError),
     /// No broker answered.
-    #[error("no answer from kafka at {servers}: {error}; is it running, and are host, port, TLS and SASL right?")]
+    #[error(
+        "no answer from kafka at {servers}: {error}; is it running, and are host, port, TLS and SASL right?"
+    )]
     Unreachable {
         /// The bootstrap servers.
         servers: String,
@@ -32,7 +34,9 @@ pub enum SendError {
         error: KafkaError,
     },
     /// A topic is missing.
-    #[error("topic {topic} is not there ({error}); create it with message.timestamp.type=LogAppendTime, or give --create-topics PARTITIONS")]
+    #[error(
+        "topic {topic} is not there ({error}); create it with message.timestamp.type=LogAppendTime, or give --create-topics PARTITIONS"
+    )]
     NoTopic {
         /// The topic.
         topic: String,
@@ -93,7 +97,8 @@ impl Sender {
             }
         }
         let producer: BaseProducer<Reports> =
-            BaseProducer::from_config_and_context(&config, Reports::default()).map_err(SendError::Properties)?;
+            BaseProducer::from_config_and_context(&config, Reports::default())
+                .map_err(SendError::Properties)?;
         producer
             .client()
             .fetch_metadata(None, ANSWER_IN)
@@ -124,7 +129,8 @@ impl Sender {
                 continue;
             }
             let admin: AdminClient<DefaultClientContext> =
-                AdminClient::from_config(&config(&self.servers, &self.properties)).map_err(SendError::Properties)?;
+                AdminClient::from_config(&config(&self.servers, &self.properties))
+                    .map_err(SendError::Properties)?;
             let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1))
                 .set("message.timestamp.type", "LogAppendTime");
             let options = AdminOptions::new().operation_timeout(Some(ANSWER_IN));
@@ -166,7 +172,8 @@ impl Sender {
     /// Sends one record, stamped with the present; waits while the queue is full.
     pub fn send_to(&self, topic: &str, key: Option<&[u8]>, value: &[u8]) -> Result<(), SendError> {
         let produced = (self.clock)().to_string();
-        let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: PRODUCED_HEADER, value: Some(&produced) });
+        let headers = OwnedHeaders::new_with_capacity(1)
+            .insert(Header { key: PRODUCED_HEADER, value: Some(&produced) });
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(value).headers(headers);
         record.key = key;
         let sent = self.sent.fetch_add(1, Ordering::Relaxed);

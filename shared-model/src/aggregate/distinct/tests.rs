@@ -1,4 +1,4 @@
-//! Distinct counts against the DataSketches libraries: the crate itself, and sketches that the C++ library wrote.
+//! Distinct counts against the DataSketches crate. `tests/golden.rs` holds them to sketches that the C++ library wrote.
 
 use super::*;
 use datasketches::hash::value::raw_bytes;
@@ -56,37 +56,5 @@ fn the_library_reads_and_merges_our_sketches() {
             alone,
             "{count}: a union with itself"
         );
-    }
-}
-
-/// `tests/golden/distinct/<values>.<count>.<who>.sk`; see the README beside them for how they were made.
-#[test]
-fn sketches_of_the_cpp_library_are_ours() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/distinct");
-    let read = |name: String| {
-        std::fs::read(format!("{folder}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"))
-    };
-    for count in [5, 300, 5000] {
-        let text = of_users(count);
-        let mut ints = Distinct::default();
-        (0..count as i64).for_each(|n| ints.add(&Value::Int(n * 7919 - 1000)));
-        let mut floats = Distinct::default();
-        (0..count).for_each(|n| floats.add(&Value::Float(n as f64 / 8.0)));
-        for (values, state) in [("text", text), ("int", ints), ("float", floats)] {
-            assert_eq!(
-                state.to_datasketches(),
-                read(format!("{values}.{count}.tidemark.sk")),
-                "{values} {count}"
-            );
-            let ours = HllSketch::deserialize(&state.to_datasketches()).expect("standard bytes");
-            let theirs =
-                HllSketch::deserialize(&read(format!("{values}.{count}.cpp.sk"))).expect("standard bytes");
-            assert_eq!(ours.composite_estimate(), theirs.composite_estimate(), "{values} {count}");
-            let mut union = HllUnion::new(LG_REGISTERS).unwrap();
-            union.update(&theirs);
-            union.update(&ours);
-            let both = union.to_sketch(HllType::Hll8);
-            assert_eq!(both.composite_estimate(), theirs.composite_estimate(), "{values} {count}");
-        }
     }
 }

@@ -46,7 +46,8 @@ pub(super) fn unify(
             }
         };
     }
-    let ty = ty.unwrap_or(FieldType::String);
+    // All are NULL: what the first was cast to, if it was.
+    let ty = ty.or(operands.first().map(|null| null.ty)).unwrap_or(FieldType::String);
     let as_type = |operand: Expression| match operand {
         null if is_null(&null) => Expression { ty, ..null },
         same if same.ty == ty => same,

@@ -217,7 +217,8 @@ impl Oracle {
     pub fn take(&mut self, record: &Logged) {
         let Some(fact) = parse(&record.topic, &record.value) else { return };
         let Fact { click, time, uuid, document, display, .. } = &fact;
-        let identity = format!("{click} {time} {uuid:?} {document:?} {display:?}");
+        let what = if *click { display } else { document };
+        let identity = format!("{click} {time} {uuid:?} {what:?}");
         if self.identities.insert(identity) {
             self.facts.push(fact);
         }

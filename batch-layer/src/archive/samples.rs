@@ -1,0 +1,93 @@
+//! A stream and random logs for the archive's tests.
+
+use crate::archive::fold::Record;
+use proptest::prelude::*;
+use shared_model::catalog::{Bounds, EventTimeField, Field, Stream, TimeUnit};
+use shared_model::event::FieldType;
+use shared_model::time::{DAY, Interval, Millis};
+use std::sync::Arc;
+
+/// A stream with a field of each type; event times of the first 100 days are believed.
+pub(crate) fn stream() -> Arc<Stream> {
+    let field = |name: &str, ty| Field { name: name.into(), ty };
+    Arc::new(Stream {
+        name: "clicks".into(),
+        topic: "clicks".into(),
+        fields: vec![
+            field("uuid", FieldType::String),
+            field("at", FieldType::Int),
+            field("price", FieldType::Decimal(2)),
+            field("share", FieldType::Float),
+            field("paid", FieldType::Bool),
+        ],
+        dimensions: vec![],
+        event_time: EventTimeField { field: 1, unit: TimeUnit::Millis, offset: 0 },
+        identity: vec![0, 1],
+        message_key: Some(0),
+        dedup_horizon: 1_000,
+        lateness: 60_000,
+        bounds: Bounds::Fixed(Interval { start: 0, end: 100 * DAY }),
+        max_record_bytes: 200,
+        facts: false,
+        version: 7,
+    })
+}
+
+/// One record of a test's log.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) offset: i64,
+    pub(crate) append_time: Option<Millis>,
+    pub(crate) tick: bool,
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = self.value.as_deref().map(String::from_utf8_lossy);
+        write!(f, "{}@{:?} {}{value:?}", self.offset, self.append_time, if self.tick { "tick " } else { "" })
+    }
+}
+
+impl Entry {
+    pub(crate) fn record(&self) -> Record<'_> {
+        Record {
+            offset: self.offset,
+            append_time: self.append_time,
+            produced: Some(self.offset),
+            tick_header: self.tick,
+            value: self.value.as_deref(),
+        }
+    }
+}
+
+/// Valid JSON, or a reject of some kind, or a tick.
+fn content() -> impl Strategy<Value = (bool, Option<Vec<u8>>)> {
+    let event = (0..5u8, 0..4i64 * DAY).prop_map(|(user, at)| {
+        let json = format!(r#"{{"uuid":"u{user}","at":{at},"price":1.25,"share":0.5,"paid":true}}"#);
+        (false, Some(json.into_bytes()))
+    });
+    prop_oneof![
+        8 => event,
+        1 => Just((false, Some(b"{".to_vec()))),
+        1 => Just((false, Some(br#"{"uuid":"u","at":-5}"#.to_vec()))),
+        1 => Just((false, None)),
+        2 => Just((true, None)),
+    ]
+}
+
+/// A log from some offset on, with holes, clocks that go back, and records that the broker didn't stamp.
+pub(crate) fn log() -> impl Strategy<Value = Vec<Entry>> {
+    let stamp = prop_oneof![6 => (0..40i64).prop_map(Some), 1 => Just(None), 1 => (-60..0i64).prop_map(Some)];
+    let entries = prop::collection::vec((1..3i64, stamp, content()), 0..60);
+    (0..50i64, 1..2_000i64, entries).prop_map(|(low, start, entries)| {
+        let (mut offset, mut clock) = (low - 1, start);
+        let place = |(hole, step, (tick, value)): (i64, Option<i64>, _)| {
+            offset += if offset < low { 1 } else { hole };
+            clock += step.unwrap_or(0).max(0);
+            let append_time = step.map(|step| if step < 0 { clock + step } else { clock });
+            Entry { offset, append_time, tick, value }
+        };
+        entries.into_iter().map(place).collect()
+    })
+}

@@ -1,0 +1,249 @@
+//! The command line: every option is also an environment variable, and secrets are never printed.
+
+use chrono::NaiveDate;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use rdkafka::ClientConfig;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Tidemark's batch layer: archives the log's closed epochs, recomputes the event days that they touch, and moves the
+/// tidemark.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "batch-layer", version)]
+pub struct Args {
+    /// The form of the log lines.
+    #[arg(long, env = "TIDEMARK_LOG", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the batch layer does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Archive what the log has, recompute the days that it touches, and flip: once.
+    Run(RunArgs),
+    /// Run again and again, by a cron expression or at an interval. Missed slots collapse into one run.
+    Schedule(ScheduleArgs),
+    /// Archive the log's closed epochs, and no more.
+    Archive(ArchiveArgs),
+    /// Import bulk history (CSV or Parquet) into the archive; the next run takes it in.
+    Import(ImportArgs),
+    /// Recompute days that lie below the tidemark.
+    Backfill(BackfillArgs),
+    /// Do a failed run's work again; versions that it had staged from the same input are used as they are.
+    Retry(RetryArgs),
+    /// Recompute, with this catalog, every day that a run had published, up to the present tidemark.
+    Rollback(RetryArgs),
+    /// List runs, the newest first.
+    Runs(RunsArgs),
+    /// Remove files that no manifest names, and versions that no reader needs.
+    Sweep(SweepArgs),
+    /// Look at a catalog without any server.
+    Catalog(CatalogArgs),
+}
+
+/// Which catalog and database.
+#[derive(Clone, ClapArgs)]
+pub struct BaseArgs {
+    /// The catalog: a TOML file.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// Postgres: postgres://user:password@host:port/database.
+    #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
+    pub postgres: String,
+    /// The archive: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials and
+    /// endpoint come from the environment (AWS_ENDPOINT, AWS_ACCESS_KEY_ID, ...).
+    #[arg(long, env = "TIDEMARK_ARCHIVE", hide_env_values = true)]
+    pub archive: String,
+    /// Kafka's bootstrap servers, host:port, comma-separated.
+    #[arg(long, env = "TIDEMARK_KAFKA")]
+    pub kafka: String,
+    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
+    pub kafka_property: Vec<(String, String)>,
+    /// Don't append ticks to idle partitions; they hold the tidemark back and are named in answers.
+    #[arg(long)]
+    pub no_ticks: bool,
+    /// How many days are computed at once.
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
+    /// How long a version that was replaced is kept for readers that still use it.
+    #[arg(long, env = "TIDEMARK_VERSION_GRACE", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub version_grace: Duration,
+}
+
+impl std::fmt::Debug for BaseArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // URLs and properties may hold passwords.
+        f.debug_struct("BaseArgs").field("catalog", &self.catalog).field("kafka", &self.kafka).finish_non_exhaustive()
+    }
+}
+
+impl BaseArgs {
+    /// The Kafka client's settings.
+    pub fn kafka(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.kafka);
+        self.kafka_property.iter().for_each(|(key, value)| {
+            config.set(key, value);
+        });
+        config
+    }
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RunArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// Also recompute this event day (2016-06-14), dirty or not.
+    #[arg(long)]
+    pub day: Option<NaiveDate>,
+    /// Show what would be done; write nothing to the view.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `schedule`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ScheduleArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// When: a cron expression of 5 fields (or 6, seconds first), such as "*/10 * * * *".
+    #[arg(long, env = "TIDEMARK_CRON", required_unless_present = "every", conflicts_with = "every")]
+    pub cron: Option<String>,
+    /// The IANA time zone of the expression.
+    #[arg(long, env = "TIDEMARK_TIME_ZONE", default_value = "UTC")]
+    pub time_zone: chrono_tz::Tz,
+    /// Instead of a cron expression: this long after each run's end (5s, 1m ...).
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub every: Option<Duration>,
+    /// Where /healthz, /readyz and /metrics are served; port 0 takes a free one.
+    #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:0")]
+    pub listen: std::net::SocketAddr,
+}
+
+/// Options of `archive`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ArchiveArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+}
+
+/// Options of `import`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ImportArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// The catalog's stream that the rows belong to.
+    #[arg(long)]
+    pub stream: String,
+    /// CSV (plain or gzip) or Parquet files.
+    #[arg(required = true)]
+    pub files: Vec<String>,
+}
+
+/// Options of `backfill`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct BackfillArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// The first event day.
+    #[arg(long)]
+    pub from: NaiveDate,
+    /// The last event day, included.
+    #[arg(long)]
+    pub to: NaiveDate,
+    /// Only this metric; may be repeated. All, if none is named.
+    #[arg(long)]
+    pub metric: Vec<String>,
+    /// Show what would be done; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `retry` and `rollback`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RetryArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// The run, as `runs` lists it.
+    pub run: i64,
+    /// Show what would be done; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `runs`.
+#[derive(Clone, ClapArgs)]
+pub struct RunsArgs {
+    /// Postgres: postgres://user:password@host:port/database.
+    #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
+    pub postgres: String,
+    /// How many.
+    #[arg(long, default_value_t = 20)]
+    pub limit: i64,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl std::fmt::Debug for RunsArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunsArgs").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+/// Options of `sweep`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct SweepArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// Only files older than this are removed: longer than any archive step takes.
+    #[arg(long, default_value = "1d", value_parser = humantime::parse_duration)]
+    pub older_than: Duration,
+}
+
+/// Options of `catalog`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct CatalogArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: CatalogCommand,
+}
+
+/// What can be done with a catalog alone.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CatalogCommand {
+    /// Report every fault, with its line and a suggestion.
+    Validate {
+        /// The catalog: a TOML file.
+        #[arg(env = "TIDEMARK_CATALOG")]
+        catalog: PathBuf,
+    },
+    /// Print the JSON Schema of catalogs, for editors.
+    Schema,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a librdkafka property is written key=value")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}

@@ -1,0 +1,148 @@
+//! From a metric of the catalog and a day's segments to Polars plans. Pure: nothing is read here.
+//!
+//! Of equal identities one delivery survives: the lowest topic, partition, offset. Which ones must go is found first,
+//! over identities and positions alone ([`repeated`], [`deliveries`]), and taken away by an anti-join ([`survivors`]):
+//! a small table instead of a `unique` over the whole day. Then [`cells`] groups by key and bucket. Plans end in
+//! numbers and values that the states of [`shared_model::aggregate`] are made of, exactly.
+
+pub(crate) mod expression;
+
+use expression::{data_type, translate};
+use polars::prelude::*;
+use shared_model::aggregate::Aggregate;
+use shared_model::catalog::Stream;
+use shared_model::metric::{Binding, Metric};
+use shared_model::time::Interval;
+use std::path::PathBuf;
+
+/// The columns that name a delivery.
+pub(crate) const POSITION: [&str; 3] = ["_topic", "_partition", "_offset"];
+/// The columns of the identity.
+pub(crate) const IDENTITY: [&str; 2] = ["_identity_hi", "_identity_lo"];
+/// The column of the event time.
+pub(crate) const EVENT_TIME: &str = "_event_time";
+
+/// Segments of one stream that have the same columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segments {
+    /// Their paths; not empty.
+    pub(crate) files: Vec<PathBuf>,
+    /// Indices of the stream's fields that they lack: fields declared after they were written.
+    pub(crate) missing: Vec<usize>,
+    /// Whether they have columns that the stream no longer declares.
+    pub(crate) extra: bool,
+}
+
+/// All rows of segments of one stream, in the columns that the catalog declares: a field that a segment lacks is NULL.
+pub(crate) fn scan(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyFrame> {
+    let frames = segments.iter().map(|segments| scan_alike(stream, segments));
+    let mut frames = frames.collect::<PolarsResult<Vec<_>>>()?;
+    match frames.len() {
+        1 => Ok(frames.remove(0)),
+        _ => concat(frames, UnionArgs { maintain_order: false, ..UnionArgs::default() }),
+    }
+}
+
+fn scan_alike(stream: &Stream, segments: &Segments) -> PolarsResult<LazyFrame> {
+    let paths =
+        segments.files.iter().map(|file| PlRefPath::try_from_path(file)).collect::<PolarsResult<Vec<_>>>()?;
+    let args = ScanArgsParquet {
+        glob: false,
+        cache: false,
+        hive_options: HiveOptions::new_disabled(),
+        // The order of columns may differ.
+        allow_missing_columns: true,
+        ..ScanArgsParquet::default()
+    };
+    let rows = LazyFrame::scan_parquet_files(paths.into_iter().collect(), args)?;
+    if segments.missing.is_empty() && !segments.extra {
+        return Ok(rows);
+    }
+    let fields = stream.fields.iter().enumerate().map(|(at, field)| match segments.missing.contains(&at) {
+        true => lit(NULL).cast(data_type(field.ty)).alias(field.name.as_str()),
+        false => col(field.name.as_str()),
+    });
+    let system = POSITION.iter().chain(&IDENTITY).chain(&[EVENT_TIME]).map(|name| col(*name));
+    Ok(rows.select(fields.chain(system).collect::<Vec<_>>()))
+}
+
+/// The identities that more than one row of this part has: those whose low half is `part` modulo `parts`, which
+/// bounds the memory that the search takes.
+pub(crate) fn repeated(rows: LazyFrame, part: u64, parts: u64) -> LazyFrame {
+    let rows = rows.select(IDENTITY.map(col));
+    let rows = if parts > 1 { rows.filter((col(IDENTITY[1]) % lit(parts)).eq(lit(part))) } else { rows };
+    let counted = rows.group_by(IDENTITY.map(col)).agg([len().alias("deliveries")]);
+    counted.filter(col("deliveries").gt(lit(1u32))).select(IDENTITY.map(col))
+}
+
+/// All deliveries of repeated identities, those of one identity together, the survivor first.
+pub(crate) fn deliveries(rows: LazyFrame, repeated: DataFrame) -> LazyFrame {
+    let columns: Vec<Expr> = IDENTITY.iter().chain(&POSITION).map(|name| col(*name)).collect();
+    let join = JoinArgs::new(JoinType::Semi);
+    let found =
+        rows.select(columns.clone()).join(repeated.lazy(), IDENTITY.map(col), IDENTITY.map(col), join);
+    found.sort_by_exprs(columns, SortMultipleOptions::default())
+}
+
+/// The rows without the deliveries that must go.
+pub(crate) fn survivors(rows: LazyFrame, gone: &DataFrame) -> LazyFrame {
+    if gone.height() == 0 {
+        return rows;
+    }
+    rows.join(gone.clone().lazy(), POSITION.map(col), POSITION.map(col), JoinArgs::new(JoinType::Anti))
+}
+
+/// The rows whose event time lies in a span.
+pub(crate) fn within(rows: LazyFrame, span: Interval) -> LazyFrame {
+    let time = || col(EVENT_TIME).cast(DataType::Int64);
+    rows.filter(time().gt_eq(lit(span.start)).and(time().lt(lit(span.end))))
+}
+
+/// The names of a metric's key columns in its plans: `k0`, `k1`, ..., the item of a top-k last.
+pub(crate) fn key_names(metric: &Metric) -> Vec<String> {
+    (0..metric.by.len() + usize::from(metric.item.is_some())).map(|at| format!("k{at}")).collect()
+}
+
+/// The cells of a metric over the surviving rows of one of its streams: one row per (key, `bucket`), NULL keys being
+/// keys of their own, with
+///
+/// - count, top-k: `n` rows;
+/// - sum, mean: `sum` (128 bits) and number `n` of values;
+/// - min, max: `value`;
+/// - distinct, quantile: one row per `value` too, `n` times there.
+pub(crate) fn cells(stream: &Stream, metric: &Metric, binding: &Binding, rows: LazyFrame) -> LazyFrame {
+    let rows = match &binding.filter {
+        Some(filter) => rows.filter(translate(stream, filter)),
+        None => rows,
+    };
+    let keys = binding.by.iter().chain(&binding.item).map(|key| translate(stream, key));
+    let mut columns: Vec<Expr> =
+        keys.zip(key_names(metric)).map(|(key, name)| key.alias(name.as_str())).collect();
+    let width = metric.grain.width();
+    let time = col(EVENT_TIME).cast(DataType::Int64);
+    columns.push((time.floor_div(lit(width)) * lit(width)).alias("bucket"));
+    if let Some(value) = &binding.value {
+        columns.push(translate(stream, value).alias("value"));
+    }
+    let mut by: Vec<Expr> = key_names(metric).iter().map(|name| col(name.as_str())).collect();
+    by.push(col("bucket"));
+    let value = || col("value");
+    let rows_of_cell = || len().cast(DataType::Int64).alias("n");
+    let values_of_cell = || value().count().cast(DataType::Int64).alias("n");
+    let aggregates = match &metric.aggregate {
+        Aggregate::Count | Aggregate::TopK { .. } => vec![rows_of_cell()],
+        Aggregate::Sum(_) | Aggregate::Mean(_) => {
+            vec![value().cast(DataType::Int128).sum().alias("sum"), values_of_cell()]
+        }
+        Aggregate::Min(_) => vec![value().min()],
+        Aggregate::Max(_) => vec![value().max()],
+        Aggregate::Distinct | Aggregate::Quantile { .. } => {
+            by.push(value());
+            vec![rows_of_cell()]
+        }
+    };
+    rows.select(columns).group_by(by).agg(aggregates)
+}
+
+#[cfg(test)]
+mod tests;

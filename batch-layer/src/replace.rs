@@ -1,0 +1,128 @@
+//! Publishing: a computed day becomes a table of its own, and one transaction makes it the one that readers see.
+//!
+//! A version's table is written whole, in one transaction with its record, before anyone can see it; only the flip
+//! attaches it and moves the pointer. So a run that is killed leaves whole versions, or nothing.
+
+pub(crate) mod copy;
+pub(crate) mod flip;
+pub(crate) mod names;
+pub(crate) mod retire;
+
+use crate::compute::Cell;
+use crate::ledger::timestamp;
+use anyhow::{Context, Result};
+use copy::BinaryCopy;
+use shared_model::metric::Metric;
+use shared_model::time::{EventDay, Millis};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use std::sync::Arc;
+
+/// A version that is ready to be published.
+#[derive(Debug, Clone)]
+pub(crate) struct Staged {
+    /// The metric.
+    pub(crate) metric: Arc<Metric>,
+    /// The event day.
+    pub(crate) day: EventDay,
+    /// Its id.
+    pub(crate) version: i64,
+    /// Its table, if it has rows.
+    pub(crate) table: Option<String>,
+    /// How many.
+    pub(crate) rows: i64,
+}
+
+/// What is recorded of a version beside its rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// The hash of its cells.
+    pub(crate) hash: &'a str,
+    /// The hash of the files that it was computed from.
+    pub(crate) inputs: &'a str,
+    /// The run.
+    pub(crate) run: i64,
+    /// Whether new records were merged into older rows instead of a recomputation.
+    pub(crate) partial: bool,
+    /// The time.
+    pub(crate) now: Millis,
+}
+
+/// How many bytes of rows are sent at once.
+const CHUNK: usize = 1 << 20;
+
+/// Writes canonical cells into a table of their own, not attached yet, and records the version.
+pub(crate) async fn stage(
+    connection: &mut PgConnection,
+    metric: &Arc<Metric>,
+    day: EventDay,
+    cells: &[Cell],
+    origin: Origin<'_>,
+) -> Result<Staged> {
+    let parent = names::parent_table(metric);
+    sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
+    let mut transaction = connection.begin().await?;
+    let version: i64 =
+        sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')").fetch_one(&mut *transaction).await?;
+    let table = (!cells.is_empty()).then(|| names::child_table(metric, day, version));
+    if let Some(table) = &table {
+        let create = names::create_child(&parent, table, version);
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
+        copy_cells(&mut transaction, metric, table, version, cells)
+            .await
+            .with_context(|| format!("writing {} rows to views.{table}", cells.len()))?;
+        let index = names::create_index(metric, table);
+        sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *transaction).await?;
+    }
+    let sql = "insert into tidemark.view_version
+                   (version_id, metric, version, event_day, attempt, table_name, rows, hash, inputs, run_id, partial,
+                    created_at)
+               select $1, $2, $3, $4, count(*) + 1, $5, $6, $7, $8, $9, $10, $11
+               from tidemark.view_version where version = $3 and event_day = $4";
+    let rows = cells.len() as i64;
+    sqlx::query(sql)
+        .bind(version)
+        .bind(&metric.name)
+        .bind(metric.version.to_string())
+        .bind(day.date())
+        .bind(&table)
+        .bind(rows)
+        .bind(origin.hash)
+        .bind(origin.inputs)
+        .bind(origin.run)
+        .bind(origin.partial)
+        .bind(timestamp(origin.now))
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    if let Some(table) = &table {
+        let analyze = format!("analyze views.{}", names::quote(table));
+        sqlx::raw_sql(AssertSqlSafe(analyze)).execute(connection).await?;
+    }
+    Ok(Staged { metric: metric.clone(), day, version, table, rows })
+}
+
+async fn copy_cells(
+    connection: &mut PgConnection,
+    metric: &Metric,
+    table: &str,
+    version: i64,
+    cells: &[Cell],
+) -> Result<()> {
+    let statement = format!("copy views.{} from stdin (format binary)", names::quote(table));
+    let mut sink = connection.copy_in_raw(&statement).await?;
+    let mut copy = BinaryCopy::new();
+    for cell in cells {
+        let columns = cell.state.to_columns(&metric.aggregate);
+        copy.row(2 + cell.key.len() + columns.len());
+        copy.bigint(Some(version));
+        copy.timestamp(Some(cell.bucket));
+        cell.key.iter().for_each(|value| copy.value(value));
+        columns.iter().for_each(|column| copy.column(column));
+        if copy.len() >= CHUNK {
+            sink.send(copy.take()).await?;
+        }
+    }
+    sink.send(copy.finish()).await?;
+    sink.finish().await?;
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Postgres' binary COPY format, as the documentation of COPY describes it ("Binary Format").
+//!
+//! A row is written whole or not at all; the stream ends with its trailer, without which the server refuses it.
+
+use shared_model::aggregate::Column;
+use shared_model::event::Value;
+use shared_model::time::Millis;
+
+/// 2000-01-01 in ms since 1970: where Postgres' timestamps begin.
+const POSTGRES_EPOCH: Millis = 946_684_800_000;
+
+/// Builds the bytes of a binary COPY.
+pub(crate) struct BinaryCopy {
+    bytes: Vec<u8>,
+}
+
+impl BinaryCopy {
+    /// A stream with its header.
+    pub(crate) fn new() -> BinaryCopy {
+        let mut bytes = b"PGCOPY\n\xff\r\n\0".to_vec();
+        bytes.extend_from_slice(&[0; 8]);
+        BinaryCopy { bytes }
+    }
+
+    /// Begins a row of so many fields.
+    pub(crate) fn row(&mut self, fields: usize) {
+        self.bytes.extend_from_slice(&(fields as i16).to_be_bytes());
+    }
+
+    /// `bigint`.
+    pub(crate) fn bigint(&mut self, value: Option<i64>) {
+        self.field(value.map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// `int`.
+    pub(crate) fn int(&mut self, value: i32) {
+        self.field(Some(&value.to_be_bytes()));
+    }
+
+    /// `double precision`.
+    pub(crate) fn double(&mut self, value: Option<f64>) {
+        self.field(value.map(f64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// `boolean`.
+    pub(crate) fn boolean(&mut self, value: Option<bool>) {
+        self.field(value.map(|value| [u8::from(value)]).as_ref().map(|bytes| &bytes[..]));
+    }
+
+    /// `text`, which must not contain NUL: decoding refuses records that do.
+    pub(crate) fn text(&mut self, value: Option<&str>) {
+        self.field(value.map(str::as_bytes));
+    }
+
+    /// `bytea`.
+    pub(crate) fn bytes(&mut self, value: Option<&[u8]>) {
+        self.field(value);
+    }
+
+    /// `timestamptz` of ms since 1970.
+    pub(crate) fn timestamp(&mut self, value: Option<Millis>) {
+        self.bigint(value.map(|millis| (millis - POSTGRES_EPOCH) * 1_000));
+    }
+
+    /// `numeric` without fraction.
+    pub(crate) fn numeric(&mut self, value: Option<i128>) {
+        self.decimal(value, 0);
+    }
+
+    /// `numeric` of units of 10^-scale: digits of base 10,000, the highest first, aligned to the point.
+    pub(crate) fn decimal(&mut self, value: Option<i128>, scale: u8) {
+        let Some(value) = value else { return self.field(None) };
+        let padding = (4 - scale % 4) % 4;
+        let mut rest = value.unsigned_abs();
+        // The lowest group holds 4 - padding digits of the units.
+        let first = 10u128.pow(4 - u32::from(padding));
+        let mut digits = vec![((rest % first) * 10u128.pow(u32::from(padding))) as i16];
+        rest /= first;
+        while rest > 0 {
+            digits.push((rest % 10_000) as i16);
+            rest /= 10_000;
+        }
+        digits.reverse();
+        let mut weight = digits.len() as i16 - 1 - i16::from(scale.div_ceil(4));
+        while digits.last() == Some(&0) {
+            digits.pop();
+        }
+        if digits.is_empty() {
+            weight = 0;
+        }
+        let sign: i16 = if value < 0 { 0x4000 } else { 0 };
+        let words = [digits.len() as i16, weight, sign, i16::from(scale)].into_iter().chain(digits);
+        let bytes: Vec<u8> = words.flat_map(i16::to_be_bytes).collect();
+        self.field(Some(&bytes));
+    }
+
+    /// A key's value, in a column of its type.
+    pub(crate) fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.field(None),
+            Value::Bool(value) => self.boolean(Some(*value)),
+            Value::Int(value) => self.bigint(Some(*value)),
+            Value::Float(value) => self.double(Some(*value)),
+            Value::Str(value) => self.text(Some(value)),
+        }
+    }
+
+    /// A state's column.
+    pub(crate) fn column(&mut self, column: &Column) {
+        match column {
+            Column::BigInt(value) => self.bigint(*value),
+            Column::Numeric(value) => self.numeric(*value),
+            Column::Double(value) => self.double(*value),
+            Column::Text(value) => self.text(value.as_deref()),
+            Column::Bool(value) => self.boolean(*value),
+            Column::Bytes(value) => self.bytes(value.as_deref()),
+        }
+    }
+
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes the bytes so far, to be sent.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// The last bytes, with the trailer.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        self.bytes.extend_from_slice(&(-1i16).to_be_bytes());
+        self.bytes
+    }
+
+    fn field(&mut self, bytes: Option<&[u8]>) {
+        match bytes {
+            None => self.bytes.extend_from_slice(&(-1i32).to_be_bytes()),
+            Some(bytes) => {
+                self.bytes.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
+                self.bytes.extend_from_slice(bytes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(write: impl FnOnce(&mut BinaryCopy)) -> Vec<u8> {
+        let mut copy = BinaryCopy::new();
+        copy.take();
+        write(&mut copy);
+        copy.take()
+    }
+
+    #[test]
+    fn fields_have_the_bytes_that_the_format_says() {
+        assert_eq!(field(|c| c.bigint(Some(258))), [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(field(|c| c.bigint(None)), [255; 4]);
+        assert_eq!(field(|c| c.text(Some("é"))), [0, 0, 0, 2, 0xc3, 0xa9]);
+        assert_eq!(field(|c| c.boolean(Some(true))), [0, 0, 0, 1, 1]);
+        assert_eq!(field(|c| c.timestamp(Some(POSTGRES_EPOCH + 1))), [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 3, 232]);
+    }
+
+    #[test]
+    fn numerics_are_digits_of_base_ten_thousand() {
+        let words = |value: i128| {
+            let bytes = field(|copy| copy.numeric(Some(value)));
+            bytes[4..].chunks(2).map(|word| i16::from_be_bytes([word[0], word[1]])).collect::<Vec<_>>()
+        };
+        assert_eq!(words(0), [0, 0, 0, 0]);
+        assert_eq!(words(7), [1, 0, 0, 0, 7]);
+        assert_eq!(words(-12_345), [2, 1, 0x4000, 0, 1, 2_345]);
+        // Digits of value 0 at the end are left out; the weight tells their place.
+        assert_eq!(words(120_000_000), [2, 2, 0, 0, 1, 2_000]);
+        assert_eq!(words(100_000_000), [1, 2, 0, 0, 1]);
+        assert_eq!(words(i128::MAX).len(), 4 + 10);
+    }
+
+    #[test]
+    fn decimals_are_aligned_to_the_point() {
+        let words = |value: i128, scale: u8| {
+            let bytes = field(|copy| copy.decimal(Some(value), scale));
+            bytes[4..].chunks(2).map(|word| i16::from_be_bytes([word[0], word[1]])).collect::<Vec<_>>()
+        };
+        // 123.45, 0.01, -1.0, 12345.67891
+        assert_eq!(words(12_345, 2), [2, 0, 0, 2, 123, 4_500]);
+        assert_eq!(words(1, 2), [1, -1, 0, 2, 100]);
+        assert_eq!(words(-10, 1), [1, 0, 0x4000, 1, 1]);
+        assert_eq!(words(1_234_567_891, 5), [4, 1, 0, 5, 1, 2_345, 6_789, 1_000]);
+    }
+
+    #[test]
+    fn a_stream_has_its_header_and_trailer() {
+        let mut copy = BinaryCopy::new();
+        copy.row(1);
+        copy.bigint(None);
+        let bytes = copy.finish();
+        assert!(bytes.starts_with(b"PGCOPY\n\xff\r\n\0"));
+        assert_eq!(bytes[19..], [0, 1, 255, 255, 255, 255, 255, 255]);
+    }
+}

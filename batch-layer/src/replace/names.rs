@@ -1,0 +1,94 @@
+//! Names and definitions of the batch view's tables. Pure.
+//!
+//! A parent per metric version, `views."<metric>_<version>"`, partitioned by version id; a child per computed day. Both
+//! names fit Postgres' 63 bytes: a child's keeps what makes it unique and shortens the metric's part.
+
+use shared_model::aggregate::ColumnType;
+use shared_model::event::FieldType;
+use shared_model::metric::{KeyColumn, Metric};
+use shared_model::time::EventDay;
+
+/// A name as SQL takes it, whatever it holds.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL takes it.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The parent's name.
+pub(crate) fn parent_table(metric: &Metric) -> String {
+    format!("{}_{}", metric.name, metric.version)
+}
+
+/// A child's name: `<metric>_<version>_<yyyymmdd>_<version id>`.
+pub(crate) fn child_table(metric: &Metric, day: EventDay, version: i64) -> String {
+    let unique = format!("_{}_{}_{version}", metric.version, day.date().format("%Y%m%d"));
+    let room = 63usize.saturating_sub(unique.len());
+    let mut name = metric.name.clone();
+    name.truncate((0..=room.min(name.len())).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0));
+    name + &unique
+}
+
+/// The key's columns, the item's last.
+pub(crate) fn key_columns(metric: &Metric) -> impl Iterator<Item = &KeyColumn> {
+    metric.by.iter().chain(&metric.item)
+}
+
+/// The Postgres type of a key's column.
+pub(crate) fn key_type(ty: FieldType) -> &'static str {
+    match ty {
+        FieldType::String => "text",
+        FieldType::Int | FieldType::Decimal(_) => "bigint",
+        FieldType::Float => "double precision",
+        FieldType::Bool => "boolean",
+    }
+}
+
+/// The Postgres type of a state's column.
+pub(crate) fn column_type(ty: ColumnType) -> &'static str {
+    match ty {
+        ColumnType::BigInt => "bigint",
+        ColumnType::Numeric => "numeric",
+        ColumnType::Double => "double precision",
+        ColumnType::Text => "text",
+        ColumnType::Bool => "boolean",
+        ColumnType::Bytes => "bytea",
+    }
+}
+
+/// Creates a metric version's parent, if it isn't there.
+pub(crate) fn create_parent(metric: &Metric) -> String {
+    let keys = key_columns(metric).map(|key| format!(", {} {}", quote(&key.name), key_type(key.ty)));
+    let columns = metric.aggregate.columns();
+    let states = columns.iter().map(|(name, ty)| format!(", {} {}", quote(name), column_type(*ty)));
+    let columns: String = keys.chain(states).collect();
+    format!(
+        "create table if not exists views.{} (version_id bigint not null, bucket timestamptz not null{columns}) \
+         partition by list (version_id)",
+        quote(&parent_table(metric))
+    )
+}
+
+/// Creates a child. The check spares the attaching a scan.
+pub(crate) fn create_child(parent: &str, table: &str, version: i64) -> String {
+    let (parent, table) = (quote(parent), quote(table));
+    format!("create table views.{table} (like views.{parent}, check (version_id = {version}))")
+}
+
+/// The index that reading by key and time wants.
+pub(crate) fn create_index(metric: &Metric, table: &str) -> String {
+    let by: String = metric.by.iter().map(|key| format!("{}, ", quote(&key.name))).collect();
+    format!("create index on views.{} ({by}bucket)", quote(table))
+}
+
+/// Makes a child a partition.
+pub(crate) fn attach(parent: &str, table: &str, version: i64) -> String {
+    format!(
+        "alter table views.{} attach partition views.{} for values in ({version})",
+        quote(parent),
+        quote(table)
+    )
+}

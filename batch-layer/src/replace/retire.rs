@@ -1,0 +1,71 @@
+//! Drops the tables of versions that no reader can need: never rows.
+//!
+//! A reader takes its version ids and their rows from one snapshot. A version may go when it was retired longer ago than
+//! the grace and no snapshot is older than the transaction that retired it; one that was never live, when its run is
+//! over. Detaching waits for readers instead of standing in their way, and is tried again by the next run.
+
+use crate::ledger::timestamp;
+use crate::replace::names;
+use anyhow::Result;
+use shared_model::time::Millis;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+/// Drops what may go; returns how many tables. `before`: versions retired, or staged and never published, before this
+/// time.
+pub(crate) async fn sweep(connection: &mut PgConnection, before: Millis, now: Millis) -> Result<usize> {
+    let unseen = "select v.version_id, v.table_name, false from tidemark.view_version v
+                  join tidemark.run r using (run_id)
+                  where v.dropped_at is null and v.retired_at is null and r.status <> 'running' and v.created_at < $1
+                    and not exists (select from tidemark.live_version l where l.version_id = v.version_id)";
+    // An age counts transactions back from now: a snapshot as old as the retiring transaction may not see it.
+    let retired = "select v.version_id, v.table_name, true from tidemark.view_version v
+                   where v.dropped_at is null and v.retired_at < $1
+                     and not exists (select from pg_stat_activity a
+                                     where a.backend_xmin is not null and a.pid <> pg_backend_pid()
+                                       and age(a.backend_xmin) >= age(v.retired_xid::xid))";
+    let mut found: Vec<(i64, Option<String>, bool)> = Vec::new();
+    for sql in [unseen, retired] {
+        found.extend(
+            sqlx::query_as::<_, (i64, Option<String>, bool)>(sql)
+                .bind(timestamp(before))
+                .fetch_all(&mut *connection)
+                .await?,
+        );
+    }
+    let mut dropped = 0;
+    for (version, table, _) in found {
+        if let Some(table) = table
+            && let Err(error) = drop_table(connection, &table).await
+        {
+            tracing::info!(table, "not dropped yet: {error:#}");
+            continue;
+        }
+        let done = "update tidemark.view_version set dropped_at = $2 where version_id = $1";
+        sqlx::query(done).bind(version).bind(timestamp(now)).execute(&mut *connection).await?;
+        dropped += 1;
+    }
+    Ok(dropped)
+}
+
+async fn drop_table(connection: &mut PgConnection, table: &str) -> Result<()> {
+    sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut *connection).await?;
+    let dropped = detach_and_drop(connection, table).await;
+    sqlx::raw_sql("reset lock_timeout").execute(connection).await?;
+    dropped
+}
+
+async fn detach_and_drop(connection: &mut PgConnection, table: &str) -> Result<()> {
+    let sql = "select p.relname, i.inhdetachpending from pg_inherits i
+               join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
+               join pg_class p on p.oid = i.inhparent
+               where n.nspname = 'views' and c.relname = $1";
+    let attached: Option<(String, bool)> = sqlx::query_as(sql).bind(table).fetch_optional(&mut *connection).await?;
+    let name = names::quote(table);
+    if let Some((parent, pending)) = attached {
+        let how = if pending { "finalize" } else { "concurrently" };
+        let detach = format!("alter table views.{} detach partition views.{name} {how}", names::quote(&parent));
+        sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut *connection).await?;
+    }
+    sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists views.{name}"))).execute(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,443 @@
+//! The local stack: servers, layers and events, started in order and stopped in the reverse one.
+//!
+//! Everything that is started here is a child of this process and ends with it; servers given by URL are used as they
+//! are and never stopped.
+
+use crate::cli::Args;
+use crate::install::{self, Installing, Need};
+use crate::layers::{self, Layer};
+use crate::oracle::Oracle;
+use crate::probe::{Probe, Serving};
+use crate::screen::Screen;
+use crate::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions};
+use crate::{compare, screen};
+use anyhow::{Context, Result, bail, ensure};
+use shared_model::catalog::{Catalog, OUTBRAIN};
+use simulator::generate::{Generator, Options};
+use simulator::replay::Sender;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Epochs of seconds, so that the tidemark is seen to move.
+const LAYOUT: &str = "epoch = \"2s\"\ngroups = 4\npane = \"10s\"";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Starts everything, shows it or compares it, and stops it. `false` where a comparison failed.
+///
+/// # Errors
+/// Where something can't be started or ends by itself: with the end of its log.
+pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
+    let stop = layers::stop_signal();
+    let work = async {
+        let stack = Stack::start(&args).await?;
+        let done = if args.once { stack.once(&args, clock).await } else { stack.show(&args, clock, &stop).await };
+        say("stopping all that was started");
+        stack.stop().await;
+        done
+    };
+    tokio::select! {
+        done = work => done,
+        // While it shows itself it watches the token too, and comes to its end by itself.
+        () = stopped_for_long(&stop) => {
+            say("stopped");
+            Ok(true)
+        }
+    }
+}
+
+async fn stopped_for_long(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+}
+
+fn say(what: &str) {
+    println!("• {what}");
+}
+
+/// The catalog with its `[layout]` section replaced.
+pub fn with_layout(catalog: &str, layout: &str) -> String {
+    let mut kept = Vec::new();
+    let mut inside = false;
+    for line in catalog.lines() {
+        if line.starts_with('[') {
+            inside = line.trim() == "[layout]";
+        }
+        if !inside {
+            kept.push(line);
+        }
+    }
+    format!("{}\n[layout]\n{layout}\n", kept.join("\n"))
+}
+
+/// What runs.
+struct Stack {
+    // Layers first: they end before the servers that they use.
+    serving_layer: Layer,
+    speed_layer: Layer,
+    serving: Serving,
+    probe: Probe,
+    catalog: Catalog,
+    connections: Vec<(&'static str, String)>,
+    folder: PathBuf,
+    program: PathBuf,
+    _redis: Option<Redis>,
+    _postgres: Option<Postgres>,
+    _kafka: Option<Kafka>,
+}
+
+impl Stack {
+    async fn start(args: &Args) -> Result<Stack> {
+        let folder = fresh_folder(args.folder.as_deref())?;
+        let program = std::env::current_exe().context("can't find this program's own file")?;
+        let mut needed = Vec::new();
+        needed.extend(args.redis.is_none().then_some(Need::Redis));
+        needed.extend(args.postgres.is_none().then_some(Need::Postgres));
+        needed.extend(args.kafka.is_none().then_some(Need::Kafka));
+        let policy = if args.yes { Installing::Yes } else { Installing::Ask };
+        let found =
+            tokio::task::spawn_blocking(move || install::ensure(&needed, policy, &mut |line| say(line))).await??;
+        say(&format!("everything is kept in {} (emptied at each start)", folder.display()));
+
+        let started = Instant::now();
+        let kafka = async {
+            let options = KafkaOptions { quick: false, ..KafkaOptions::default() };
+            anyhow::Ok(match args.kafka {
+                Some(_) => None,
+                None => Some(Kafka::start(&found, &folder.join("kafka"), options).await.context("kafka")?),
+            })
+        };
+        let redis = async {
+            anyhow::Ok(match args.redis {
+                Some(_) => None,
+                None => Some(Redis::start(&found, &folder.join("redis"), RedisOptions::default()).await?),
+            })
+        };
+        let postgres = async {
+            anyhow::Ok(match args.postgres {
+                Some(_) => None,
+                None => {
+                    let server = Postgres::start(&found, &folder.join("postgres"), PostgresOptions::default()).await?;
+                    let url = server.create_database("tidemark").await?;
+                    Some((server, url))
+                }
+            })
+        };
+        let (kafka, redis, postgres) = tokio::try_join!(kafka, redis, postgres)?;
+        let (postgres, database) = postgres.unzip();
+        let given = |url: &Option<String>| url.clone().unwrap_or_default();
+        let bootstrap = kafka.as_ref().map_or_else(|| given(&args.kafka), Kafka::bootstrap);
+        let redis_url = redis.as_ref().map_or_else(|| given(&args.redis), Redis::url);
+        let database = database.unwrap_or_else(|| given(&args.postgres));
+        say(&format!("kafka at {bootstrap}"));
+        say(&format!("redis at {}", without_password(&redis_url)));
+        say(&format!("postgres at {}", without_password(&database)));
+        say(&format!("servers answer after {:.1} s", started.elapsed().as_secs_f64()));
+
+        let text = with_layout(OUTBRAIN, LAYOUT);
+        let catalog = Catalog::from_toml(&text).context("the shipped catalog")?;
+        let catalog_file = folder.join("catalog.toml");
+        std::fs::write(&catalog_file, text).with_context(|| format!("writing {}", catalog_file.display()))?;
+        let topics: Vec<String> = catalog.streams.iter().map(|stream| stream.topic.to_string()).collect();
+        make_topics(&bootstrap, &topics, args.partitions).await?;
+        say(&format!("topics {} with {} partitions each", topics.join(" and "), args.partitions));
+
+        let archive = folder.join("archive");
+        let connections = vec![
+            ("--catalog", catalog_file.display().to_string()),
+            ("--kafka", bootstrap.clone()),
+            ("--redis", redis_url.clone()),
+            ("--postgres", database),
+            ("--archive", format!("file://{}", archive.display())),
+        ];
+        let probe = Probe { kafka: bootstrap, topics, redis: redis_url, groups: catalog.layout.groups };
+        let address = format!("127.0.0.1:{}", free_port(args.port)?);
+        let start = |name: &'static str, command: &[&str], uses: &[&str]| {
+            let arguments = arguments(&connections, command, uses);
+            say(&format!("starting {name} {} (log: {name}.log)", command.join(" ")));
+            Layer::start(&program, name, &arguments, &folder.join(format!("{name}.log")))
+        };
+        let first = start("batch-layer", &["run"], &["catalog", "kafka", "postgres", "archive"])?;
+        ensure!(first.ended().await == 0, "the first batch run failed: {}", first.logged());
+        let speed_layer = start(
+            "speed-layer",
+            &["run", "--listen", "127.0.0.1:0", "--epoch-grace", "10s"],
+            &["catalog", "kafka", "redis", "postgres"],
+        )?;
+        let serving_layer = start(
+            "serving-layer",
+            &["serve", "--listen", &address, "--max-rows", "1000000"],
+            &["catalog", "redis", "postgres"],
+        )?;
+        let stack = Stack {
+            serving_layer,
+            speed_layer,
+            serving: Serving::at(format!("http://{address}")),
+            probe,
+            catalog,
+            connections,
+            folder,
+            program,
+            _redis: redis,
+            _postgres: postgres,
+            _kafka: kafka,
+        };
+        stack.until("the serving layer is ready", async || stack.serving.ready().await).await?;
+        Ok(stack)
+    }
+
+    async fn stop(self) {
+        self.serving_layer.stop().await;
+        self.speed_layer.stop().await;
+    }
+
+    fn layer(&self, name: &'static str, command: &[&str], uses: &[&str]) -> Result<Layer> {
+        let arguments = arguments(&self.connections, command, uses);
+        Layer::start(&self.program, name, &arguments, &self.folder.join(format!("{name}.log")))
+    }
+
+    fn batch(&self, command: &[&str]) -> Result<Layer> {
+        self.layer("batch-layer", command, &["catalog", "kafka", "postgres", "archive"])
+    }
+
+    async fn batch_run(&self) -> Result<()> {
+        let run = self.batch(&["run"])?;
+        ensure!(run.ended().await == 0, "the batch run failed: {}", run.logged());
+        Ok(())
+    }
+
+    /// Waits until something holds; fails when a layer ends meanwhile.
+    async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> Result<()>) -> Result<()> {
+        let started = Instant::now();
+        while let Err(reason) = holds().await {
+            for (name, layer) in [("speed", &self.speed_layer), ("serving", &self.serving_layer)] {
+                if let Some(code) = layer.exited() {
+                    bail!("the {name} layer ended with {code}: {}", layer.logged());
+                }
+            }
+            ensure!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} until {what}: {reason:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<()> {
+        let probe = self.probe.clone();
+        let ends = tokio::task::spawn_blocking(move || probe.ends()).await??;
+        let caught_up = async || match self.probe.lag(&ends).await? {
+            0 => Ok(()),
+            lag => bail!("it is {lag} records behind"),
+        };
+        self.until("the speed layer has taken in the whole log", caught_up).await
+    }
+
+    async fn oracle(&self) -> Result<Oracle> {
+        let probe = self.probe.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut oracle = Oracle::default();
+            probe.read_log(&BTreeMap::new(), |record| oracle.take(&record))?;
+            Ok(oracle)
+        })
+        .await?
+    }
+
+    async fn compare(&self, when: &str) -> Result<bool> {
+        let oracle = self.oracle().await?;
+        let grain = |name: &str| self.catalog.metric(name).map_or(1, |metric| metric.grain.width());
+        let compared = compare::all(&self.serving, &oracle, grain).await?;
+        println!("\n{when}: {} distinct events\n{}\n", oracle.facts().len(), compare::table(&compared));
+        Ok(compared.iter().all(compare::Comparison::is_right))
+    }
+
+    /// Sends all events in two halves with a batch run between, and compares before and after the last run.
+    async fn once(&self, args: &Args, clock: fn() -> i64) -> Result<bool> {
+        let records = args.records.unwrap_or(40_000);
+        match &args.data {
+            Some(data) => {
+                say(&format!("sending the files in {}", data.display()));
+                let replay = self.replay(data, "max")?;
+                self.batch_run().await?;
+                ensure!(replay.ended().await == 0, "the replay failed: {}", replay.logged());
+            }
+            None => {
+                say(&format!("sending {records} events with repeats, disorder, late and malformed ones"));
+                let (first, second) = halves(records, args.seed);
+                self.send(first, clock).await?;
+                say("a batch run moves the tidemark to the middle");
+                self.batch_run().await?;
+                self.send(second, clock).await?;
+            }
+        }
+        self.settle().await?;
+        let mixed = self.compare("With part of the data still in the realtime view").await?;
+        say("the last batch run");
+        // Of an epoch that is still open only the next run can take in the records.
+        tokio::time::sleep(Duration::from_millis(self.catalog.layout.epoch.0 as u64)).await;
+        self.batch_run().await?;
+        self.settle().await?;
+        let after = self.compare("After the last batch run").await?;
+        say(if mixed && after { "every metric equals the naive count, twice" } else { "SOMETHING DIFFERS" });
+        Ok(mixed && after)
+    }
+
+    /// Shows itself until it is told to stop.
+    async fn show(&self, args: &Args, clock: fn() -> i64, stop: &CancellationToken) -> Result<bool> {
+        let batch = self.batch(&["schedule", "--every", "5s", "--listen", "127.0.0.1:0"])?;
+        say("started batch-layer schedule --every 5s (log: batch-layer.log)");
+        let source = match &args.data {
+            Some(data) => {
+                let replay = self.replay(data, "600")?;
+                say(&format!("replaying the files in {} at 600 x real time (log: simulator.log)", data.display()));
+                tokio::spawn(async move { ensure_zero(replay.ended().await, "the replay") })
+            }
+            None => {
+                let (rate, options) = (args.rate, options(args.records.unwrap_or(2_000_000)));
+                say(&format!("sending {rate} events a second, with repeats, disorder, late and malformed ones"));
+                let (kafka, seed, stop) = (self.probe.kafka.clone(), args.seed, stop.clone());
+                tokio::task::spawn_blocking(move || paced(&kafka, Generator::new(options, seed), rate, clock, &stop))
+            }
+        };
+        println!("{}", screen::invitation(&self.serving.url, &self.probe.redis));
+        let mut screen = Screen::new(self.probe.clone(), self.serving.clone());
+        while !stop.is_cancelled() {
+            for (name, layer) in
+                [("speed", &self.speed_layer), ("serving", &self.serving_layer), ("batch", &batch)]
+            {
+                if let Some(code) = layer.exited() {
+                    bail!("the {name} layer ended with {code}: {}", layer.logged());
+                }
+            }
+            screen.refresh().await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+        println!();
+        batch.stop().await;
+        source.abort();
+        Ok(true)
+    }
+
+    fn replay(&self, data: &Path, speed: &str) -> Result<Layer> {
+        let data = data.canonicalize().with_context(|| format!("--data {}", data.display()))?;
+        let mut command = vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned(), "--files".to_owned()];
+        command.push(data.display().to_string());
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        self.layer("simulator", &command, &["catalog", "kafka"])
+    }
+
+    async fn send(&self, deliveries: Vec<simulator::generate::Delivery>, clock: fn() -> i64) -> Result<()> {
+        let kafka = self.probe.kafka.clone();
+        tokio::task::spawn_blocking(move || {
+            let sender = Sender::connect(&kafka, &[], clock)?;
+            deliveries.iter().try_for_each(|delivery| sender.send(delivery))?;
+            sender.flush()?;
+            Ok(())
+        })
+        .await?
+    }
+}
+
+fn ensure_zero(code: i32, what: &str) -> Result<()> {
+    ensure!(code == 0, "{what} failed with {code}");
+    Ok(())
+}
+
+fn options(records: u64) -> Options {
+    Options {
+        records,
+        near_repeats: 0.03,
+        disorder: 0.2,
+        late: 0.01,
+        malformed: 0.005,
+        future: 3,
+        ..Options::default()
+    }
+}
+
+fn halves(
+    records: u64,
+    seed: u64,
+) -> (Vec<simulator::generate::Delivery>, Vec<simulator::generate::Delivery>) {
+    let mut first: Vec<_> = Generator::new(options(records), seed).collect();
+    let second = first.split_off(first.len() / 2);
+    (first, second)
+}
+
+/// Sends deliveries at a steady rate until they end or the stop comes.
+fn paced(
+    kafka: &str,
+    deliveries: impl Iterator<Item = simulator::generate::Delivery>,
+    rate: u64,
+    clock: fn() -> i64,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let sender = Sender::connect(kafka, &[], clock)?;
+    let started = Instant::now();
+    for (sent, delivery) in (0u32..).zip(deliveries) {
+        let due = Duration::from_secs(1) * sent / u32::try_from(rate.max(1)).unwrap_or(u32::MAX);
+        if let Some(early) = due.checked_sub(started.elapsed()).filter(|early| early.as_millis() > 5) {
+            sender.poll();
+            std::thread::sleep(early);
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+        sender.send(&delivery)?;
+    }
+    sender.flush()?;
+    Ok(())
+}
+
+fn arguments(connections: &[(&'static str, String)], command: &[&str], uses: &[&str]) -> Vec<String> {
+    let wanted = connections.iter().filter(|(name, _)| uses.contains(&&name[2..]));
+    let command = command.iter().map(|part| (*part).to_owned());
+    command.chain(wanted.flat_map(|(name, value)| [(*name).to_owned(), value.clone()])).collect()
+}
+
+async fn make_topics(kafka: &str, topics: &[String], partitions: i32) -> Result<()> {
+    let (kafka, topics) = (kafka.to_owned(), topics.to_vec());
+    tokio::task::spawn_blocking(move || {
+        let sender = Sender::connect(&kafka, &[], || 0)?;
+        sender.create_topics(topics.iter().map(String::as_str), partitions)?;
+        Ok(())
+    })
+    .await?
+}
+
+/// The folder, empty. Leftovers of a killed run are stopped by the servers themselves when they claim their folders.
+fn fresh_folder(wanted: Option<&Path>) -> Result<PathBuf> {
+    let folder = match wanted {
+        Some(folder) => folder.to_owned(),
+        None => PathBuf::from("target/tidemark-local"),
+    };
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    for inside in ["archive", "kafka", "redis", "postgres"] {
+        let path = folder.join(inside);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).with_context(|| format!("emptying {}", path.display()))?;
+        }
+    }
+    Ok(folder)
+}
+
+/// The wanted port, or a free one where it is busy.
+fn free_port(wanted: u16) -> Result<u16> {
+    let bind = |port| std::net::TcpListener::bind(("127.0.0.1", port));
+    if let Err(error) = bind(wanted) {
+        let port = bind(0)?.local_addr()?.port();
+        say(&format!("port {wanted} can't be had ({error}); the serving layer takes {port}"));
+        return Ok(port);
+    }
+    Ok(wanted)
+}
+
+fn without_password(url: &str) -> String {
+    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
+        Some((scheme, host)) => format!("{scheme}://{host}"),
+        None => url.to_owned(),
+    }
+}

@@ -1,0 +1,86 @@
+//! The command line: `serving-layer serve`, each flag also an environment variable.
+
+use crate::query::Limits;
+use crate::telemetry::LogFormat;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Serves Tidemark's metrics over HTTP: each answer merges the batch view (Postgres) and the realtime view (Redis).
+#[derive(Debug, Clone, Parser)]
+#[command(name = "serving-layer", version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// The form of log lines (the level is set by RUST_LOG).
+    #[arg(long, global = true, value_enum, default_value = "text", env = "TIDEMARK_LOG")]
+    pub log: LogFormat,
+}
+
+/// What the program does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Answer queries over HTTP until stopped.
+    Serve(ServeArgs),
+}
+
+/// Flags of `serve`.
+#[derive(Clone, clap::Args)]
+pub struct ServeArgs {
+    /// The catalog: one definition for all layers.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// Redis or Valkey, standalone or Cluster: redis://[user:password@]host:port/ (rediss:// for TLS); several nodes
+    /// of a cluster separated by commas.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: String,
+    /// Postgres, the primary: postgres://user:password@host:port/database.
+    #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
+    pub postgres: String,
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: String,
+    /// The most connections to Postgres: also how many queries run at once.
+    #[arg(long, default_value_t = 16)]
+    pub postgres_connections: u32,
+    /// The longest that a query may take, such as 30s.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub time_limit: Duration,
+    /// The most rows of one answer.
+    #[arg(long, default_value_t = Limits::default().max_rows)]
+    pub max_rows: usize,
+    /// The most cells (groups by buckets, items of a top_k) that one answer may hold in memory.
+    #[arg(long, default_value_t = Limits::default().max_cells)]
+    pub max_cells: usize,
+    /// The longest request body in bytes.
+    #[arg(long, default_value_t = Limits::default().max_body)]
+    pub max_body: usize,
+    /// How many groups of the realtime view one query reads at once.
+    #[arg(long, default_value_t = Limits::default().redis_reads)]
+    pub redis_reads: usize,
+}
+
+impl std::fmt::Debug for ServeArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URLs may hold passwords.
+        f.debug_struct("ServeArgs")
+            .field("catalog", &self.catalog)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServeArgs {
+    /// What one request may cost.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_rows: self.max_rows,
+            max_cells: self.max_cells,
+            max_body: self.max_body,
+            time_limit: self.time_limit,
+            redis_reads: self.redis_reads,
+            ..Limits::default()
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The HTTP handlers: from a request to a call, from its result to JSON.
+//!
+//! No decision is made here but which call it is.
+
+use crate::answer::answer;
+use crate::catalog_reply::CatalogReply;
+use crate::error::{self, Fault, FaultKind, ServeError};
+use crate::live::{LiveRequest, live};
+use crate::query::Query;
+use crate::reply::QueryReply;
+use crate::service::Service;
+use crate::telemetry;
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query as Parameters, State};
+use axum::http::{Method, Uri, header};
+use axum::response::{IntoResponse, Response};
+use shared_model::metric::Metric;
+use shared_model::time::SlidingWindow;
+use std::future::Future;
+
+/// `GET /api/v1/metrics`
+pub(crate) async fn catalog(State(service): State<Service>) -> Response {
+    Json(CatalogReply::new(&service.views.catalog)).into_response()
+}
+
+/// `POST /api/v1/query`
+pub(crate) async fn query(
+    State(service): State<Service>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ServeError> {
+    let views = &service.views;
+    let body = body.map_err(|rejection| {
+        ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
+    })?;
+    let query = Query::parse(&body, &views.catalog, &views.limits)?;
+    let reply = QueryReply::new(views, &query, within_limit(&service, answer(views, &query)).await?);
+    telemetry::answered("query", reply.envelope.complete);
+    if query.strict && !reply.envelope.complete {
+        return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
+    }
+    Ok(Json(reply).into_response())
+}
+
+/// `GET /api/v1/live/{name}`
+pub(crate) async fn live_value(
+    State(service): State<Service>,
+    Path(name): Path<String>,
+    parameters: Result<Parameters<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Response, ServeError> {
+    let Parameters(parameters) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
+    let (metric, window) = live_metric(&service, &name)?;
+    let request = LiveRequest::parse(metric, &parameters)?;
+    let known = service.known();
+    let reply = within_limit(&service, live(&service.views, &known, metric, window, &request)).await?;
+    telemetry::answered("live", reply.envelope.complete);
+    if request.strict && !reply.envelope.complete {
+        return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
+    }
+    Ok(Json(reply).into_response())
+}
+
+/// The metric of a live name, or of its own name.
+fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, SlidingWindow), ServeError> {
+    let catalog = &service.views.catalog;
+    let metric = catalog.live(name).or_else(|| catalog.metric(name));
+    if let Some(metric) = metric
+        && let Some(window) = metric.window
+    {
+        return Ok((metric, window));
+    }
+    let message = match metric {
+        Some(_) => format!("metric {name} has no sliding window: ask /api/v1/query"),
+        None => format!("no metric is served live under the name {name:?}"),
+    };
+    let allowed = catalog.metrics.iter().filter_map(|metric| metric.live_name.clone()).collect();
+    let kind = FaultKind::UnknownMetric;
+    Err(ServeError::Invalid(vec![Fault { kind, field: "name".to_owned(), message, allowed }]))
+}
+
+async fn within_limit<T>(
+    service: &Service,
+    work: impl Future<Output = Result<T, ServeError>>,
+) -> Result<T, ServeError> {
+    let limit = service.views.limits.time_limit;
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(ServeError::TimeLimit(limit.as_secs())))
+}
+
+/// `GET /healthz`: the process runs.
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: both views can be read, and there is a tidemark.
+pub(crate) async fn readyz(State(service): State<Service>) -> Response {
+    error::readiness(&service.unready())
+}
+
+/// `GET /metrics`
+pub(crate) async fn prometheus() -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry::render()).into_response()
+}
+
+/// Any other path.
+pub(crate) async fn no_route(uri: Uri) -> ServeError {
+    ServeError::NoRoute(uri.path().to_owned())
+}
+
+/// Any other method.
+pub(crate) async fn no_method(method: Method, uri: Uri) -> ServeError {
+    ServeError::Method { method: method.to_string(), path: uri.path().to_owned() }
+}

@@ -1,0 +1,284 @@
+//! What a client gets: the rows or the value, and beside them, in every answer, what it can and can't promise.
+
+use crate::answer::{Answer, Views};
+use crate::coverage::Coverage;
+use crate::merge::Row;
+use crate::query::Query;
+use serde::ser::{SerializeMap, SerializeSeq};
+use serde::{Serialize, Serializer};
+use shared_model::aggregate::Finished;
+use shared_model::catalog::Catalog;
+use shared_model::event::Value;
+use shared_model::metric::{KeyColumn, Metric};
+use shared_model::tidemark::Tidemark;
+use shared_model::time::show;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What every answer says of itself.
+#[derive(Debug, Serialize)]
+pub struct Envelope {
+    /// Nothing that was appended to the log before `as_of` is missing.
+    pub complete: bool,
+    /// Why it is not complete; empty where it is.
+    pub incomplete_because: Vec<String>,
+    /// Complete, and no event of the span is expected any more: the watermark has passed its end.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// How far the answer reaches, in ingest time; null where no partition is known.
+    pub as_of: Option<String>,
+    /// Of a live answer: the sliding window, in event time; its start is included, its end is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_start: Option<String>,
+    /// See `window_start`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_end: Option<String>,
+    /// Where the batch view ends and the realtime view begins.
+    pub tidemark: TidemarkReply,
+    /// The run that made this tidemark.
+    pub run: Option<i64>,
+    /// The metrics, in the versions that were merged.
+    pub metrics: Vec<MetricReply>,
+    /// What came from where.
+    pub parts: Parts,
+    /// For each value column the relative error of its values; 0: exact.
+    pub error_bound: BTreeMap<String, f64>,
+    /// For each stream, how many offsets back a repeated delivery is recognised before the batch run that covers it.
+    pub dedup_horizon: BTreeMap<String, i64>,
+}
+
+/// A tidemark, for people.
+#[derive(Debug, Serialize)]
+pub struct TidemarkReply {
+    /// Which one it is; each flip makes the next.
+    pub generation: i64,
+    /// The offset of the cut in each partition of the metrics' streams.
+    pub cuts: BTreeMap<String, i64>,
+    /// Partitions that stayed behind, each with the reason.
+    pub held: BTreeMap<String, String>,
+}
+
+/// A metric in an answer.
+#[derive(Debug, Serialize)]
+pub struct MetricReply {
+    /// Its name.
+    pub name: String,
+    /// Hash of all that its values depend on.
+    pub version: String,
+    /// The unit of its values.
+    pub unit: String,
+}
+
+/// What came from where.
+#[derive(Debug, Serialize)]
+pub struct Parts {
+    /// From the batch view.
+    pub batch: BatchReply,
+    /// From the realtime view.
+    pub realtime: RealtimeReply,
+}
+
+/// What came from the batch view.
+#[derive(Debug, Default, Serialize)]
+pub struct BatchReply {
+    /// Rows merged.
+    pub rows: u64,
+    /// The runs that made the versions read.
+    pub runs: BTreeSet<i64>,
+    /// Days whose versions were merged with new records instead of recomputed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partial_days: Vec<String>,
+}
+
+/// What came from the realtime view.
+#[derive(Debug, Serialize)]
+pub struct RealtimeReply {
+    /// Groups that reach back to the tidemark.
+    pub groups: u64,
+    /// Cells merged.
+    pub cells: u64,
+}
+
+impl Envelope {
+    /// The envelope of an answer to `metrics`.
+    pub fn new(catalog: &Catalog, metrics: &[&Metric], tidemark: &Tidemark, coverage: &Coverage) -> Envelope {
+        let reasons = coverage.reasons();
+        let of_metrics = |tp: &shared_model::offsets::TopicPartition| {
+            metrics.iter().any(|metric| crate::coverage::feeds(catalog, metric, tp))
+        };
+        let cuts = tidemark.cuts.iter().filter(|(tp, _)| of_metrics(tp));
+        let held = tidemark.held.iter().filter(|(tp, _)| of_metrics(tp));
+        let mut versions = BTreeMap::new();
+        let mut dedup_horizon = BTreeMap::new();
+        for metric in metrics {
+            let (name, unit) = (metric.name.clone(), metric.unit.clone());
+            versions.insert(&metric.name, MetricReply { name, version: metric.version.to_string(), unit });
+            for stream in metric.bindings.iter().filter_map(|binding| catalog.stream(&binding.stream)) {
+                dedup_horizon.insert(stream.name.clone(), stream.dedup_horizon);
+            }
+        }
+        Envelope {
+            complete: reasons.is_empty(),
+            incomplete_because: reasons,
+            is_final: false,
+            as_of: coverage.as_of().map(show),
+            window_start: None,
+            window_end: None,
+            tidemark: TidemarkReply {
+                generation: tidemark.generation,
+                cuts: cuts.map(|(tp, cut)| (tp.to_string(), cut.offset)).collect(),
+                held: held.map(|(tp, why)| (tp.to_string(), why.clone())).collect(),
+            },
+            run: None,
+            metrics: versions.into_values().collect(),
+            parts: Parts {
+                batch: BatchReply::default(),
+                realtime: RealtimeReply { groups: coverage.groups, cells: coverage.cells },
+            },
+            error_bound: BTreeMap::new(),
+            dedup_horizon,
+        }
+    }
+}
+
+/// The reply to a query.
+#[derive(Debug, Serialize)]
+pub struct QueryReply<'a> {
+    /// What it promises.
+    #[serde(flatten)]
+    pub envelope: Envelope,
+    /// The span answered, in event time.
+    pub from: String,
+    /// Its end, not included.
+    pub to: String,
+    /// How many rows follow.
+    pub row_count: usize,
+    /// How many there are without limit and offset.
+    pub total_rows: usize,
+    /// The rows.
+    pub rows: RowsReply<'a>,
+}
+
+/// Rows with their names.
+#[derive(Debug)]
+pub struct RowsReply<'a> {
+    query: &'a Query,
+    rows: Vec<Row>,
+}
+
+impl<'a> QueryReply<'a> {
+    /// The reply that an answer makes.
+    pub fn new(views: &Views, query: &'a Query, answer: Answer) -> QueryReply<'a> {
+        let metrics: Vec<&Metric> = query.columns.iter().map(|column| &*column.metric).collect();
+        let mut envelope = Envelope::new(&views.catalog, &metrics, &answer.at.tidemark, &answer.coverage);
+        let watermark = answer.coverage.watermark(&views.catalog);
+        envelope.is_final =
+            envelope.complete && watermark.is_some_and(|watermark| watermark >= query.span.end);
+        envelope.run = answer.at.run;
+        envelope.parts.batch = BatchReply {
+            rows: answer.batch.rows,
+            runs: answer.batch.runs,
+            partial_days: answer.batch.partial_days.iter().map(ToString::to_string).collect(),
+        };
+        let bounds = query.columns.iter().zip(&answer.rows.error_bounds);
+        envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), *bound)).collect();
+        QueryReply {
+            envelope,
+            from: show(query.span.start),
+            to: show(query.span.end),
+            row_count: answer.rows.rows.len(),
+            total_rows: answer.rows.total,
+            rows: RowsReply { query, rows: answer.rows.rows },
+        }
+    }
+}
+
+impl Serialize for RowsReply<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut rows = serializer.serialize_seq(Some(self.rows.len()))?;
+        for row in &self.rows {
+            rows.serialize_element(&RowReply { query: self.query, row })?;
+        }
+        rows.end()
+    }
+}
+
+struct RowReply<'a> {
+    query: &'a Query,
+    row: &'a Row,
+}
+
+impl Serialize for RowReply<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let RowReply { query, row } = self;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("bucket", &show(row.bucket))?;
+        map.serialize_entry("key", &Key(&query.group_by, &row.key))?;
+        if let (Some((rank, item)), Some(column)) = (&row.ranked, &query.columns[0].metric.item) {
+            map.serialize_entry("rank", rank)?;
+            map.serialize_entry("item", &Key(std::slice::from_ref(column), std::slice::from_ref(item)))?;
+        }
+        map.serialize_entry("values", &Values(query, &row.values))?;
+        map.end()
+    }
+}
+
+/// Key columns with their values, as one JSON object.
+pub struct Key<'a>(pub &'a [KeyColumn], pub &'a [Value]);
+
+impl Serialize for Key<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().zip(self.1).map(|(column, value)| (&column.name, Plain(value))))
+    }
+}
+
+struct Values<'a>(&'a Query, &'a [Finished]);
+
+impl Serialize for Values<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.columns.iter().zip(self.1).map(|(column, value)| (&column.name, value)))
+    }
+}
+
+/// A value as plain JSON.
+pub struct Plain<'a>(pub &'a Value);
+
+impl Serialize for Plain<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Null => serializer.serialize_none(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Int(value) => serializer.serialize_i64(*value),
+            Value::Float(value) => serializer.serialize_f64(*value),
+            Value::Str(value) => serializer.serialize_str(value),
+        }
+    }
+}
+
+/// The reply to a live request.
+#[derive(Debug, Serialize)]
+pub struct LiveReply {
+    /// The live name.
+    pub live_name: String,
+    /// The key that was asked for.
+    pub key: serde_json::Value,
+    /// The value, where the metric is no top-k.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Finished>,
+    /// The ranked items of a top-k.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<Vec<RankedReply>>,
+    /// What it promises.
+    #[serde(flatten)]
+    pub envelope: Envelope,
+}
+
+/// One ranked item.
+#[derive(Debug, Serialize)]
+pub struct RankedReply {
+    /// From 1.
+    pub rank: usize,
+    /// The item.
+    pub item: serde_json::Value,
+    /// How often it was counted.
+    pub value: Finished,
+}

@@ -1,0 +1,67 @@
+//! Which path leads where, and what surrounds every request: an id, a span, the clock for its metrics.
+
+use crate::service::Service;
+use crate::{http, telemetry};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::http::HeaderValue;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tower_http::compression::CompressionLayer;
+use tracing::Instrument;
+
+/// The header that names a request, in the answer and in the log. A client may set it.
+pub const QUERY_ID: &str = "x-query-id";
+
+/// All routes of a service.
+pub fn router(service: Service) -> Router {
+    let max_body = service.views.limits.max_body;
+    Router::new()
+        .route("/api/v1/metrics", get(http::catalog))
+        .route("/api/v1/live/{name}", get(http::live_value))
+        .route("/api/v1/query", post(http::query))
+        .route("/healthz", get(http::healthz))
+        .route("/readyz", get(http::readyz))
+        .route("/metrics", get(http::prometheus))
+        .method_not_allowed_fallback(http::no_method)
+        .fallback(http::no_route)
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(CompressionLayer::new())
+        .layer(middleware::from_fn(observe))
+        .with_state(service)
+}
+
+/// Names, times and logs a request.
+async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = query_id(&request);
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = path.unwrap_or_else(|| "other".to_owned());
+    let span = tracing::info_span!("request", id = %id.to_str().unwrap_or_default(), method = %request.method(), route);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let (took, status) = (started.elapsed(), response.status().as_u16());
+    telemetry::request(&route, status, took);
+    span.in_scope(|| tracing::debug!(status, took_ms = took.as_millis() as u64, "answered"));
+    response.headers_mut().insert(QUERY_ID, id);
+    response
+}
+
+/// The client's own id where it is short and plain, else the process's number and a counter.
+fn query_id(request: &Request) -> HeaderValue {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let plain = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=64).contains(&bytes.len())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+    };
+    match request.headers().get(QUERY_ID).filter(plain) {
+        Some(id) => id.clone(),
+        None => {
+            let id = format!("{:x}-{:x}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+            HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unnamed"))
+        }
+    }
+}

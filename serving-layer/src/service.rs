@@ -1,0 +1,153 @@
+//! The running service: one task that keeps what is known fresh, and the HTTP server beside it.
+//!
+//! It is handed its socket and its stop signal, and starts before its servers are there: until they come it answers
+//! `503` and says why. Only a layout that differs from the catalog's ends it.
+
+use crate::answer::Views;
+use crate::batch_view::{Position, StoredLayout};
+use crate::live::Known;
+use crate::{router, telemetry};
+use anyhow::{Context, bail};
+use shared_model::catalog::{Catalog, Layout};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// How often what is known is refreshed.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// A service, ready to run.
+#[derive(Clone)]
+pub struct Service {
+    /// What answers are made from.
+    pub views: Views,
+    status: Arc<RwLock<Status>>,
+}
+
+/// What was last seen of both views.
+#[derive(Debug, Clone, Default)]
+struct Status {
+    known: Arc<Known>,
+    because: Vec<String>,
+}
+
+impl Service {
+    /// A service over two views, knowing nothing yet.
+    pub fn new(views: Views) -> Service {
+        let because = vec!["starting: neither view has been looked at yet".to_owned()];
+        let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
+        Service { views, status }
+    }
+
+    /// What was last known.
+    pub fn known(&self) -> Arc<Known> {
+        self.status.read().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// Why the service is not ready; empty: it is.
+    pub fn unready(&self) -> Vec<String> {
+        self.status.read().unwrap_or_else(PoisonError::into_inner).because.clone()
+    }
+
+    /// Looks at both views once.
+    ///
+    /// # Errors
+    /// Where the stored layout is not the catalog's: no answer can be right then.
+    pub async fn refresh(&self) -> anyhow::Result<()> {
+        let known = self.known();
+        let (mut because, mut causes) = (Vec::new(), Vec::new());
+        let position = match self.views.batch.position(known.position.as_ref()).await {
+            Ok(Some(position)) => Some(position),
+            Ok(None) => {
+                because
+                    .push("there is no tidemark yet: the first run of the batch layer writes it".to_owned());
+                known.position.clone()
+            }
+            Err(error) => {
+                because.push("the batch view (Postgres) can't be read".to_owned());
+                causes.push(error.to_string());
+                known.position.clone()
+            }
+        };
+        if let Some(position) = &position {
+            compare(&position.layout, &self.views.catalog.layout)?;
+        }
+        let marks = match self.views.realtime.marks().await {
+            Ok(marks) => marks,
+            Err(error) => {
+                because.push("the realtime view (Redis) can't be read".to_owned());
+                causes.push(error.to_string());
+                known.marks.clone()
+            }
+        };
+        if because != self.unready() {
+            match because.is_empty() {
+                true => tracing::info!("ready"),
+                false => tracing::warn!(?because, ?causes, "not ready"),
+            }
+        }
+        telemetry::seen(position.as_ref().map(|position: &Position| &position.current), because.is_empty());
+        let status = Status { known: Arc::new(Known { position, marks }), because };
+        *self.status.write().unwrap_or_else(PoisonError::into_inner) = status;
+        Ok(())
+    }
+}
+
+fn compare(stored: &StoredLayout, layout: &Layout) -> anyhow::Result<()> {
+    let wanted =
+        StoredLayout { epoch_ms: layout.epoch.0, groups: i64::from(layout.groups), pane_ms: layout.pane };
+    if *stored != wanted {
+        bail!(
+            "the stored layout (tidemark.layout) is {stored:?}, the catalog's is {wanted:?}: it is fixed when the \
+             first tidemark is written; give the catalog the stored values, or start with empty views"
+        );
+    }
+    Ok(())
+}
+
+/// Serves until `shutdown`, then finishes what is under way.
+///
+/// # Errors
+/// Where the socket fails, or the stored layout is not the catalog's.
+pub async fn run(listener: TcpListener, service: Service, shutdown: CancellationToken) -> anyhow::Result<()> {
+    telemetry::install();
+    let address = listener.local_addr().context("reading the address that is listened on")?;
+    tracing::info!(%address, "serving");
+    let stop = shutdown.child_token();
+    let refreshing = tokio::spawn(keep_fresh(service.clone(), stop.clone()));
+    let until = stop.clone().cancelled_owned();
+    let served = axum::serve(listener, router::router(service)).with_graceful_shutdown(until).await;
+    stop.cancel();
+    refreshing.await.context("the refreshing task ended early")??;
+    served.context("serving HTTP")
+}
+
+async fn keep_fresh(service: Service, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(REFRESH);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            refreshed = service.refresh() => if let Err(error) = refreshed {
+                stop.cancel();
+                return Err(error);
+            },
+        }
+        telemetry::upkeep();
+    }
+}
+
+/// Reads a catalog's file.
+///
+/// # Errors
+/// Where it can't be read, or has faults: all of them.
+pub fn read_catalog(path: &std::path::Path) -> anyhow::Result<Catalog> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading the catalog {}", path.display()))?;
+    Catalog::from_toml(&text).map_err(|faults| anyhow::anyhow!("the catalog {}:\n{faults}", path.display()))
+}

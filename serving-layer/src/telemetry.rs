@@ -1,0 +1,81 @@
+//! What the service says of itself to operators: logs and Prometheus metrics.
+//!
+//! Metric names start with `tidemark_serving_`; no label holds a user's text.
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use shared_model::tidemark::Tidemark;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+static PROMETHEUS: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+const SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to standard error; the level is read from `RUST_LOG`, `info` without it.
+pub fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    // Another one is there already: a test's.
+    started.unwrap_or(());
+}
+
+/// Installs the recorder of this process, once. Where another program's recorder is there, it is left alone.
+pub fn install() {
+    PROMETHEUS.get_or_init(|| {
+        let suffix = Matcher::Suffix("_seconds".to_owned());
+        let recorder =
+            PrometheusBuilder::new().set_buckets_for_metric(suffix, &SECONDS).ok()?.build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).ok()?;
+        Some(handle)
+    });
+}
+
+/// The metrics in Prometheus' text form.
+pub fn render() -> String {
+    PROMETHEUS.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Folds what has been recorded into the histograms; called now and then.
+pub fn upkeep() {
+    if let Some(handle) = PROMETHEUS.get().and_then(Option::as_ref) {
+        handle.run_upkeep();
+    }
+}
+
+/// Records one HTTP request.
+pub fn request(route: &str, status: u16, took: Duration) {
+    let labels = [("route", route.to_owned()), ("status", status.to_string())];
+    metrics::counter!("tidemark_serving_requests_total", &labels).increment(1);
+    metrics::histogram!("tidemark_serving_request_seconds", "route" => route.to_owned())
+        .record(took.as_secs_f64());
+}
+
+/// Records an answer.
+pub fn answered(kind: &'static str, complete: bool) {
+    let complete = if complete { "true" } else { "false" };
+    metrics::counter!("tidemark_serving_answers_total", "kind" => kind, "complete" => complete).increment(1);
+}
+
+/// Records what was last seen of the views.
+pub fn seen(tidemark: Option<&Tidemark>, ready: bool) {
+    metrics::gauge!("tidemark_serving_ready").set(if ready { 1.0 } else { 0.0 });
+    if let Some(tidemark) = tidemark {
+        metrics::gauge!("tidemark_serving_tidemark_generation").set(tidemark.generation as f64);
+        metrics::gauge!("tidemark_serving_tidemark_held_partitions").set(tidemark.held.len() as f64);
+    }
+}

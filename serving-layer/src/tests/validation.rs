@@ -1,0 +1,116 @@
+//! Which requests are refused, and with which faults: all of them at once.
+
+use super::world::catalog;
+use crate::error::ServeError;
+use crate::live::LiveRequest;
+use crate::query::{Limits, Query};
+use serde_json::{Value as Json, json};
+
+fn faults(request: Json) -> Vec<String> {
+    match Query::parse(request.to_string().as_bytes(), &catalog(), &Limits::default()) {
+        Ok(_) => Vec::new(),
+        Err(ServeError::Invalid(faults)) => {
+            faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect()
+        }
+        Err(other) => vec![other.to_string()],
+    }
+}
+
+#[test]
+fn each_fault_is_named() {
+    let base = || json!({ "metrics": ["user_view_cnt"], "from": "2016-06-15", "to": "2016-06-16" });
+    let with = |name: &str, value: Json| {
+        let mut request = base();
+        request[name] = value;
+        request
+    };
+    assert_eq!(faults(base()), Vec::<String>::new());
+    let cases = [
+        (with("metrics", json!(["nonsense"])), "metrics[0]: the catalog has no metric"),
+        (with("metrics", json!([])), "metrics: expected at least one"),
+        (
+            with("metrics", json!(["user_view_cnt", "features_20m"])),
+            "metrics[1]: the formula features_20m is queried alone",
+        ),
+        (
+            with("metrics", json!(["user_view_cnt", "geo_top"])),
+            "metrics: the top_k metric geo_top is queried alone",
+        ),
+        (
+            with("metrics", json!(["user_view_cnt", "user_view_cnt_5m"])),
+            "metrics[1]: user_view_cnt is named twice",
+        ),
+        (with("group_by", json!(["document_id"])), "group_by[0]: \"document_id\" is no key column"),
+        (
+            with("from", json!("2016-06-15T00:10:00Z")),
+            "from: 2016-06-15T00:10:00.000Z is no multiple of the grain, 20m",
+        ),
+        (with("from", json!("yesterday")), "from: \"yesterday\" is no time"),
+        (with("to", json!("2016-06-15")), "to: must be later than from"),
+        (with("granularity", json!("30m")), "granularity: must be a multiple of the grain, 20m"),
+        (with("granularity", json!("often")), "granularity: \"often\" is no granularity"),
+        (with("time_zone", json!("Mars/Olympus")), "time_zone: \"Mars/Olympus\" is no IANA"),
+        (with("limit", json!(-1)), "limit: -1 is no whole number"),
+        (with("limit", json!(10_000_000)), "limit: 10000000 is more than the limit"),
+        (with("k", json!(3)), "k: only a top_k metric"),
+        (with("strict", json!("yes")), "strict: \"yes\" is neither"),
+        (with("order", json!([{ "by": "uuid" }])), "order[0].by: \"uuid\" is no column of the answer"),
+        (with("filters", json!([{ "dimension": "uuid", "value": 7 }])), "filters[0].value: 7 is no string"),
+        (
+            with("filters", json!([{ "dimension": "uuid", "value": null }])),
+            "filters[0].value: null compares with nothing",
+        ),
+        (with("filters", json!([{ "dimension": "uuid", "op": "~" }])), "filters[0].op: unknown operator"),
+        (
+            with("filters", json!([{ "dimension": "uuid", "op": "between", "value": ["a"] }])),
+            "between takes two values",
+        ),
+        (with("filters", json!([{ "dimension": "uuid", "op": "like", "value": "a\\" }])), "lone backslash"),
+        (with("group", json!(["uuid"])), "group: unknown field"),
+    ];
+    for (request, expected) in cases {
+        let found = faults(request.clone());
+        assert!(found.len() == 1 && found.join("; ").contains(expected), "{request}: {found:?}");
+    }
+}
+
+#[test]
+fn all_faults_are_reported_together() {
+    let found = faults(json!({
+        "metrics": ["user_view_cnt"], "from": "2016-06-15T00:10:00Z", "group_by": ["x", "uuid", "uuid"],
+        "filters": [{ "dimension": "uuid", "op": "in", "values": [] }, 3], "limit": "all", "orders": []
+    }));
+    let fields: Vec<&str> = found.iter().filter_map(|fault| fault.split(": ").next()).collect();
+    assert_eq!(
+        fields,
+        ["orders", "group_by[0]", "group_by[2]", "filters[0].value", "filters[1]", "from", "to", "limit"]
+    );
+}
+
+#[test]
+fn a_live_request_names_its_whole_key_and_nothing_else() {
+    let catalog = catalog();
+    let check = |name: &str, parameters: &[(&str, &str)], expected: Result<&[&str], &str>| {
+        let owned: Vec<_> =
+            parameters.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let parsed = LiveRequest::parse(catalog.live(name).unwrap(), &owned);
+        let found = match &parsed {
+            Ok(request) => Ok(request.by.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            Err(ServeError::Invalid(faults)) => {
+                Err(faults.iter().map(|f| f.field.clone()).collect::<Vec<_>>().join(" "))
+            }
+            Err(other) => Err(other.to_string()),
+        };
+        let expected =
+            expected.map(|by| by.iter().map(|by| (*by).to_owned()).collect()).map_err(str::to_owned);
+        assert_eq!(found, expected, "{name} {parameters:?}");
+    };
+    check("user_view_cnt_5m", &[("uuid", "u1")], Ok(&["u1"]));
+    check("user_view_cnt_5m", &[("uuid", "\\N")], Ok(&["NULL"]));
+    check("user_view_cnt_5m", &[], Err("uuid"));
+    check("user_view_cnt_5m", &[("user", "u1"), ("k", "3")], Err("user k uuid"));
+    check("doc_cnt_5m", &[("document_id", "x")], Err("document_id"));
+    check("doc_cnt_5m", &[("document_id", "7"), ("strict", "true")], Ok(&["7"]));
+    check("geo_top_5m", &[("k", "3")], Ok(&[]));
+    check("active_user_5m", &[], Ok(&[]));
+}

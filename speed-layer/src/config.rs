@@ -1,0 +1,118 @@
+//! Arguments of the program. Every URL can come from the environment, so that no secret need be on a command line.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use shared_model::offsets::TopicPartition;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Keeps sliding counters and the realtime view in Redis exact, from Kafka.
+#[derive(Debug, Parser)]
+#[command(name = "speed-layer", version)]
+pub struct Args {
+    /// How log lines are written.
+    #[arg(long, env = "TIDEMARK_LOG", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Reads the streams' topics and keeps Redis up to date until it is told to stop.
+    Run(Box<RunArgs>),
+    /// Re-reads the log and compares: each group in Redis must equal the naive fold of exactly its range.
+    Verify(Box<VerifyArgs>),
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct VerifyArgs {
+    /// The catalog (TOML): streams, metrics and layout.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// Kafka's bootstrap servers, host:port, comma-separated.
+    #[arg(long, env = "TIDEMARK_KAFKA")]
+    pub kafka: String,
+    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
+    pub kafka_property: Vec<(String, String)>,
+    /// Redis or Valkey: redis://[user:password@]host:port[/db], rediss:// for TLS. A cluster is recognised.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: String,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// The catalog (TOML): streams, metrics and layout.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// Kafka's bootstrap servers, host:port, comma-separated.
+    #[arg(long, env = "TIDEMARK_KAFKA")]
+    pub kafka: String,
+    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
+    pub kafka_property: Vec<(String, String)>,
+    /// Redis or Valkey: redis://[user:password@]host:port[/db], rediss:// for TLS. A cluster is recognised.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: String,
+    /// Postgres, where the tidemark is: postgres://user:password@host:port/database.
+    #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
+    pub postgres: String,
+    /// The consumer group that shares the partitions, and under which offsets are committed for lag tools.
+    #[arg(long, env = "TIDEMARK_GROUP_ID", default_value = "tidemark-speed")]
+    pub group_id: String,
+    /// Own exactly these partitions (topic/partition, comma-separated) instead of sharing in a group.
+    #[arg(long, env = "TIDEMARK_ASSIGN", value_delimiter = ',', value_parser = partition)]
+    pub assign: Vec<TopicPartition>,
+    /// How often changed cells are written.
+    #[arg(long, env = "TIDEMARK_FLUSH_INTERVAL", default_value = "250ms", value_parser = humantime::parse_duration)]
+    pub flush_interval: Duration,
+    /// How many cells of one partition may wait before they are written at once, when catching up.
+    #[arg(long, default_value_t = 200_000)]
+    pub pending_cells: usize,
+    /// How long epochs below the last tidemark but one are kept after a flip: longer than the longest query.
+    #[arg(long, env = "TIDEMARK_EPOCH_GRACE", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub epoch_grace: Duration,
+    /// Where /healthz, /readyz and /metrics are served; port 0 takes a free one and logs it.
+    #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Don't publish finished values as plain keys from this worker.
+    #[arg(long)]
+    pub no_publish: bool,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not key=value"))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn partition(text: &str) -> Result<TopicPartition, String> {
+    TopicPartition::parse(text).ok_or_else(|| format!("{text:?} is not topic/partition, as in page_views/0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+        assert_eq!(partition("a/3"), Ok(TopicPartition::new("a", 3)));
+        assert!(partition("a").is_err());
+        assert_eq!(property("ssl.ca.location=/a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
+    }
+}

@@ -1,0 +1,304 @@
+//! Kafka: one data consumer with a queue per partition, and beside it the group member that only says which
+//! partitions are ours.
+//!
+//! Where to read is decided by what Redis holds, never by committed offsets: those are for lag tools. The two
+//! consumers are apart so that a rebalance can't move a position, and a re-read can't disturb the group.
+
+use crate::telemetry;
+use anyhow::{Context as _, anyhow};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer, stream_consumer::StreamPartitionQueue,
+};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use shared_model::offsets::TopicPartition;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How long a question to the brokers may take.
+const ASK: Duration = Duration::from_secs(10);
+/// How long a rebalance waits for the revoked partitions' last flush.
+const REVOKE: Duration = Duration::from_secs(10);
+
+/// The queue of one partition's records.
+pub(crate) type Records = StreamPartitionQueue<LogContext>;
+
+/// The settings that every client starts from.
+pub(crate) fn client_config(bootstrap: &str, properties: &[(String, String)]) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap).set("client.id", "tidemark-speed");
+    for (key, value) in properties {
+        config.set(key, value);
+    }
+    config
+}
+
+/// The log of all streams.
+#[derive(Clone)]
+pub(crate) struct Log {
+    data: Arc<StreamConsumer<LogContext>>,
+}
+
+impl Log {
+    /// Makes the data consumer; it connects on its own and assigns nothing yet.
+    pub(crate) fn new(kafka: &ClientConfig, group_id: &str) -> anyhow::Result<Log> {
+        let mut config = kafka.clone();
+        config
+            .set("group.id", group_id)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .set("statistics.interval.ms", "1000")
+            .set("queued.min.messages", "50000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.wait.max.ms", "100");
+        let data = config.create_with_context(LogContext).context("cannot make the kafka consumer")?;
+        Ok(Log { data: Arc::new(data) })
+    }
+
+    /// Serves the client's events until the stop; logs what it says. Records never come this way.
+    pub(crate) async fn serve(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = self.data.recv() => if let Err(error) = event {
+                    tracing::debug!("kafka: {error}");
+                },
+            }
+        }
+    }
+
+    /// The number of partitions of each topic that exists.
+    pub(crate) async fn partitions(&self, topics: Vec<Arc<str>>) -> anyhow::Result<BTreeMap<Arc<str>, i32>> {
+        let data = self.data.clone();
+        blocking(move || {
+            let metadata = data.fetch_metadata(None, ASK).context("kafka does not answer")?;
+            let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+            let counts: BTreeMap<&str, usize> = there.map(|t| (t.name(), t.partitions().len())).collect();
+            Ok(topics.into_iter().filter_map(|t| counts.get(&*t).map(|&n| (t.clone(), n as i32))).collect())
+        })
+        .await
+    }
+
+    /// The first offset that the log has, and the next that it will give.
+    pub(crate) async fn watermarks(&self, tp: &TopicPartition) -> anyhow::Result<(i64, i64)> {
+        let (data, tp) = (self.data.clone(), tp.clone());
+        blocking(move || {
+            data.fetch_watermarks(&tp.topic, tp.partition, ASK).with_context(|| format!("cannot ask for {tp}'s offsets"))
+        })
+        .await
+    }
+
+    /// Starts reading a partition at an offset.
+    pub(crate) async fn open(&self, tp: &TopicPartition, offset: i64) -> anyhow::Result<Records> {
+        let (data, tp) = (self.data.clone(), tp.clone());
+        blocking(move || {
+            let list = one(&tp, offset)?;
+            // Split before the assignment, so that no record goes by way of the common queue.
+            let queue = data.split_partition_queue(&tp.topic, tp.partition);
+            let queue = queue.ok_or_else(|| anyhow!("kafka gives no queue for {tp}"))?;
+            data.incremental_assign(&list).with_context(|| format!("cannot read {tp} from {offset}"))?;
+            Ok(queue)
+        })
+        .await
+    }
+
+    /// Stops reading a partition.
+    pub(crate) async fn close(&self, tp: &TopicPartition) -> anyhow::Result<()> {
+        let (data, tp) = (self.data.clone(), tp.clone());
+        blocking(move || {
+            data.incremental_unassign(&one(&tp, 0)?).with_context(|| format!("cannot stop reading {tp}"))
+        })
+        .await
+    }
+
+    /// Commits a stored position, for lag tools; never waits and never fails for long.
+    pub(crate) fn commit(&self, tp: &TopicPartition, offset: i64) {
+        if let Ok(list) = one(tp, offset)
+            && let Err(error) = self.data.commit(&list, CommitMode::Async)
+        {
+            tracing::debug!("cannot commit {tp} at {offset}: {error}");
+        }
+    }
+}
+
+fn one(tp: &TopicPartition, offset: i64) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&tp.topic, tp.partition, Offset::Offset(offset))?;
+    Ok(list)
+}
+
+/// Runs one of librdkafka's blocking calls off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(call).await.context("a kafka call broke off")?
+}
+
+/// Callbacks of the data consumer: its log and its statistics.
+pub(crate) struct LogContext;
+
+impl ClientContext for LogContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition is told to its own queue.
+        if !matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!("kafka: {error}: {reason}");
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        for (topic, of) in &statistics.topics {
+            for (&partition, of) in of.partitions.iter().filter(|(_, of)| of.desired && of.ls_offset >= 0) {
+                if of.app_offset >= 0 {
+                    telemetry::lag(topic, partition, (of.ls_offset - of.app_offset).max(0));
+                }
+            }
+        }
+    }
+}
+
+impl ConsumerContext for LogContext {}
+
+fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+            tracing::warn!("kafka {facility}: {message}");
+        }
+        _ => tracing::debug!("kafka {facility}: {message}"),
+    }
+}
+
+/// What the group decided.
+#[derive(Debug)]
+pub(crate) enum Membership {
+    /// These are ours now.
+    Assigned(Vec<TopicPartition>),
+    /// These are ours no more; the group waits until the sender is dropped (or a while).
+    Revoked(Vec<TopicPartition>, std::sync::mpsc::Sender<()>),
+}
+
+/// Our place in the consumer group, on a thread of its own: librdkafka calls back and waits there.
+pub(crate) struct Member {
+    consumer: Arc<BaseConsumer<MemberContext>>,
+    stop: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Member {
+    /// Joins the group for some topics; decisions come by the channel.
+    pub(crate) fn join(
+        kafka: &ClientConfig,
+        group_id: &str,
+        topics: &[Arc<str>],
+        decisions: mpsc::UnboundedSender<Membership>,
+    ) -> anyhow::Result<Member> {
+        let mut config = kafka.clone();
+        config
+            .set("group.id", group_id)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("session.timeout.ms", "10000")
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            .set("partition.assignment.strategy", "cooperative-sticky");
+        let context = MemberContext { decisions };
+        let consumer: BaseConsumer<MemberContext> =
+            config.create_with_context(context).context("cannot make the kafka group member")?;
+        let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+        consumer.subscribe(&names).context("cannot join the consumer group")?;
+        let (consumer, stop) = (Arc::new(consumer), CancellationToken::new());
+        let (polled, stopped) = (consumer.clone(), stop.clone());
+        let poll = move || {
+            while !stopped.is_cancelled() {
+                // Its partitions are paused: nothing but events comes.
+                if let Some(Err(error)) = polled.poll(Duration::from_millis(100)) {
+                    tracing::debug!("kafka group: {error}");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("kafka-group".into()).spawn(poll).context("no thread")?;
+        Ok(Member { consumer, stop, thread: Some(thread) })
+    }
+
+    /// Commits a stored position, for lag tools.
+    pub(crate) fn commit(&self, tp: &TopicPartition, offset: i64) {
+        if let Ok(list) = one(tp, offset)
+            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
+        {
+            tracing::debug!("cannot commit {tp} at {offset}: {error}");
+        }
+    }
+
+    /// Leaves the group, so that others take over at once.
+    pub(crate) async fn leave(mut self) {
+        self.stop.cancel();
+        let thread = self.thread.take();
+        let left = blocking(move || {
+            thread.map(std::thread::JoinHandle::join);
+            self.consumer.unsubscribe();
+            // Dropping the last reference closes the consumer, which leaves the group.
+            drop(self);
+            Ok(())
+        });
+        drop(left.await);
+    }
+}
+
+/// Callbacks of the group member: hands on what the group decides.
+pub(crate) struct MemberContext {
+    decisions: mpsc::UnboundedSender<Membership>,
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("kafka group: {error}: {reason}");
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let named = list.elements();
+        let partitions = named.iter().map(|of| TopicPartition::new(of.topic(), of.partition())).collect();
+        drop(named);
+        let done = match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let assigned = list
+                    .set_all_offsets(Offset::Offset(0))
+                    .and_then(|()| consumer.incremental_assign(list))
+                    .and_then(|()| consumer.pause(list));
+                // A closed channel means that the service stops: nobody needs to know.
+                drop(self.decisions.send(Membership::Assigned(partitions)));
+                assigned
+            }
+            _ => {
+                let (flushed, wait) = std::sync::mpsc::channel();
+                if self.decisions.send(Membership::Revoked(partitions, flushed)).is_ok() {
+                    // Answered by a message or by the sender's end.
+                    let _ = wait.recv_timeout(REVOKE);
+                }
+                consumer.incremental_unassign(list)
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!("kafka group: {error}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Writes records that can't be counted to the dead-letter topic: original bytes, reason, position.
+//!
+//! A dead letter is acknowledged by all replicas before any position that passes its record is stored. Written again
+//! after a restart it has the same key, so that copies can be told.
+
+use anyhow::Context as _;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use shared_model::event::Reject;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
+use std::time::Duration;
+
+/// The topic of a topic's dead letters.
+pub(crate) fn topic_of(topic: &str) -> String {
+    format!("{topic}.dead-letters")
+}
+
+/// One record that can't be counted.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetter {
+    /// Its offset.
+    pub(crate) offset: i64,
+    /// Its append time, where it has one.
+    pub(crate) append_time: Option<Millis>,
+    /// Why.
+    pub(crate) reject: Reject,
+    /// Its value.
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+/// The producer of dead letters, shared by all partitions.
+#[derive(Clone)]
+pub(crate) struct DeadLetters(FutureProducer);
+
+impl DeadLetters {
+    /// Makes the producer; it connects when needed.
+    pub(crate) fn new(kafka: &ClientConfig) -> anyhow::Result<DeadLetters> {
+        let mut config = kafka.clone();
+        config.set("acks", "all").set("enable.idempotence", "true").set("linger.ms", "20");
+        config.set("message.max.bytes", "10485760").set("message.timeout.ms", "30000");
+        Ok(DeadLetters(config.create().context("cannot make the producer of dead letters")?))
+    }
+
+    /// Writes them all; returns when every one is acknowledged.
+    ///
+    /// # Errors
+    /// The first that isn't; those before and after it may be written all the same.
+    pub(crate) async fn write(&self, tp: &TopicPartition, letters: &[DeadLetter]) -> anyhow::Result<()> {
+        let topic = topic_of(&tp.topic);
+        let sent = letters.iter().map(|letter| self.send(&topic, tp, letter));
+        futures::future::try_join_all(sent).await?;
+        Ok(())
+    }
+
+    async fn send(&self, topic: &str, tp: &TopicPartition, letter: &DeadLetter) -> anyhow::Result<()> {
+        let key = format!("{tp}/{}", letter.offset);
+        let detail = letter.reject.to_string();
+        let numbers = [tp.partition.to_string(), letter.offset.to_string()];
+        let append_time = letter.append_time.map(|time| time.to_string());
+        let headers = [
+            ("reason", Some(letter.reject.code())),
+            ("detail", Some(detail.as_str())),
+            ("topic", Some(&*tp.topic)),
+            ("partition", Some(numbers[0].as_str())),
+            ("offset", Some(numbers[1].as_str())),
+            ("append_time", append_time.as_deref()),
+        ];
+        let headers = headers.iter().fold(OwnedHeaders::new(), |headers, &(key, value)| {
+            headers.insert(Header { key, value })
+        });
+        let mut record = FutureRecord::to(topic).key(&key).headers(headers);
+        record.payload = letter.value.as_deref();
+        let sent = self.0.send(record, Duration::from_secs(30)).await;
+        sent.map_err(|(error, _)| error).with_context(|| format!("cannot write a dead letter to topic {topic}"))?;
+        Ok(())
+    }
+}

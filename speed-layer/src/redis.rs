@@ -1,0 +1,202 @@
+//! Redis: the function library that guards the groups, standalone and on a cluster by the same code.
+//!
+//! Every command names one key, so that a cluster routes it; commands of one round are sent together on multiplexed
+//! connections. What an error means for a write is decided here: refused, stored, or unknown.
+
+use crate::flush::{Answer, Found};
+use crate::group::{Claimed, Write};
+use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
+use ::redis::cluster::ClusterClientBuilder;
+use ::redis::cluster_async::ClusterConnection;
+use ::redis::{Client, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
+use anyhow::{Context as _, bail};
+use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const LIBRARY: &str = include_str!("flush.lua");
+const CONNECT: Duration = Duration::from_secs(3);
+const RESPONSE: Duration = Duration::from_secs(15);
+
+/// A connection to one server or to a cluster; clones share it.
+#[derive(Clone)]
+pub(crate) enum Redis {
+    /// One server.
+    Single(ConnectionManager),
+    /// A cluster.
+    Cluster(ClusterConnection),
+}
+
+impl Redis {
+    /// Connects by a URL, and finds out whether a cluster answers.
+    pub(crate) async fn connect(url: &str) -> anyhow::Result<Redis> {
+        let client = Client::open(url).context("the redis url is not valid (expected redis://host:port)")?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT))
+            .set_response_timeout(Some(RESPONSE))
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_secs(1));
+        let single = Redis::Single(ConnectionManager::new_with_config(client, config).await?);
+        let info: String = single.ask(cmd("INFO").arg("cluster")).await?;
+        if !info.contains("cluster_enabled:1") {
+            return Ok(single);
+        }
+        let client = ClusterClientBuilder::new([url])
+            .connection_timeout(CONNECT)
+            .response_timeout(RESPONSE)
+            .retries(3)
+            .build()?;
+        Ok(Redis::Cluster(client.get_async_connection().await?))
+    }
+
+    /// Refuses a server that may evict, since a group may only be lost as a whole and be noticed.
+    pub(crate) async fn check_policy(&self) -> anyhow::Result<Result<(), String>> {
+        let found: Value = match self.ask(cmd("CONFIG").arg("GET").arg("maxmemory-policy")).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!("cannot read redis' maxmemory-policy ({error}): it must be noeviction");
+                return Ok(Ok(()));
+            }
+        };
+        let mut texts = Vec::new();
+        flatten(&found, &mut texts);
+        let policies = texts.chunks(2).filter_map(|pair| pair.get(1));
+        Ok(match policies.into_iter().find(|policy| *policy != "noeviction") {
+            None => Ok(()),
+            Some(policy) => Err(format!(
+                "redis has maxmemory-policy {policy}, which may silently evict counters: it must be noeviction \
+                 (redis-cli config set maxmemory-policy noeviction, and in redis.conf)"
+            )),
+        })
+    }
+
+    /// Loads the function library, replacing an older one of the same version.
+    pub(crate) async fn load_library(&self) -> RedisResult<()> {
+        self.ask(cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY)).await
+    }
+
+    /// Makes us the owner of a group and says what is there.
+    pub(crate) async fn claim(&self, key: &str, token: &str) -> anyhow::Result<Claimed> {
+        type Reply = (Option<Vec<u8>>, Option<String>, Vec<Value>);
+        let reply: RedisResult<Reply> = self.ask(cmd("FCALL").arg("tm1_claim").arg(1).arg(key).arg(token)).await;
+        if reply.as_ref().is_err_and(is_library_missing) {
+            self.load_library().await?;
+        }
+        let (header, fence, fields) = reply.with_context(|| format!("cannot claim {key}"))?;
+        let mut segments = Vec::with_capacity(fields.len() / 2);
+        for pair in fields.chunks(2) {
+            let [field, length] = pair else { bail!("redis' answer to the claim of {key} is cut short") };
+            let field = String::from_redis_value(field.clone())?;
+            if let Some((slice, seq)) = view::parse_segment_field(&field) {
+                segments.push((slice, seq, usize::from_redis_value(length.clone())?));
+            }
+        }
+        let found = match (header, fence) {
+            (None, None) if segments.is_empty() => Found::Nothing,
+            (Some(header), fence) => match Header::from_json(&header) {
+                Ok(header) if fence.as_deref() == Some(&*header.fence()) => Found::Group(header),
+                Ok(_) => Found::Unreadable("its fence is not its header's".into()),
+                Err(error) => Found::Unreadable(error.to_string()),
+            },
+            (None, _) => Found::Unreadable("it has no header".into()),
+        };
+        Ok(Claimed { found, segments })
+    }
+
+    /// Empties a group that is to be built anew. Refused (`NotOwner`) if another has claimed it since.
+    pub(crate) async fn reset(&self, key: &str, token: &str) -> Answer {
+        answer(self.ask(cmd("FCALL").arg("tm1_reset").arg(1).arg(key).arg(token)).await)
+    }
+
+    /// Stores a write, if the group is where it follows.
+    pub(crate) async fn flush(&self, key: &str, token: &str, write: &Write) -> Answer {
+        let mut call = cmd("FCALL");
+        call.arg("tm1_flush").arg(1).arg(key).arg(token).arg(&write.expected).arg(write.header.fence());
+        call.arg(write.header.to_json()).arg(write.segments.len());
+        for (slice, bytes) in &write.segments {
+            call.arg(view::segment_field(*slice, write.header.seq)).arg(&bytes[..]);
+        }
+        for &(slice, seq) in &write.deletes {
+            call.arg(view::segment_field(slice, seq));
+        }
+        answer(self.ask(&call).await)
+    }
+
+    /// Whether a group still is as we stored it: nothing is written.
+    pub(crate) async fn probe(&self, key: &str, token: &str, header: &Header) -> Answer {
+        let (fence, mut call) = (header.fence(), cmd("FCALL"));
+        call.arg("tm1_flush").arg(1).arg(key).arg(token).arg("lost").arg(fence).arg("").arg(0);
+        answer(self.ask(&call).await)
+    }
+
+    /// Segments of a group, in the order asked for; `None` for one that isn't there.
+    pub(crate) async fn segments(&self, key: &str, slice: Slice, seqs: &[u64]) -> RedisResult<Option<Vec<Vec<u8>>>> {
+        let mut call = cmd("HMGET");
+        call.arg(key);
+        for &seq in seqs {
+            call.arg(view::segment_field(slice, seq));
+        }
+        let found: Vec<Option<Vec<u8>>> = self.ask(&call).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Publishes a partition's mark.
+    pub(crate) async fn set_mark(&self, partition: &str, mark: &Mark) -> RedisResult<()> {
+        let json = serde_json::to_string(mark).expect("a mark is plain data");
+        self.ask(cmd("HSET").arg(MARKS_KEY).arg(partition).arg(json)).await
+    }
+
+    /// All partitions' marks; those that can't be read are left out.
+    pub(crate) async fn marks(&self) -> RedisResult<BTreeMap<String, Mark>> {
+        let found: BTreeMap<String, String> = self.ask(cmd("HGETALL").arg(MARKS_KEY)).await?;
+        Ok(found.into_iter().filter_map(|(tp, json)| Some((tp, serde_json::from_str(&json).ok()?))).collect())
+    }
+
+    /// Sends a command and reads its answer.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &Cmd) -> RedisResult<T> {
+        let value = match self.clone() {
+            Redis::Single(mut single) => single.req_packed_command(cmd).await,
+            Redis::Cluster(mut cluster) => cluster.req_packed_command(cmd).await,
+        }?;
+        Ok(T::from_redis_value(value.extract_error()?)?)
+    }
+}
+
+fn is_library_missing(error: &RedisError) -> bool {
+    error.to_string().contains("Function not found")
+}
+
+/// What an answer to a guarded write means.
+fn answer(reply: RedisResult<String>) -> Answer {
+    match reply {
+        Ok(text) => match text.as_str() {
+            "OK" | "DONE" => Answer::Stored,
+            "OWNER" => Answer::NotOwner,
+            "FENCE" => Answer::NotFence,
+            other => Answer::Unknown(format!("unexpected answer {other:?}")),
+        },
+        Err(error) if is_library_missing(&error) => Answer::NoLibrary,
+        Err(error) => Answer::Unknown(explain(&error)),
+    }
+}
+
+/// An error for people; what passes by itself says so.
+pub(crate) fn explain(error: &RedisError) -> String {
+    match (error.kind(), error.code()) {
+        (_, Some("OOM")) => "redis is out of memory (maxmemory): reading pauses until there is room again".into(),
+        (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => "redis is loading its data".into(),
+        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => "redis is a read-only replica".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn flatten(value: &Value, texts: &mut Vec<String>) {
+    match value {
+        Value::Array(values) | Value::Set(values) => values.iter().for_each(|value| flatten(value, texts)),
+        Value::Map(pairs) => pairs.iter().for_each(|(key, value)| {
+            flatten(key, texts);
+            flatten(value, texts);
+        }),
+        other => texts.extend(String::from_redis_value(other.clone())),
+    }
+}

@@ -1,0 +1,358 @@
+//! The service: waits for what it needs, then owns the partitions that it is given until it is told to stop.
+
+use crate::config::{Args, Command, RunArgs};
+use crate::consume::{self, Log, Member, Membership};
+use crate::counters::{self, Plan};
+use crate::dead_letters::{self, DeadLetters};
+use crate::health::{self, Health};
+use crate::redis::{self, Redis};
+use crate::telemetry;
+use crate::tidemark_source::TidemarkSource;
+use crate::verify;
+use crate::window;
+use crate::worker::{self, Ended, Shared};
+use anyhow::{Context as _, bail};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use shared_model::catalog::Catalog;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const WAIT: Duration = Duration::from_millis(500);
+const TIDEMARK_POLL: Duration = Duration::from_secs(1);
+const MARKS_POLL: Duration = Duration::from_millis(500);
+
+/// Runs the command until it is done or told to stop.
+///
+/// # Errors
+/// What can't be waited out: a wrong argument, a catalog at fault, servers configured so that exactness can't be kept.
+pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    match args.command {
+        Command::Run(run_args) => {
+            let listener = TcpListener::bind(run_args.listen).await;
+            let listener = listener.with_context(|| format!("cannot listen on {}", run_args.listen))?;
+            let catalog = read_catalog(&run_args.catalog)?;
+            run(*run_args, Arc::new(catalog), listener, shutdown).await
+        }
+        Command::Verify(verify_args) => {
+            let catalog = read_catalog(&verify_args.catalog)?;
+            tokio::select! {
+                () = shutdown.cancelled() => bail!("interrupted"),
+                verified = verify::verify(*verify_args, &catalog) => verified,
+            }
+        }
+    }
+}
+
+fn read_catalog(path: &Path) -> anyhow::Result<Catalog> {
+    let text = std::fs::read_to_string(path);
+    let text = text.with_context(|| format!("cannot read the catalog {}", path.display()))?;
+    Catalog::from_toml(&text).with_context(|| format!("catalog {}", path.display()))
+}
+
+/// Runs the service on a bound listener until the stop: then flushes, leaves the group and returns.
+///
+/// # Errors
+/// As [`execute`].
+pub async fn run(
+    args: RunArgs,
+    catalog: Arc<Catalog>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    // Everything beside the partitions outlives them, so that their last flush finds it working.
+    let behind = CancellationToken::new();
+    let health = Health::default();
+    health.set("start", Some("starting".into()));
+    telemetry::metrics();
+    tracing::info!("listening on http://{}", listener.local_addr()?);
+    let server = tokio::spawn(health::serve(listener, health.clone(), behind.clone()));
+    let served = serve(&args, &catalog, &health, &shutdown, &behind).await;
+    behind.cancel();
+    server.await.context("the http server broke off")?.context("the http server failed")?;
+    served
+}
+
+async fn serve(
+    args: &RunArgs,
+    catalog: &Arc<Catalog>,
+    health: &Health,
+    shutdown: &CancellationToken,
+    behind: &CancellationToken,
+) -> anyhow::Result<()> {
+    let kafka = consume::client_config(&args.kafka, &args.kafka_property);
+    let log = Log::new(&kafka, &args.group_id)?;
+    tokio::spawn({
+        let (log, behind) = (log.clone(), behind.clone());
+        async move { log.serve(behind).await }
+    });
+    let source = TidemarkSource::new(&args.postgres)?;
+    let Some(redis) = wait_for_redis(&args.redis, health, shutdown).await? else { return Ok(()) };
+    let Some(tidemarks) = source.wait(catalog, health, shutdown).await? else { return Ok(()) };
+    let Some(topics) = wait_for_topics(&log, &kafka, catalog, health, shutdown).await? else { return Ok(()) };
+    let (moves, tidemarks) = watch::channel(tidemarks);
+    tokio::spawn(source.clone().follow(moves, TIDEMARK_POLL, args.epoch_grace, health.clone(), behind.clone()));
+    let (panes, oldest_pane) = watch::channel(None);
+    tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
+    let (decide, decisions) = mpsc::unbounded_channel();
+    let member = if args.assign.is_empty() {
+        let names: Vec<Arc<str>> = topics.keys().cloned().collect();
+        Some(Member::join(&kafka, &args.group_id, &names, decide)?)
+    } else {
+        check_assignment(&args.assign, &topics)?;
+        decide.send(Membership::Assigned(args.assign.clone()))?;
+        None
+    };
+    let shared = Arc::new(Shared {
+        log,
+        member,
+        redis,
+        source,
+        tidemarks,
+        oldest_pane,
+        dead_letters: DeadLetters::new(&kafka)?,
+        health: health.clone(),
+        flush_interval: args.flush_interval,
+        pending_cells: args.pending_cells,
+        epoch_grace: args.epoch_grace,
+    });
+    health.set("group", Some("waiting for partitions".into()));
+    health.set("start", None);
+    let owned = own_partitions(&shared, catalog, decisions, shutdown).await;
+    if let Some(Shared { member: Some(member), .. }) = Arc::into_inner(shared) {
+        member.leave().await;
+    }
+    owned
+}
+
+/// Owns what the group (or the fixed assignment) decides, until the stop.
+async fn own_partitions(
+    shared: &Arc<Shared>,
+    catalog: &Arc<Catalog>,
+    mut decisions: mpsc::UnboundedReceiver<Membership>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut owned: BTreeMap<TopicPartition, CancellationToken> = BTreeMap::new();
+    let mut workers: JoinSet<(TopicPartition, Ended)> = JoinSet::new();
+    let mut failed = Ok(());
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(decision) = decisions.recv() => match decision {
+                Membership::Assigned(partitions) => {
+                    for tp in partitions {
+                        let Some(stream) = catalog.stream_of_topic(&tp.topic) else { continue };
+                        tracing::info!("{tp}: ours");
+                        shared.health.set(&tp.to_string(), Some("not read yet".into()));
+                        let stop = CancellationToken::new();
+                        owned.insert(tp.clone(), stop.clone());
+                        let (shared, plan) = (shared.clone(), Arc::new(Plan::new(catalog, stream)));
+                        workers.spawn(async move { (tp.clone(), worker::own(shared, plan, tp, stop).await) });
+                    }
+                    shared.health.set("group", None);
+                }
+                Membership::Revoked(partitions, done) => {
+                    let mut stopping: Vec<TopicPartition> = Vec::new();
+                    for tp in partitions {
+                        if let Some(stop) = owned.remove(&tp) {
+                            tracing::info!("{tp}: given up");
+                            stop.cancel();
+                            stopping.push(tp);
+                        }
+                    }
+                    while !stopping.is_empty() && let Some(ended) = workers.join_next().await {
+                        let (tp, _) = ended.context("a partition's worker broke off")?;
+                        stopping.retain(|other| *other != tp);
+                    }
+                    drop(done);
+                }
+            },
+            Some(ended) = workers.join_next() => match ended.context("a partition's worker broke off")? {
+                (tp, Ended::Stopped) => drop(owned.remove(&tp)),
+                (tp, Ended::NotOwner) => {
+                    owned.remove(&tp);
+                    // Whoever claimed it owns it. If the group thinks otherwise, only joining anew settles it.
+                    let why = format!("another worker has claimed {tp}");
+                    shared.health.set(&tp.to_string(), Some(why.clone()));
+                    failed = Err(anyhow::anyhow!("{why}: stopping, to be started again"));
+                    break;
+                }
+            },
+        }
+    }
+    owned.values().for_each(CancellationToken::cancel);
+    while let Some(ended) = workers.join_next().await {
+        ended.context("a partition's worker broke off")?;
+    }
+    failed
+}
+
+async fn pause(stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(WAIT) => true,
+    }
+}
+
+async fn wait_for_redis(url: &str, health: &Health, stop: &CancellationToken) -> anyhow::Result<Option<Redis>> {
+    ::redis::Client::open(url).context("the redis url is not valid (expected redis://host:port)")?;
+    loop {
+        let connected = async {
+            let redis = Redis::connect(url).await?;
+            if let Err(refused) = redis.check_policy().await? {
+                return Ok(Err(refused));
+            }
+            redis.load_library().await.map_err(|error| anyhow::anyhow!(redis::explain(&error)))?;
+            anyhow::Ok(Ok(redis))
+        };
+        match connected.await {
+            Ok(Ok(redis)) => {
+                health.set("redis", None);
+                return Ok(Some(redis));
+            }
+            Ok(Err(refused)) => bail!(refused),
+            Err(error) => health.set("redis", Some(format!("waiting for redis: {error:#}"))),
+        }
+        if !pause(stop).await {
+            return Ok(None);
+        }
+    }
+}
+
+/// Waits until every stream's topic exists, refuses those on which exactness can't be kept, and makes the topics of
+/// dead letters.
+async fn wait_for_topics(
+    log: &Log,
+    kafka: &ClientConfig,
+    catalog: &Catalog,
+    health: &Health,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<BTreeMap<Arc<str>, i32>>> {
+    let wanted: Vec<Arc<str>> = catalog.streams.iter().map(|stream| stream.topic.clone()).collect();
+    let admin: AdminClient<DefaultClientContext> = kafka.create().context("cannot make the kafka admin client")?;
+    loop {
+        let trouble = match log.partitions(wanted.clone()).await {
+            Ok(found) => {
+                let missing: Vec<&str> =
+                    wanted.iter().filter(|&topic| !found.contains_key(topic)).map(|topic| &**topic).collect();
+                if missing.is_empty() {
+                    match check_topics(&admin, &found).await {
+                        Ok(Ok(())) => {
+                            make_dead_letter_topics(&admin, log, &wanted).await;
+                            health.set("kafka", None);
+                            return Ok(Some(found));
+                        }
+                        Ok(Err(refused)) => bail!(refused),
+                        Err(error) => format!("waiting for kafka: {error:#}"),
+                    }
+                } else {
+                    format!("waiting for topics: {}", missing.join(", "))
+                }
+            }
+            Err(error) => format!("waiting for kafka: {error:#}"),
+        };
+        health.set("kafka", Some(trouble));
+        if !pause(stop).await {
+            return Ok(None);
+        }
+    }
+}
+
+async fn check_topics(
+    admin: &AdminClient<DefaultClientContext>,
+    topics: &BTreeMap<Arc<str>, i32>,
+) -> anyhow::Result<Result<(), String>> {
+    let named: Vec<ResourceSpecifier<'_>> = topics.keys().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let described = admin.describe_configs(&named, &AdminOptions::new().request_timeout(Some(WAIT * 20))).await?;
+    let mut faults = Vec::new();
+    for (topic, described) in topics.keys().zip(described) {
+        let config = described.map_err(|code| anyhow::anyhow!("cannot read the settings of topic {topic}: {code}"))?;
+        let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+        let alter = |setting: &str| {
+            format!("kafka-configs.sh --bootstrap-server SERVER --alter --entity-type topics --entity-name {topic} \
+                     --add-config {setting}")
+        };
+        let stamped = value("message.timestamp.type");
+        if stamped != "LogAppendTime" {
+            faults.push(format!(
+                "topic {topic} has message.timestamp.type={stamped}; the ingest clock needs LogAppendTime: {}",
+                alter("message.timestamp.type=LogAppendTime")
+            ));
+        }
+        let policy = value("cleanup.policy");
+        if policy.contains("compact") {
+            faults.push(format!(
+                "topic {topic} has cleanup.policy={policy}, which removes records: {}",
+                alter("cleanup.policy=delete")
+            ));
+        }
+    }
+    Ok(if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) })
+}
+
+/// Makes the topics of dead letters that don't exist. A failure is only logged: they may be made by hand, and until
+/// there is something to write nothing is wrong.
+async fn make_dead_letter_topics(admin: &AdminClient<DefaultClientContext>, log: &Log, topics: &[Arc<str>]) {
+    let names: Vec<Arc<str>> = topics.iter().map(|topic| dead_letters::topic_of(topic).into()).collect();
+    let there = log.partitions(names.clone()).await.unwrap_or_default();
+    let missing = names.iter().filter(|name| !there.contains_key(*name));
+    let new: Vec<NewTopic<'_>> = missing
+        .map(|name| NewTopic::new(name, 1, TopicReplication::Fixed(-1)).set("max.message.bytes", "10485760"))
+        .collect();
+    if new.is_empty() {
+        return;
+    }
+    match admin.create_topics(&new, &AdminOptions::new()).await {
+        Ok(made) => made.into_iter().filter_map(Result::err).for_each(|(name, code)| {
+            tracing::debug!("topic {name} was not made: {code}");
+        }),
+        Err(error) => tracing::warn!("cannot make the topics of dead letters: {error}"),
+    }
+}
+
+fn check_assignment(assigned: &[TopicPartition], topics: &BTreeMap<Arc<str>, i32>) -> anyhow::Result<()> {
+    for tp in assigned {
+        match topics.get(&tp.topic) {
+            Some(&partitions) if (0..partitions).contains(&tp.partition) => {}
+            Some(partitions) => bail!("--assign {tp}: the topic has {partitions} partitions, numbered from 0"),
+            None => bail!("--assign {tp}: no stream of the catalog has this topic"),
+        }
+    }
+    Ok(())
+}
+
+/// Follows all partitions' marks and hands on the oldest pane that is still in a window. It never goes back.
+async fn follow_marks(
+    redis: Redis,
+    catalog: Arc<Catalog>,
+    panes: watch::Sender<Option<Millis>>,
+    stop: CancellationToken,
+) {
+    let (pane, longest) = (catalog.layout.pane, counters::longest_window(&catalog));
+    loop {
+        if let Ok(marks) = redis.marks().await {
+            let ours = |name: &String| {
+                TopicPartition::parse(name).is_some_and(|tp| catalog.stream_of_topic(&tp.topic).is_some())
+            };
+            let marks: Vec<_> = marks.into_iter().filter(|(name, _)| ours(name)).map(|(_, mark)| mark).collect();
+            let oldest = window::oldest_pane(marks.iter(), pane, longest);
+            panes.send_if_modified(|known| oldest > *known && {
+                *known = oldest;
+                true
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MARKS_POLL) => {}
+        }
+    }
+}

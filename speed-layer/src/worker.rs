@@ -1,0 +1,496 @@
+//! Owns one partition: claims its groups, reads its log from where they end, folds, and writes round by round.
+//!
+//! Sequential on purpose: while a write isn't confirmed nothing is read, so memory is bounded and a refusal can drop
+//! everything held, since whatever isn't stored is in the log.
+
+use crate::consume::{Log, Member, Records};
+use crate::counters::Plan;
+use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::decode;
+use crate::flush::{self, Answer, Next};
+use crate::group::{Expired, Merge, Position};
+use crate::health::Health;
+use crate::partition::{Partition, Taken};
+use crate::redis::Redis;
+use crate::telemetry::PartitionMetrics;
+use crate::tidemark_source::{TidemarkSource, Tidemarks};
+use anyhow::{Context as _, bail};
+use futures::future::join_all;
+use futures::{FutureExt as _, StreamExt as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::{Reach, reach};
+use shared_model::time::Millis;
+use shared_model::view::{Mark, Slice};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// How many records are folded before other tasks get their turn.
+const TURN: usize = 512;
+/// How often a quiet group's position is written, and each group's presence is verified.
+const QUIET: Duration = Duration::from_secs(1);
+/// How many dead letters may wait for a flush.
+const DEAD_LETTERS: usize = 2_000;
+/// How many bytes of waiting cells force a flush.
+const PENDING_BYTES: usize = 64 << 20;
+/// How many stored bytes one round may read back to merge.
+const MERGE_BYTES: usize = 16 << 20;
+
+/// What all partitions' workers share.
+pub(crate) struct Shared {
+    pub(crate) log: Log,
+    pub(crate) member: Option<Member>,
+    pub(crate) redis: Redis,
+    pub(crate) source: TidemarkSource,
+    pub(crate) tidemarks: watch::Receiver<Tidemarks>,
+    /// The oldest pane that is still in a window.
+    pub(crate) oldest_pane: watch::Receiver<Option<Millis>>,
+    pub(crate) dead_letters: DeadLetters,
+    pub(crate) health: Health,
+    pub(crate) flush_interval: Duration,
+    pub(crate) pending_cells: usize,
+    pub(crate) epoch_grace: Duration,
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to; all that it could store is stored.
+    Stopped,
+    /// Another worker has claimed the partition.
+    NotOwner,
+}
+
+/// Why one spell of ownership ended.
+enum Spell {
+    Ended(Ended),
+    /// Claim anew and re-read.
+    Again(String),
+}
+
+/// Owns a partition until the stop, or until another worker claims it.
+pub(crate) async fn own(shared: Arc<Shared>, plan: Arc<Plan>, tp: TopicPartition, stop: CancellationToken) -> Ended {
+    let name = tp.to_string();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let begun = Instant::now();
+        let why = match spell(&shared, &plan, &tp, &stop).await {
+            Ok(Spell::Ended(ended)) => {
+                shared.health.set(&name, None);
+                return ended;
+            }
+            Ok(Spell::Again(why)) => why,
+            Err(error) => format!("{error:#}"),
+        };
+        if begun.elapsed() > Duration::from_secs(5) {
+            pause = Duration::from_millis(50);
+        }
+        shared.health.set(&name, Some(why));
+        tokio::select! {
+            () = stop.cancelled() => return Ended::Stopped,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// One spell: from the claim until the stop or a refusal.
+async fn spell(
+    shared: &Arc<Shared>,
+    plan: &Arc<Plan>,
+    tp: &TopicPartition,
+    stop: &CancellationToken,
+) -> anyhow::Result<Spell> {
+    let token = format!("{:016x}", random());
+    let Some((partition, read_from)) = claim(shared, plan, tp, &token).await? else {
+        return Ok(Spell::Ended(Ended::NotOwner));
+    };
+    let records = shared.log.open(tp, read_from).await?;
+    let mut owner = Owner {
+        metrics: PartitionMetrics::new(tp),
+        partition,
+        shared: shared.clone(),
+        plan: plan.clone(),
+        token,
+        letters: Vec::new(),
+        caught_up: false,
+        quiet_since: Instant::now(),
+        mark: None,
+        took: [0; 3],
+    };
+    let ended = owner.run(&records, stop).await;
+    drop(records);
+    shared.log.close(tp).await?;
+    ended
+}
+
+/// Claims all groups, decides how each starts, and empties those that are built anew. `None`: lost meanwhile.
+async fn claim(
+    shared: &Shared,
+    plan: &Arc<Plan>,
+    tp: &TopicPartition,
+    token: &str,
+) -> anyhow::Result<Option<(Partition, i64)>> {
+    let keys: Vec<String> =
+        (0..plan.layout.groups).map(|group| shared_model::view::group_key(tp, group, plan.layout.groups)).collect();
+    let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
+    let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let (log_start, log_end) = shared.log.watermarks(tp).await?;
+    let cut = shared.tidemarks.borrow().current().cut(tp);
+    let panes = shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
+    let panes = panes.await.context("cannot read older tidemarks")?;
+    let (partition, rebuilt) = Partition::start(tp, plan, claimed, &cut, &panes, log_start, random);
+    let position = partition.position();
+    if position.to > log_end {
+        bail!(
+            "the log of {tp} ends at {log_end}, below offset {} that is to be read next: the topic was deleted and \
+             made anew, or lost records; empty the views or restore the topic",
+            position.to
+        );
+    }
+    let mut reasons: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (group, why) in &rebuilt {
+        reasons.entry(why.to_string()).or_default().push(*group);
+    }
+    for (why, groups) in reasons {
+        tracing::info!("{tp}: groups {groups:?} are built anew from offset {}: {why}", cut.offset);
+    }
+    for group in partition.groups().iter() {
+        for (from, to) in group.header().gaps.iter().filter(|&&(_, to)| to == log_start) {
+            tracing::error!("{tp}: the log no longer has offsets {from} to {to}, which {} needs: a gap", group.key);
+        }
+    }
+    let reset = rebuilt.iter().map(|(group, _)| shared.redis.reset(&keys[*group], token));
+    for answer in join_all(reset).await {
+        match answer {
+            Answer::Stored => {}
+            Answer::NotOwner => return Ok(None),
+            other => bail!("cannot empty a group of {tp} to build it anew: {other:?}"),
+        }
+    }
+    let metrics = PartitionMetrics::new(tp);
+    metrics.rebuilt(rebuilt.len() as u64);
+    if partition.groups().iter().any(|group| group.header().gaps.iter().any(|&(_, to)| to == log_start)) {
+        metrics.gap();
+    }
+    let read_from = partition.read_from(log_start);
+    tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
+    Ok(Some((partition, read_from)))
+}
+
+/// A number that no other claim has.
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// The running state of one spell.
+struct Owner {
+    shared: Arc<Shared>,
+    plan: Arc<Plan>,
+    partition: Partition,
+    token: String,
+    metrics: PartitionMetrics,
+    /// Dead letters that are not written yet.
+    letters: Vec<DeadLetter>,
+    /// Whether the end of the log was seen since the last record.
+    caught_up: bool,
+    /// When quiet groups were last written.
+    quiet_since: Instant,
+    mark: Option<Mark>,
+    /// Counted, repeated, ticks since the last flush.
+    took: [u64; 3],
+}
+
+/// Goes on, or breaks off the spell.
+type Flow = anyhow::Result<ControlFlow<Spell>>;
+
+const ON: Flow = Ok(ControlFlow::Continue(()));
+
+impl Owner {
+    async fn run(&mut self, records: &Records, stop: &CancellationToken) -> anyhow::Result<Spell> {
+        let mut messages = records.stream();
+        let mut tidemarks = self.shared.tidemarks.clone();
+        let mut round = tokio::time::interval(self.shared.flush_interval);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let flow = tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    let never = CancellationToken::new();
+                    let last = self.flush(true, &never);
+                    return Ok(match tokio::time::timeout(Duration::from_secs(5), last).await {
+                        Ok(Ok(ControlFlow::Break(ended @ Spell::Ended(_)))) => ended,
+                        _ => Spell::Ended(Ended::Stopped),
+                    });
+                }
+                _ = round.tick() => self.flush(false, stop).await?,
+                Ok(()) = tidemarks.changed() => self.compare(&tidemarks.borrow_and_update().clone()),
+                Some(message) = messages.next() => {
+                    self.take(message)?;
+                    for _ in 0..TURN {
+                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        self.take(message)?;
+                    }
+                    self.after_turn(stop).await?
+                }
+            };
+            if let ControlFlow::Break(spell) = flow {
+                return Ok(spell);
+            }
+        }
+    }
+
+    fn take(&mut self, message: Result<BorrowedMessage<'_>, KafkaError>) -> anyhow::Result<()> {
+        let message = match message {
+            Ok(message) => message,
+            Err(KafkaError::PartitionEOF(_)) => {
+                self.caught_up = true;
+                return Ok(());
+            }
+            Err(KafkaError::MessageConsumption(
+                code @ (RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset),
+            )) => bail!("the log of {} no longer has the offset to be read next ({code})", self.partition.tp),
+            Err(error) => {
+                // Transport trouble: librdkafka goes on by itself.
+                tracing::debug!("{}: {error}", self.partition.tp);
+                return Ok(());
+            }
+        };
+        self.caught_up = false;
+        let record = decode::record(&message);
+        match self.partition.take(&record) {
+            Taken::Below => {}
+            Taken::Counted => self.took[0] += 1,
+            Taken::Repeat => self.took[1] += 1,
+            Taken::Tick => self.took[2] += 1,
+            Taken::Rejected { reject, report } => {
+                self.metrics.rejected(reject.code());
+                if report {
+                    let value = match record.payload {
+                        decode::Payload::Value(value) => value.map(<[u8]>::to_vec),
+                        decode::Payload::Tick => None,
+                    };
+                    let (offset, append_time) = (record.offset, record.append_time);
+                    self.letters.push(DeadLetter { offset, append_time, reject, value });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After some records: writes early where too much waits.
+    async fn after_turn(&mut self, stop: &CancellationToken) -> Flow {
+        let (cells, bytes) = self.partition.pending();
+        if cells >= self.shared.pending_cells || bytes >= PENDING_BYTES || self.letters.len() >= DEAD_LETTERS {
+            return self.flush(false, stop).await;
+        }
+        tokio::task::yield_now().await;
+        ON
+    }
+
+    /// At a move of the tidemark: our cut must be its cut.
+    fn compare(&mut self, tidemarks: &Tidemarks) -> ControlFlow<Spell> {
+        let cut = tidemarks.current().cut(&self.partition.tp);
+        for group in self.partition.groups().iter() {
+            if reach(&group.cuts(), &cut) == Reach::Differs {
+                let (epoch, offset) = (cut.epoch, cut.offset);
+                tracing::error!(
+                    "{}: the tidemark has the boundary of epoch {epoch} at offset {offset}, we have cuts {:?}",
+                    group.key,
+                    group.cuts()
+                );
+                self.metrics.refused("cut");
+                return ControlFlow::Break(Spell::Again("a cut differs from the tidemark's".into()));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// One round: dead letters first, then every group that has something to say, then the mark.
+    async fn flush(&mut self, last: bool, stop: &CancellationToken) -> Flow {
+        let begun = Instant::now();
+        if self.write_dead_letters(stop).await?.is_break() {
+            return Ok(ControlFlow::Break(Spell::Ended(Ended::Stopped)));
+        }
+        let (position, expired) = (self.partition.position(), self.expired());
+        let quiet = last || self.quiet_since.elapsed() >= QUIET;
+        let due = self.prepare(&position, &expired, quiet).await?;
+        let bytes = due.iter().filter_map(|&group| self.partition.groups()[group].in_flight());
+        let bytes = bytes.flat_map(|write| &write.segments).map(|(_, bytes)| bytes.len()).sum();
+        let wrote = !due.is_empty();
+        if let ControlFlow::Break(spell) = self.write(due, quiet, stop).await? {
+            return Ok(ControlFlow::Break(spell));
+        }
+        if wrote {
+            self.metrics.flushed(begun.elapsed(), bytes);
+        }
+        self.metrics.took(self.took[0], self.took[1], self.took[2]);
+        self.took = [0; 3];
+        if quiet {
+            self.quiet_since = Instant::now();
+            self.commit();
+            let event_time = position.trusted.newest;
+            self.metrics.stands(0, self.partition.remembered(), position.clock, event_time);
+        }
+        self.publish_mark(&position, quiet).await;
+        self.shared.health.set(&self.partition.tp.to_string(), None);
+        ON
+    }
+
+    fn expired(&mut self) -> Expired {
+        let oldest_pane = *self.shared.oldest_pane.borrow();
+        self.partition.expire_panes(oldest_pane);
+        let grace = self.shared.epoch_grace;
+        let floor = self.shared.tidemarks.borrow().floor(&self.partition.tp, Instant::now(), grace);
+        Expired { panes_below: oldest_pane, epochs_below: floor.map(|cut| (cut.epoch, cut.offset)) }
+    }
+
+    /// Builds the writes of a round and returns the numbers of their groups.
+    async fn prepare(&mut self, position: &Position, expired: &Expired, quiet: bool) -> anyhow::Result<Vec<usize>> {
+        let open_epoch = self.partition.epoch();
+        let groups = self.partition.groups();
+        // A group that the re-read has not come back to yet is left as it is.
+        let due = |group: &crate::group::Group| {
+            group.folds_from() <= position.to
+                && (group.has_work(open_epoch, expired) || quiet && group.is_behind(position))
+        };
+        let due: Vec<usize> = (0..groups.len()).filter(|&group| due(&groups[group])).collect();
+        let mut budget = MERGE_BYTES;
+        let mut merges: Vec<(usize, Slice, Vec<u64>)> = Vec::new();
+        for &group in due.iter().filter(|&&group| groups[group].in_flight().is_none()) {
+            if let Some((slice, seqs, bytes)) = groups[group].to_merge(open_epoch, expired)
+                && (bytes <= budget || merges.is_empty())
+            {
+                budget = budget.saturating_sub(bytes);
+                merges.push((group, slice, seqs));
+            }
+        }
+        let redis = &self.shared.redis;
+        let read = merges.into_iter().map(|(group, slice, seqs)| {
+            let key = groups[group].key.clone();
+            async move {
+                let stored = redis.segments(&key, slice, &seqs).await;
+                stored.map(|stored| (group, slice, seqs, stored))
+            }
+        });
+        // A failed or partial read only puts the merge off: the write itself will find out what is wrong.
+        let read: Vec<_> = join_all(read).await.into_iter().filter_map(Result::ok).collect();
+        let mut merged: BTreeMap<usize, Merge> = BTreeMap::new();
+        for (group, slice, seqs, stored) in read {
+            if let Some(stored) = stored {
+                let merge = Merge::of(&self.plan, slice, seqs, &stored);
+                merged.insert(group, merge.context("a stored segment can't be read")?);
+            }
+        }
+        let groups = self.partition.groups_mut();
+        for &group in &due {
+            groups[group].write(position, expired, merged.remove(&group)).context("states don't merge")?;
+        }
+        Ok(due)
+    }
+
+    /// Sends the writes until all are stored; verifies the other groups' presence when `quiet`.
+    async fn write(&mut self, mut due: Vec<usize>, quiet: bool, stop: &CancellationToken) -> Flow {
+        let mut pause = Duration::from_millis(50);
+        let mut probed = quiet;
+        while !due.is_empty() || probed {
+            let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
+            let writes = due.iter().map(|&group| {
+                let write = groups[group].in_flight().expect("prepared");
+                redis.flush(&groups[group].key, token, write)
+            });
+            let others = (0..groups.len()).filter(|group| probed && !due.contains(group));
+            let others = others.filter(|&group| groups[group].is_stored());
+            let probes = others.map(|group| redis.probe(&groups[group].key, token, groups[group].header()));
+            let (answers, mut probes) = futures::join!(join_all(writes), join_all(probes));
+            // A probe writes nothing: that it wasn't answered is found out by the next.
+            probes.retain(|answer| matches!(answer, Answer::NotOwner | Answer::NotFence));
+            probed = false;
+            for (&group, _) in due.iter().zip(&answers).filter(|(_, answer)| **answer == Answer::Stored) {
+                self.partition.groups_mut()[group].confirm();
+            }
+            let next = flush::next(answers.iter().chain(&probes));
+            let mut open = answers.iter().map(|answer| *answer != Answer::Stored);
+            due.retain(|_| open.next().unwrap_or(false));
+            match next {
+                Next::Continue => continue,
+                Next::GiveUp => {
+                    self.metrics.refused("owner");
+                    return Ok(ControlFlow::Break(Spell::Ended(Ended::NotOwner)));
+                }
+                Next::Reclaim => {
+                    self.metrics.refused("fence");
+                    let why = "a group in redis is not as it was stored (emptied or rolled back)";
+                    return Ok(ControlFlow::Break(Spell::Again(why.into())));
+                }
+                Next::LoadLibrary => {
+                    self.metrics.refused("library");
+                    if let Err(error) = self.shared.redis.load_library().await {
+                        self.unwell(crate::redis::explain(&error));
+                    }
+                }
+                Next::Retry(why) => {
+                    self.metrics.refused("unknown");
+                    self.unwell(why);
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(ControlFlow::Break(Spell::Ended(Ended::Stopped))),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+        ON
+    }
+
+    /// Writes all waiting dead letters, however long it takes; breaks at the stop.
+    async fn write_dead_letters(&mut self, stop: &CancellationToken) -> anyhow::Result<ControlFlow<()>> {
+        while !self.letters.is_empty() {
+            match self.shared.dead_letters.write(&self.partition.tp, &self.letters).await {
+                Ok(()) => self.letters.clear(),
+                Err(error) => {
+                    self.unwell(format!("{error:#}"));
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(ControlFlow::Break(())),
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    }
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn unwell(&self, why: String) {
+        self.shared.health.set(&self.partition.tp.to_string(), Some(why));
+    }
+
+    fn commit(&self) {
+        let stored = self.partition.stored_to();
+        match &self.shared.member {
+            Some(member) => member.commit(&self.partition.tp, stored),
+            None => self.shared.log.commit(&self.partition.tp, stored),
+        }
+    }
+
+    /// Publishes where the partition stands, when it has changed and at least every second.
+    async fn publish_mark(&mut self, position: &Position, quiet: bool) {
+        let mark = Mark {
+            trusted: position.trusted.newest,
+            watermark: position.watermark,
+            clock: position.clock,
+            caught_up: self.caught_up,
+            generation: self.shared.tidemarks.borrow().current().generation,
+        };
+        if quiet || self.mark != Some(mark) {
+            let stored = self.shared.redis.set_mark(&self.partition.tp.to_string(), &mark).await;
+            self.mark = stored.is_ok().then_some(mark);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Faults on real processes: whatever is killed or emptied, once quiet every answer equals the oracle.
+
+use simulator::generate::{Delivery, Generator, Options};
+use tidemark_tests::stack::Stack;
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+
+fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
+    let options = Options {
+        records,
+        span: 3_600_000,
+        users: 200,
+        documents: 100,
+        displays: 150,
+        geos: 20,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.01,
+        malformed: 0.005,
+        ..Options::default()
+    };
+    Generator::new(options, seed).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_speed_worker_killed_mid_work_loses_and_doubles_nothing() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let mut speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    for (round, part) in deliveries(20_000, 11).chunks(5_000).enumerate() {
+        stack.send(part);
+        // Killed as soon as it has stored something of this part, wherever that leaves it.
+        let before: i64 = stack.probe.ends().expect("ends").values().sum::<i64>() - part.len() as i64;
+        wait_for("progress", async || {
+            let headers = stack.probe.headers().await.expect("headers");
+            let to: i64 = headers.iter().filter(|((_, group), _)| *group == 0).map(|(_, header)| header.to).sum();
+            if to > before { Ok(()) } else { Err(format!("{to} of {before}")) }
+        })
+        .await;
+        speed.kill();
+        if round == 2 {
+            stack.batch(&["run"]).await;
+        }
+        speed.restart().expect("restarted");
+    }
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after four kills").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_emptied_is_rebuilt_and_never_answered_as_whole_when_short() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(12_000, 12);
+    let (first, second) = all.split_at(6_000);
+    stack.send(first);
+    stack.settle().await;
+    stack.batch(&["run"]).await;
+    stack.send(second);
+    stack.settle().await;
+    let client = redis::Client::open(stack.redis.url()).expect("redis url");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+    let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.expect("emptied");
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after FLUSHALL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_run_killed_anywhere_and_run_again_gives_the_same_rows() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.send(&deliveries(8_000, 13));
+    stack.settle().await;
+    let oracle = stack.oracle();
+    // Killed at later and later points of its work, until it comes through by itself.
+    let mut kills = 0;
+    for wait in (0..).map(|step| std::time::Duration::from_millis(100 + 150 * step)) {
+        let mut run = stack.batch_process(&["run"]);
+        if tokio::time::timeout(wait, run.ended()).await.is_ok() {
+            assert_eq!(run.exited(), Some(0), "{}", run.logged());
+            break;
+        }
+        run.kill();
+        kills += 1;
+        stack.compare(&serving, &oracle, &format!("after kill {kills}")).await;
+    }
+    assert!(kills > 3, "the run was killed {kills} times only");
+    stack.settle().await;
+    stack.compare(&serving, &oracle, "after the run came through").await;
+    let before = stack.live_hashes().await;
+    assert!(!before.is_empty(), "rows were published");
+    stack.batch(&["backfill", "--from", "2016-06-13", "--to", "2016-06-30"]).await;
+    assert_eq!(stack.live_hashes().await, before, "recomputing gives identical rows");
+    stack.compare(&serving, &oracle, "after recomputing").await;
+}
