@@ -75,9 +75,14 @@ pub struct BaseArgs {
     /// Don't append ticks to idle partitions; they hold the tidemark back and are named in answers.
     #[arg(long)]
     pub no_ticks: bool,
-    /// How many days are computed at once.
-    #[arg(long, default_value_t = 1)]
-    pub workers: usize,
+    /// How long a partition may bring nothing before it is held back and named.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub patience: Duration,
+    /// How much memory a plan may take, in MiB: days are cut so finely that the search for repeats (64 bytes a row) and
+    /// the grouping (200 bytes a row) stay below it. A metric's finished cells of one day, about 150 bytes each, come
+    /// on top.
+    #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "2048", value_parser = mebibytes)]
+    pub memory: u64,
     /// How long a version that was replaced is kept for readers that still use it.
     #[arg(long, env = "TIDEMARK_VERSION_GRACE", default_value = "10m", value_parser = humantime::parse_duration)]
     pub version_grace: Duration,
@@ -86,7 +91,8 @@ pub struct BaseArgs {
 impl std::fmt::Debug for BaseArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // URLs and properties may hold passwords.
-        f.debug_struct("BaseArgs").field("catalog", &self.catalog).field("kafka", &self.kafka).finish_non_exhaustive()
+        let shown = &mut f.debug_struct("BaseArgs");
+        shown.field("catalog", &self.catalog).field("kafka", &self.kafka).finish_non_exhaustive()
     }
 }
 
@@ -241,6 +247,12 @@ pub enum CatalogCommand {
     },
     /// Print the JSON Schema of catalogs, for editors.
     Schema,
+}
+
+/// A number of MiB as bytes.
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let number: u64 = text.parse().map_err(|_| format!("{text:?} is no whole number of MiB"))?;
+    number.checked_mul(1 << 20).filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text} MiB can't be"))
 }
 
 fn property(text: &str) -> Result<(String, String), String> {

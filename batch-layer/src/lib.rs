@@ -2,7 +2,28 @@
 //!
 //! Every flip publishes versions computed from exactly what lies below the tidemark that it leaves in force.
 
+mod clock;
+mod config;
 pub mod archive;
-pub mod compute;
 pub mod import;
+mod work;
+mod files;
 mod plan;
+pub mod compute;
+mod ledger;
+mod stored;
+mod replace;
+mod facts;
+mod views;
+mod run;
+mod schedule;
+mod history;
+mod telemetry;
+mod service;
+
+pub use config::{
+    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, Command, ImportArgs, LogFormat, RetryArgs,
+    RunArgs, RunsArgs, ScheduleArgs, SweepArgs,
+};
+pub use service::execute;
+pub use telemetry::start_logging;

@@ -1,10 +1,11 @@
 //! The batch layer's program: reads arguments, starts the log, turns signals into a stop, and runs.
 
 use clap::Parser as _;
+use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let args = batch_layer::Args::parse();
     batch_layer::start_logging(args.log);
     let shutdown = CancellationToken::new();
@@ -18,5 +19,11 @@ async fn main() -> anyhow::Result<()> {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         stop.cancel();
     });
-    batch_layer::execute(args, shutdown).await
+    match batch_layer::execute(args, shutdown).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! From a metric of the catalog and a day's segments to Polars plans. Pure: nothing is read here.
 //!
 //! Of equal identities one delivery survives: the lowest topic, partition, offset. Which ones must go is found first,
-//! over identities and positions alone ([`repeated`], [`deliveries`]), and taken away by an anti-join ([`survivors`]):
+//! over identities and positions alone ([`repeated`], [`contenders`]), and taken away by an anti-join ([`survivors`]):
 //! a small table instead of a `unique` over the whole day. Then [`cells`] groups by key and bucket. Plans end in
 //! numbers and values that the states of [`shared_model::aggregate`] are made of, exactly.
 
@@ -12,7 +12,7 @@ use polars::prelude::*;
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Stream;
 use shared_model::metric::{Binding, Metric};
-use shared_model::time::Interval;
+use shared_model::time::{Interval, Millis};
 use std::path::PathBuf;
 
 /// The columns that name a delivery.
@@ -33,9 +33,30 @@ pub(crate) struct Segments {
     pub(crate) extra: bool,
 }
 
+impl Segments {
+    fn are_as_declared(&self) -> bool {
+        self.missing.is_empty() && !self.extra
+    }
+}
+
+/// All rows of files that have the same columns.
+pub(crate) fn scan(files: &[PathBuf]) -> PolarsResult<LazyFrame> {
+    let paths = files.iter().map(|file| PlRefPath::try_from_path(file)).collect::<PolarsResult<Vec<_>>>()?;
+    let args = ScanArgsParquet {
+        glob: false,
+        cache: false,
+        hive_options: HiveOptions::new_disabled(),
+        ..ScanArgsParquet::default()
+    };
+    LazyFrame::scan_parquet_files(paths.into_iter().collect(), args)
+}
+
 /// All rows of segments of one stream, in the columns that the catalog declares: a field that a segment lacks is NULL.
-pub(crate) fn scan(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyFrame> {
-    let frames = segments.iter().map(|segments| scan_alike(stream, segments));
+pub(crate) fn deliveries(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyFrame> {
+    let frames = segments.iter().map(|segments| {
+        let rows = scan(&segments.files)?;
+        Ok(if segments.are_as_declared() { rows } else { rows.select(declared(stream, segments)) })
+    });
     let mut frames = frames.collect::<PolarsResult<Vec<_>>>()?;
     match frames.len() {
         1 => Ok(frames.remove(0)),
@@ -43,27 +64,14 @@ pub(crate) fn scan(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyF
     }
 }
 
-fn scan_alike(stream: &Stream, segments: &Segments) -> PolarsResult<LazyFrame> {
-    let paths =
-        segments.files.iter().map(|file| PlRefPath::try_from_path(file)).collect::<PolarsResult<Vec<_>>>()?;
-    let args = ScanArgsParquet {
-        glob: false,
-        cache: false,
-        hive_options: HiveOptions::new_disabled(),
-        // The order of columns may differ.
-        allow_missing_columns: true,
-        ..ScanArgsParquet::default()
-    };
-    let rows = LazyFrame::scan_parquet_files(paths.into_iter().collect(), args)?;
-    if segments.missing.is_empty() && !segments.extra {
-        return Ok(rows);
-    }
+/// The columns that a computation reads, of segments that lack some of them or have more.
+fn declared(stream: &Stream, segments: &Segments) -> Vec<Expr> {
     let fields = stream.fields.iter().enumerate().map(|(at, field)| match segments.missing.contains(&at) {
         true => lit(NULL).cast(data_type(field.ty)).alias(field.name.as_str()),
         false => col(field.name.as_str()),
     });
     let system = POSITION.iter().chain(&IDENTITY).chain(&[EVENT_TIME]).map(|name| col(*name));
-    Ok(rows.select(fields.chain(system).collect::<Vec<_>>()))
+    fields.chain(system).collect()
 }
 
 /// The identities that more than one row of this part has: those whose low half is `part` modulo `parts`, which
@@ -75,8 +83,8 @@ pub(crate) fn repeated(rows: LazyFrame, part: u64, parts: u64) -> LazyFrame {
     counted.filter(col("deliveries").gt(lit(1u32))).select(IDENTITY.map(col))
 }
 
-/// All deliveries of repeated identities, those of one identity together, the survivor first.
-pub(crate) fn deliveries(rows: LazyFrame, repeated: DataFrame) -> LazyFrame {
+/// Those deliveries whose identities are repeated, the ones of one identity together, the survivor first.
+pub(crate) fn contenders(rows: LazyFrame, repeated: DataFrame) -> LazyFrame {
     let columns: Vec<Expr> = IDENTITY.iter().chain(&POSITION).map(|name| col(*name)).collect();
     let join = JoinArgs::new(JoinType::Semi);
     let found =
@@ -118,9 +126,7 @@ pub(crate) fn cells(stream: &Stream, metric: &Metric, binding: &Binding, rows: L
     let keys = binding.by.iter().chain(&binding.item).map(|key| translate(stream, key));
     let mut columns: Vec<Expr> =
         keys.zip(key_names(metric)).map(|(key, name)| key.alias(name.as_str())).collect();
-    let width = metric.grain.width();
-    let time = col(EVENT_TIME).cast(DataType::Int64);
-    columns.push((time.floor_div(lit(width)) * lit(width)).alias("bucket"));
+    columns.push(bucket(metric.grain.width()).alias("bucket"));
     if let Some(value) = &binding.value {
         columns.push(translate(stream, value).alias("value"));
     }
@@ -142,6 +148,12 @@ pub(crate) fn cells(stream: &Stream, metric: &Metric, binding: &Binding, rows: L
         }
     };
     rows.select(columns).group_by(by).agg(aggregates)
+}
+
+/// The start of the bucket that holds the event time, rounded down before 1970 too, whichever sign a remainder has.
+fn bucket(width: Millis) -> Expr {
+    let time = || col(EVENT_TIME).cast(DataType::Int64);
+    time() - ((time() % lit(width)) + lit(width)) % lit(width)
 }
 
 #[cfg(test)]

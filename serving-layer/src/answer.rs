@@ -113,12 +113,12 @@ async fn add_batch(
     part.runs.extend(versions.days.values().map(|version| version.run));
     part.partial_days
         .extend(versions.days.iter().filter(|(_, version)| version.partial).map(|(day, _)| *day));
-    let version_ids: Vec<i64> =
-        versions.days.values().filter(|version| version.rows).map(|version| version.version_id).collect();
-    if version_ids.is_empty() {
+    let versions: Vec<_> = versions.days.into_values().filter(|version| version.table.is_some()).collect();
+    if versions.is_empty() {
         return Ok(());
     }
-    let scan = Scan { column, version_ids, span: query.span, filters: &query.filters };
+    let past = generation.is_some();
+    let scan = Scan { column, versions, past, span: query.span, filters: &query.filters };
     let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
         Ok(added) => {
             part.rows += u64::from(added);

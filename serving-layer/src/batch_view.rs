@@ -72,14 +72,14 @@ pub struct Versions {
 }
 
 /// The version of one day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionOf {
     /// What its rows are found by.
     pub version_id: i64,
     /// The run that made it.
     pub run: i64,
-    /// Whether it has any row.
-    pub rows: bool,
+    /// The table that holds its rows; `None` where it has none.
+    pub table: Option<String>,
     /// Whether new records were merged into it rather than the whole day recomputed.
     pub partial: bool,
 }
@@ -100,8 +100,10 @@ pub struct Lost {
 pub struct Scan<'a> {
     /// The value column: its metric and how the filters apply to it.
     pub column: &'a Column,
-    /// The versions to read.
-    pub version_ids: Vec<i64>,
+    /// The versions to read, all with rows.
+    pub versions: Vec<VersionOf>,
+    /// Whether they are a past run's, which may be dropped while they are read.
+    pub past: bool,
     /// Buckets that start inside.
     pub span: Interval,
     /// The query's filters: a view may leave out rows that they refuse, and need not.

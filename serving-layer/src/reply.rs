@@ -80,7 +80,7 @@ pub struct Parts {
 /// What came from the batch view.
 #[derive(Debug, Default, Serialize)]
 pub struct BatchReply {
-    /// Rows merged.
+    /// Rows merged (Postgres adds up what the answer doesn't tell apart).
     pub rows: u64,
     /// The runs that made the versions read.
     pub runs: BTreeSet<i64>,

@@ -72,8 +72,17 @@ local function lease(keys, args)
   return 1
 end
 
+-- tm1_rank KEYS[1]=sorted set ARGV = (count, member)...
+-- Replaces a published top-k as a whole, so that no reader sees a mixture.
+local function rank(keys, args)
+  redis.call('DEL', keys[1])
+  if #args > 0 then redis.call('ZADD', keys[1], unpack(args)) end
+  return 'OK'
+end
+
 redis.register_function('tm1_claim', claim)
 redis.register_function('tm1_reset', reset)
 redis.register_function('tm1_flush', flush)
 redis.register_function('tm1_lease', lease)
+redis.register_function('tm1_rank', rank)
 redis.register_function { function_name = 'tm1_read', callback = read, flags = { 'no-writes' } }

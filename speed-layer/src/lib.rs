@@ -17,10 +17,16 @@ mod redis;
 mod dead_letters;
 mod tidemark_source;
 mod worker;
+mod live;
+mod publish;
 mod health;
 mod telemetry;
 mod verify;
+#[doc(hidden)]
+pub mod twin;
 mod service;
+#[cfg(test)]
+mod laws;
 
 pub use config::{Args, Command, LogFormat, RunArgs, VerifyArgs};
 pub use service::{execute, run};

@@ -8,6 +8,7 @@ use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
 use ::redis::cluster::ClusterClientBuilder;
 use ::redis::cluster_async::ClusterConnection;
+use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use ::redis::{Client, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
 use anyhow::{Context as _, bail};
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
@@ -150,6 +151,48 @@ impl Redis {
     pub(crate) async fn marks(&self) -> RedisResult<BTreeMap<String, Mark>> {
         let found: BTreeMap<String, String> = self.ask(cmd("HGETALL").arg(MARKS_KEY)).await?;
         Ok(found.into_iter().filter_map(|(tp, json)| Some((tp, serde_json::from_str(&json).ok()?))).collect())
+    }
+
+    /// All keys that match a pattern, over all nodes.
+    pub(crate) async fn scan(&self, pattern: &str) -> RedisResult<Vec<String>> {
+        let mut keys = Vec::new();
+        for node in self.masters().await? {
+            let mut cursor: u64 = 0;
+            loop {
+                let mut scan = cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(2_000);
+                let (next, found): (u64, Vec<String>) = match (self.clone(), &node) {
+                    (Redis::Cluster(mut cluster), Some((host, port))) => {
+                        let to = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
+                        let to = RoutingInfo::SingleNode(to);
+                        FromRedisValue::from_redis_value(cluster.route_command(scan, to).await?)?
+                    }
+                    _ => self.ask(&scan).await?,
+                };
+                keys.extend(found);
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The addresses of a cluster's masters; for one server, one without address.
+    async fn masters(&self) -> RedisResult<Vec<Option<(String, u16)>>> {
+        if let Redis::Single(_) = self {
+            return Ok(vec![None]);
+        }
+        let nodes: String = self.ask(cmd("CLUSTER").arg("NODES")).await?;
+        let master = |line: &str| {
+            let mut words = line.split(' ').skip(1);
+            let (address, flags) = (words.next()?, words.next()?);
+            let (host, port) = address.split(['@', ',']).next()?.rsplit_once(':')?;
+            let master = flags.split(',').any(|flag| flag == "master") && !flags.contains("fail");
+            if master { Some((host.to_owned(), port.parse().ok()?)) } else { None }
+        };
+        Ok(nodes.lines().filter_map(master).map(Some).collect())
     }
 
     /// Sends a command and reads its answer.

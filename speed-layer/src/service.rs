@@ -5,6 +5,7 @@ use crate::consume::{self, Log, Member, Membership};
 use crate::counters::{self, Plan};
 use crate::dead_letters::{self, DeadLetters};
 use crate::health::{self, Health};
+use crate::publish::Publisher;
 use crate::redis::{self, Redis};
 use crate::telemetry;
 use crate::tidemark_source::TidemarkSource;
@@ -29,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 const WAIT: Duration = Duration::from_millis(500);
 const TIDEMARK_POLL: Duration = Duration::from_secs(1);
+/// How long a partition that another worker has claimed is left to it, before the group's word is taken.
+const CONTEST: Duration = Duration::from_secs(15);
 const MARKS_POLL: Duration = Duration::from_millis(500);
 
 /// Runs the command until it is done or told to stop.
@@ -103,6 +106,10 @@ async fn serve(
     tokio::spawn(source.clone().follow(moves, TIDEMARK_POLL, args.epoch_grace, health.clone(), behind.clone()));
     let (panes, oldest_pane) = watch::channel(None);
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
+    if !args.no_publish {
+        let token = format!("{:016x}", worker::random());
+        tokio::spawn(Publisher::new(redis.clone(), catalog.clone(), token).run(behind.clone()));
+    }
     let (decide, decisions) = mpsc::unbounded_channel();
     let member = if args.assign.is_empty() {
         let names: Vec<Arc<str>> = topics.keys().cloned().collect();
@@ -165,6 +172,7 @@ async fn own_partitions(
                     for tp in partitions {
                         if let Some(stop) = owned.remove(&tp) {
                             tracing::info!("{tp}: given up");
+                            shared.health.set(&tp.to_string(), None);
                             stop.cancel();
                             stopping.push(tp);
                         }
@@ -178,13 +186,23 @@ async fn own_partitions(
             },
             Some(ended) = workers.join_next() => match ended.context("a partition's worker broke off")? {
                 (tp, Ended::Stopped) => drop(owned.remove(&tp)),
-                (tp, Ended::NotOwner) => {
-                    owned.remove(&tp);
-                    // Whoever claimed it owns it. If the group thinks otherwise, only joining anew settles it.
-                    let why = format!("another worker has claimed {tp}");
-                    shared.health.set(&tp.to_string(), Some(why.clone()));
-                    failed = Err(anyhow::anyhow!("{why}: stopping, to be started again"));
+                (tp, Ended::NotOwner) if shared.member.is_none() => {
+                    failed = Err(anyhow::anyhow!("another worker has claimed {tp}, which --assign gives to this one"));
                     break;
+                }
+                (tp, Ended::NotOwner) => {
+                    // The group decides: it takes the partition from us soon, or it is ours and the other a zombie.
+                    shared.health.set(&tp.to_string(), Some("another worker has claimed it".into()));
+                    if let (Some(stop), Some(stream)) = (owned.get(&tp).cloned(), catalog.stream_of_topic(&tp.topic)) {
+                        let (shared, plan) = (shared.clone(), Arc::new(Plan::new(catalog, stream)));
+                        workers.spawn(async move {
+                            tokio::select! {
+                                () = stop.cancelled() => return (tp, Ended::Stopped),
+                                () = tokio::time::sleep(CONTEST) => {}
+                            }
+                            (tp.clone(), worker::own(shared, plan, tp, stop).await)
+                        });
+                    }
                 }
             },
         }

@@ -82,7 +82,6 @@ pub(crate) async fn own(shared: Arc<Shared>, plan: Arc<Plan>, tp: TopicPartition
         let begun = Instant::now();
         let why = match spell(&shared, &plan, &tp, &stop).await {
             Ok(Spell::Ended(ended)) => {
-                shared.health.set(&name, None);
                 return ended;
             }
             Ok(Spell::Again(why)) => why,
@@ -108,7 +107,11 @@ async fn spell(
     stop: &CancellationToken,
 ) -> anyhow::Result<Spell> {
     let token = format!("{:016x}", random());
-    let Some((partition, read_from)) = claim(shared, plan, tp, &token).await? else {
+    let claimed = tokio::select! {
+        () = stop.cancelled() => return Ok(Spell::Ended(Ended::Stopped)),
+        claimed = claim(shared, plan, tp, &token) => claimed?,
+    };
+    let Some((partition, read_from)) = claimed else {
         return Ok(Spell::Ended(Ended::NotOwner));
     };
     let records = shared.log.open(tp, read_from).await?;
@@ -185,7 +188,7 @@ async fn claim(
 }
 
 /// A number that no other claim has.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(std::process::id())
 }

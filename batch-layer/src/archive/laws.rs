@@ -3,10 +3,11 @@
 
 use crate::archive::buffer::Limits;
 use crate::archive::manifest::{Manifest, manifest_path};
-use crate::archive::samples::{self, Entry};
+use crate::archive::samples::{self, Entry, Unreliable};
 use crate::archive::seal::{Chain, Sealer, walk};
 use crate::archive::store::Store;
 use crate::archive::sweep::sweep;
+use object_store::memory::InMemory;
 use polars::prelude::*;
 use proptest::prelude::*;
 use shared_model::epoch::{EpochLength, IngestClock, TrustedTime};
@@ -14,6 +15,7 @@ use shared_model::event;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -223,5 +225,57 @@ fn a_rival_that_ends_elsewhere_is_followed() {
         assert_eq!(chain.cuts.iter().map(|cut| cut.offset).collect::<Vec<_>>(), [0, 3, 4]);
         assert_eq!(chain.sealed[0].manifest.gaps.len(), 1);
         assert_eq!(offsets(&store, &chain).await["rows"], [3]);
+    });
+}
+
+/// A store that fails for good (a full disk) ends the step with an error; the next one loses nothing.
+#[test]
+fn a_step_whose_store_fails_is_repeated_without_loss() {
+    runtime().block_on(async {
+        let inner = Arc::new(InMemory::new());
+        let entry = |offset: i64| Entry {
+            offset,
+            append_time: Some(100 + offset * 20),
+            tick: false,
+            value: Some(format!(r#"{{"uuid":"u","at":{offset},"paid":true}}"#).into_bytes()),
+        };
+        let log: Vec<Entry> = (0..20).map(entry).collect();
+        for good in 0..6 {
+            let script: Vec<&str> = std::iter::repeat_n("ok", good).chain(["refuse"]).collect();
+            let store = Store::from_object_store(Arc::new(Unreliable::new(inner.clone(), &script)));
+            let chain = walk(&store, tp(), Cut::start(0)).await.unwrap();
+            let at = chain.end().offset;
+            let mut sealer = Sealer::new(store, samples::stream(), EPOCHS, chain, limits(9), 9);
+            for entry in log.iter().filter(|entry| entry.offset >= at) {
+                if let Err(error) = sealer.record(entry.record()).await {
+                    assert!(format!("{error:#}").contains("can't be written"), "{error:#}");
+                    break;
+                }
+            }
+        }
+        let store = Store::from_object_store(inner);
+        let chain = archive(&store, &log, Cut::start(0), 9).await;
+        assert_eq!(chain.cuts, naive_cuts(&log, 0));
+        assert_eq!(offsets(&store, &chain).await["rows"], (0..chain.end().offset).collect::<Vec<_>>());
+    });
+}
+
+/// Only what is old, unknown and unnamed goes.
+#[test]
+fn a_sweep_leaves_what_is_young_known_or_strange() {
+    runtime().block_on(async {
+        let store = Store::in_memory();
+        let orphan = "data/stream=clicks/event_day=1970-01-01/clicks-3-0-9-00000000000000ff.parquet";
+        let import = "data/stream=clicks/event_day=1970-01-01/import_ab-0-0-9-00000000000000ff.parquet";
+        let strange = "data/stream=clicks/notes.txt";
+        for path in [orphan, import, strange] {
+            store.put(path, "x".into()).await.unwrap();
+        }
+        let none: Vec<String> = vec![];
+        assert_eq!(sweep(&store, |_| false, 0, false).await.unwrap().orphans, none, "young");
+        assert_eq!(sweep(&store, |path| path == orphan, i64::MAX, true).await.unwrap().orphans, [import]);
+        let swept = sweep(&store, |_| false, i64::MAX, false).await.unwrap();
+        assert_eq!((swept.orphans.len(), swept.bytes, swept.strange), (2, 2, vec![strange.to_owned()]));
+        assert_eq!(store.list("data").await.unwrap().len(), 1);
     });
 }

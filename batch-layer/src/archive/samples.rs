@@ -1,11 +1,19 @@
-//! A stream and random logs for the archive's tests.
+//! A stream, random logs and an unreliable store for the archive's tests.
 
 use crate::archive::fold::Record;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
 use proptest::prelude::*;
 use shared_model::catalog::{Bounds, EventTimeField, Field, Stream, TimeUnit};
 use shared_model::event::FieldType;
 use shared_model::time::{DAY, Interval, Millis};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 /// A stream with a field of each type; event times of the first 100 days are believed.
 pub(crate) fn stream() -> Arc<Stream> {
@@ -90,4 +98,63 @@ pub(crate) fn log() -> impl Strategy<Value = Vec<Entry>> {
         };
         entries.into_iter().map(place).collect()
     })
+}
+
+/// A store whose next writes go as a script says: `ok`, `fail` (nothing written), `lose the answer` (written, and an
+/// error all the same), `refuse` (for good), `overwrite` (put-if-absent ignored).
+#[derive(Debug)]
+pub(crate) struct Unreliable {
+    inner: Arc<InMemory>,
+    script: Mutex<VecDeque<&'static str>>,
+}
+
+impl Unreliable {
+    pub(crate) fn new(inner: Arc<InMemory>, script: &[&'static str]) -> Unreliable {
+        Unreliable { inner, script: Mutex::new(script.iter().copied().collect()) }
+    }
+}
+
+impl std::fmt::Display for Unreliable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unreliable")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Unreliable {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let lost = || Error::Generic { store: "unreliable", source: "503 slow down".into() };
+        let next = self.script.lock().unwrap().pop_front();
+        match next.unwrap_or("ok") {
+            "fail" => Err(lost()),
+            "lose the answer" => self.inner.put_opts(path, payload, options).await.and(Err(lost())),
+            "refuse" => Err(Error::PermissionDenied { path: path.to_string(), source: "no".into() }),
+            "overwrite" => self.inner.put_opts(path, payload, PutOptions::default()).await,
+            _ => self.inner.put_opts(path, payload, options).await,
+        }
+    }
+
+    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(path, options).await
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
 }

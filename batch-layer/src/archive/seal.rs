@@ -10,6 +10,7 @@ use crate::archive::segment::Files;
 use crate::archive::store::{Created, Store};
 use crate::archive::{Sealed, nonce};
 use anyhow::{Result, bail};
+use metrics::counter;
 use shared_model::catalog::Stream;
 use shared_model::epoch::EpochLength;
 use shared_model::offsets::TopicPartition;
@@ -168,7 +169,10 @@ impl Writer {
         let ours =
             |bytes: &[u8]| Manifest::from_json(&path, bytes).is_ok_and(|found| found.nonce == manifest.nonce);
         match store.create(&path, manifest.to_json().into(), ours).await? {
-            Created::Won => Ok(Sealed { manifest, path }),
+            Created::Won => {
+                count(&manifest);
+                Ok(Sealed { manifest, path })
+            }
             Created::Exists(bytes) => {
                 let theirs = Manifest::from_json(&path, &bytes)?;
                 if theirs.from.offset != manifest.from.offset || theirs.topic_partition() != *tp {
@@ -179,4 +183,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// What this process has sealed, for Prometheus.
+fn count(manifest: &Manifest) {
+    let stream = manifest.stream.clone();
+    let bytes = manifest.segments.iter().map(|segment| segment.bytes).sum();
+    let rejects = manifest.rejects.as_ref().map_or(0, |rejects| rejects.rows);
+    counter!("tidemark_batch_archived_rows_total", "stream" => stream.clone()).increment(manifest.rows());
+    counter!("tidemark_batch_archived_bytes_total", "stream" => stream.clone()).increment(bytes);
+    counter!("tidemark_batch_archived_rejects_total", "stream" => stream.clone()).increment(rejects);
+    counter!("tidemark_batch_archived_gaps_total", "stream" => stream).increment(manifest.gaps.len() as u64);
 }

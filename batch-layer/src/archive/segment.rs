@@ -222,9 +222,9 @@ fn column(stream: &Stream, at: usize, rows: &[Row]) -> Column {
 fn frame(stream: &Stream, tp: &TopicPartition, rows: Vec<Row>) -> Result<DataFrame> {
     let mut columns: Vec<Column> = (0..stream.fields.len()).map(|at| column(stream, at, &rows)).collect();
     columns.extend(place(tp, rows.iter().map(|row| row.offset).collect()));
-    columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time).collect())?);
-    columns.push(times("_event_time", rows.iter().map(|row| Some(row.event.time)).collect())?);
-    columns.push(times("_produced_time", rows.iter().map(|row| row.produced).collect())?);
+    columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time)));
+    columns.push(times("_event_time", rows.iter().map(|row| Some(row.event.time))));
+    columns.push(times("_produced_time", rows.iter().map(|row| row.produced)));
     let identities =
         |half: fn(u128) -> u64| rows.iter().map(|row| half(row.event.identity.0)).collect::<Vec<_>>();
     columns.push(Column::new("_identity_hi".into(), identities(|id| (id >> 64) as u64)));
@@ -234,7 +234,7 @@ fn frame(stream: &Stream, tp: &TopicPartition, rows: Vec<Row>) -> Result<DataFra
 
 fn reject_frame(tp: &TopicPartition, rows: Vec<RejectedRow>) -> Result<DataFrame> {
     let mut columns: Vec<Column> = place(tp, rows.iter().map(|row| row.offset).collect()).into();
-    columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time).collect())?);
+    columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time)));
     columns.push(Column::new("reason".into(), rows.iter().map(|row| row.reason).collect::<Vec<_>>()));
     columns
         .push(Column::new("detail".into(), rows.iter().map(|row| row.detail.as_str()).collect::<Vec<_>>()));
@@ -252,8 +252,10 @@ fn place(tp: &TopicPartition, offsets: Vec<i64>) -> [Column; 3] {
     ]
 }
 
-fn times(name: &'static str, millis: Vec<Option<Millis>>) -> PolarsResult<Column> {
-    Column::new(name.into(), millis).cast(&DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC)))
+fn times(name: &'static str, millis: impl Iterator<Item = Option<Millis>>) -> Column {
+    // Not a cast: without polars' time zone feature that drops the zone of all but empty columns.
+    let millis: Int64Chunked = millis.collect_ca(name.into());
+    millis.into_datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC)).into_column()
 }
 
 fn parquet(frame: &mut DataFrame) -> Result<Bytes> {
@@ -262,4 +264,53 @@ fn parquet(frame: &mut DataFrame) -> Result<Bytes> {
     // The archiver already works on several partitions at once.
     writer.set_parallel(false).finish(frame)?;
     Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::samples;
+    use shared_model::event::Identity;
+
+    #[test]
+    fn every_segment_has_the_same_columns_whatever_is_null() {
+        let expected = [
+            ("uuid", DataType::String),
+            ("at", DataType::Int64),
+            ("price", DataType::Int64),
+            ("share", DataType::Float64),
+            ("paid", DataType::Boolean),
+            ("_topic", DataType::String),
+            ("_partition", DataType::Int32),
+            ("_offset", DataType::Int64),
+            ("_ingest_time", DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC))),
+            ("_event_time", DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC))),
+            ("_produced_time", DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC))),
+            ("_identity_hi", DataType::UInt64),
+            ("_identity_lo", DataType::UInt64),
+        ];
+        let filled = vec![Value::str("u"), Value::Int(1), Value::Int(2), Value::Float(0.5), Value::Bool(true)];
+        for (values, time) in [(filled, Some(7)), (vec![Value::Null; 5], None)] {
+            let event = Event { time: 5, values, identity: Identity(u128::MAX) };
+            let row = Row { offset: 3, ingest_time: time, produced: time, event };
+            let tp = TopicPartition::new("clicks", 2);
+            let mut frame = frame(&samples::stream(), &tp, vec![row]).unwrap();
+            let bytes = parquet(&mut frame).unwrap();
+            let read = ParquetReader::new(std::io::Cursor::new(bytes)).finish().unwrap();
+            let found: Vec<_> = read.schema().iter().map(|(name, dtype)| (name.as_str(), dtype.clone())).collect();
+            assert_eq!(found, expected);
+            assert!(read.equals_missing(&frame));
+        }
+    }
+
+    #[test]
+    fn a_file_s_name_tells_where_its_rows_stood() {
+        let tp = TopicPartition::new("my-topic.a_b", 12);
+        let name = file_name(&tp, 5, 9, "00ff");
+        assert_eq!(name, "my-topic.a_b-12-5-9-00ff.parquet");
+        let range = NamedRange { topic: "my-topic.a_b".into(), partition: 12, from: 5 };
+        assert_eq!(parse_file_name(&name), Some(range));
+        assert_eq!(parse_file_name("notes.txt"), None);
+        assert_eq!(parse_file_name("a-b.parquet"), None);
+    }
 }

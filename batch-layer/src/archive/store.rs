@@ -188,8 +188,7 @@ impl Store {
         listed.try_collect().await.with_context(|| format!("archive {}: {folder} can't be listed", self.url))
     }
 
-    /// Lists, in order, the names in a folder that sort after `start` (a full path), at most one page of them where
-    /// `first_only`.
+    /// The path of the object that comes first by name in a folder; `None` where it is empty.
     pub async fn first(&self, folder: &str) -> Result<Option<String>> {
         let mut first: Option<String> = None;
         let listed = self.inner.list(Some(&self.at(folder)));
@@ -245,3 +244,6 @@ fn may_pass(error: &Error) -> bool {
             | Error::UnknownConfigurationKey { .. }
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,54 +23,43 @@ pub struct Cell {
     pub state: State,
 }
 
-impl Cell {
-    /// Appends the bytes that name the cell: its key's values, then its bucket.
-    fn encode_name(key: &[Value], bucket: Millis, out: &mut Vec<u8>) {
-        key.iter().for_each(|value| value.encode(out));
-        put_zigzag(out, i128::from(bucket));
+/// Brings cells into the canonical order, by key, then bucket, and merges those of one key and bucket.
+///
+/// # Errors
+/// Where a count or sum would pass its bound, or states are of different kinds.
+pub fn canonical(mut cells: Vec<Cell>) -> Result<Vec<Cell>> {
+    cells.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.bucket.cmp(&b.bucket)));
+    let mut failed = None;
+    cells.dedup_by(|next, kept| {
+        let same = next.bucket == kept.bucket && next.key == kept.key;
+        if same && let Err(error) = kept.state.merge(&next.state) {
+            failed = Some(error);
+        }
+        same
+    });
+    match failed {
+        Some(error) => Err(error).context("cells of one key and bucket can't be merged"),
+        None => Ok(cells),
     }
 }
 
-/// The cells of a metric's day.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Rows {
-    /// Ascending by key, then bucket, each once: the order in which they are stored.
-    pub cells: Vec<Cell>,
+/// The hash of canonical cells (32 hex digits): equal exactly where the cells are.
+pub fn hash(cells: &[Cell]) -> String {
+    let mut hasher = Xxh3::new();
+    let mut bytes = Vec::new();
+    for cell in cells {
+        bytes.clear();
+        encode_name(&cell.key, cell.bucket, &mut bytes);
+        cell.state.encode(&mut bytes);
+        hasher.update(&bytes);
+    }
+    format!("{:032x}", hasher.digest128())
 }
 
-impl Rows {
-    /// Brings cells into order and merges those of one key and bucket.
-    ///
-    /// # Errors
-    /// Where a count or sum would pass its bound.
-    pub fn of(mut cells: Vec<Cell>) -> Result<Rows> {
-        cells.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.bucket.cmp(&b.bucket)));
-        let mut failed = None;
-        cells.dedup_by(|next, kept| {
-            let same = next.bucket == kept.bucket && next.key == kept.key;
-            if same && let Err(error) = kept.state.merge(&next.state) {
-                failed = Some(error);
-            }
-            same
-        });
-        match failed {
-            Some(error) => Err(error).context("cells of one key and bucket"),
-            None => Ok(Rows { cells }),
-        }
-    }
-
-    /// The hash of the canonical cells (32 hex digits): equal exactly where the cells are.
-    pub fn hash(&self) -> String {
-        let mut hasher = Xxh3::new();
-        let mut bytes = Vec::new();
-        for cell in &self.cells {
-            bytes.clear();
-            Cell::encode_name(&cell.key, cell.bucket, &mut bytes);
-            cell.state.encode(&mut bytes);
-            hasher.update(&bytes);
-        }
-        format!("{:032x}", hasher.digest128())
-    }
+/// Appends the bytes that name a cell: its key's values, then its bucket.
+fn encode_name(key: &[Value], bucket: Millis, out: &mut Vec<u8>) {
+    key.iter().for_each(|value| value.encode(out));
+    put_zigzag(out, i128::from(bucket));
 }
 
 /// Takes the frames of a metric's plans, one after the other.
@@ -97,8 +86,8 @@ impl<'a> Collector<'a> {
     }
 
     /// The cells of all that was taken.
-    pub(super) fn finish(self) -> Result<Rows> {
-        Rows::of(self.cells)
+    pub(super) fn finish(self) -> Result<Vec<Cell>> {
+        canonical(self.cells)
     }
 
     /// A row is a cell; cells that lie in several frames are merged now and then, so that few stand twice.
@@ -111,7 +100,7 @@ impl<'a> Collector<'a> {
             self.cells.push(Cell { key, bucket, state });
         }
         if self.settled > 0 && self.cells.len() > 2 * self.settled {
-            self.cells = Rows::of(std::mem::take(&mut self.cells))?.cells;
+            self.cells = canonical(std::mem::take(&mut self.cells))?;
         }
         self.settled = self.settled.max(self.cells.len());
         Ok(())
@@ -126,7 +115,7 @@ impl<'a> Collector<'a> {
         for (value, n) in values.into_iter().zip(counts(frame)?) {
             let (key, bucket) = names.next()?;
             name.clear();
-            Cell::encode_name(&key, bucket, &mut name);
+            encode_name(&key, bucket, &mut name);
             let at = match self.places.get(&name) {
                 Some(at) => *at,
                 None => {

@@ -21,6 +21,7 @@ pub enum Command {
     /// With --out it writes page_views.csv and events.csv in Outbrain's layout (\N for NULL) in delivery order;
     /// with --kafka it sends the records to the topics page_views and events. The same options and seed give the
     /// same records. Memory stays below 100 MB whatever the count.
+    #[command(verbatim_doc_comment)]
     Generate(GenerateArgs),
     /// Turn CSV files of any size into sorted Parquet, partitioned by platform and event day
     ///
@@ -34,6 +35,7 @@ pub enum Command {
     /// OUT/<stream>/rejects.csv with file, line, reason and text of each line that is no row. The result replaces an
     /// earlier one as a whole. The disk of OUT must hold the sorted rows twice for a while, about the size of the
     /// plain CSV each.
+    #[command(verbatim_doc_comment)]
     Prepare(PrepareArgs),
     /// Send prepared files, or CSV directly, to Kafka in event-time order across streams
     ///
@@ -41,6 +43,7 @@ pub enum Command {
     /// each, beside 64 MB that wait for Kafka. CSV is sorted on disk first, within --memory. Messages are keyed by
     /// the stream's message key (uuid), the value is JSON of the declared fields, the header act_prod_time holds the
     /// time of sending in ms.
+    #[command(verbatim_doc_comment)]
     Replay(ReplayArgs),
 }
 

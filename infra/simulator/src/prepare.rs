@@ -21,7 +21,7 @@ use place::{Partitions, Rejects, Workshop};
 use shared_model::catalog::Stream;
 use sort::{Buffer, OpenRuns, Run};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
@@ -118,10 +118,15 @@ pub fn prepare(
         rejects: Rejects::create(&workshop.result().join("rejects.csv"))?,
         lines: AtomicU64::new(0),
         stop: AtomicBool::new(false),
+        failure: Mutex::new(None),
+        longest_row: AtomicUsize::new(0),
         shutdown,
     };
     let runs = shared.sorted_runs(runtime, progress)?;
-    let runs = sort::reduce(runs, job.limits.fan_in, job.limits.read_ahead, &shared.runs_folder)
+    // Each open run also holds one row, which may be long.
+    let each = job.limits.read_ahead + shared.longest_row.load(Ordering::Relaxed);
+    let fan_in = (job.limits.fan_in * job.limits.read_ahead / each).max(2);
+    let runs = sort::reduce(runs, fan_in, job.limits.read_ahead, &shared.runs_folder)
         .context("cannot merge sorted runs on disk")?;
     let (rows, partitions, files) = shared.write_all(&runs, &workshop.result())?;
     let summary = Summary {
@@ -149,8 +154,11 @@ struct Shared<'a> {
     partitions: Partitions,
     rejects: Rejects,
     lines: AtomicU64,
-    /// Set when a thread has failed.
+    /// Set when a thread has failed, with the first failure: the others' follow from it.
     stop: AtomicBool,
+    failure: Mutex<Option<anyhow::Error>>,
+    /// Bytes of the longest row.
+    longest_row: AtomicUsize,
     shutdown: &'a CancellationToken,
 }
 
@@ -166,30 +174,42 @@ impl Shared<'_> {
     fn sorted_runs(&self, runtime: &Handle, progress: &Progress) -> anyhow::Result<Vec<Run>> {
         let threads = self.job.limits.threads;
         let (sender, receiver) = sync_channel(threads * 2);
-        let receiver = Mutex::new(receiver);
+        // Held by the workers alone: when all have ended, the reader's next piece is refused instead of waiting.
+        let receiver = Arc::new(Mutex::new(receiver));
         std::thread::scope(|scope| {
-            let spawn = |_| scope.spawn(|| self.guarded(|| self.sort_pieces(&receiver)));
+            let spawn = |_| {
+                let receiver = receiver.clone();
+                scope.spawn(move || self.guarded(|| self.sort_pieces(&receiver)))
+            };
             let workers: Vec<_> = (0..threads).map(spawn).collect();
-            let read = self.guarded(|| self.read_files(&sender, runtime, progress));
+            drop(receiver);
+            self.guarded(|| self.read_files(&sender, runtime, progress));
             drop(sender);
-            let mut runs = Vec::new();
-            let mut outcome = read;
-            for worker in workers {
-                match worker.join() {
-                    Ok(Ok(some)) => runs.extend(some),
-                    Ok(Err(error)) => outcome = Err(error),
-                    Err(_) => {
-                        outcome = Err(anyhow::anyhow!("a sorting thread panicked; see the message above"))
-                    }
-                }
-            }
-            outcome.map(|()| runs)
+            let parts: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            self.outcome(parts).map(|runs| runs.into_iter().flatten().collect())
         })
     }
 
-    /// Runs one thread's work and tells the others to stop where it fails.
-    fn guarded<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        work().inspect_err(|_| self.stop.store(true, Ordering::Relaxed))
+    /// Runs one thread's work; where it fails, keeps the first failure and tells the others to stop.
+    fn guarded<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> Option<T> {
+        let keep = |error| {
+            if !self.stop.swap(true, Ordering::Relaxed)
+                && let Ok(mut failure) = self.failure.lock()
+            {
+                *failure = Some(error);
+            }
+        };
+        work().map_err(keep).ok()
+    }
+
+    /// What the threads brought, or the first failure.
+    fn outcome<T>(&self, parts: Vec<std::thread::Result<Option<T>>>) -> anyhow::Result<Vec<T>> {
+        let panicked = parts.iter().any(Result::is_err);
+        if let Some(failure) = self.failure.lock().ok().and_then(|mut failure| failure.take()) {
+            return Err(failure);
+        }
+        ensure!(!panicked, "a thread panicked; see the message above");
+        Ok(parts.into_iter().flatten().flatten().collect())
     }
 
     /// Whether to go on: an error where somebody stopped it.
@@ -231,7 +251,7 @@ impl Shared<'_> {
     /// One thread: takes pieces until there are no more.
     fn sort_pieces(&self, pieces: &Mutex<Receiver<Work>>) -> anyhow::Result<Vec<Run>> {
         let mut buffer = Buffer::new(self.job.limits.sort_bytes);
-        let (mut runs, mut row) = (Vec::new(), Vec::new());
+        let (mut runs, mut row, mut longest) = (Vec::new(), Vec::new(), 0);
         let mut known = self.partitions.cache();
         let platform = self.job.stream.field("platform").map(|at| self.job.stream.fields[at].ty);
         let spill = |buffer: &mut Buffer| {
@@ -261,12 +281,14 @@ impl Shared<'_> {
                             runs.extend(spill(&mut buffer)?);
                         }
                         buffer.push(partition, place.time, &row);
+                        longest = longest.max(row.len());
                     }
                 }
             }
             self.lines.fetch_add(count, Ordering::Relaxed);
         }
         runs.extend(spill(&mut buffer)?);
+        self.longest_row.fetch_max(longest, Ordering::Relaxed);
         Ok(runs)
     }
 
@@ -275,7 +297,7 @@ impl Shared<'_> {
         let open =
             OpenRuns::open(runs).context("cannot open sorted runs; is the limit of open files very low?")?;
         let todo: Vec<u32> = open.partitions().into_iter().collect();
-        let next = std::sync::atomic::AtomicUsize::new(0);
+        let next = AtomicUsize::new(0);
         let work = || {
             let (mut rows, mut files) = (0, 0);
             while let Some(&partition) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -285,25 +307,14 @@ impl Shared<'_> {
             }
             anyhow::Ok((rows, files))
         };
-        let (mut rows, mut files) = (0, 0);
-        std::thread::scope(|scope| {
+        let parts = std::thread::scope(|scope| {
             let spawn = |_| scope.spawn(|| self.guarded(work));
             let workers: Vec<_> = (0..self.job.limits.threads).map(spawn).collect();
-            let mut outcome = Ok(());
-            for worker in workers {
-                match worker.join() {
-                    Ok(Ok((some_rows, some_files))) => {
-                        rows += some_rows;
-                        files += some_files;
-                    }
-                    Ok(Err(error)) => outcome = Err(error),
-                    Err(_) => {
-                        outcome = Err(anyhow::anyhow!("a writing thread panicked; see the message above"))
-                    }
-                }
-            }
-            outcome
-        })?;
+            workers.into_iter().map(|worker| worker.join()).collect()
+        });
+        let parts = self.outcome(parts)?;
+        let sum = |(rows, files), (some_rows, some_files)| (rows + some_rows, files + some_files);
+        let (rows, files) = parts.into_iter().fold((0, 0), sum);
         Ok((rows, todo.len(), files))
     }
 

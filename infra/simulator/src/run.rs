@@ -115,7 +115,7 @@ fn replay(args: ReplayArgs, clock: fn() -> Millis, shutdown: &CancellationToken)
         let before = progress.done();
         let mut merged = Merged::new(&sorted.files, &filter);
         send_all(&mut merged, &sender, args.pace, &progress, shutdown)?;
-        if progress.done() == before {
+        if progress.done() == before && !shutdown.is_cancelled() {
             tracing::warn!("no rows were wanted; look at --platform, --start and --end");
         }
         if !args.again || shutdown.is_cancelled() || progress.done() == before {

@@ -137,8 +137,8 @@ impl Snapshot for MemorySnapshot {
         for (id, version) in self.0.versions.iter().enumerate() {
             let live = last_run.is_none_or(|last| version.run <= last);
             if live && version.version == metric.version && version.day.interval().overlaps(&span) {
-                let (rows, partial) = (!version.cells.is_empty(), false);
-                let version_of = VersionOf { version_id: id as i64, run: version.run, rows, partial };
+                let table = (!version.cells.is_empty()).then(|| id.to_string());
+                let version_of = VersionOf { version_id: id as i64, run: version.run, table, partial: false };
                 versions.days.insert(version.day, version_of);
             }
         }
@@ -163,8 +163,8 @@ impl Snapshot for MemorySnapshot {
     ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>> {
         let held = self.0.clone();
         Box::pin(async move {
-            for id in &scan.version_ids {
-                let cells = held.versions[*id as usize].cells.iter();
+            for version in &scan.versions {
+                let cells = held.versions[version.version_id as usize].cells.iter();
                 for cell in cells.filter(|cell| scan.span.contains(cell.bucket)) {
                     if let Err(refused) = each(Ok(cell.clone())) {
                         return Ok(Err(refused));

@@ -13,7 +13,7 @@ use crate::query::filter::Test;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
-use shared_model::aggregate::{Column, ColumnType, State};
+use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
 use shared_model::codec::CodecError;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
@@ -127,7 +127,7 @@ impl PostgresSnapshot {
     }
 
     async fn live(&mut self, metric: &Metric, days: (NaiveDate, NaiveDate)) -> Result<Versions, sqlx::Error> {
-        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name is not null, v.partial
+        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial
                    from tidemark.live_version live join tidemark.view_version v using (version_id)
                    where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
         let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
@@ -149,7 +149,7 @@ impl PostgresSnapshot {
         generation: i64,
     ) -> Result<Result<Versions, BatchError>, sqlx::Error> {
         let sql = "select distinct on (v.event_day)
-                          v.event_day, v.version_id, v.run_id, v.table_name is not null, v.partial,
+                          v.event_day, v.version_id, v.run_id, v.table_name, v.partial,
                           v.dropped_at is not null
                    from tidemark.view_version v
                         left join tidemark.run r using (run_id)
@@ -166,10 +166,7 @@ impl PostgresSnapshot {
         for row in rows {
             let (day, version) = version_of(&row)?;
             if row.try_get(5)? {
-                return Ok(Err(BatchError::Run(format!(
-                    "the version of metric {} for {day} that was live then has been dropped: ask as of a later run",
-                    metric.name
-                ))));
+                return Ok(Err(dropped(metric, &day.to_string())));
             }
             versions.days.insert(day, version);
         }
@@ -204,20 +201,39 @@ impl PostgresSnapshot {
         Ok(rows.into_iter().map(lost).collect())
     }
 
+    /// Reads from one table, or from the parent of all.
     async fn read_rows(
         &mut self,
         scan: &Scan<'_>,
-        each: EachCell<'_>,
+        table: &str,
+        each: &mut EachCell<'_>,
     ) -> Result<Result<(), FoldError>, sqlx::Error> {
-        let (sql, bound) = select(scan);
+        let statement = Select::new(scan, table);
         let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
             return Ok(Ok(()));
         };
-        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(from).bind(to);
-        let mut rows = bound.into_iter().fold(query, bind).fetch(&mut *self.0);
+        let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(false).bind(from).bind(to);
+        let mut rows = statement.bound.into_iter().fold(query, bind).fetch(&mut *self.0);
         while let Some(row) = rows.try_next().await? {
-            if let Err(refused) = each(cell(&scan.column.metric, &row)) {
+            if let Err(refused) = each(cell(&scan.column.metric, &statement.needed, &row)) {
                 return Ok(Err(refused));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// A past run's versions may be dropped at any time, and a parent would be silent about one that is gone: each is
+    /// read from its own table.
+    async fn read_past(
+        &mut self,
+        scan: &Scan<'_>,
+        mut each: EachCell<'_>,
+    ) -> Result<Result<(), FoldError>, BatchError> {
+        for table in scan.versions.iter().filter_map(|version| version.table.as_deref()) {
+            match self.read_rows(scan, table, &mut each).await {
+                Ok(Ok(())) => {}
+                Err(error) if is_undefined(&error) => return Err(dropped(&scan.column.metric, table)),
+                other => return other.map_err(unavailable),
             }
         }
         Ok(Ok(()))
@@ -267,12 +283,24 @@ impl Snapshot for PostgresSnapshot {
         scan: &'a Scan<'a>,
         each: EachCell<'a>,
     ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>> {
-        Box::pin(async move { self.read_rows(scan, each).await.map_err(unavailable) })
+        Box::pin(async move {
+            if scan.past {
+                return self.read_past(scan, each).await;
+            }
+            let parent = format!("{}_{}", scan.column.metric.name, scan.column.metric.version);
+            let mut each = each;
+            self.read_rows(scan, &parent, &mut each).await.map_err(unavailable)
+        })
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
         Box::pin(async move { self.0.commit().await.map_err(unavailable) })
     }
+}
+
+fn dropped(metric: &Metric, what: &str) -> BatchError {
+    let name = &metric.name;
+    BatchError::Run(format!("what metric {name} was then is dropped by now ({what}): ask as of a later run"))
 }
 
 fn unavailable(error: sqlx::Error) -> BatchError {
@@ -291,7 +319,7 @@ fn version_of(row: &PgRow) -> Result<(EventDay, VersionOf), sqlx::Error> {
     let version = VersionOf {
         version_id,
         run: run.unwrap_or_default(),
-        rows: row.try_get(3)?,
+        table: row.try_get(3)?,
         partial: partial.unwrap_or(false),
     };
     Ok((EventDay::from_date(row.try_get(0)?), version))
@@ -328,33 +356,57 @@ fn bind(query: SqlQuery<'_, Postgres, PgArguments>, bound: Bound) -> SqlQuery<'_
     }
 }
 
-/// The SELECT of a scan, and what is bound from `$3` on. Filters are there to read less; all are tested again.
-fn select(scan: &Scan<'_>) -> (String, Vec<Bound>) {
-    let metric = &scan.column.metric;
-    let mut columns: Vec<String> = metric.by.iter().chain(&metric.item).map(|c| quoted(&c.name)).collect();
-    columns.push("bucket".to_owned());
-    for (name, ty) in state_columns(metric) {
-        let cast = if ty == ColumnType::Numeric { "::text" } else { "" };
-        columns.push(format!("{}{cast}", quoted(name)));
-    }
-    let ids: Vec<String> = scan.version_ids.iter().map(i64::to_string).collect();
-    let mut sql = format!(
-        "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
-        columns.join(", "),
-        quoted(&format!("{}_{}", metric.name, metric.version)),
-        ids.join(", ")
-    );
-    let mut bound = Vec::new();
-    for (filter, part) in scan.filters.iter().zip(&scan.column.tested) {
-        let column = match part {
-            Part::By(place) => metric.by.get(*place),
-            Part::Item => metric.item.as_ref(),
-        };
-        if let Some(column) = column {
-            push(&mut sql, &mut bound, column, &filter.test);
+/// The statement of a scan.
+struct Select {
+    sql: String,
+    /// What is bound from `$3` on.
+    bound: Vec<Bound>,
+    /// The places of the `by` columns that it returns.
+    needed: Vec<usize>,
+}
+
+impl Select {
+    /// Filters are there to read less; all are tested again. Counts and sums are added up over the columns that the
+    /// query neither groups by nor tests: what they are added to is the same, and far fewer rows travel.
+    fn new(scan: &Scan<'_>, table: &str) -> Select {
+        let (column, metric) = (scan.column, &scan.column.metric);
+        let adds = matches!(metric.aggregate, Aggregate::Count | Aggregate::TopK { .. } | Aggregate::Sum(_));
+        let is_needed =
+            |place: &usize| column.group.contains(place) || column.tested.contains(&Part::By(*place));
+        let needed: Vec<usize> = (0..metric.by.len()).filter(|place| !adds || is_needed(place)).collect();
+        let keys = needed.iter().map(|place| &metric.by[*place]).chain(&metric.item);
+        let mut columns: Vec<String> = keys.map(|column| quoted(&column.name)).collect();
+        columns.push("bucket".to_owned());
+        let grouped = adds && needed.len() < metric.by.len();
+        let group_by = if grouped { format!(" group by {}", columns.join(", ")) } else { String::new() };
+        for (name, ty) in state_columns(metric) {
+            let name = if grouped { format!("sum({})", quoted(name)) } else { quoted(name) };
+            columns.push(match ty {
+                ColumnType::Numeric => format!("{name}::text"),
+                ColumnType::BigInt if grouped => format!("{name}::bigint"),
+                _ => name,
+            });
         }
+        let ids: Vec<String> = scan.versions.iter().map(|version| version.version_id.to_string()).collect();
+        let mut sql = format!(
+            "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
+            columns.join(", "),
+            quoted(table),
+            ids.join(", ")
+        );
+        let mut bound = Vec::new();
+        for (filter, part) in scan.filters.iter().zip(&column.tested) {
+            let tested = match part {
+                Part::By(place) => metric.by.get(*place),
+                Part::Item => metric.item.as_ref(),
+            };
+            if let Some(tested) = tested {
+                push(&mut sql, &mut bound, tested, &filter.test);
+            }
+        }
+        sql.push_str(&group_by);
+        Select { sql, bound, needed }
     }
-    (sql, bound)
 }
 
 /// Appends the SQL of one test, where the server means the same by it.
@@ -395,15 +447,18 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Decodes a row of [`select`].
-fn cell(metric: &Metric, row: &PgRow) -> Result<Cell, FoldError> {
+/// Decodes a row of a [`Select`]; columns that it doesn't return, which nobody asks for, are NULL.
+fn cell(metric: &Metric, needed: &[usize], row: &PgRow) -> Result<Cell, FoldError> {
     let invalid = |_: sqlx::Error| FoldError::Undecodable(CodecError::Invalid("row of the batch view"));
     let mut at = 0;
     let mut key = |column: &KeyColumn| {
         at += 1;
         key_value(row, at - 1, column.ty).map_err(invalid)
     };
-    let by = metric.by.iter().map(&mut key).collect::<Result<Vec<_>, _>>()?;
+    let mut by = vec![Value::Null; metric.by.len()];
+    for place in needed {
+        by[*place] = key(&metric.by[*place])?;
+    }
     let item = metric.item.as_ref().map(&mut key).transpose()?;
     let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
     let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);

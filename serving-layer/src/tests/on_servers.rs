@@ -88,15 +88,17 @@ async fn publish(pool: &PgPool, metric: &Metric, version: &MemoryVersion) {
     .bind(&metric.name)
     .bind(version.version.to_string())
     .bind(version.day.date())
-    .bind((!version.cells.is_empty()).then_some("some"))
+    .bind(None::<String>)
     .bind(version.cells.len() as i64)
     .bind(version.run)
     .fetch_one(pool)
     .await
     .unwrap();
     if !version.cells.is_empty() {
-        let child = format!("views.\"{}_{}_{id}\"", metric.name, metric.version);
-        let create = format!("create table {child} partition of {parent} for values in ({id})");
+        let table = format!("{}_{}_{id}", metric.name, metric.version);
+        let name = "update tidemark.view_version set table_name = $1 where version_id = $2";
+        sqlx::query(name).bind(&table).bind(id).execute(pool).await.unwrap();
+        let create = format!("create table views.\"{table}\" partition of {parent} for values in ({id})");
         pool.execute(AssertSqlSafe(create)).await.unwrap();
     }
     for cell in &version.cells {

@@ -49,7 +49,9 @@ impl<'a> Check<'a> {
     /// Whether a key, or one of its parents, was refused.
     pub(super) fn is_refused(&self, path: &[&str]) -> bool {
         (1..=path.len()).any(|length| {
-            self.refused.iter().any(|refused| refused.iter().map(String::as_str).eq(path[..length].iter().copied()))
+            self.refused
+                .iter()
+                .any(|refused| refused.iter().map(String::as_str).eq(path[..length].iter().copied()))
         })
     }
 

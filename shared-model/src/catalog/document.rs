@@ -26,7 +26,11 @@ impl<'i> Document<'i> {
             message: format!("not valid TOML: {}", error.message()),
             suggestion: None,
         };
-        if errors.is_empty() { Ok(Document { text, root }) } else { Err(errors.into_iter().map(fault).collect()) }
+        if errors.is_empty() {
+            Ok(Document { text, root })
+        } else {
+            Err(errors.into_iter().map(fault).collect())
+        }
     }
 
     /// The line of a key, or of the deepest of its parents that exists.
@@ -51,7 +55,8 @@ impl<'i> Document<'i> {
                 None => return Vec::new(),
             }
         }
-        let mut keys: Vec<_> = table.keys().map(|key| (key.span().start, key.get_ref().to_string())).collect();
+        let mut keys: Vec<_> =
+            table.keys().map(|key| (key.span().start, key.get_ref().to_string())).collect();
         keys.sort();
         keys.into_iter().map(|(_, key)| key).collect()
     }
@@ -102,9 +107,8 @@ fn take_out(table: &mut DeTable<'_>, at: usize, path: &mut Vec<String>) -> bool 
 
 /// Whether a place lies in a value; the parts of a table may be far from its head.
 fn covers(value: &Spanned<DeValue<'_>>, at: usize) -> bool {
-    let inside = |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
-        key.span().contains(&at) || covers(value, at)
-    };
+    let inside =
+        |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| key.span().contains(&at) || covers(value, at);
     value.span().contains(&at) || value.get_ref().as_table().is_some_and(|table| table.iter().any(inside))
 }
 
@@ -115,7 +119,10 @@ fn explain(message: &str) -> (String, Option<String>) {
         Some((found, known)) => nearest(found, known.iter().copied()),
         None => None,
     };
-    let message = message.replace('`', "\"").replace("unknown field", "unknown key").replace("unknown variant", "unknown word");
+    let message = message
+        .replace('`', "\"")
+        .replace("unknown field", "unknown key")
+        .replace("unknown variant", "unknown word");
     (message.trim_end().replace('\n', "; "), suggestion)
 }
 

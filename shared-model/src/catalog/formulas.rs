@@ -1,7 +1,7 @@
 //! Validates formulas: metrics of one key and grain, side by side.
 
 use super::check::Check;
-use super::literal::{NAME_LENGTH, is_name, show_duration};
+use super::literal::{is_name, show_duration};
 use super::raw::RawFormula;
 use super::streams::{bad_name, column_problem};
 use super::validate::Known;
@@ -26,8 +26,8 @@ fn formula(
     metrics: &[Known<'_, Metric>],
     check: &mut Check<'_>,
 ) -> Option<Formula> {
-    if !is_name(name, NAME_LENGTH) {
-        check.fault(&["formulas", name], bad_name(name, NAME_LENGTH));
+    if !is_name(name) {
+        check.fault(&["formulas", name], bad_name(name));
     }
     let path = ["formulas", name, "columns"];
     let columns = raw.columns.as_ref().filter(|columns| !columns.is_empty());
@@ -80,7 +80,11 @@ fn misfit(column: &str, metric: &Metric, first: &Metric) -> Option<String> {
     }
     if metric.by != first.by {
         let by = |key: &[KeyColumn]| key.iter().map(|key| key.name.as_str()).collect::<Vec<_>>().join(", ");
-        return Some(format!("metric {name} is by ({}), metric {other} by ({})", by(&metric.by), by(&first.by)));
+        return Some(format!(
+            "metric {name} is by ({}), metric {other} by ({})",
+            by(&metric.by),
+            by(&first.by)
+        ));
     }
     if metric.grain != first.grain {
         let (grain, others) = (show_duration(metric.grain.width()), show_duration(first.grain.width()));

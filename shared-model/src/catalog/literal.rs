@@ -3,24 +3,20 @@
 use crate::event::FieldType;
 use crate::time::{DAY, EventDay, Millis};
 
-/// The longest name of a stream, field, dimension, column or formula.
+/// The longest name: with a version of 16 digits behind it, it is a table's name, which Postgres cuts after 63 bytes.
 pub(super) const NAME_LENGTH: usize = 40;
 
-/// The longest name of a metric: it starts the names of its tables (`<metric>_<version>_<day>_<number>`), which
-/// Postgres would cut after 63 bytes.
-pub(super) const METRIC_NAME_LENGTH: usize = 26;
-
 /// Whether it is a name: a small letter, then small letters, digits and underscores.
-pub(super) fn is_name(text: &str, length: usize) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
-    text.len() <= length
+    text.len() <= NAME_LENGTH
         && bytes.next().is_some_and(|first| first.is_ascii_lowercase())
         && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// Whether it is a field's name: as a name, with capitals too, since producers choose it.
 pub(super) fn is_field_name(text: &str) -> bool {
-    is_name(&text.to_ascii_lowercase(), NAME_LENGTH)
+    is_name(&text.to_ascii_lowercase())
 }
 
 /// Whether Kafka takes it as a topic, with room for the name of its dead-letter topic.
@@ -37,7 +33,9 @@ pub(super) fn duration(text: &str) -> Result<Millis, String> {
     let (number, unit) = text.split_at(digits);
     let unit = UNITS.iter().find(|(name, _)| *name == unit);
     let millis = unit.and_then(|(_, unit)| number.parse::<Millis>().ok()?.checked_mul(*unit));
-    millis.ok_or_else(|| format!("{text:?} is no duration; write a whole number and ms, s, m, h or d, like \"20m\""))
+    millis.ok_or_else(|| {
+        format!("{text:?} is no duration; write a whole number and ms, s, m, h or d, like \"20m\"")
+    })
 }
 
 /// A duration in its largest whole unit: 300,000 is `5m`.
@@ -64,7 +62,8 @@ pub(super) fn field_type(text: &str) -> Option<FieldType> {
         "bool" => Some(FieldType::Bool),
         other => {
             let scale = other.strip_prefix("decimal(")?.strip_suffix(')')?;
-            let scale = scale.parse::<u8>().ok().filter(|parsed| *parsed <= 18 && parsed.to_string() == scale)?;
+            let scale =
+                scale.parse::<u8>().ok().filter(|parsed| *parsed <= 18 && parsed.to_string() == scale)?;
             Some(FieldType::Decimal(scale))
         }
     }
@@ -76,19 +75,22 @@ mod tests {
 
     #[test]
     fn durations_read_and_show() {
-        let cases = [("5m", Some(300_000), "5m"), ("300s", Some(300_000), "5m"), ("90s", Some(90_000), "90s")];
+        let cases =
+            [("5m", Some(300_000), "5m"), ("300s", Some(300_000), "5m"), ("90s", Some(90_000), "90s")];
         for (text, millis, shown) in cases {
             assert_eq!(duration(text).ok(), millis);
             assert_eq!(millis.map(show_duration).as_deref(), Some(shown));
         }
-        for text in ["", "5", "m", "-5m", "5 m", "1.5h", "5M", "99999999999999999999d", "9223372036854775807d"] {
+        for text in
+            ["", "5", "m", "-5m", "5 m", "1.5h", "5M", "99999999999999999999d", "9223372036854775807d"]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn names_types_and_dates_are_strict() {
-        assert!(is_name("user_view_cnt", 40) && !is_name("User", 40) && !is_name("1a", 40) && !is_name("", 40));
+        assert!(is_name("user_view_cnt") && !is_name("User") && !is_name("1a") && !is_name(""));
         assert!(is_field_name("userId") && !is_field_name("_topic") && !is_field_name("é"));
         assert_eq!(field_type("decimal(2)"), Some(FieldType::Decimal(2)));
         for text in ["decimal(19)", "decimal(+1)", "decimal", "Int", "integer"] {

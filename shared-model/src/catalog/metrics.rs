@@ -4,7 +4,7 @@ mod aggregate;
 
 use super::check::Check;
 use super::fault::nearest;
-use super::literal::{METRIC_NAME_LENGTH, is_name, show_duration};
+use super::literal::{is_name, show_duration};
 use super::raw::RawMetric;
 use super::streams::{bad_name, column_problem, field_expression};
 use super::validate::{Known, duration_of};
@@ -48,8 +48,8 @@ struct Reading<'a, 'c, 'd> {
 impl Reading<'_, '_, '_> {
     fn metric(&mut self) -> Option<Metric> {
         let (name, raw) = (self.name, self.raw);
-        if !is_name(name, METRIC_NAME_LENGTH) {
-            self.fault(None, bad_name(name, METRIC_NAME_LENGTH));
+        if !is_name(name) {
+            self.fault(None, bad_name(name));
         }
         let grain = self.grain();
         let window = self.window();
@@ -108,7 +108,10 @@ impl Reading<'_, '_, '_> {
         let width = duration_of(Some(text), DAY, &["metrics", self.name, "grain"], 1_000..=DAY, self.check);
         let grain = Grain::new(width);
         if grain.is_none() {
-            self.fault(Some("grain"), format!("{text} does not divide a day; take 5m, 20m, 1h or 1d, for example"));
+            self.fault(
+                Some("grain"),
+                format!("{text} does not divide a day; take 5m, 20m, 1h or 1d, for example"),
+            );
         }
         grain
     }
@@ -136,7 +139,10 @@ impl Reading<'_, '_, '_> {
         };
         if names.is_empty() {
             if !self.is_refused("stream") && !self.is_refused("streams") {
-                self.fault(None, "stream is missing; add the stream that feeds it, like stream = \"page_views\"");
+                self.fault(
+                    None,
+                    "stream is missing; add the stream that feeds it, like stream = \"page_views\"",
+                );
             }
             return None;
         }
@@ -147,7 +153,10 @@ impl Reading<'_, '_, '_> {
                 self.fault(Some(key), format!("names stream {name:?} twice"));
             }
             let known = self.streams.iter().find(|known| known.name == *name);
-            if known.is_none() && !self.check.is_refused(&["streams"]) && !self.check.is_refused(&["streams", name]) {
+            if known.is_none()
+                && !self.check.is_refused(&["streams"])
+                && !self.check.is_refused(&["streams", name])
+            {
                 let known = self.streams.iter().map(|known| known.name);
                 let message = format!("unknown stream {name:?}");
                 self.check.unknown(&["metrics", self.name, key], message, name, known);
@@ -179,7 +188,8 @@ impl Reading<'_, '_, '_> {
             match found {
                 Some((other, of)) if other != ty => {
                     let (other, ty) = (other.name(), ty.name());
-                    let message = format!("{name:?} is {other} in stream {of} and {ty} in stream {}", stream.name);
+                    let message =
+                        format!("{name:?} is {other} in stream {of} and {ty} in stream {}", stream.name);
                     self.fault(Some(key), message);
                     return None;
                 }
@@ -238,14 +248,18 @@ impl Reading<'_, '_, '_> {
     ) -> Binding {
         let filter = self.expression("filter", self.raw.filter.as_deref(), stream);
         if let Some(filter) = filter.as_ref().filter(|filter| filter.ty != FieldType::Bool) {
-            self.fault(Some("filter"), format!("is {}; a filter is bool, like platform = 1", filter.ty.name()));
+            self.fault(
+                Some("filter"),
+                format!("is {}; a filter is bool, like platform = 1", filter.ty.name()),
+            );
         }
         let value = self.expression("value", self.raw.value.as_deref(), stream);
         if let Some(value) = &value {
             match *value_type {
                 Some(other) if other != value.ty => {
                     let (other, ty) = (other.name(), value.ty.name());
-                    let message = format!("is {ty} in stream {} and {other} in another; cast it", stream.name);
+                    let message =
+                        format!("is {ty} in stream {} and {other} in another; cast it", stream.name);
                     self.fault(Some("value"), message);
                 }
                 _ => *value_type = Some(value.ty),

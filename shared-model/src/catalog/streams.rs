@@ -14,10 +14,6 @@ use std::sync::Arc;
 /// The most days that fixed bounds may span: the most days that a stream can ever make dirty.
 const MOST_DAYS: Millis = 3_660;
 
-/// Columns that each facts table has of its own.
-const FACTS_COLUMNS: [&str; 6] =
-    ["event_time", "act_prod_time", "act_load_time", "topic", "partition", "offset"];
-
 /// Validates all streams.
 pub(super) fn validate<'a>(
     raw: &'a BTreeMap<String, RawStream>,
@@ -28,7 +24,8 @@ pub(super) fn validate<'a>(
     for (name, raw) in raw {
         if let Some(topic) = raw.topic.as_deref() {
             if let Some(other) = topics.get(topic) {
-                let message = format!("topic {topic:?} is that of stream {other:?} already; a topic is one stream");
+                let message =
+                    format!("topic {topic:?} is that of stream {other:?} already; a topic is one stream");
                 check.fault(&["streams", name, "topic"], message);
             }
             topics.insert(topic, name);
@@ -50,8 +47,8 @@ struct Reading<'a, 'c, 'd> {
 impl Reading<'_, '_, '_> {
     fn stream(&mut self) -> Option<Stream> {
         let (name, raw) = (self.name, self.raw);
-        if !is_name(name, NAME_LENGTH) {
-            self.check.fault(&["streams", name], bad_name(name, NAME_LENGTH));
+        if !is_name(name) {
+            self.check.fault(&["streams", name], bad_name(name));
         }
         let topic = self.topic();
         let fields = self.fields();
@@ -131,15 +128,13 @@ impl Reading<'_, '_, '_> {
         for name in document.order(&["streams", self.name, "fields"]) {
             let Some(text) = raw.get(&name) else { continue };
             if !is_field_name(&name) {
-                let message = format!("a field's name is a letter, then letters, digits or '_', {NAME_LENGTH} at most");
+                let message =
+                    format!("a field's name is a letter, then letters, digits or '_', {NAME_LENGTH} at most");
                 self.fault(&["fields", &name], message);
             }
             if let Some(other) = fields.iter().find(|other| other.name.eq_ignore_ascii_case(&name)) {
                 let message = format!("differs from field {:?} by capitals only", other.name);
                 self.fault(&["fields", &name], message);
-            }
-            if self.raw.facts == Some(true) && FACTS_COLUMNS.contains(&name.to_ascii_lowercase().as_str()) {
-                self.fault(&["fields", &name], "the facts table has a column of this name; set facts = false");
             }
             match field_type(text) {
                 Some(ty) => fields.push(Field { name, ty }),
@@ -219,7 +214,8 @@ impl Reading<'_, '_, '_> {
         let field = self.field(fields, named, &["message_key"])?;
         let whole = self.raw.identity.as_ref().is_some_and(|named| named.len() == identity.len());
         if whole && !identity.is_empty() && !identity.contains(&field) {
-            let message = format!("{named:?} is not in identity: repeats of an event must meet in one partition");
+            let message =
+                format!("{named:?} is not in identity: repeats of an event must meet in one partition");
             self.fault(&["message_key"], message);
         }
         Some(field)
@@ -255,7 +251,8 @@ impl Reading<'_, '_, '_> {
             message = format!("{message} of stream {}", self.name);
             suggestion = super::fault::nearest(named, fields.iter().map(|field| field.name.as_str()));
             if self.raw.dimensions.contains_key(named) {
-                message = format!("{named:?} is a dimension, and a dimension can't refer to another; write it out");
+                message =
+                    format!("{named:?} is a dimension, and a dimension can't refer to another; write it out");
                 suggestion = None;
             }
         }
@@ -296,7 +293,9 @@ impl Reading<'_, '_, '_> {
         match text.map(instant) {
             Some(Ok(time)) => return Some(time),
             Some(Err(problem)) => self.fault(&["bounds", key], problem),
-            None => self.fault(&["bounds", key], format!("{key} is missing; fixed bounds are {{ from, to }}")),
+            None => {
+                self.fault(&["bounds", key], format!("{key} is missing; fixed bounds are {{ from, to }}"))
+            }
         }
         None
     }
@@ -307,7 +306,7 @@ pub(super) fn column_problem(name: &str) -> Option<String> {
     if RESERVED.contains(&name) {
         return Some(format!("the name {name:?} is reserved: the views have a column of this name"));
     }
-    (!is_name(name, NAME_LENGTH)).then(|| bad_name(name, NAME_LENGTH))
+    (!is_name(name)).then(|| bad_name(name))
 }
 
 /// Names that every view's own columns and Postgres have taken; those of single aggregates are refused where used.
@@ -315,8 +314,8 @@ const RESERVED: [&str; 9] =
     ["bucket", "value", "version_id", "tableoid", "xmin", "xmax", "cmin", "cmax", "ctid"];
 
 /// Says what a name must be.
-pub(super) fn bad_name(name: &str, length: usize) -> String {
-    format!("{name:?} is no name; a small letter, then small letters, digits or '_', {length} at most")
+pub(super) fn bad_name(name: &str) -> String {
+    format!("{name:?} is no name; a small letter, then small letters, digits or '_', {NAME_LENGTH} at most")
 }
 
 /// A bare field by its name.

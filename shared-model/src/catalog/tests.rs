@@ -89,67 +89,283 @@ columns = { views = "view_cnt", money = "spent" }
 #[test]
 fn every_fault_has_its_line_and_a_remedy() {
     let cases: &[(&str, &str, &[&str])] = &[
-        ("pane = \"10s\"", "pane = \"7s\"", &[
-            "2: layout.pane: a pane of 7s does not divide a day",
-            "21: metrics.view_cnt.window: 5m is no multiple of the pane, 7s",
-        ]),
+        (
+            "pane = \"10s\"",
+            "pane = \"7s\"",
+            &[
+                "2: layout.pane: a pane of 7s does not divide a day",
+                "21: metrics.view_cnt.window: 5m is no multiple of the pane, 7s",
+            ],
+        ),
         ("pane = \"10s\"", "pane = 10", &["2: layout.pane: invalid type: integer \"10\", expected a string"]),
-        ("pane", "pain", &["2: layout.pain: unknown key \"pain\", expected one of \"epoch\", \"groups\", \"pane\"; did you mean \"pane\"?"]),
-        ("[layout]", "[layoud]", &["1: layoud: unknown key \"layoud\", expected one of \"layout\", \"streams\", \"metrics\", \"formulas\"; did you mean \"layout\"?"]),
+        (
+            "pane",
+            "pain",
+            &[
+                "2: layout.pain: unknown key \"pain\", expected one of \"epoch\", \"groups\", \"pane\"; did you mean \"pane\"?",
+            ],
+        ),
+        (
+            "[layout]",
+            "[layoud]",
+            &[
+                "1: layoud: unknown key \"layoud\", expected one of \"layout\", \"streams\", \"metrics\", \"formulas\"; did you mean \"layout\"?",
+            ],
+        ),
         ("[layout]", "[layout", &["1: not valid TOML: unclosed table, expected `]`"]),
         ("topic = \"views\"", "", &["3: streams.views: topic is missing; add topic = \"...\""]),
-        ("topic = \"clicks\"", "topic = \"views\"", &["4: streams.views.topic: topic \"views\" is that of stream \"clicks\" already; a topic is one stream"]),
-        ("topic = \"views\"", "topic = \"a b\"", &["4: streams.views.topic: \"a b\" is no topic; 1 to 236 letters, digits, '.', '_' or '-'"]),
-        ("{ field = \"timestamp\" }", "{ field = \"geo\" }", &[
-            "5: streams.views.event_time.field: field \"geo\" is string; an event time is an int",
-            "6: streams.views.identity: must contain the event time \"geo\": copies of an event have one event time; or leave identity out",
-        ]),
-        ("{ field = \"timestamp\" }", "{ feild = \"timestamp\" }", &["5: streams.views.event_time.feild: unknown key \"feild\", expected one of \"field\", \"unit\", \"offset\"; did you mean \"field\"?"]),
-        ("unit = \"s\"", "unit = \"sec\"", &["14: streams.clicks.event_time.unit: unknown word \"sec\", expected one of \"s\", \"ms\", \"us\""]),
-        ("[\"uuid\", \"timestamp\"]", "[\"uuidd\", \"timestamp\"]", &["6: streams.views.identity: unknown field \"uuidd\" of stream views; did you mean \"uuid\"?"]),
-        ("message_key = \"uuid\"", "message_key = \"geo\"", &["7: streams.views.message_key: \"geo\" is not in identity: repeats of an event must meet in one partition"]),
-        ("past = \"30d\"", "past = \"30d\", from = \"2016-06-13\"", &["8: streams.views.bounds: has both kinds; use { past, future } or { from, to }"]),
-        ("past = \"30d\", future = \"5m\"", "from = \"2016-06-13\"", &["8: streams.views.bounds.to: to is missing; fixed bounds are { from, to }"]),
-        ("past = \"30d\", future = \"5m\"", "from = \"2016-06-13\", to = \"1999-01-01\"", &["8: streams.views.bounds: from is not before to"]),
-        ("past = \"30d\", future = \"5m\"", "from = \"1970-01-01\", to = \"2100-01-01\"", &["8: streams.views.bounds: spans more than 3660d, and each day may have to be computed"]),
-        ("past = \"30d\"", "past = \"a month\"", &["8: streams.views.bounds.past: \"a month\" is no duration; write a whole number and ms, s, m, h or d, like \"20m\""]),
-        ("platform = \"int\"", "platform = \"integer\"", &["9: streams.views.fields.platform: unknown type \"integer\"; types are string, int, float, bool and decimal(n) with n up to 18"]),
-        ("platform = \"int\"", "platform = \"int\", UUID = \"int\"", &["9: streams.views.fields.UUID: differs from field \"uuid\" by capitals only"]),
-        ("platform = \"int\"", "platform = \"int\", _x = \"int\"", &["9: streams.views.fields._x: a field's name is a letter, then letters, digits or '_', 40 at most"]),
-        ("split_part(geo, '>', 1)", "split_part(goe, '>', 1)", &["11: streams.views.dimensions.country: unknown field \"goe\" of stream views; did you mean \"geo\"?"]),
-        ("country = ", "c2 = \"lower(country)\"\ncountry = ", &["11: streams.views.dimensions.c2: \"country\" is a dimension, and a dimension can't refer to another; write it out"]),
-        ("country = ", "bucket = ", &["11: streams.views.dimensions.bucket: the name \"bucket\" is reserved: the views have a column of this name"]),
-        ("[metrics.view_cnt]", "[metrics.View]", &[
-            "16: metrics.View: \"View\" is no name; a small letter, then small letters, digits or '_', 26 at most",
-            "35: formulas.features.columns.views: unknown metric \"view_cnt\"",
-        ]),
-        ("stream = \"views\"", "stream = \"view\"", &["17: metrics.view_cnt.stream: unknown stream \"view\"; did you mean \"views\"?"]),
-        ("stream = \"views\"", "stream = \"views\"\nstreams = [\"views\"]", &["18: metrics.view_cnt.streams: give stream or streams, not both"]),
-        ("stream = \"views\"", "", &["16: metrics.view_cnt: stream is missing; add the stream that feeds it, like stream = \"page_views\""]),
-        ("by = [\"uuid\"]", "by = [\"uuidd\"]", &["18: metrics.view_cnt.by: unknown field \"uuidd\" of stream views; did you mean \"uuid\"?"]),
+        (
+            "topic = \"clicks\"",
+            "topic = \"views\"",
+            &[
+                "4: streams.views.topic: topic \"views\" is that of stream \"clicks\" already; a topic is one stream",
+            ],
+        ),
+        (
+            "topic = \"views\"",
+            "topic = \"a b\"",
+            &["4: streams.views.topic: \"a b\" is no topic; 1 to 236 letters, digits, '.', '_' or '-'"],
+        ),
+        (
+            "{ field = \"timestamp\" }",
+            "{ field = \"geo\" }",
+            &[
+                "5: streams.views.event_time.field: field \"geo\" is string; an event time is an int",
+                "6: streams.views.identity: must contain the event time \"geo\": copies of an event have one event time; or leave identity out",
+            ],
+        ),
+        (
+            "{ field = \"timestamp\" }",
+            "{ feild = \"timestamp\" }",
+            &[
+                "5: streams.views.event_time.feild: unknown key \"feild\", expected one of \"field\", \"unit\", \"offset\"; did you mean \"field\"?",
+            ],
+        ),
+        (
+            "unit = \"s\"",
+            "unit = \"sec\"",
+            &[
+                "14: streams.clicks.event_time.unit: unknown word \"sec\", expected one of \"s\", \"ms\", \"us\"",
+            ],
+        ),
+        (
+            "[\"uuid\", \"timestamp\"]",
+            "[\"uuidd\", \"timestamp\"]",
+            &["6: streams.views.identity: unknown field \"uuidd\" of stream views; did you mean \"uuid\"?"],
+        ),
+        (
+            "message_key = \"uuid\"",
+            "message_key = \"geo\"",
+            &[
+                "7: streams.views.message_key: \"geo\" is not in identity: repeats of an event must meet in one partition",
+            ],
+        ),
+        (
+            "past = \"30d\"",
+            "past = \"30d\", from = \"2016-06-13\"",
+            &["8: streams.views.bounds: has both kinds; use { past, future } or { from, to }"],
+        ),
+        (
+            "past = \"30d\", future = \"5m\"",
+            "from = \"2016-06-13\"",
+            &["8: streams.views.bounds.to: to is missing; fixed bounds are { from, to }"],
+        ),
+        (
+            "past = \"30d\", future = \"5m\"",
+            "from = \"2016-06-13\", to = \"1999-01-01\"",
+            &["8: streams.views.bounds: from is not before to"],
+        ),
+        (
+            "past = \"30d\", future = \"5m\"",
+            "from = \"1970-01-01\", to = \"2100-01-01\"",
+            &["8: streams.views.bounds: spans more than 3660d, and each day may have to be computed"],
+        ),
+        (
+            "past = \"30d\"",
+            "past = \"a month\"",
+            &[
+                "8: streams.views.bounds.past: \"a month\" is no duration; write a whole number and ms, s, m, h or d, like \"20m\"",
+            ],
+        ),
+        (
+            "platform = \"int\"",
+            "platform = \"integer\"",
+            &[
+                "9: streams.views.fields.platform: unknown type \"integer\"; types are string, int, float, bool and decimal(n) with n up to 18",
+            ],
+        ),
+        (
+            "platform = \"int\"",
+            "platform = \"int\", UUID = \"int\"",
+            &["9: streams.views.fields.UUID: differs from field \"uuid\" by capitals only"],
+        ),
+        (
+            "platform = \"int\"",
+            "platform = \"int\", _x = \"int\"",
+            &[
+                "9: streams.views.fields._x: a field's name is a letter, then letters, digits or '_', 40 at most",
+            ],
+        ),
+        (
+            "split_part(geo, '>', 1)",
+            "split_part(goe, '>', 1)",
+            &[
+                "11: streams.views.dimensions.country: unknown field \"goe\" of stream views; did you mean \"geo\"?",
+            ],
+        ),
+        (
+            "country = ",
+            "c2 = \"lower(country)\"\ncountry = ",
+            &[
+                "11: streams.views.dimensions.c2: \"country\" is a dimension, and a dimension can't refer to another; write it out",
+            ],
+        ),
+        (
+            "country = ",
+            "bucket = ",
+            &[
+                "11: streams.views.dimensions.bucket: the name \"bucket\" is reserved: the views have a column of this name",
+            ],
+        ),
+        (
+            "[metrics.view_cnt]",
+            "[metrics.View]",
+            &[
+                "16: metrics.View: \"View\" is no name; a small letter, then small letters, digits or '_', 40 at most",
+                "35: formulas.features.columns.views: unknown metric \"view_cnt\"",
+            ],
+        ),
+        (
+            "stream = \"views\"",
+            "stream = \"view\"",
+            &["17: metrics.view_cnt.stream: unknown stream \"view\"; did you mean \"views\"?"],
+        ),
+        (
+            "stream = \"views\"",
+            "stream = \"views\"\nstreams = [\"views\"]",
+            &["18: metrics.view_cnt.streams: give stream or streams, not both"],
+        ),
+        (
+            "stream = \"views\"",
+            "",
+            &[
+                "16: metrics.view_cnt: stream is missing; add the stream that feeds it, like stream = \"page_views\"",
+            ],
+        ),
+        (
+            "by = [\"uuid\"]",
+            "by = [\"uuidd\"]",
+            &["18: metrics.view_cnt.by: unknown field \"uuidd\" of stream views; did you mean \"uuid\"?"],
+        ),
         ("by = [\"uuid\"]", "by = [\"uuid\", \"uuid\"]", &["18: metrics.view_cnt.by: names \"uuid\" twice"]),
-        ("by = [\"uuid\"]", "by = [\"price\"]", &["18: metrics.view_cnt.by: \"price\" is decimal(2); a key is string, int or bool"]),
-        ("platform = 1", "platform", &["19: metrics.view_cnt.filter: is int; a filter is bool, like platform = 1"]),
-        ("platform = 1", "platform == 1 and", &["19: metrics.view_cnt.filter: not a valid expression: expected an expression, found: EOF"]),
-        ("aggregate = \"count\"", "aggregate = \"cuont\"", &["20: metrics.view_cnt.aggregate: unknown word \"cuont\", expected one of \"count\", \"sum\", \"min\", \"max\", \"mean\", \"distinct\", \"top_k\", \"quantile\"; did you mean \"count\"?"]),
-        ("aggregate = \"count\"", "aggregate = \"distinct\"", &["16: metrics.view_cnt: value is missing; this aggregate is taken of it"]),
-        ("aggregate = \"count\"", "aggregate = \"count\"\nk = 3", &["21: metrics.view_cnt.k: k does not go with this aggregate; take it out"]),
-        ("aggregate = \"count\"", "aggregate = \"quantile\"\nvalue = \"score\"\nquantiles = [0.5, 1.5]", &[
-            "22: metrics.view_cnt.quantiles: 1.5 is not within 0 and 1",
-        ]),
-        ("window = \"5m\"", "window = \"5m5s\"", &["21: metrics.view_cnt.window: \"5m5s\" is no duration; write a whole number and ms, s, m, h or d, like \"20m\""]),
-        ("window = \"5m\"", "publish = true", &["21: metrics.view_cnt.publish: there is nothing to publish without a window"]),
-        ("grain = \"20m\"", "grain = \"7h\"", &["22: metrics.view_cnt.grain: 7h does not divide a day; take 5m, 20m, 1h or 1d, for example"]),
-        ("grain = \"20m\"", "grain = \"5m\"", &["35: formulas.features.columns.money: metric spent has grain 20m, metric view_cnt has 5m"]),
-        ("value = \"price\"", "value = \"score\"", &["27: metrics.spent.value: is float; a sum is of int or decimal: sums of floats depend on their order"]),
-        ("value = \"price\"", "value = \"price * 2\"", &["27: metrics.spent.value: * does not take decimal(2): a decimal can only be used by itself"]),
-        ("item = \"uuid\"", "item = \"geo\"", &["32: metrics.top.item: \"geo\" is int in stream clicks and string in stream views"]),
-        ("item = \"uuid\"", "item = \"country\"", &["32: metrics.top.item: unknown field \"country\" of stream clicks"]),
-        ("[metrics.top]", "[metrics.view_cnt_5m]", &["21: metrics.view_cnt.window: its live name \"view_cnt_5m\" is the name of a metric or formula"]),
-        ("[formulas.features]", "[formulas.top]", &["34: formulas.top: there is a metric named \"top\" already"]),
-        ("money = \"spent\"", "money = \"spend\"", &["35: formulas.features.columns.money: unknown metric \"spend\"; did you mean \"spent\"?"]),
-        ("money = \"spent\"", "money = \"top\"", &["35: formulas.features.columns.money: metric top has no single number as its value"]),
-        ("money = ", "uuid = ", &["35: formulas.features.columns.uuid: \"uuid\" is a column of the key already"]),
+        (
+            "by = [\"uuid\"]",
+            "by = [\"price\"]",
+            &["18: metrics.view_cnt.by: \"price\" is decimal(2); a key is string, int or bool"],
+        ),
+        (
+            "platform = 1",
+            "platform",
+            &["19: metrics.view_cnt.filter: is int; a filter is bool, like platform = 1"],
+        ),
+        (
+            "platform = 1",
+            "platform == 1 and",
+            &["19: metrics.view_cnt.filter: not a valid expression: expected an expression, found: EOF"],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"cuont\"",
+            &[
+                "20: metrics.view_cnt.aggregate: unknown word \"cuont\", expected one of \"count\", \"sum\", \"min\", \"max\", \"mean\", \"distinct\", \"top_k\", \"quantile\"; did you mean \"count\"?",
+            ],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"distinct\"",
+            &["16: metrics.view_cnt: value is missing; this aggregate is taken of it"],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"count\"\nk = 3",
+            &["21: metrics.view_cnt.k: k does not go with this aggregate; take it out"],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"quantile\"\nvalue = \"score\"\nquantiles = [0.5, 1.5]",
+            &["22: metrics.view_cnt.quantiles: 1.5 is not within 0 and 1"],
+        ),
+        (
+            "window = \"5m\"",
+            "window = \"5m5s\"",
+            &[
+                "21: metrics.view_cnt.window: \"5m5s\" is no duration; write a whole number and ms, s, m, h or d, like \"20m\"",
+            ],
+        ),
+        (
+            "window = \"5m\"",
+            "publish = true",
+            &["21: metrics.view_cnt.publish: there is nothing to publish without a window"],
+        ),
+        (
+            "grain = \"20m\"",
+            "grain = \"7h\"",
+            &["22: metrics.view_cnt.grain: 7h does not divide a day; take 5m, 20m, 1h or 1d, for example"],
+        ),
+        (
+            "grain = \"20m\"",
+            "grain = \"5m\"",
+            &["35: formulas.features.columns.money: metric spent has grain 20m, metric view_cnt has 5m"],
+        ),
+        (
+            "value = \"price\"",
+            "value = \"score\"",
+            &[
+                "27: metrics.spent.value: is float; a sum is of int or decimal: sums of floats depend on their order",
+            ],
+        ),
+        (
+            "value = \"price\"",
+            "value = \"price * 2\"",
+            &["27: metrics.spent.value: * does not take decimal(2): a decimal can only be used by itself"],
+        ),
+        (
+            "item = \"uuid\"",
+            "item = \"geo\"",
+            &["32: metrics.top.item: \"geo\" is int in stream clicks and string in stream views"],
+        ),
+        (
+            "item = \"uuid\"",
+            "item = \"country\"",
+            &["32: metrics.top.item: unknown field \"country\" of stream clicks"],
+        ),
+        (
+            "[metrics.top]",
+            "[metrics.view_cnt_5m]",
+            &[
+                "21: metrics.view_cnt.window: its live name \"view_cnt_5m\" is the name of a metric or formula",
+            ],
+        ),
+        (
+            "[formulas.features]",
+            "[formulas.top]",
+            &["34: formulas.top: there is a metric named \"top\" already"],
+        ),
+        (
+            "money = \"spent\"",
+            "money = \"spend\"",
+            &["35: formulas.features.columns.money: unknown metric \"spend\"; did you mean \"spent\"?"],
+        ),
+        (
+            "money = \"spent\"",
+            "money = \"top\"",
+            &["35: formulas.features.columns.money: metric top has no single number as its value"],
+        ),
+        (
+            "money = ",
+            "uuid = ",
+            &["35: formulas.features.columns.uuid: \"uuid\" is a column of the key already"],
+        ),
     ];
     assert_eq!(faults(&[]), Vec::<String>::new());
     let mut wrong = String::new();
@@ -185,10 +401,16 @@ fn versions_change_exactly_when_values_can() {
     let filter = ("platform = 1", "platform = 1");
     let same: &[(&str, &str)] = &[
         ("window = \"5m\"", "window = \"10m\""),
-        ("window = \"5m\"", "window = \"5m\"\npublish = true\ndescription = \"x\"\nowner = \"y\"\nunit = \"z\""),
+        (
+            "window = \"5m\"",
+            "window = \"5m\"\npublish = true\ndescription = \"x\"\nowner = \"y\"\nunit = \"z\"",
+        ),
         ("pane = \"10s\"", "pane = \"20s\"\nepoch = \"1h\"\ngroups = 4"),
         ("platform = 1", "( platform=1 ) -- the web"),
-        ("message_key = \"uuid\"", "message_key = \"uuid\"\nlateness = \"1h\"\ndedup_horizon = 5\nfacts = true"),
+        (
+            "message_key = \"uuid\"",
+            "message_key = \"uuid\"\nlateness = \"1h\"\ndedup_horizon = 5\nfacts = true",
+        ),
         ("message_key = \"uuid\"", ""),
         ("[\"uuid\", \"timestamp\"]", "[\"timestamp\", \"uuid\"]"),
         ("uuid = \"string\", timestamp = \"int\", geo", "timestamp = \"int\", uuid = \"string\", geo"),
@@ -224,13 +446,18 @@ fn versions_change_exactly_when_values_can() {
     let used = ("by = [\"uuid\"]", "by = [\"country\"]");
     let by_country = version(&[used, formula], "view_cnt");
     let redefined = ("split_part(geo, '>', 1)", "split_part(geo, '>', 2)");
-    assert_ne!(version(&[used, redefined, formula], "view_cnt"), by_country, "a dimension counts where it is used");
+    assert_ne!(
+        version(&[used, redefined, formula], "view_cnt"),
+        by_country,
+        "a dimension counts where it is used"
+    );
 }
 
 #[test]
 fn the_versions_of_the_shipped_catalog_are_pinned() {
     let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
-    let found: Vec<_> = catalog.metrics.iter().map(|metric| format!("{} {}", metric.name, metric.version)).collect();
+    let found: Vec<_> =
+        catalog.metrics.iter().map(|metric| format!("{} {}", metric.name, metric.version)).collect();
     let expected = [
         "active_user 5283433840c33078",
         "display_cnt ea45c00eabb24e0e",
@@ -247,7 +474,10 @@ fn the_versions_of_the_shipped_catalog_are_pinned() {
 #[test]
 fn the_committed_schema_is_current() {
     let committed = include_str!("../../../infra/catalog/catalog.schema.json");
-    assert!(json_schema() == committed, "regenerate it: cargo run -p shared-model --example schema > infra/catalog/catalog.schema.json");
+    assert!(
+        json_schema() == committed,
+        "regenerate it: cargo run -p shared-model --example schema > infra/catalog/catalog.schema.json"
+    );
 }
 
 proptest! {

@@ -22,7 +22,11 @@ pub(super) fn validate(text: &str) -> Result<Catalog, Vec<Fault>> {
         check.fault(&[], "the catalog has no stream; add [streams.<name>]");
     }
     let names = raw.metrics.keys().map(|name| ["metrics", name]);
-    unique_names(names.chain(raw.formulas.keys().map(|name| ["formulas", name])).collect(), &metrics, &mut check);
+    unique_names(
+        names.chain(raw.formulas.keys().map(|name| ["formulas", name])).collect(),
+        &metrics,
+        &mut check,
+    );
     let faults = check.into_faults();
     if !faults.is_empty() {
         return Err(faults);

@@ -21,7 +21,15 @@ fn scope(name: &str) -> Option<Expression> {
 
 fn values() -> Vec<Value> {
     let s = Value::str("US>CA>807");
-    vec![s, Value::Int(7), Value::Float(2.5), Value::Bool(true), Value::Int(125), Value::Int(9), Value::str("u")]
+    vec![
+        s,
+        Value::Int(7),
+        Value::Float(2.5),
+        Value::Bool(true),
+        Value::Int(125),
+        Value::Int(9),
+        Value::str("u"),
+    ]
 }
 
 fn check(sql: &str, expected: Value) {
@@ -239,18 +247,20 @@ fn tree_of(ty: FieldType, depth: u32) -> BoxedStrategy<Expression> {
         return leaf.boxed();
     }
     let sub = move |ty| tree_of(ty, depth - 1).prop_map(Box::new);
-    let scalar = prop::sample::select(vec![FieldType::String, FieldType::Int, FieldType::Float, FieldType::Bool]);
+    let scalar =
+        prop::sample::select(vec![FieldType::String, FieldType::Int, FieldType::Float, FieldType::Bool]);
     let case = (tree_of(FieldType::Bool, depth - 1), tree_of(ty, depth - 1), sub(ty)).prop_map(
         |(condition, result, otherwise)| Node::Case { branches: vec![(condition, result)], otherwise },
     );
     let coalesce = prop::collection::vec(tree_of(ty, depth - 1), 1..3).prop_map(Node::Coalesce);
-    let casted = scalar.clone().prop_filter_map("no such cast", move |from| {
-        (from != ty && cast::exists(from, ty)).then_some(from)
-    });
+    let casted = scalar
+        .clone()
+        .prop_filter_map("no such cast", move |from| (from != ty && cast::exists(from, ty)).then_some(from));
     let casted = casted.prop_flat_map(sub).prop_map(Node::Cast);
     let own: BoxedStrategy<Node> = match ty {
         FieldType::Bool => prop_oneof![
-            (scalar, comparison()).prop_flat_map(move |(of, op)| (Just(op), sub(of), sub(of)))
+            (scalar, comparison())
+                .prop_flat_map(move |(of, op)| (Just(op), sub(of), sub(of)))
                 .prop_map(|(op, left, right)| Node::Binary { op, left, right }),
             (prop::sample::select(vec![BinaryOp::And, BinaryOp::Or]), sub(ty), sub(ty))
                 .prop_map(|(op, left, right)| Node::Binary { op, left, right }),
@@ -266,8 +276,11 @@ fn tree_of(ty: FieldType, depth: u32) -> BoxedStrategy<Expression> {
         FieldType::String => prop_oneof![
             sub(ty).prop_map(Node::Lower),
             sub(ty).prop_map(Node::Upper),
-            (sub(ty), "[a>é]{1,2}", 1u32..4)
-                .prop_map(|(value, delimiter, part)| Node::SplitPart { value, delimiter, part }),
+            (sub(ty), "[a>é]{1,2}", 1u32..4).prop_map(|(value, delimiter, part)| Node::SplitPart {
+                value,
+                delimiter,
+                part
+            }),
         ]
         .boxed(),
         FieldType::Decimal(_) => return leaf.boxed(),
@@ -311,7 +324,9 @@ fn fits(value: &Value, ty: FieldType) -> bool {
     match (value, ty) {
         (Value::Null, _) => true,
         (Value::Int(_), FieldType::Int | FieldType::Decimal(_)) => true,
-        (Value::Float(float), FieldType::Float) => float.is_finite() && float.to_bits() != (-0.0f64).to_bits(),
+        (Value::Float(float), FieldType::Float) => {
+            float.is_finite() && float.to_bits() != (-0.0f64).to_bits()
+        }
         (Value::Str(_), FieldType::String) | (Value::Bool(_), FieldType::Bool) => true,
         _ => false,
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::generate::{Generator, Options};
 use crate::replay::{Filter, Merged, Record, discover};
 use shared_model::catalog::Catalog;
+use shared_model::time::{Interval, Millis};
 use std::collections::BTreeMap;
 use tempfile::TempDir;
 
@@ -101,8 +102,6 @@ fn a_generated_file_comes_out_sorted_the_same_for_any_memory_and_threads() {
     }
     assert!(outputs[0] == outputs[1] && outputs[0] == outputs[2], "memory or threads changed the result");
 }
-
-use shared_model::time::Millis;
 
 /// A file's text -> times after the first moment of the data, and the rejects as (line, part of the reason).
 fn check(text: &[u8], times: &[i64], expected: &[(u64, &str)]) {
@@ -238,6 +237,51 @@ fn gzip_of_several_members_and_several_files_are_one_input() {
 }
 
 #[test]
+fn an_object_store_is_read_like_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page_views.csv.gz");
+    std::fs::write(&path, gzip(&with_header("u,1,5,1,US,1\nu,x,5,1,US,1\n"))).expect("written");
+    let stream = catalog().stream("page_views").expect("a stream").clone();
+    let files = vec![Location::of(&format!("file://{}", path.display()))];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let job = Job { stream, files, out: folder.path().join("out"), limits: limits(2, 4_000) };
+    let progress = Progress::silent();
+    let summary = prepare(&job, runtime.handle(), &progress, &CancellationToken::new()).expect("prepared");
+    assert_eq!((summary.rows, summary.rejects), (1, 1));
+    assert_eq!(Some(progress.done()), crate::replay::total_bytes(&job, runtime.handle()).expect("a size"));
+    let missing = Job { files: vec![Location::of("file:///nowhere/page_views.csv")], ..job };
+    assert!(prepare(&missing, runtime.handle(), &progress, &CancellationToken::new()).is_err());
+}
+
+#[test]
+fn a_stopped_job_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page_views.csv");
+    std::fs::write(&path, with_header("u,1,5,1,US,1\n")).expect("written");
+    let stream = catalog().stream("page_views").expect("a stream").clone();
+    let out = folder.path().join("out");
+    let job = Job { stream, files: vec![Location::Local(path)], out: out.clone(), limits: limits(2, 4_000) };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let error = prepare(&job, runtime.handle(), &Progress::silent(), &stop).expect_err("stopped").to_string();
+    assert!(error.contains("stopped before the end"), "{error}");
+    let left: Vec<_> =
+        std::fs::read_dir(out).expect("read").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(left, [".page_views.lock"]);
+}
+
+#[test]
+fn a_failing_thread_ends_the_job_with_its_reason() {
+    use std::fmt::Write;
+    let mut text = String::new();
+    (0..30_000).for_each(|platform| writeln!(text, "u,1,5,{platform},US,1").expect("written"));
+    let (_folder, summary) = run("page_views", &[("page_views.csv", &with_header(&text))], limits(3, 4_000));
+    let error = format!("{:#}", summary.expect_err("refused"));
+    assert!(error.contains("more than 20000 partitions"), "{error}");
+}
+
+#[test]
 fn any_stream_works_and_its_values_come_back_typed() {
     let text = "at,shop,price,weight,paid\n1577836801,\"a, b\",12.5,0.25,true\n1577836800,\\N,\\N,\\N,\\N\n";
     let (folder, summary) = run("sales", &[("sales.csv", text.as_bytes())], limits(1, 4_000));
@@ -274,7 +318,7 @@ fn platforms_and_days_are_folders() {
     }
     let count = |platforms: &[&str], start, end| {
         let platforms = platforms.iter().map(ToString::to_string).collect();
-        replayed(&folder, &Filter { platforms, span: shared_model::time::Interval { start, end } }).len()
+        replayed(&folder, &Filter { platforms, span: Interval { start, end } }).len()
     };
     let start = 1_465_876_799_998;
     assert_eq!(count(&[], i64::MIN, i64::MAX), 3);

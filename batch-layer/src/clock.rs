@@ -1,0 +1,8 @@
+//! The one place where this layer reads the wall clock; all else is handed the time.
+
+use shared_model::time::Millis;
+
+/// Now, in ms since 1970.
+pub(crate) fn now() -> Millis {
+    chrono::Utc::now().timestamp_millis()
+}

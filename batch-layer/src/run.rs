@@ -1,0 +1,281 @@
+//! One run: archive, decide, compute, flip.
+//!
+//! Every flip publishes versions computed from exactly what lies below the tidemark that it leaves in force. One run at
+//! a time computes (an advisory lock); should two flip all the same, the generation lets one win.
+
+mod input;
+mod order;
+
+pub(crate) use order::{Order, Outcome};
+
+use crate::archive::{self, Archiver, Store, Until};
+use crate::compute::{self, Budget, Day};
+use crate::config::BaseArgs;
+use crate::files::Files;
+use crate::ledger::{self, timestamp};
+use crate::replace::flip::{Flip, flip};
+use crate::replace::{Origin, Staged, retire, stage};
+use crate::{facts, views, work};
+use anyhow::{Context as _, Result, bail};
+use input::{Fresh, Inputs};
+use rdkafka::ClientConfig;
+use shared_model::catalog::Catalog;
+use shared_model::metric::Metric;
+use shared_model::tidemark::Tidemark;
+use shared_model::time::{EventDay, Millis};
+use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+/// The key of the advisory lock that a computing run holds: `tidemark` in ASCII.
+const LOCK: i64 = 0x7469_6465_6d61_726b;
+
+/// Another run computes at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("another run is at work on this database; wait for it, or look at `batch-layer runs`")]
+pub(crate) struct Busy;
+
+/// What a run works with.
+pub(crate) struct Context {
+    /// The definitions.
+    pub(crate) catalog: Arc<Catalog>,
+    /// The ledger and the views.
+    pub(crate) pool: PgPool,
+    /// The archive.
+    pub(crate) store: Store,
+    /// The log.
+    pub(crate) kafka: ClientConfig,
+    /// Options.
+    pub(crate) base: BaseArgs,
+    /// The clock.
+    pub(crate) now: fn() -> Millis,
+    /// Stops the archive step.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Context {
+    /// Brings the schema up to date, and writes generation 0 where there is none.
+    pub(crate) async fn prepare(&self) -> Result<()> {
+        ledger::migrate(&self.pool).await?;
+        let initial = archive::initial_cuts(&self.kafka, &self.catalog);
+        ledger::initialise(&self.pool, &self.catalog.layout, initial, (self.now)()).await
+    }
+
+    /// The archive step's settings.
+    pub(crate) fn archiver(&self) -> Archiver {
+        let mut archiver = Archiver::new(self.catalog.clone(), self.store.clone(), self.kafka.clone());
+        archiver.ticks = !self.base.no_ticks;
+        archiver.stop = self.stop.clone();
+        archiver
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { memory: self.base.memory }
+    }
+}
+
+/// Does what is ordered. The schema and generation 0 must be there.
+pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Result<Outcome> {
+    // The lock lives as long as this connection: detached from the pool, it ends with this function.
+    let mut connection = context.pool.acquire().await.context("no connection to postgres")?.detach();
+    let locked: bool =
+        sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut connection).await?;
+    if !locked {
+        return Err(Busy.into());
+    }
+    if dry_run {
+        return locked_run(context, &mut connection, order, None).await;
+    }
+    let sql = "insert into tidemark.run (kind, status, started_at, parameters) values ($1, 'running', $2, $3)
+               returning run_id";
+    let run: i64 = sqlx::query_scalar(sql)
+        .bind(order.kind())
+        .bind(timestamp((context.now)()))
+        .bind(Json(order.parameters()))
+        .fetch_one(&mut connection)
+        .await?;
+    let outcome = locked_run(context, &mut connection, order, Some(run)).await;
+    close(context, run, &outcome).await;
+    outcome
+}
+
+/// Closes the record of a run that published nothing. One that did was closed by its flip.
+async fn close(context: &Context, run: i64, outcome: &Result<Outcome>) {
+    let (status, error) = match outcome {
+        Ok(outcome) if outcome.generation.is_some() => return,
+        Ok(_) => ("nothing", None),
+        Err(error) => ("failed", Some(format!("{error:#}"))),
+    };
+    let sql = "update tidemark.run set status = $2, error = $3, finished_at = $4 where run_id = $1";
+    let query = sqlx::query(sql).bind(run).bind(status).bind(error).bind(timestamp((context.now)()));
+    if let Err(error) = query.execute(&context.pool).await {
+        tracing::warn!(run, "the run's record can't be closed: {error}");
+    }
+}
+
+/// `run`: the record of the run; none for a run that only shows what it would do.
+async fn locked_run(
+    context: &Context,
+    connection: &mut PgConnection,
+    order: &Order,
+    run: Option<i64>,
+) -> Result<Outcome> {
+    abandon_dead_runs(connection, run, (context.now)()).await?;
+    let current = ledger::tidemark(connection).await?;
+    if let Some(run) = run {
+        let sql = "update tidemark.run set generation_before = $2 where run_id = $1";
+        sqlx::query(sql).bind(run).bind(current.generation).execute(&mut *connection).await?;
+    }
+    let (next, fresh) = match order.moves_tidemark() {
+        true => {
+            let until = Until { patience: context.base.patience, ..Until::at((context.now)()) };
+            let advanced = archive::advance(&context.archiver(), &current.cuts, until).await?;
+            for (tp, why) in &advanced.held {
+                tracing::warn!(partition = %tp, "held: {why}");
+            }
+            let next = advanced.next_tidemark(&current);
+            let imports = input::new_imports(context, connection).await?;
+            let fresh = Fresh::collect(advanced.below(&next), imports);
+            (next, fresh)
+        }
+        false => (Tidemark { generation: current.generation + 1, ..current.clone() }, Fresh::default()),
+    };
+    let known = order.known(context, connection, &fresh).await?;
+    let work = work::decide(&context.catalog, &known);
+    let mut outcome = Outcome { run, held: next.held.clone(), ..Outcome::default() };
+    let mut publish = Vec::new();
+    let files = Files::new(context.store.clone())?;
+    for (day, metrics) in &work {
+        let input = Inputs::of_day(context, connection, *day, &fresh).await?;
+        outcome.days.push(order::DayOutcome::new(*day, metrics, &input));
+        if let Some(run) = run {
+            publish.extend(compute_day(context, connection, &files, run, metrics, &input).await?);
+        }
+    }
+    let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
+    let Some(run) = run else { return Ok(outcome) };
+    if !moved && publish.is_empty() {
+        return Ok(outcome);
+    }
+    let facts = prepare_facts(context, connection, &files, &fresh).await?;
+    let versions: Vec<String> = context.catalog.metrics.iter().map(|metric| metric.version.to_string()).collect();
+    let dirty: Vec<EventDay> = fresh.days().into_iter().collect();
+    let change = Flip {
+        run,
+        next: &next,
+        publish: &publish,
+        entries: &fresh.entries,
+        gaps: &fresh.gaps,
+        dirty: &dirty,
+        versions: &versions,
+        facts: &facts,
+        days: work.len(),
+        imports: &fresh.imports,
+        now: (context.now)(),
+    };
+    flip(connection, &change).await?;
+    outcome.generation = Some(next.generation);
+    outcome.published = publish.len();
+    outcome.rows = publish.iter().map(|staged| staged.rows).sum();
+    tidy(context, connection).await;
+    Ok(outcome)
+}
+
+/// Runs that were killed are recorded as failed: nobody but this process holds the lock.
+async fn abandon_dead_runs(connection: &mut PgConnection, run: Option<i64>, now: Millis) -> Result<()> {
+    let sql = "update tidemark.run set status = 'failed', finished_at = $2, error = 'the process ended before the run did'
+               where status = 'running' and run_id is distinct from $1";
+    if run.is_some() {
+        sqlx::query(sql).bind(run).bind(timestamp(now)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Computes the metrics of a day and stages what differs from the live version.
+async fn compute_day(
+    context: &Context,
+    connection: &mut PgConnection,
+    files: &Files,
+    run: i64,
+    metrics: &[Arc<Metric>],
+    input: &Inputs,
+) -> Result<Vec<Staged>> {
+    let sources = input.sources(context, files).await?;
+    let (day, budget) = (input.day, context.budget());
+    let rows: u64 = sources.iter().map(|source| source.rows).sum();
+    tracing::info!(day = %day, rows, metrics = metrics.len(), partial = input.partial, "computing");
+    let opened = tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??;
+    let opened = Arc::new(opened);
+    let mut staged = Vec::new();
+    for metric in metrics {
+        if context.stop.is_cancelled() {
+            bail!("stopped before the flip; nothing was published");
+        }
+        let live = ledger::live(connection, metric, day).await?;
+        if input.partial && live.as_ref().is_some() && !input.any_new() {
+            bail!(
+                "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
+                input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
+            );
+        }
+        if !input.partial
+            && let Some(found) = ledger::staged(connection, metric, day, &input.hash).await?
+        {
+            tracing::info!(metric = metric.name, day = %day, version = found.id, "staged by an earlier run, used as it is");
+            staged.push(Staged { metric: metric.clone(), day, version: found.id, table: found.table, rows: found.rows });
+            continue;
+        }
+        let (today, of) = (opened.clone(), metric.clone());
+        let mut cells = tokio::task::spawn_blocking(move || today.cells(&of)).await??;
+        if input.partial
+            && let Some(live) = &live
+        {
+            cells.extend(crate::stored::cells(connection, metric, live).await?);
+            cells = compute::canonical(cells)?;
+        }
+        let hash = compute::hash(&cells);
+        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == input.partial) {
+            continue;
+        }
+        let origin =
+            Origin { hash: &hash, inputs: &input.hash, run, partial: input.partial, now: (context.now)() };
+        staged.push(stage(connection, metric, day, &cells, origin).await?);
+    }
+    Ok(staged)
+}
+
+async fn prepare_facts(
+    context: &Context,
+    connection: &mut PgConnection,
+    files: &Files,
+    fresh: &Fresh,
+) -> Result<Vec<(facts::Table, std::path::PathBuf)>> {
+    let mut prepared = BTreeSet::new();
+    let mut found = Vec::new();
+    for entry in &fresh.entries {
+        let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else { continue };
+        let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
+        if prepared.insert((stream.name.clone(), table.day)) {
+            facts::prepare(connection, &table).await.with_context(|| format!("table facts.{}", stream.name))?;
+        }
+        found.push((table, files.local(&entry.segment).await?));
+    }
+    Ok(found)
+}
+
+/// What follows a flip and may fail without harm: the next run does it again.
+async fn tidy(context: &Context, connection: &mut PgConnection) {
+    if let Err(error) = views::refresh(connection, &context.catalog).await {
+        tracing::warn!("the views for people are not up to date: {error:#}");
+    }
+    let now = (context.now)();
+    let grace = i64::try_from(context.base.version_grace.as_millis()).unwrap_or(i64::MAX);
+    match retire::sweep(connection, now.saturating_sub(grace), now).await {
+        Ok(0) => {}
+        Ok(dropped) => tracing::info!(dropped, "versions that no reader needs were dropped"),
+        Err(error) => tracing::warn!("old versions are not dropped yet: {error:#}"),
+    }
+}

@@ -1,0 +1,163 @@
+//! What a run reads: the segments that it takes in, and all segments of a day.
+
+use crate::archive::Sealed;
+use crate::archive::manifest::{ImportManifest, Segment};
+use crate::compute::Source;
+use crate::files::Files;
+use crate::ledger::{self, Entry};
+use crate::run::Context;
+use anyhow::{Context as _, Result};
+use shared_model::offsets::TopicPartition;
+use shared_model::time::EventDay;
+use sqlx::PgConnection;
+use std::collections::{BTreeMap, BTreeSet};
+use xxhash_rust::xxh3::Xxh3;
+
+/// What lies below the next tidemark and not below the present one, and the imports that the ledger doesn't have.
+#[derive(Debug, Default)]
+pub(crate) struct Fresh {
+    /// Segments with rows.
+    pub(crate) entries: Vec<Entry>,
+    /// Topic, partition, from, to and cause of what the log had lost.
+    pub(crate) gaps: Vec<(String, i32, i64, i64, String)>,
+    /// Ids of the imports.
+    pub(crate) imports: Vec<String>,
+}
+
+impl Fresh {
+    /// From manifests and imports.
+    pub(crate) fn collect<'a>(sealed: impl Iterator<Item = &'a Sealed>, imports: Vec<ImportManifest>) -> Fresh {
+        let mut fresh = Fresh::default();
+        for Sealed { manifest, .. } in sealed {
+            let entry = |segment: &Segment| Entry {
+                stream: manifest.stream.clone(),
+                tp: manifest.topic_partition(),
+                import: None,
+                segment: segment.clone(),
+            };
+            fresh.entries.extend(manifest.segments.iter().map(entry));
+            fresh.gaps.extend(manifest.gaps.iter().map(|gap| {
+                (manifest.topic.clone(), manifest.partition, gap.from, gap.to, gap.cause.clone())
+            }));
+        }
+        for manifest in imports {
+            let entry = |segment: &Segment| Entry {
+                stream: manifest.stream.clone(),
+                tp: TopicPartition::new(&manifest.topic(), 0),
+                import: Some(manifest.import_id.clone()),
+                segment: segment.clone(),
+            };
+            fresh.entries.extend(manifest.segments.iter().map(entry));
+            fresh.imports.push(manifest.import_id.clone());
+        }
+        fresh
+    }
+
+    /// Whether there is nothing to take in.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.gaps.is_empty()
+    }
+
+    /// The days with new rows.
+    pub(crate) fn days(&self) -> BTreeSet<EventDay> {
+        self.entries.iter().map(|entry| entry.segment.event_day).collect()
+    }
+
+    /// The streams that bring new rows to each day.
+    pub(crate) fn streams_by_day(&self) -> BTreeMap<EventDay, BTreeSet<String>> {
+        let mut days: BTreeMap<EventDay, BTreeSet<String>> = BTreeMap::new();
+        for entry in &self.entries {
+            days.entry(entry.segment.event_day).or_default().insert(entry.stream.clone());
+        }
+        days
+    }
+}
+
+/// The imports in the archive that the ledger doesn't have.
+pub(crate) async fn new_imports(context: &Context, connection: &mut PgConnection) -> Result<Vec<ImportManifest>> {
+    let known = ledger::imports(connection).await?;
+    let mut found = Vec::new();
+    for object in context.store.list("imports").await? {
+        let path = object.location.to_string();
+        let id = path.rsplit('/').next().and_then(|name| name.strip_suffix(".json")).unwrap_or_default();
+        if known.contains(id) {
+            continue;
+        }
+        let bytes = context.store.get(&path).await?.with_context(|| format!("import {path} vanished"))?;
+        let manifest = ImportManifest::from_json(&path, &bytes)?;
+        if !manifest.segments.is_empty() && context.catalog.stream(&manifest.stream).is_some() {
+            found.push(manifest);
+        }
+    }
+    found.sort_by(|a, b| a.import_id.cmp(&b.import_id));
+    Ok(found)
+}
+
+/// What one day is computed from.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    /// The day.
+    pub(crate) day: EventDay,
+    /// Its segments: all of them, or the new ones alone where older ones are gone.
+    pub(crate) entries: Vec<Entry>,
+    /// How many of them are new.
+    pub(crate) fresh: usize,
+    /// Whether segments of the day were removed from the archive: new rows are merged into the live version.
+    pub(crate) partial: bool,
+    /// The streams of which.
+    pub(crate) broken: BTreeSet<String>,
+    /// The hash of the segments' paths.
+    pub(crate) hash: String,
+}
+
+impl Inputs {
+    /// From the ledger and what is new.
+    pub(crate) async fn of_day(
+        context: &Context,
+        connection: &mut PgConnection,
+        day: EventDay,
+        fresh: &Fresh,
+    ) -> Result<Inputs> {
+        let (mut entries, broken) = ledger::day(connection, day).await?;
+        let partial = !broken.is_empty();
+        let new = fresh.entries.iter().filter(|entry| entry.segment.event_day == day).cloned();
+        if partial {
+            entries.clear();
+        }
+        let before = entries.len();
+        entries.extend(new);
+        let fresh = entries.len() - before;
+        entries.retain(|entry| context.catalog.stream(&entry.stream).is_some());
+        entries.sort_by(|a, b| a.segment.path.cmp(&b.segment.path));
+        let mut hasher = Xxh3::new();
+        for entry in &entries {
+            hasher.update(entry.segment.path.as_bytes());
+            hasher.update(&[0]);
+        }
+        Ok(Inputs { day, entries, fresh, partial, broken, hash: format!("{:016x}", hasher.digest()) })
+    }
+
+    /// Whether any of it is new.
+    pub(crate) fn any_new(&self) -> bool {
+        self.fresh > 0
+    }
+
+    /// All rows.
+    pub(crate) fn rows(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.segment.rows).sum()
+    }
+
+    /// The files by stream, brought to this machine.
+    pub(crate) async fn sources(&self, context: &Context, files: &Files) -> Result<Vec<Source>> {
+        let mut sources: BTreeMap<String, Source> = BTreeMap::new();
+        for entry in &self.entries {
+            let Some(stream) = context.catalog.stream(&entry.stream) else { continue };
+            let file = files.local(&entry.segment).await?;
+            let empty = || Source { stream: stream.clone(), files: Vec::new(), rows: 0 };
+            let source = sources.entry(entry.stream.clone()).or_insert_with(empty);
+            source.files.push(file);
+            source.rows += entry.segment.rows;
+        }
+        Ok(sources.into_values().collect())
+    }
+}

@@ -1,0 +1,209 @@
+//! The commands: each opens what it needs, does its work and says in a line what came of it.
+
+use crate::archive::{self, Store, Until};
+use crate::config::{
+    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RunsArgs, ScheduleArgs, SweepArgs,
+};
+use crate::run::{self, Order, Outcome};
+use crate::schedule::Plan;
+use crate::telemetry::Health;
+use crate::{history, ledger, replace};
+use anyhow::{Context as _, Result, anyhow};
+use shared_model::catalog::Catalog;
+use shared_model::time::Millis;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a command until it is done or told to stop.
+///
+/// # Errors
+/// One that a person can read in a line: what failed, and what to do.
+pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
+    match args.command {
+        Command::Run(args) => {
+            let order = Order::Run { day: args.day };
+            once(&args.base, shutdown, &order, args.dry_run).await
+        }
+        Command::Backfill(args) => {
+            let order = Order::Backfill { from: args.from, to: args.to, metrics: args.metric };
+            once(&args.base, shutdown, &order, args.dry_run).await
+        }
+        Command::Retry(args) => {
+            once(&args.base, shutdown, &Order::Retry { run: args.run }, args.dry_run).await
+        }
+        Command::Rollback(args) => {
+            once(&args.base, shutdown, &Order::Rollback { run: args.run }, args.dry_run).await
+        }
+        Command::Schedule(args) => scheduled(args, shutdown).await,
+        Command::Archive(args) => archive_only(&args.base, shutdown).await,
+        Command::Import(args) => import(args, shutdown).await,
+        Command::Runs(args) => runs(args).await,
+        Command::Sweep(args) => sweep(args, shutdown).await,
+        Command::Catalog(args) => catalog(&args.command),
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("standard output is closed")
+}
+
+fn now() -> Millis {
+    crate::clock::now()
+}
+
+fn load(path: &Path) -> Result<Catalog> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("catalog {} can't be read", path.display()))?;
+    Catalog::from_toml(&text).map_err(|mut faults| {
+        faults.file = path.display().to_string();
+        anyhow!("{faults}")
+    })
+}
+
+async fn connect(url: &str) -> Result<PgPool> {
+    let options = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(10));
+    options.connect(url).await.context("postgres can't be reached by --postgres (TIDEMARK_POSTGRES)")
+}
+
+async fn open(base: &BaseArgs, stop: CancellationToken) -> Result<run::Context> {
+    let catalog = Arc::new(load(&base.catalog)?);
+    let store = Store::open(&base.archive)?;
+    let pool = connect(&base.postgres).await?;
+    Ok(run::Context { catalog, pool, store, kafka: base.kafka(), base: base.clone(), now, stop })
+}
+
+async fn once(base: &BaseArgs, stop: CancellationToken, order: &Order, dry_run: bool) -> Result<()> {
+    let context = open(base, stop).await?;
+    context.prepare().await?;
+    let outcome = run::run(&context, order, dry_run).await?;
+    report(&outcome)
+}
+
+fn report(outcome: &Outcome) -> Result<()> {
+    if outcome.run.is_none() {
+        for day in &outcome.days {
+            let (segments, new) = day.segments;
+            let metrics = day.metrics.join(", ");
+            say(&format!("day {}: {segments} segments ({new} new), {} rows, metrics {metrics}", day.day, day.rows))?;
+        }
+        return say(&format!("dry run: {} days would be computed; nothing was published", outcome.days.len()));
+    }
+    for (tp, why) in &outcome.held {
+        say(&format!("held back: {tp}: {why}"))?;
+    }
+    match (outcome.run, outcome.generation) {
+        (Some(run), Some(generation)) => say(&format!(
+            "run {run}: tidemark generation {generation}; {} days computed, {} versions with {} rows published",
+            outcome.days.len(),
+            outcome.published,
+            outcome.rows
+        )),
+        _ => say("nothing new"),
+    }
+}
+
+async fn scheduled(args: ScheduleArgs, stop: CancellationToken) -> Result<()> {
+    let plan = match (&args.cron, args.every) {
+        (_, Some(every)) => Plan::Every(every),
+        (Some(expression), None) => Plan::cron(expression, args.time_zone)?,
+        (None, None) => return Err(anyhow!("say when: --cron or --every")),
+    };
+    let context = open(&args.base, stop.clone()).await?;
+    let health = Health::new();
+    let server = tokio::spawn(health.clone().serve(args.listen, stop.clone()));
+    let mut first = true;
+    while let Some(wait) = plan.wait(now(), first) {
+        first = false;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => break,
+        }
+        let began = Instant::now();
+        let outcome = async {
+            context.prepare().await?;
+            run::run(&context, &Order::Run { day: None }, false).await
+        };
+        // A failed run is tried again at the next slot; it has changed nothing.
+        match outcome.await {
+            Ok(outcome) => {
+                health.ran(began.elapsed().as_secs_f64(), true, outcome.generation, outcome.rows);
+                tracing::info!(
+                    run = outcome.run,
+                    generation = outcome.generation,
+                    days = outcome.days.len(),
+                    rows = outcome.rows,
+                    held = outcome.held.len(),
+                    seconds = began.elapsed().as_secs_f64(),
+                    "run finished"
+                );
+            }
+            Err(_) if stop.is_cancelled() => break,
+            Err(error) => {
+                health.ran(began.elapsed().as_secs_f64(), false, None, 0);
+                tracing::error!("run failed: {error:#}");
+            }
+        }
+    }
+    stop.cancel();
+    server.await?
+}
+
+async fn archive_only(base: &BaseArgs, stop: CancellationToken) -> Result<()> {
+    let context = open(base, stop).await?;
+    context.prepare().await?;
+    let mut connection = context.pool.acquire().await?;
+    let current = ledger::tidemark(&mut connection).await?;
+    let until = Until { patience: base.patience, ..Until::at(now()) };
+    let advanced = archive::advance(&context.archiver(), &current.cuts, until).await?;
+    for (tp, why) in &advanced.held {
+        say(&format!("held back: {tp}: {why}"))?;
+    }
+    let rows: u64 = advanced.sealed.iter().map(|sealed| sealed.manifest.rows()).sum();
+    say(&format!("{} manifests with {rows} rows beyond the tidemark", advanced.sealed.len()))
+}
+
+async fn import(_args: ImportArgs, _stop: CancellationToken) -> Result<()> {
+    Err(anyhow!("import is not there yet"))
+}
+
+async fn runs(args: RunsArgs) -> Result<()> {
+    let pool = connect(&args.postgres).await?;
+    ledger::migrate(&pool).await?;
+    let records = history::list(&pool, args.limit).await?;
+    if !args.json {
+        say(history::HEADING)?;
+    }
+    records.iter().try_for_each(|record| say(&if args.json { record.json() } else { record.line() }))
+}
+
+async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
+    let context = open(&args.base, stop).await?;
+    context.prepare().await?;
+    let time = now();
+    let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
+    let swept = archive::sweep::sweep(&context.store, |_| false, older_than, false).await?;
+    let mut connection = context.pool.acquire().await?;
+    let grace = i64::try_from(args.base.version_grace.as_millis()).unwrap_or(i64::MAX);
+    let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;
+    say(&format!(
+        "{} orphaned files with {} bytes removed, {dropped} versions dropped, {} files with strange names left alone",
+        swept.orphans.len(),
+        swept.bytes,
+        swept.strange.len()
+    ))
+}
+
+fn catalog(command: &CatalogCommand) -> Result<()> {
+    match command {
+        CatalogCommand::Schema => say(&shared_model::catalog::json_schema()),
+        CatalogCommand::Validate { catalog } => {
+            let valid = load(catalog)?;
+            let (streams, metrics) = (valid.streams.len(), valid.metrics.len());
+            say(&format!("valid: {streams} streams, {metrics} metrics, {} formulas", valid.formulas.len()))
+        }
+    }
+}

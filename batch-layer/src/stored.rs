@@ -1,0 +1,70 @@
+//! Reads a version's rows back as cells: what new records are merged into where a day's archive is no longer whole.
+
+use crate::compute::Cell;
+use crate::ledger::Version;
+use crate::replace::names;
+use anyhow::{Context, Result, bail};
+use chrono::{DateTime, Utc};
+use shared_model::aggregate::{Column, ColumnType, State};
+use shared_model::event::{FieldType, Value};
+use shared_model::metric::Metric;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+/// All cells of a version, as they are stored.
+pub(crate) async fn cells(connection: &mut PgConnection, metric: &Metric, version: &Version) -> Result<Vec<Cell>> {
+    let Some(table) = &version.table else { return Ok(Vec::new()) };
+    let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
+    let columns = metric.aggregate.columns();
+    // A numeric comes as text: its 128 bits are ours to read.
+    let states = columns.iter().map(|(name, ty)| match ty {
+        ColumnType::Numeric => format!("{}::text", names::quote(name)),
+        _ => names::quote(name),
+    });
+    let list: Vec<String> = std::iter::once("bucket".to_owned()).chain(keys).chain(states).collect();
+    let sql = format!("select {} from views.{}", list.join(", "), names::quote(table));
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    let read = rows.iter().map(|row| cell(metric, &columns, row));
+    read.collect::<Result<_>>().with_context(|| format!("reading version {} of {}", version.id, metric.name))
+}
+
+fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {
+    let bucket: DateTime<Utc> = row.try_get(0)?;
+    let mut key = Vec::new();
+    for (at, column) in names::key_columns(metric).enumerate() {
+        key.push(value(row, 1 + at, column.ty)?);
+    }
+    let mut state = Vec::new();
+    for (at, (_, ty)) in columns.iter().enumerate() {
+        state.push(stored(row, 1 + key.len() + at, *ty)?);
+    }
+    let state = State::from_columns(&metric.aggregate, state)?;
+    Ok(Cell { key: key.into(), bucket: bucket.timestamp_millis(), state })
+}
+
+fn value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value> {
+    let found = match ty {
+        FieldType::String => row.try_get::<Option<String>, _>(at)?.map(|text| Value::str(&text)),
+        FieldType::Int | FieldType::Decimal(_) => row.try_get::<Option<i64>, _>(at)?.map(Value::Int),
+        FieldType::Float => row.try_get::<Option<f64>, _>(at)?.map(Value::Float),
+        FieldType::Bool => row.try_get::<Option<bool>, _>(at)?.map(Value::Bool),
+    };
+    Ok(found.unwrap_or(Value::Null))
+}
+
+fn stored(row: &PgRow, at: usize, ty: ColumnType) -> Result<Column> {
+    Ok(match ty {
+        ColumnType::BigInt => Column::BigInt(row.try_get(at)?),
+        ColumnType::Double => Column::Double(row.try_get(at)?),
+        ColumnType::Text => Column::Text(row.try_get(at)?),
+        ColumnType::Bool => Column::Bool(row.try_get(at)?),
+        ColumnType::Bytes => Column::Bytes(row.try_get(at)?),
+        ColumnType::Numeric => match row.try_get::<Option<String>, _>(at)? {
+            None => Column::Numeric(None),
+            Some(text) => match text.parse() {
+                Ok(number) => Column::Numeric(Some(number)),
+                Err(_) => bail!("{text} is no integer of 128 bits"),
+            },
+        },
+    })
+}

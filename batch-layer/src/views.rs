@@ -1,0 +1,144 @@
+//! The views that people and BI tools read: `metrics.<metric>`, one a metric, with named, typed and commented columns,
+//! showing just the live versions of the catalog's metric version. They follow flips by themselves; only a change of
+//! the catalog makes them anew.
+
+use crate::replace::names::{self, literal, quote};
+use anyhow::{Context, Result};
+use shared_model::aggregate::Aggregate;
+use shared_model::catalog::Catalog;
+use shared_model::metric::{Formula, Metric};
+use sqlx::{AssertSqlSafe, PgConnection};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Creates or updates the views of all metrics and formulas whose definition differs from the one in the database.
+pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    for metric in &catalog.metrics {
+        sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
+        put(connection, &metric.name, &metric_view(metric)).await?;
+    }
+    for formula in &catalog.formulas {
+        if let Some(definition) = formula_view(catalog, formula) {
+            put(connection, &formula.name, &definition).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a view anew where its definition changed. The comment ends with the definition's hash, which tells.
+async fn put(connection: &mut PgConnection, name: &str, view: &View) -> Result<()> {
+    let hash = format!("{:016x}", xxh3_64(format!("{view:?}").as_bytes()));
+    let sql = "select obj_description(c.oid, 'pg_class') from pg_class c
+               join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'metrics' and c.relname = $1";
+    let found: Option<Option<String>> = sqlx::query_scalar(sql).bind(name).fetch_optional(&mut *connection).await?;
+    if found.flatten().is_some_and(|comment| comment.ends_with(&format!("[{hash}]"))) {
+        return Ok(());
+    }
+    let view_name = format!("metrics.{}", quote(name));
+    let comment = literal(&format!("{} [{hash}]", view.comment));
+    let mut statements = format!(
+        "begin; set local lock_timeout = '2s'; drop view if exists {view_name}; create view {view_name} as {}; \
+         comment on view {view_name} is {comment};",
+        view.query
+    );
+    for (column, comment) in &view.columns {
+        statements += &format!(" comment on column {view_name}.{} is {};", quote(column), literal(comment));
+    }
+    statements += " commit";
+    let done = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *connection).await;
+    if done.is_err() {
+        sqlx::raw_sql("rollback").execute(connection).await?;
+    }
+    done.with_context(|| format!("view {view_name}"))?;
+    Ok(())
+}
+
+/// A view's definition.
+#[derive(Debug, PartialEq, Eq)]
+struct View {
+    query: String,
+    comment: String,
+    /// Columns with their comments.
+    columns: Vec<(String, String)>,
+}
+
+fn metric_view(metric: &Metric) -> View {
+    let mut columns = vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(metric.grain.width())))];
+    for key in names::key_columns(metric) {
+        columns.push((key.name.clone(), "Key".to_owned()));
+    }
+    if let Some(item) = &metric.item {
+        let comment = format!("The item that is ranked: order by value desc, {} and take the first", item.name);
+        columns.last_mut().into_iter().for_each(|last| last.1.clone_from(&comment));
+    }
+    for (name, _) in metric.aggregate.columns() {
+        columns.push((name.to_owned(), column_comment(metric, name)));
+    }
+    let list: Vec<String> = columns.iter().map(|(name, _)| format!("v.{}", quote(name))).collect();
+    let query = format!(
+        "select {} from views.{} v join tidemark.live_version l on l.version_id = v.version_id and l.version = '{}'",
+        list.join(", "),
+        quote(&names::parent_table(metric)),
+        metric.version
+    );
+    let owner = if metric.owner.is_empty() { String::new() } else { format!(" Owner: {}.", metric.owner) };
+    let comment = format!("{}.{owner} Batch view only; version {}.", metric.description, metric.version);
+    View { query, comment, columns }
+}
+
+fn column_comment(metric: &Metric, column: &str) -> String {
+    let unit = if metric.unit.is_empty() { String::new() } else { format!(" in {}", metric.unit) };
+    match (&metric.aggregate, column) {
+        (Aggregate::Distinct, "estimate") => {
+            "How many distinct values. It does NOT add up: not over keys, not over buckets; merge `state` instead".to_owned()
+        }
+        (_, "state") => "The mergeable state, for programs".to_owned(),
+        (Aggregate::Quantile { .. }, _) => format!("A quantile{unit}. It does NOT add up"),
+        (Aggregate::Mean(_), "value") => format!("The mean{unit}. It does NOT add up: use sum / count"),
+        (Aggregate::Mean(_), "sum") => format!("The sum{unit}, in units of the value's last decimal place"),
+        (Aggregate::Mean(_), _) => "How many values".to_owned(),
+        (Aggregate::Sum(_), _) => format!("The sum{unit}, in units of the value's last decimal place"),
+        (aggregate, _) => {
+            let name = match aggregate {
+                Aggregate::Min(_) => "The least value",
+                Aggregate::Max(_) => "The greatest value",
+                _ => "How many",
+            };
+            format!("{name}{unit}")
+        }
+    }
+}
+
+/// A full outer join in which NULL keys meet too, written as a union: each metric has a row once a key and bucket.
+fn formula_view(catalog: &Catalog, formula: &Formula) -> Option<View> {
+    let keys: String = formula.by.iter().map(|key| format!(", {}", quote(&key.name))).collect();
+    let mut parts = Vec::new();
+    for (at, (_, metric)) in formula.columns.iter().enumerate() {
+        let metric = catalog.metric(metric)?;
+        let value = metric.aggregate.columns().iter().map(|(name, _)| *name).find(|name| *name != "state")?;
+        let values = (0..formula.columns.len()).map(|other| {
+            if other == at { format!(", {} as c{other}", quote(value)) } else { format!(", null as c{other}") }
+        });
+        parts.push(format!("select bucket{keys}{} from metrics.{}", values.collect::<String>(), quote(&metric.name)));
+    }
+    let values: String = formula
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| format!(", coalesce(max(c{at}), 0) as {}", quote(name)))
+        .collect();
+    let numbers: Vec<String> = (0..=formula.by.len()).map(|at| (at + 1).to_string()).collect();
+    let query = format!(
+        "select bucket{keys}{values} from ({}) parts group by {}",
+        parts.join(" union all "),
+        numbers.join(", ")
+    );
+    let mut columns =
+        vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(formula.grain.width())))];
+    columns.extend(formula.by.iter().map(|key| (key.name.clone(), "Key".to_owned())));
+    columns.extend(formula.columns.iter().map(|(name, metric)| (name.clone(), format!("{metric}; 0 where it has none"))));
+    Some(View { query, comment: format!("{}. Batch view only.", formula.description), columns })
+}
+
+fn width(millis: i64) -> String {
+    humantime::format_duration(std::time::Duration::from_millis(millis.unsigned_abs())).to_string()
+}
