@@ -153,9 +153,12 @@ pub struct ArchiveArgs {
 /// Options of `import`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ImportArgs {
-    /// Servers and catalog.
-    #[command(flatten)]
-    pub base: BaseArgs,
+    /// The catalog: a TOML file.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// The archive: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
+    #[arg(long, env = "TIDEMARK_ARCHIVE", hide_env_values = true)]
+    pub archive: String,
     /// The catalog's stream that the rows belong to.
     #[arg(long)]
     pub stream: String,

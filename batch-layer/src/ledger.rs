@@ -34,7 +34,12 @@ pub(crate) fn timestamp(millis: Millis) -> DateTime<Utc> {
 
 /// Brings the schema up to date. Several processes may do so at once: one waits for the other.
 pub(crate) async fn migrate(pool: &PgPool) -> Result<()> {
-    sqlx::migrate!("./migrations").run(pool).await.context("migrating the schema in postgres")
+    let mut connection = pool.acquire().await.context("connecting to postgres")?;
+    // A role that is called as our schema would otherwise find the record of migrations there, not in public.
+    sqlx::query("set search_path to public").execute(&mut *connection).await?;
+    sqlx::migrate!("./migrations").run(&mut *connection).await.context("migrating the schema in postgres")?;
+    sqlx::query("reset search_path").execute(&mut *connection).await?;
+    Ok(())
 }
 
 /// Writes the layout and generation 0 where there is none yet. Refuses a catalog whose layout differs from the stored.

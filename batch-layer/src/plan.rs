@@ -22,21 +22,13 @@ pub(crate) const IDENTITY: [&str; 2] = ["_identity_hi", "_identity_lo"];
 /// The column of the event time.
 pub(crate) const EVENT_TIME: &str = "_event_time";
 
-/// Segments of one stream that have the same columns.
+/// Segments of one stream that have the same columns, of the same types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segments {
     /// Their paths; not empty.
     pub(crate) files: Vec<PathBuf>,
     /// Indices of the stream's fields that they lack: fields declared after they were written.
     pub(crate) missing: Vec<usize>,
-    /// Whether they have columns that the stream no longer declares.
-    pub(crate) extra: bool,
-}
-
-impl Segments {
-    fn are_as_declared(&self) -> bool {
-        self.missing.is_empty() && !self.extra
-    }
 }
 
 /// All rows of files that have the same columns.
@@ -51,12 +43,10 @@ pub(crate) fn scan(files: &[PathBuf]) -> PolarsResult<LazyFrame> {
     LazyFrame::scan_parquet_files(paths.into_iter().collect(), args)
 }
 
-/// All rows of segments of one stream, in the columns that the catalog declares: a field that a segment lacks is NULL.
+/// All rows of segments of one stream, in the columns that a computation reads: the declared fields (NULL where a
+/// segment lacks them), position, identity, and the event time as an integer.
 pub(crate) fn deliveries(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyFrame> {
-    let frames = segments.iter().map(|segments| {
-        let rows = scan(&segments.files)?;
-        Ok(if segments.are_as_declared() { rows } else { rows.select(declared(stream, segments)) })
-    });
+    let frames = segments.iter().map(|alike| Ok(scan(&alike.files)?.select(columns(stream, &alike.missing))));
     let mut frames = frames.collect::<PolarsResult<Vec<_>>>()?;
     match frames.len() {
         1 => Ok(frames.remove(0)),
@@ -64,14 +54,13 @@ pub(crate) fn deliveries(stream: &Stream, segments: &[Segments]) -> PolarsResult
     }
 }
 
-/// The columns that a computation reads, of segments that lack some of them or have more.
-fn declared(stream: &Stream, segments: &Segments) -> Vec<Expr> {
-    let fields = stream.fields.iter().enumerate().map(|(at, field)| match segments.missing.contains(&at) {
+fn columns(stream: &Stream, missing: &[usize]) -> Vec<Expr> {
+    let fields = stream.fields.iter().enumerate().map(|(at, field)| match missing.contains(&at) {
         true => lit(NULL).cast(data_type(field.ty)).alias(field.name.as_str()),
         false => col(field.name.as_str()),
     });
-    let system = POSITION.iter().chain(&IDENTITY).chain(&[EVENT_TIME]).map(|name| col(*name));
-    fields.chain(system).collect()
+    let system = POSITION.iter().chain(&IDENTITY).map(|name| col(*name));
+    fields.chain(system).chain([col(EVENT_TIME).cast(DataType::Int64)]).collect()
 }
 
 /// The identities that more than one row of this part has: those whose low half is `part` modulo `parts`, which
@@ -102,7 +91,7 @@ pub(crate) fn survivors(rows: LazyFrame, gone: &DataFrame) -> LazyFrame {
 
 /// The rows whose event time lies in a span.
 pub(crate) fn within(rows: LazyFrame, span: Interval) -> LazyFrame {
-    let time = || col(EVENT_TIME).cast(DataType::Int64);
+    let time = || col(EVENT_TIME);
     rows.filter(time().gt_eq(lit(span.start)).and(time().lt(lit(span.end))))
 }
 
@@ -152,7 +141,7 @@ pub(crate) fn cells(stream: &Stream, metric: &Metric, binding: &Binding, rows: L
 
 /// The start of the bucket that holds the event time, rounded down before 1970 too, whichever sign a remainder has.
 fn bucket(width: Millis) -> Expr {
-    let time = || col(EVENT_TIME).cast(DataType::Int64);
+    let time = || col(EVENT_TIME);
     time() - ((time() % lit(width)) + lit(width)) % lit(width)
 }
 

@@ -41,7 +41,7 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
         }
         Command::Schedule(args) => scheduled(args, shutdown).await,
         Command::Archive(args) => archive_only(&args.base, shutdown).await,
-        Command::Import(args) => import(args, shutdown).await,
+        Command::Import(args) => import_files(args, shutdown).await,
         Command::Runs(args) => runs(args).await,
         Command::Sweep(args) => sweep(args, shutdown).await,
         Command::Catalog(args) => catalog(&args.command),
@@ -166,8 +166,26 @@ async fn archive_only(base: &BaseArgs, stop: CancellationToken) -> Result<()> {
     say(&format!("{} manifests with {rows} rows beyond the tidemark", advanced.sealed.len()))
 }
 
-async fn import(_args: ImportArgs, _stop: CancellationToken) -> Result<()> {
-    Err(anyhow!("import is not there yet"))
+async fn import_files(args: ImportArgs, stop: CancellationToken) -> Result<()> {
+    let catalog = load(&args.catalog)?;
+    let store = Store::open(&args.archive)?;
+    store.probe_put_if_absent().await?;
+    let bar = indicatif::ProgressBar::new_spinner().with_style(
+        indicatif::ProgressStyle::with_template("{spinner} {human_pos} rows read ({per_sec})")
+            .context("the progress bar's template")?,
+    );
+    let shown = bar.clone();
+    let progress = Arc::new(move |rows| shown.inc(rows)) as Arc<dyn Fn(u64) + Send + Sync>;
+    let options = crate::import::Options { stop, progress: Some(progress), ..crate::import::Options::at(now()) };
+    let imported = crate::import::import(&store, &catalog, &args.stream, &args.files, &options).await;
+    bar.finish_and_clear();
+    for file in imported?.files {
+        let (source, id, rows, rejects) = (&file.source, &file.import_id, file.rows, file.rejects);
+        let done = if file.already_imported { "already imported" } else { "imported" };
+        say(&format!("{source}: {done}, {rows} rows, {rejects} rejected (import {id})"))?;
+        file.reject_paths.iter().try_for_each(|path| say(&format!("  rejects: {path}")))?;
+    }
+    say("the next run takes imports in")
 }
 
 async fn runs(args: RunsArgs) -> Result<()> {

@@ -118,7 +118,8 @@ async fn add_batch(
         return Ok(());
     }
     let past = generation.is_some();
-    let scan = Scan { column, versions, past, span: query.span, filters: &query.filters };
+    let scan =
+        Scan { column, versions, past, span: query.span, buckets: &query.buckets, filters: &query.filters };
     let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
         Ok(added) => {
             part.rows += u64::from(added);
@@ -145,7 +146,8 @@ async fn add_realtime(
         Ok(marks) => marks,
         Err(error) => {
             reach_of_batch(views, query, tidemark, coverage);
-            return Ok(out_of_reach(coverage, &error));
+            out_of_reach(coverage, &error);
+            return Ok(());
         }
     };
     let metrics = query_metrics(query);
@@ -169,7 +171,8 @@ async fn add_realtime(
                 fold.restart();
                 *coverage = Coverage::default();
                 reach_of_batch(views, query, tidemark, coverage);
-                return Ok(out_of_reach(coverage, &error));
+                out_of_reach(coverage, &error);
+                return Ok(());
             }
         }
     }

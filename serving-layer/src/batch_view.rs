@@ -10,6 +10,7 @@ pub use postgres::PostgresBatchView;
 
 use crate::merge::{Cell, FoldError};
 use crate::query::Column;
+use crate::query::buckets::Buckets;
 use crate::query::filter::Filter;
 use futures::future::BoxFuture;
 use shared_model::metric::Metric;
@@ -106,6 +107,8 @@ pub struct Scan<'a> {
     pub past: bool,
     /// Buckets that start inside.
     pub span: Interval,
+    /// How the answer cuts the span: a view may add up what falls into one bucket, and need not.
+    pub buckets: &'a Buckets,
     /// The query's filters: a view may leave out rows that they refuse, and need not.
     pub filters: &'a [Filter],
 }

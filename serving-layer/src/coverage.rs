@@ -207,3 +207,72 @@ impl Reasons {
         self.0.iter().map(text).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(cuts: &[(i64, i64)], from: i64, gaps: &[(i64, i64)]) -> Header {
+        let version = shared_model::metric::MetricVersion(7);
+        Header {
+            v: 1,
+            incarnation: 1,
+            to: 100,
+            clock: 95_000,
+            trusted: Default::default(),
+            watermark: Some(1_000),
+            panes_from: None,
+            pane_holes: Vec::new(),
+            cuts: cuts.to_vec(),
+            metrics: [(version, from)].into(),
+            seq: 0,
+            gaps: gaps.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_group_counts_only_where_it_reaches_back_to_the_cut() {
+        let catalog = crate::tests::catalog();
+        let mut metric = (**catalog.metric("user_view_cnt").unwrap()).clone();
+        metric.version = shared_model::metric::MetricVersion(7);
+        let tp = TopicPartition::new("page_views", 0);
+        let cut = Cut { epoch: 5, ..Cut::start(40) };
+        // Whether its cells are merged, whether the answer is complete, and how far it then reaches.
+        let check = |header: Option<Header>, expected: (bool, bool, Millis)| {
+            let mut coverage = Coverage::default();
+            let merged = coverage.judge(&catalog, &tp, header.as_ref(), &cut, &[&metric]);
+            let found = (merged, coverage.reasons().is_empty(), coverage.as_of().unwrap());
+            assert_eq!(found, expected, "{header:?}");
+        };
+        let (cut_time, end) = (50_000, 95_000);
+        check(None, (false, true, cut_time));
+        check(Some(header(&[(3, 20)], 20, &[])), (false, true, cut_time));
+        check(Some(header(&[(3, 20), (5, 40)], 20, &[])), (true, true, end));
+        check(Some(header(&[(3, 20), (8, 40)], 20, &[])), (true, true, end));
+        check(Some(header(&[(3, 20), (5, 41)], 20, &[])), (false, false, cut_time));
+        check(Some(header(&[(6, 60)], 60, &[])), (false, false, cut_time));
+        check(Some(header(&[(5, 40)], 41, &[])), (true, false, end));
+        check(Some(header(&[(5, 40)], 40, &[(10, 40)])), (true, true, end));
+        check(Some(header(&[(5, 40)], 40, &[(39, 41)])), (true, false, end));
+    }
+
+    #[test]
+    fn a_quiet_partition_holds_the_watermark_back_only_if_it_may_be_dead() {
+        let catalog = crate::tests::catalog();
+        let partitions = |reached: [(Millis, Option<Millis>, bool); 2]| {
+            let mut coverage = Coverage::default();
+            for (i, (as_of, watermark, caught_up)) in reached.into_iter().enumerate() {
+                let tp = TopicPartition::new("page_views", i as i32);
+                coverage.partitions.insert(tp, Reached { as_of, watermark, caught_up });
+            }
+            coverage.watermark(&catalog)
+        };
+        let busy = (500_000, Some(900), false);
+        assert_eq!(partitions([busy, (500_000, Some(100), false)]), Some(100));
+        assert_eq!(partitions([busy, (495_000, Some(100), true)]), Some(900));
+        assert_eq!(partitions([busy, (495_000, None, true)]), Some(900));
+        assert_eq!(partitions([busy, (495_000, None, false)]), None);
+        // It doesn't tick any more.
+        assert_eq!(partitions([busy, (300_000, Some(100), true)]), Some(100));
+    }
+}

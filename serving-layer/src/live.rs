@@ -186,11 +186,11 @@ fn reach(
         }
         return coverage.batch_alone(&views.catalog, tp, &cut);
     };
-    if let (Some(from), Some(window)) = (header.panes_from, window)
-        && from > window.start
-    {
+    let late = |window: &Interval| header.panes_from.is_some_and(|from| from > window.start);
+    let holed = |window: &Interval| header.pane_holes.iter().any(|start| window.contains(*start));
+    if window.is_some_and(|window| late(&window) || holed(&window)) {
         coverage
-            .doubt_of("panes of the window are not whole: the speed layer started above its beginning", tp);
+            .doubt_of("panes of the window are not whole: the speed layer started above their beginning", tp);
     }
     if !header.metrics.contains_key(&metric.version) {
         let reason = format!("metric {} is not in the realtime view in the catalog's version", metric.name);

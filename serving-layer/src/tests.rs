@@ -5,3 +5,4 @@ mod on_servers;
 mod over_http;
 mod validation;
 mod world;
+pub(crate) use world::catalog;

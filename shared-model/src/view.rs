@@ -52,6 +52,10 @@ pub struct Header {
     pub watermark: Option<Millis>,
     /// Panes that start at or after this event time are whole; `None`: all are, the log was read from its start.
     pub panes_from: Option<Millis>,
+    /// Starts of panes that are not whole although they are at or after `panes_from`: events from the future lie in
+    /// them that were read before the group was built anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pane_holes: Vec<Millis>,
     /// (epoch, first offset of that epoch or a later one), ascending. The first is where the view cells start.
     pub cuts: Vec<(i64, i64)>,
     /// The offset from which each metric version has been folded into the view cells.

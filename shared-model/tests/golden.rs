@@ -124,6 +124,7 @@ fn a_header_has_this_json() {
         },
         watermark: Some(1_465_876_499_998),
         panes_from: None,
+        pane_holes: Vec::new(),
         cuts: vec![(2_939_499, 17), (2_939_500, 980)],
         metrics: [(MetricVersion(0x0123_4567_89ab_cdef), 17), (MetricVersion(0xfedc_ba98_7654_3210), 980)]
             .into(),

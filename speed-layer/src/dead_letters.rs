@@ -5,6 +5,7 @@
 
 use anyhow::Context as _;
 use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use shared_model::event::Reject;
@@ -55,10 +56,31 @@ impl DeadLetters {
     }
 
     async fn send(&self, topic: &str, tp: &TopicPartition, letter: &DeadLetter) -> anyhow::Result<()> {
+        let whole = self.try_send(topic, tp, letter, letter.value.as_deref()).await;
+        let sent = match (whole, &letter.value) {
+            (Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)), Some(value)) => {
+                // The topic admits less than the stream's own, and a record must not stop its partition. Its whole
+                // bytes are in the stream's topic and in the archive's rejects.
+                self.try_send(topic, tp, letter, Some(&value[..value.len().min(TRUNCATED)])).await
+            }
+            (sent, _) => sent,
+        };
+        sent.with_context(|| format!("cannot write a dead letter to topic {topic}"))
+    }
+
+    async fn try_send(
+        &self,
+        topic: &str,
+        tp: &TopicPartition,
+        letter: &DeadLetter,
+        value: Option<&[u8]>,
+    ) -> Result<(), KafkaError> {
         let key = format!("{tp}/{}", letter.offset);
-        let detail = letter.reject.to_string();
+        let detail: String = letter.reject.to_string().chars().take(1_000).collect();
         let numbers = [tp.partition.to_string(), letter.offset.to_string()];
         let append_time = letter.append_time.map(|time| time.to_string());
+        let size = letter.value.as_ref().map_or(0, Vec::len);
+        let truncated = (value.map_or(0, <[u8]>::len) < size).then(|| size.to_string());
         let headers = [
             ("reason", Some(letter.reject.code())),
             ("detail", Some(detail.as_str())),
@@ -66,14 +88,17 @@ impl DeadLetters {
             ("partition", Some(numbers[0].as_str())),
             ("offset", Some(numbers[1].as_str())),
             ("append_time", append_time.as_deref()),
+            ("truncated_from", truncated.as_deref()),
         ];
-        let headers = headers.iter().fold(OwnedHeaders::new(), |headers, &(key, value)| {
+        let headers = headers.iter().filter(|(_, value)| value.is_some());
+        let headers = headers.fold(OwnedHeaders::new(), |headers, &(key, value)| {
             headers.insert(Header { key, value })
         });
         let mut record = FutureRecord::to(topic).key(&key).headers(headers);
-        record.payload = letter.value.as_deref();
-        let sent = self.0.send(record, Duration::from_secs(30)).await;
-        sent.map_err(|(error, _)| error).with_context(|| format!("cannot write a dead letter to topic {topic}"))?;
-        Ok(())
+        record.payload = value;
+        self.0.send(record, Duration::from_secs(30)).await.map(drop).map_err(|(error, _)| error)
     }
 }
+
+/// How much of a record is kept that is too long for the topic of dead letters.
+const TRUNCATED: usize = 64 << 10;

@@ -20,10 +20,11 @@ local function claim(keys, args)
 end
 
 -- tm1_reset KEYS[1]=group ARGV[1]=token
--- Empties the group for a rebuild; the owner stays.
+-- Empties the group for a rebuild; the owner stays. Refuses as tm1_flush does.
 local function reset(keys, args)
   local key = keys[1]
-  if redis.call('HGET', key, 'o') ~= args[1] then return 'OWNER' end
+  local owner = redis.call('HGET', key, 'o')
+  if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
   redis.call('DEL', key)
   redis.call('HSET', key, 'o', args[1])
   return 'OK'
@@ -31,10 +32,12 @@ end
 
 -- tm1_flush KEYS[1]=group ARGV = token, expected fence ('' = there must be none), new fence, new header,
 --   n, n times (field, value), then fields to delete
--- Returns OK, DONE (this very write is stored already), OWNER or FENCE (refused; nothing was written).
+-- Returns OK, DONE (this very write is stored already), or refuses and writes nothing: OWNER (another has claimed the
+-- group), FENCE (the group is elsewhere, or gone altogether).
 local function flush(keys, args)
   local key, token, expected, fence, header, n = keys[1], args[1], args[2], args[3], args[4], tonumber(args[5])
-  if redis.call('HGET', key, 'o') ~= token then return 'OWNER' end
+  local owner = redis.call('HGET', key, 'o')
+  if owner ~= token then return owner and 'OWNER' or 'FENCE' end
   local stored = redis.call('HGET', key, 'f')
   if stored == fence then return 'DONE' end
   if (stored or '') ~= expected then return 'FENCE' end
@@ -45,6 +48,18 @@ local function flush(keys, args)
   end
   for i = at, #args do redis.call('HDEL', key, args[i]) end
   redis.call('HSET', key, 'h', header, 'f', fence)
+  return 'OK'
+end
+
+-- tm1_trim KEYS[1]=group ARGV = token, fence, fields to delete
+-- Deletes expired segments alone: admitted when memory is full, since it is what makes room. The position and what
+-- the group means stay as they are.
+local function trim(keys, args)
+  local key = keys[1]
+  local owner = redis.call('HGET', key, 'o')
+  if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
+  if redis.call('HGET', key, 'f') ~= args[2] then return 'FENCE' end
+  for i = 3, #args do redis.call('HDEL', key, args[i]) end
   return 'OK'
 end
 
@@ -64,12 +79,12 @@ local function read(keys, args)
 end
 
 -- tm1_lease KEYS[1]=lease ARGV = token, milliseconds
--- Takes or renews a lease; returns 1 if the caller holds it now.
+-- Takes or renews a lease; returns 0 if another holds it, 1 if the caller held it, 2 if nobody did.
 local function lease(keys, args)
   local holder = redis.call('GET', keys[1])
   if holder and holder ~= args[1] then return 0 end
   redis.call('SET', keys[1], args[1], 'PX', args[2])
-  return 1
+  return holder and 1 or 2
 end
 
 -- tm1_rank KEYS[1]=sorted set ARGV = (count, member)...
@@ -85,4 +100,5 @@ redis.register_function('tm1_reset', reset)
 redis.register_function('tm1_flush', flush)
 redis.register_function('tm1_lease', lease)
 redis.register_function('tm1_rank', rank)
+redis.register_function { function_name = 'tm1_trim', callback = trim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'tm1_read', callback = read, flags = { 'no-writes' } }

@@ -88,6 +88,8 @@ pub(crate) enum Answer {
     NotFence,
     /// Unknown whether it is stored, or refused for a reason that passes.
     Unknown(String),
+    /// Redis is out of memory: refused.
+    Full(String),
     /// The function library isn't there (a new or emptied node).
     NoLibrary,
 }
@@ -99,6 +101,8 @@ pub(crate) enum Next {
     Continue,
     /// Send the very same bytes of those that aren't stored again, after a while.
     Retry(String),
+    /// Delete what has expired meanwhile, then as `Retry`.
+    Trim(String),
     /// Load the function library, then as `Retry`.
     LoadLibrary,
     /// Drop all that is held of the partition, claim it anew, and re-read what is not stored.
@@ -112,13 +116,15 @@ pub(crate) fn next<'a>(answers: impl Iterator<Item = &'a Answer>) -> Next {
     let rank = |next: &Next| match next {
         Next::Continue => 0,
         Next::Retry(_) => 1,
-        Next::LoadLibrary => 2,
-        Next::Reclaim => 3,
-        Next::GiveUp => 4,
+        Next::Trim(_) => 2,
+        Next::LoadLibrary => 3,
+        Next::Reclaim => 4,
+        Next::GiveUp => 5,
     };
     let each = answers.map(|answer| match answer {
         Answer::Stored => Next::Continue,
         Answer::Unknown(reason) => Next::Retry(reason.clone()),
+        Answer::Full(reason) => Next::Trim(reason.clone()),
         Answer::NoLibrary => Next::LoadLibrary,
         Answer::NotFence => Next::Reclaim,
         Answer::NotOwner => Next::GiveUp,
@@ -140,6 +146,7 @@ mod tests {
             trusted: TrustedTime::default(),
             watermark: None,
             panes_from: None,
+            pane_holes: Vec::new(),
             cuts: cuts.to_vec(),
             metrics: metrics.iter().map(|&(version, from)| (MetricVersion(version), from)).collect(),
             seq: 0,
@@ -179,6 +186,7 @@ mod tests {
         check(&[], Next::Continue);
         check(&[Stored, Stored], Next::Continue);
         check(&[Stored, Unknown("gone".into())], Next::Retry("gone".into()));
+        check(&[Unknown("gone".into()), Full("full".into())], Next::Trim("full".into()));
         check(&[NoLibrary, Unknown("gone".into())], Next::LoadLibrary);
         check(&[NotFence, Unknown("gone".into()), Stored], Next::Reclaim);
         check(&[NotFence, NotOwner, Stored], Next::GiveUp);

@@ -6,8 +6,8 @@
 use crate::compaction::{self, Segments};
 use crate::counters::{self, Deltas, Plan};
 use crate::flush::Found;
+use crate::partition::PaneStart;
 use crate::window;
-use shared_model::catalog::Layout;
 use shared_model::codec::CodecError;
 use shared_model::epoch::TrustedTime;
 use shared_model::tidemark::Cut;
@@ -97,23 +97,17 @@ impl Group {
         group
     }
 
-    /// Starts a group anew at a tidemark's cut; `panes` is the cut from which panes are folded, at or below it.
-    pub(crate) fn rebuild(
-        key: String,
-        incarnation: u64,
-        cut: &Cut,
-        panes: &Cut,
-        panes_from: Option<Millis>,
-        plan: &Plan,
-    ) -> Group {
+    /// Starts a group anew at a tidemark's cut; panes are folded from a cut at or below it.
+    pub(crate) fn rebuild(key: String, incarnation: u64, cut: &Cut, panes: &PaneStart, plan: &Plan) -> Group {
         let header = Header {
             v: HEADER_VERSION,
             incarnation,
-            to: panes.offset,
-            clock: panes.clock,
-            trusted: panes.trusted.clone(),
+            to: panes.cut.offset,
+            clock: panes.cut.clock,
+            trusted: panes.cut.trusted.clone(),
             watermark: None,
-            panes_from,
+            panes_from: panes.panes_from,
+            pane_holes: panes.holes.clone(),
             cuts: vec![(cut.epoch, cut.offset)],
             metrics: plan.versions().map(|version| (version, cut.offset)).collect(),
             seq: 0,
@@ -166,9 +160,10 @@ impl Group {
         }
     }
 
-    /// The cuts, those that wait included.
+    /// The cuts, those that wait or are in flight included.
     pub(crate) fn cuts(&self) -> Vec<(i64, i64)> {
-        self.header.cuts.iter().chain(&self.passed).copied().collect()
+        let written = self.in_flight.as_ref().map_or(&self.header, |write| &write.header);
+        written.cuts.iter().chain(&self.passed).copied().collect()
     }
 
     /// Takes in that the log no longer has the offsets up to `to` that the group still needs.
@@ -179,12 +174,11 @@ impl Group {
         }
     }
 
-    /// Takes in that an event has come: after a gap, panes are whole again from some leap beyond it.
-    pub(crate) fn event_came(&mut self, trusted: Option<Millis>, leap: Millis, layout: &Layout) {
+    /// Takes in that an event has come: after a gap, panes are taken to be whole again from it on.
+    pub(crate) fn event_came(&mut self, trusted: Option<Millis>, ahead: Millis, pane: Millis) {
         if self.after_gap {
             self.after_gap = false;
-            self.header.panes_from =
-                trusted.map(|newest| window::pane_from(newest.saturating_add(leap), layout.pane) + layout.pane);
+            self.header.panes_from = trusted.map(|newest| window::pane_after(newest.saturating_add(ahead), pane));
         }
     }
 
@@ -249,10 +243,7 @@ impl Group {
         if self.after_gap {
             header.panes_from = Some(Millis::MAX);
         }
-        let mut deletes: Vec<(Slice, u64)> = Vec::new();
-        for (&slice, segments) in self.segments.iter().filter(|(slice, _)| expired.has(**slice)) {
-            deletes.extend(segments.keys().map(|&seq| (slice, seq)));
-        }
+        let mut deletes = self.expired_segments(expired);
         let mut slices: BTreeMap<Slice, Cells> = self.deltas.take().into_iter().collect();
         slices.retain(|&slice, _| !expired.has(slice));
         if let Some(Merge { slice, seqs, cells }) = merge {
@@ -264,15 +255,26 @@ impl Group {
         Ok(Write { expected, header, segments, deletes })
     }
 
-    /// Takes in that the write in flight is stored.
-    pub(crate) fn confirm(&mut self) {
-        let Some(write) = self.in_flight.take() else { return };
-        for (slice, seq) in &write.deletes {
+    /// The stored segments that need no longer be kept.
+    pub(crate) fn expired_segments(&self, expired: &Expired) -> Vec<(Slice, u64)> {
+        let slices = self.segments.iter().filter(|(slice, _)| expired.has(**slice));
+        slices.flat_map(|(&slice, segments)| segments.keys().map(move |&seq| (slice, seq))).collect()
+    }
+
+    /// Takes in that segments are deleted, by no write of ours.
+    pub(crate) fn forget(&mut self, deleted: &[(Slice, u64)]) {
+        for (slice, seq) in deleted {
             if let Some(segments) = self.segments.get_mut(slice) {
                 segments.remove(seq);
             }
         }
         self.segments.retain(|_, segments| !segments.is_empty());
+    }
+
+    /// Takes in that the write in flight is stored.
+    pub(crate) fn confirm(&mut self) {
+        let Some(write) = self.in_flight.take() else { return };
+        self.forget(&write.deletes);
         for (slice, bytes) in &write.segments {
             self.segments.entry(*slice).or_default().insert(write.header.seq, bytes.len());
         }
@@ -314,6 +316,7 @@ impl Expired {
 
     /// Lets go of the cuts and gaps below the oldest epoch, but for the cut at which that epoch begins.
     fn trim(&self, header: &mut Header) {
+        header.pane_holes.retain(|&start| !self.has(Slice::Pane(start)));
         let Some((oldest, offset)) = self.epochs_below else { return };
         if let Some(first) = header.cuts.iter().position(|&(epoch, _)| epoch >= oldest) {
             header.cuts.drain(..first);

@@ -35,6 +35,11 @@ impl Health {
         metrics::gauge!("tidemark_speed_ready").set(if troubles.is_empty() { 1.0 } else { 0.0 });
     }
 
+    /// Forgets a trouble whose cause is no longer ours.
+    pub(crate) fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
     /// All troubles, a line each; empty when ready.
     pub(crate) fn troubles(&self) -> String {
         let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);

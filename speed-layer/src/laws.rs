@@ -231,7 +231,7 @@ impl<'a> World<'a> {
 fn start(plan: &Arc<Plan>, tp: &TopicPartition, store: &mut Store, cut: &Cut, incarnations: &mut u64) -> Partition {
     let key = |group| shared_model::view::group_key(tp, group, plan.layout.groups);
     let claimed = (0..plan.layout.groups).map(|group| store.claim(&key(group))).collect();
-    let panes = PaneStart { cut: Cut::start(0), panes_from: None };
+    let panes = PaneStart { cut: Cut::start(0), panes_from: None, holes: Vec::new() };
     let (partition, rebuilt) = Partition::start(tp, plan, claimed, cut, &panes, 0, || {
         *incarnations += 1;
         *incarnations

@@ -23,8 +23,10 @@ use std::sync::Arc;
 pub(crate) struct PaneStart {
     /// The cut to start reading at, at or below the tidemark's.
     pub(crate) cut: Cut,
-    /// Panes that start at or after this are whole; `None`: all are.
+    /// Panes that start at or after this are whole, but for the holes; `None`: all are.
     pub(crate) panes_from: Option<Millis>,
+    /// Starts of panes in which events from the future lie that were read before.
+    pub(crate) holes: Vec<Millis>,
 }
 
 /// What became of a record.
@@ -89,7 +91,7 @@ impl Partition {
                 (start, _) => {
                     let why = if let Start::Rebuild(why) = start { why } else { Why::Missing };
                     rebuilt.push((number, why));
-                    Group::rebuild(key, random(), cut, &panes.cut, panes.panes_from, plan)
+                    Group::rebuild(key, random(), cut, panes, plan)
                 }
             });
         }
@@ -149,9 +151,9 @@ impl Partition {
             Ok(event) => {
                 self.trusted.observe(rule, event.time, append_time);
                 let newest = self.trusted.newest;
-                let leap = longest_leap(&self.plan.stream);
+                let (ahead, pane) = (longest_ahead(&self.plan.stream), self.plan.layout.pane);
                 let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= record.offset);
-                fresh.for_each(|group| group.event_came(newest, leap, &self.plan.layout));
+                fresh.for_each(|group| group.event_came(newest, ahead, pane));
                 if self.dedup.is_repeat(event.identity, record.offset) {
                     return Taken::Repeat;
                 }
@@ -238,18 +240,26 @@ impl Partition {
     }
 }
 
-/// How far a record's event time may lie ahead of the newest trusted one and still be near enough to count on.
-pub(crate) fn longest_leap(stream: &Stream) -> Millis {
+/// How far beyond the newest trusted time the event times of a log may lie without being held as leaps: a live
+/// stream's trusted time stops at the append time, and its bounds say how far ahead of that an event may be.
+pub(crate) fn longest_ahead(stream: &Stream) -> Millis {
     match (stream.event_clock(), stream.bounds) {
-        (EventClockRule::Replay { leap }, _) => leap,
         (EventClockRule::Live, Bounds::Relative { future, .. }) => future,
-        (EventClockRule::Live, Bounds::Fixed(_)) => 0,
+        _ => 0,
     }
 }
 
-/// The pane start that an older cut gives: panes that begin a leap beyond its newest trusted time are whole.
+/// The pane start that an older cut gives. Every event time below it is either not beyond its newest trusted time (and
+/// what a live stream allows ahead of it), or one of its held leaps: so it is known which panes the records below
+/// touch.
 pub(crate) fn pane_start(cut: Cut, is_first: bool, stream: &Stream, pane: Millis) -> PaneStart {
-    let whole = |newest: Millis| window::pane_from(newest.saturating_add(longest_leap(stream)), pane) + pane;
-    let panes_from = if is_first { None } else { cut.trusted.newest.map(whole) };
-    PaneStart { cut, panes_from }
+    if is_first {
+        return PaneStart { cut, panes_from: None, holes: Vec::new() };
+    }
+    let touched = |newest: Millis| window::pane_after(newest.saturating_add(longest_ahead(stream)), pane);
+    let panes_from = cut.trusted.newest.map(touched);
+    let mut holes: Vec<Millis> = cut.trusted.leaps.iter().map(|time| time.div_euclid(pane) * pane).collect();
+    holes.dedup();
+    holes.retain(|&start| panes_from.is_none_or(|from| start >= from));
+    PaneStart { cut, panes_from, holes }
 }

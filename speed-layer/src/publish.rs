@@ -23,6 +23,10 @@ use tokio_util::sync::CancellationToken;
 const LEASE: &str = "tm1:publisher";
 /// How long a lease lasts without renewal.
 const LEASE_MS: u64 = 5_000;
+/// The lease was ours and is renewed.
+const HELD: u8 = 1;
+/// The lease was nobody's and is ours now.
+const TAKEN: u8 = 2;
 /// How many commands are under way at once.
 const ABREAST: usize = 256;
 /// The shortest time between two passes, for replays whose panes fly by.
@@ -78,9 +82,14 @@ impl Publisher {
     }
 
     async fn round(&mut self, pane: Duration) -> anyhow::Result<()> {
-        if !self.lease(LEASE_MS).await.context("the lease")? {
-            self.standing = None;
-            return Ok(());
+        match self.lease(LEASE_MS).await.context("the lease")? {
+            HELD => {}
+            // Nobody held it, not even we: we are new, were late, or Redis was emptied.
+            TAKEN => self.standing = None,
+            _ => {
+                self.standing = None;
+                return Ok(());
+            }
         }
         if self.standing.is_none() {
             tracing::info!("publishing finished values from this worker");
@@ -104,8 +113,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Takes or renews the lease; whether we hold it.
-    async fn lease(&self, millis: u64) -> ::redis::RedisResult<bool> {
+    /// Takes or renews the lease: [`HELD`], [`TAKEN`], or another's.
+    async fn lease(&self, millis: u64) -> ::redis::RedisResult<u8> {
         let mut lease = cmd("FCALL");
         lease.arg("tm1_lease").arg(1).arg(LEASE).arg(&self.token).arg(millis);
         self.redis.ask(&lease).await

@@ -123,6 +123,16 @@ impl Redis {
         answer(self.ask(&call).await)
     }
 
+    /// Deletes expired segments alone, which is admitted when memory is full.
+    pub(crate) async fn trim(&self, key: &str, token: &str, header: &Header, fields: &[(Slice, u64)]) -> Answer {
+        let mut call = cmd("FCALL");
+        call.arg("tm1_trim").arg(1).arg(key).arg(token).arg(header.fence());
+        for &(slice, seq) in fields {
+            call.arg(view::segment_field(slice, seq));
+        }
+        answer(self.ask(&call).await)
+    }
+
     /// Whether a group still is as we stored it: nothing is written.
     pub(crate) async fn probe(&self, key: &str, token: &str, header: &Header) -> Answer {
         let (fence, mut call) = (header.fence(), cmd("FCALL"));
@@ -219,6 +229,7 @@ fn answer(reply: RedisResult<String>) -> Answer {
             other => Answer::Unknown(format!("unexpected answer {other:?}")),
         },
         Err(error) if is_library_missing(&error) => Answer::NoLibrary,
+        Err(error) if error.code() == Some("OOM") => Answer::Full(explain(&error)),
         Err(error) => Answer::Unknown(explain(&error)),
     }
 }

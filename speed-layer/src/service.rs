@@ -172,13 +172,13 @@ async fn own_partitions(
                     for tp in partitions {
                         if let Some(stop) = owned.remove(&tp) {
                             tracing::info!("{tp}: given up");
-                            shared.health.set(&tp.to_string(), None);
                             stop.cancel();
                             stopping.push(tp);
                         }
                     }
                     while !stopping.is_empty() && let Some(ended) = workers.join_next().await {
                         let (tp, _) = ended.context("a partition's worker broke off")?;
+                        shared.health.forget(&tp.to_string());
                         stopping.retain(|other| *other != tp);
                     }
                     drop(done);

@@ -4,7 +4,7 @@
 //! unneeded.
 
 use crate::health::Health;
-use crate::partition::{PaneStart, pane_start};
+use crate::partition::{PaneStart, longest_ahead, pane_start};
 use anyhow::{Context as _, bail};
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
@@ -150,7 +150,7 @@ impl TidemarkSource {
         log_start: i64,
     ) -> sqlx::Result<PaneStart> {
         let before = cut.trusted.newest.unwrap_or(Millis::MIN / 2);
-        let before = before - longest_window - crate::partition::longest_leap(stream) - 2 * pane;
+        let before = before - longest_window - longest_ahead(stream) - 2 * pane;
         let query = sqlx::query_as(
             "select t.generation, t.generation = (select min(generation) from tidemark.tidemark), c
              from tidemark.tidemark t, jsonb_array_elements(t.cuts) c

@@ -102,6 +102,7 @@ impl Twin {
         for (number, group) in owner.groups_mut().iter_mut().enumerate() {
             let due = group.has_work(epoch, &expired) || group.is_behind(&position);
             if group.folds_from() > position.to || !due {
+                probe(&self.stored, number, group)?;
                 continue;
             }
             let merge = merge(&self.plan, group, epoch, &expired, self.stored.get(&number))?;
@@ -149,6 +150,15 @@ fn merge(
     let read: Option<Vec<Vec<u8>>> = seqs.iter().map(|&seq| stored.segments.get(&(slice, seq)).cloned()).collect();
     let merged = read.map(|read| Merge::of(plan, slice, seqs, &read)).transpose();
     merged.map_err(|_| "a stored segment can't be read")
+}
+
+/// What a quiet round finds out: whether a group that has nothing to write is still as it was stored.
+fn probe(stored: &BTreeMap<usize, Stored>, number: usize, group: &Group) -> Result<(), &'static str> {
+    let fence = stored.get(&number).map(|group| group.header.fence());
+    if group.is_stored() && fence != Some(group.header().fence()) {
+        return Err("FENCE");
+    }
+    Ok(())
 }
 
 /// What the flush function does: checks the fence, recognises a retry, then writes.

@@ -24,9 +24,9 @@ pub(crate) fn oldest_pane<'a>(
     Some(reached.div_euclid(pane) * pane + pane - longest)
 }
 
-/// The start of the first pane that begins at or after `time`.
-pub(crate) fn pane_from(time: Millis, pane: Millis) -> Millis {
-    time.saturating_add(pane - 1).div_euclid(pane) * pane
+/// The start of the first pane that begins after `time`.
+pub(crate) fn pane_after(time: Millis, pane: Millis) -> Millis {
+    time.div_euclid(pane).saturating_add(1).saturating_mul(pane)
 }
 
 #[cfg(test)]
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn panes_begin_at_multiples() {
-        assert_eq!([(10, 10), (11, 20), (-1, 0), (0, 0)].map(|(t, p)| pane_from(t, 10) == p), [true; 4]);
+    fn the_next_pane_begins_after_a_time() {
+        assert_eq!([9, 10, -1, 0].map(|time| pane_after(time, 10)), [10, 20, 0, 10]);
     }
 }

@@ -439,6 +439,11 @@ impl Owner {
                         self.unwell(crate::redis::explain(&error));
                     }
                 }
+                Next::Trim(why) => {
+                    self.metrics.refused("full");
+                    self.unwell(why);
+                    self.trim().await;
+                }
                 Next::Retry(why) => {
                     self.metrics.refused("unknown");
                     self.unwell(why);
@@ -451,6 +456,25 @@ impl Owner {
             pause = (pause * 2).min(Duration::from_secs(1));
         }
         ON
+    }
+
+    /// Makes room in a full Redis: deletes what has expired since the refused writes were built.
+    async fn trim(&mut self) {
+        let expired = self.expired();
+        let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
+        let trims = groups.iter().enumerate().filter(|(_, group)| group.is_stored()).filter_map(|(at, group)| {
+            let fields = group.expired_segments(&expired);
+            (!fields.is_empty()).then(|| async move {
+                let answer = redis.trim(&group.key, token, group.header(), &fields).await;
+                (at, fields, answer)
+            })
+        });
+        // Anything but success is left to the next round of writes, which finds out the same.
+        for (at, fields, answer) in join_all(trims).await {
+            if answer == Answer::Stored {
+                self.partition.groups_mut()[at].forget(&fields);
+            }
+        }
     }
 
     /// Writes all waiting dead letters, however long it takes; breaks at the stop.

@@ -32,6 +32,8 @@ pub struct Stack {
     pub database: String,
     /// The URL of the archive.
     pub archive: String,
+    /// What the layers' processes get beside what they inherit: an archive's credentials.
+    pub environment: Vec<(String, String)>,
     /// Looks at it from outside.
     pub probe: Probe,
     program: PathBuf,
@@ -72,7 +74,7 @@ impl Stack {
         let (bootstrap, groups) = (kafka.bootstrap(), catalog.layout.groups);
         let probe = Probe { kafka: bootstrap, topics, redis: redis.url(), groups };
         let program = PathBuf::from(program);
-        Stack { kafka, redis, postgres, catalog, database, archive, probe, program, folder, _scratch: scratch }
+        Stack { kafka, redis, postgres, catalog, database, archive, environment: Vec::new(), probe, program, folder, _scratch: scratch }
     }
 
     fn arguments(&self, command: &[&str], connections: &[&str]) -> Vec<String> {
@@ -90,7 +92,7 @@ impl Stack {
 
     fn layer(&self, name: &'static str, arguments: &[String]) -> Layer {
         let log = self.folder.join(format!("{name}.log"));
-        Layer::start(&self.program, name, arguments, &log).expect("a layer's process")
+        Layer::start_in(&self.program, name, arguments, &self.environment, &log).expect("a layer's process")
     }
 
     /// Starts a speed worker.

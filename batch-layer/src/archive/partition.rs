@@ -202,6 +202,7 @@ impl<'a> Step<'a> {
                         reader.seek(offset)?;
                     }
                 }
+                Arrived::Gap(_, to) if to <= start.offset => {}
                 Arrived::Gap(from, to) => self.sealer.gap(from.max(start.offset), to),
                 Arrived::End => {
                     let boundary = self.ctx.catalog.layout.epoch.boundary(self.target);
@@ -210,6 +211,11 @@ impl<'a> Step<'a> {
                     {
                         return Ok(Some(reason));
                     }
+                }
+                Arrived::Stuck(reason) if ticks.sent > 0 => {
+                    return Ok(Some(format!(
+                        "{reason} (a tick was written: an open transaction may hide it)"
+                    )));
                 }
                 Arrived::Stuck(reason) => return Ok(Some(reason)),
             }

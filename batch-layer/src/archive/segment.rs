@@ -289,7 +289,8 @@ mod tests {
             ("_identity_hi", DataType::UInt64),
             ("_identity_lo", DataType::UInt64),
         ];
-        let filled = vec![Value::str("u"), Value::Int(1), Value::Int(2), Value::Float(0.5), Value::Bool(true)];
+        let filled =
+            vec![Value::str("u"), Value::Int(1), Value::Int(2), Value::Float(0.5), Value::Bool(true)];
         for (values, time) in [(filled, Some(7)), (vec![Value::Null; 5], None)] {
             let event = Event { time: 5, values, identity: Identity(u128::MAX) };
             let row = Row { offset: 3, ingest_time: time, produced: time, event };
@@ -297,7 +298,8 @@ mod tests {
             let mut frame = frame(&samples::stream(), &tp, vec![row]).unwrap();
             let bytes = parquet(&mut frame).unwrap();
             let read = ParquetReader::new(std::io::Cursor::new(bytes)).finish().unwrap();
-            let found: Vec<_> = read.schema().iter().map(|(name, dtype)| (name.as_str(), dtype.clone())).collect();
+            let found: Vec<_> =
+                read.schema().iter().map(|(name, dtype)| (name.as_str(), dtype.clone())).collect();
             assert_eq!(found, expected);
             assert!(read.equals_missing(&frame));
         }

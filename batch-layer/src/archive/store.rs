@@ -145,7 +145,7 @@ impl Store {
         let mut attempt = 1;
         loop {
             match self.inner.put(&self.at(path), bytes.clone().into()).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => return self.make_durable(path).await,
                 Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
                     self.back_off(path, &mut attempt, &error).await
                 }
@@ -163,7 +163,7 @@ impl Store {
         let mut attempt = 1;
         loop {
             let error = match self.create_once(path, bytes.clone()).await {
-                Ok(()) => return Ok(Created::Won),
+                Ok(()) => return self.make_durable(path).await.map(|()| Created::Won),
                 Err(error) => error,
             };
             // Whatever the answer was: what counts is what lies there now.
@@ -221,6 +221,22 @@ impl Store {
         warn!(archive = %self.url, path, attempt, "a write failed and is tried again: {error}");
         tokio::time::sleep(Duration::from_millis(100 << *attempt)).await;
         *attempt += 1;
+    }
+
+    /// Makes a file in a local folder outlive a power cut, as an object store's are: the database that will say of it
+    /// that it is there does so too.
+    async fn make_durable(&self, path: &str) -> Result<()> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let file = folder.join(path);
+        let failed = format!("archive {}: {path} can't be synced to disk", self.url);
+        let sync = move || -> std::io::Result<()> {
+            // Its folders may be new too.
+            for entry in file.ancestors().take_while(|entry| entry.starts_with(&folder)) {
+                std::fs::File::open(entry)?.sync_all()?;
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(sync).await.context("a sync to disk died")?.context(failed)
     }
 
     fn at(&self, path: &str) -> Path {

@@ -1,4 +1,4 @@
-//! Removes files that no manifest names: what a killed or outrun archiver left behind.
+//! Removes files that no manifest names: what a killed or outrun archiver left behind, probes included.
 //!
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
 //! it, by its own name, doesn't.
@@ -25,7 +25,7 @@ pub struct Swept {
 
 /// Removes the orphans that were last written before `older_than` (ms since 1970; give it a day at least, an
 /// archiver that works longer on one epoch would lose its files). `known` tells paths that are in use without
-/// looking, such as the ledger's; it may know none. With `dry_run` nothing is removed.
+/// looking, such as the ledger's; it may know none, and then every manifest is read once. With `dry_run` nothing is removed.
 pub async fn sweep(
     store: &Store,
     known: impl Fn(&str) -> bool,
@@ -34,10 +34,15 @@ pub async fn sweep(
 ) -> Result<Swept> {
     let mut swept = Swept::default();
     let mut named = Named::default();
-    for folder in ["data", "rejects"] {
+    for folder in ["data", "rejects", "probe"] {
         for object in store.list(folder).await? {
             let path = object.location.to_string();
             if object.last_modified.timestamp_millis() >= older_than || known(&path) {
+                continue;
+            }
+            if folder == "probe" {
+                swept.bytes += object.size;
+                swept.orphans.push(path);
                 continue;
             }
             match (stream_of(&path), path.rsplit('/').next().and_then(parse_file_name)) {

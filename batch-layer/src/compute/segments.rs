@@ -3,33 +3,43 @@
 use crate::plan::expression::data_type;
 use crate::plan::{EVENT_TIME, IDENTITY, POSITION, Segments};
 use anyhow::{Context, Result, bail, ensure};
-use polars::prelude::{DataType, ParquetReader, SerReader};
+use polars::prelude::{ArrowSchema, DataType, ParquetReader, SerReader};
 use shared_model::catalog::Stream;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The segments of a stream's day, grouped by the columns that they have, and how many rows they have together.
 pub(super) fn inspect(stream: &Stream, files: &[PathBuf]) -> Result<(Vec<Segments>, u64)> {
-    let mut groups: Vec<Segments> = Vec::new();
+    let mut groups: Vec<(Arc<ArrowSchema>, Segments)> = Vec::new();
     let mut rows = 0;
     for file in files {
-        let (missing, extra, height) =
-            shape(stream, file).with_context(|| format!("segment {}", file.display()))?;
+        let (schema, height) = footer(file).with_context(|| format!("segment {}", file.display()))?;
         rows += height;
-        match groups.iter_mut().find(|group| group.missing == missing && group.extra == extra) {
-            // Two files may have different extra columns: they are then never scanned together.
-            Some(group) if !extra => group.files.push(file.clone()),
-            _ => groups.push(Segments { files: vec![file.clone()], missing, extra }),
+        match groups.iter_mut().find(|(known, _)| *known == schema) {
+            Some((_, alike)) => alike.files.push(file.clone()),
+            None => {
+                let missing =
+                    missing(stream, &schema).with_context(|| format!("segment {}", file.display()))?;
+                groups.push((schema, Segments { files: vec![file.clone()], missing }));
+            }
         }
     }
-    Ok((groups, rows))
+    Ok((groups.into_iter().map(|(_, alike)| alike).collect(), rows))
 }
 
-/// The fields that a file lacks, whether it has columns of its own, and its rows.
-fn shape(stream: &Stream, file: &Path) -> Result<(Vec<usize>, bool, u64)> {
+/// The columns and the number of rows of a file.
+fn footer(file: &Path) -> Result<(Arc<ArrowSchema>, u64)> {
     let mut reader = ParquetReader::new(File::open(file).context("can't be opened")?);
     let schema = reader.schema().context("is not a Parquet file")?;
-    let rows = reader.num_rows()? as u64;
+    Ok((schema, reader.num_rows()? as u64))
+}
+
+/// The fields that columns lack.
+///
+/// # Errors
+/// Where they aren't those of an archived file, or a field has another type than the catalog says.
+fn missing(stream: &Stream, schema: &ArrowSchema) -> Result<Vec<usize>> {
     for name in POSITION.iter().chain(&IDENTITY).chain(&[EVENT_TIME]) {
         ensure!(schema.contains(name), "column {name} is missing: the archive did not write this file");
     }
@@ -49,8 +59,5 @@ fn shape(stream: &Stream, file: &Path) -> Result<(Vec<usize>, bool, u64)> {
             );
         }
     }
-    let system = crate::archive::SYSTEM_COLUMNS;
-    let declared = |name: &str| stream.field(name).is_some() || system.contains(&name);
-    let extra = schema.iter_names().any(|name| !declared(name));
-    Ok((missing, extra, rows))
+    Ok(missing)
 }

@@ -232,6 +232,20 @@ fn the_text_of_a_plan_is_pinned() {
         let rows = DataFrame::new(0, columns).expect("empty columns").lazy();
         cells(stream, metric, &metric.bindings[0], rows).describe_plan().expect("a plan")
     };
-    insta::assert_snapshot!(shown("user_view_cnt"), @"");
-    insta::assert_snapshot!(shown("geo_top_doc"), @"");
+    insta::assert_snapshot!(shown("user_view_cnt"), @r#"
+    AGGREGATE[maintain_order: false]
+      [len().cast(Int64).alias("n")] BY [col("k0"), col("bucket")]
+      FROM
+      SELECT [col("uuid").alias("k0"), (col("_event_time") - (((col("_event_time") % 1200000) + 1200000) % 1200000)).alias("bucket")]
+        FILTER (col("platform") == 1) | (col("platform") == 2)
+        FROM
+          DF ["uuid", "document_id", "timestamp", "platform", ...]; PROJECT */7 COLUMNS
+    "#);
+    insta::assert_snapshot!(shown("geo_top_doc"), @r#"
+    AGGREGATE[maintain_order: false]
+      [len().cast(Int64).alias("n")] BY [col("k0"), col("k1"), col("bucket")]
+      FROM
+      SELECT [col("geo_location").alias("k0"), col("document_id").alias("k1"), (col("_event_time") - (((col("_event_time") % 3600000) + 3600000) % 3600000)).alias("bucket")]
+        DF ["display_id", "uuid", "document_id", "timestamp", ...]; PROJECT */7 COLUMNS
+    "#);
 }

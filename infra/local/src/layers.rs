@@ -26,11 +26,33 @@ impl Layer {
     /// # Errors
     /// When the program can't be started or the log can't be written.
     pub fn start(program: &Path, name: &'static str, arguments: &[String], log: &Path) -> anyhow::Result<Layer> {
-        let arguments = std::iter::once(OsString::from(name)).chain(arguments.iter().map(OsString::from));
+        Layer::start_in(program, name, arguments, &[], log)
+    }
+
+    /// The same with variables set beside those that it inherits.
+    ///
+    /// # Errors
+    /// When the program can't be started or the log can't be written.
+    pub fn start_in(
+        program: &Path,
+        name: &'static str,
+        arguments: &[String],
+        environment: &[(String, String)],
+        log: &Path,
+    ) -> anyhow::Result<Layer> {
+        // `env` replaces itself with the program, so that its process is the layer's.
+        let command = if environment.is_empty() { program } else { Path::new("env") };
+        let mut args: Vec<OsString> =
+            environment.iter().map(|(name, value)| format!("{name}={value}").into()).collect();
+        if !environment.is_empty() {
+            args.push(program.into());
+        }
+        args.push(name.into());
+        args.extend(arguments.iter().map(OsString::from));
         let program = Program {
             name,
-            command: PathBuf::from(program),
-            args: arguments.collect(),
+            command: PathBuf::from(command),
+            args,
             user: None,
             log: log.to_owned(),
             stop: Signal::TERM,

@@ -3,28 +3,24 @@
 //! A snapshot is one REPEATABLE READ, READ ONLY transaction. Rows are read from a metric's parent table with literal
 //! version ids, so that the planner leaves out every other version's table.
 
+mod select;
+
 use super::{
     AtTidemark, BatchError, BatchView, EachCell, Lost, Position, Scan, Snapshot, StoredLayout, VersionOf,
     Versions,
 };
-use crate::merge::{Cell, FoldError};
-use crate::query::Part;
-use crate::query::filter::Test;
-use chrono::{DateTime, NaiveDate, Utc};
+use crate::merge::FoldError;
+use chrono::NaiveDate;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
-use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
-use shared_model::codec::CodecError;
-use shared_model::event::{FieldType, Value};
-use shared_model::metric::{KeyColumn, Metric};
+use select::{Select, bind, cell, timestamp};
+use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::{StoredCut, Tidemark};
-use shared_model::time::{EventDay, Interval, Millis};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::query::Query as SqlQuery;
+use shared_model::time::{EventDay, Interval};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
-use std::cmp::Ordering;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -32,6 +28,8 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct PostgresBatchView {
     pool: PgPool,
+    /// For looking at where it stands, however many queries are under way.
+    watch: PgPool,
 }
 
 impl PostgresBatchView {
@@ -41,20 +39,25 @@ impl PostgresBatchView {
     /// Where the URL is none.
     pub fn new(url: &str, connections: u32) -> Result<PostgresBatchView, sqlx::Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("tidemark-serving");
-        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(3));
-        Ok(PostgresBatchView { pool: pool.connect_lazy_with(options) })
+        let pool = |connections| {
+            let pool =
+                PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(3));
+            pool.connect_lazy_with(options.clone())
+        };
+        Ok(PostgresBatchView { pool: pool(connections.max(1)), watch: pool(1) })
     }
 
     async fn read_position(&self, known: Option<&Position>) -> Result<Option<Position>, sqlx::Error> {
-        let newest: Option<i64> =
-            sqlx::query_scalar("select max(generation) from tidemark.tidemark").fetch_one(&self.pool).await?;
+        let newest: Option<i64> = sqlx::query_scalar("select max(generation) from tidemark.tidemark")
+            .fetch_one(&self.watch)
+            .await?;
         let Some(newest) = newest else { return Ok(None) };
         if let Some(known) = known.filter(|known| known.current.generation == newest) {
             return Ok(Some(known.clone()));
         }
         let (epoch_ms, groups, pane_ms): (i64, i64, i64) =
             sqlx::query_as("select epoch_ms::bigint, groups::bigint, pane_ms::bigint from tidemark.layout")
-                .fetch_one(&self.pool)
+                .fetch_one(&self.watch)
                 .await?;
         let tidemarks: Vec<(i64, Json<Vec<StoredCut>>)> = sqlx::query_as(
             "select generation, cuts from tidemark.tidemark
@@ -62,7 +65,7 @@ impl PostgresBatchView {
              order by generation",
         )
         .bind(newest)
-        .fetch_all(&self.pool)
+        .fetch_all(&self.watch)
         .await?;
         let of = |(generation, cuts): &(i64, Json<Vec<StoredCut>>)| {
             Tidemark::from_stored(*generation, cuts.0.clone())
@@ -323,171 +326,4 @@ fn version_of(row: &PgRow) -> Result<(EventDay, VersionOf), sqlx::Error> {
         partial: partial.unwrap_or(false),
     };
     Ok((EventDay::from_date(row.try_get(0)?), version))
-}
-
-fn timestamp(time: Millis) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp_millis(time)
-}
-
-/// A value that the server compares with.
-enum Bound {
-    One(Value),
-    Many(Vec<Value>),
-}
-
-fn bind(query: SqlQuery<'_, Postgres, PgArguments>, bound: Bound) -> SqlQuery<'_, Postgres, PgArguments> {
-    match bound {
-        Bound::One(Value::Str(text)) => query.bind(text.to_string()),
-        Bound::One(Value::Int(int)) => query.bind(int),
-        Bound::One(Value::Bool(value)) => query.bind(value),
-        Bound::One(_) => query.bind(None::<String>),
-        Bound::Many(values) if matches!(values.first(), Some(Value::Int(_))) => {
-            let ints = |value| if let Value::Int(int) = value { Some(int) } else { None };
-            query.bind(values.into_iter().filter_map(ints).collect::<Vec<i64>>())
-        }
-        Bound::Many(values) if matches!(values.first(), Some(Value::Bool(_))) => {
-            let bools = |value| if let Value::Bool(value) = value { Some(value) } else { None };
-            query.bind(values.into_iter().filter_map(bools).collect::<Vec<bool>>())
-        }
-        Bound::Many(values) => {
-            let texts = |value| if let Value::Str(text) = value { Some(text.to_string()) } else { None };
-            query.bind(values.into_iter().filter_map(texts).collect::<Vec<String>>())
-        }
-    }
-}
-
-/// The statement of a scan.
-struct Select {
-    sql: String,
-    /// What is bound from `$3` on.
-    bound: Vec<Bound>,
-    /// The places of the `by` columns that it returns.
-    needed: Vec<usize>,
-}
-
-impl Select {
-    /// Filters are there to read less; all are tested again. Counts and sums are added up over the columns that the
-    /// query neither groups by nor tests: what they are added to is the same, and far fewer rows travel.
-    fn new(scan: &Scan<'_>, table: &str) -> Select {
-        let (column, metric) = (scan.column, &scan.column.metric);
-        let adds = matches!(metric.aggregate, Aggregate::Count | Aggregate::TopK { .. } | Aggregate::Sum(_));
-        let is_needed =
-            |place: &usize| column.group.contains(place) || column.tested.contains(&Part::By(*place));
-        let needed: Vec<usize> = (0..metric.by.len()).filter(|place| !adds || is_needed(place)).collect();
-        let keys = needed.iter().map(|place| &metric.by[*place]).chain(&metric.item);
-        let mut columns: Vec<String> = keys.map(|column| quoted(&column.name)).collect();
-        columns.push("bucket".to_owned());
-        let grouped = adds && needed.len() < metric.by.len();
-        let group_by = if grouped { format!(" group by {}", columns.join(", ")) } else { String::new() };
-        for (name, ty) in state_columns(metric) {
-            let name = if grouped { format!("sum({})", quoted(name)) } else { quoted(name) };
-            columns.push(match ty {
-                ColumnType::Numeric => format!("{name}::text"),
-                ColumnType::BigInt if grouped => format!("{name}::bigint"),
-                _ => name,
-            });
-        }
-        let ids: Vec<String> = scan.versions.iter().map(|version| version.version_id.to_string()).collect();
-        let mut sql = format!(
-            "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
-            columns.join(", "),
-            quoted(table),
-            ids.join(", ")
-        );
-        let mut bound = Vec::new();
-        for (filter, part) in scan.filters.iter().zip(&column.tested) {
-            let tested = match part {
-                Part::By(place) => metric.by.get(*place),
-                Part::Item => metric.item.as_ref(),
-            };
-            if let Some(tested) = tested {
-                push(&mut sql, &mut bound, tested, &filter.test);
-            }
-        }
-        sql.push_str(&group_by);
-        Select { sql, bound, needed }
-    }
-}
-
-/// Appends the SQL of one test, where the server means the same by it.
-fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Test) {
-    // Texts are ordered by their bytes, whatever the database's collation.
-    let collate = if column.ty == FieldType::String { " collate \"C\"" } else { "" };
-    let name = quoted(&column.name);
-    let mut compare = |operator: &str, value: &Value| {
-        bound.push(Bound::One(value.clone()));
-        sql.push_str(&format!(" and {name}{collate} {operator} ${}", bound.len() + 2));
-    };
-    match test {
-        Test::Not(value) => compare("<>", value),
-        Test::Compare { is: [Ordering::Less], with } => compare("<", with),
-        Test::Compare { is: [Ordering::Less, _], with } => compare("<=", with),
-        Test::Compare { is: [Ordering::Greater], with } => compare(">", with),
-        Test::Compare { is: [Ordering::Greater, _], with } => compare(">=", with),
-        Test::Between(low, high) => {
-            compare(">=", low);
-            compare("<=", high);
-        }
-        Test::In(values) => {
-            bound.push(Bound::Many(values.clone()));
-            sql.push_str(&format!(" and {name} = any(${})", bound.len() + 2));
-        }
-        Test::IsNull => sql.push_str(&format!(" and {name} is null")),
-        Test::IsNotNull => sql.push_str(&format!(" and {name} is not null")),
-        Test::Compare { .. } | Test::Like(_) => {}
-    }
-}
-
-/// The columns that hold the state; those for people are not read.
-fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnType)> {
-    metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Decodes a row of a [`Select`]; columns that it doesn't return, which nobody asks for, are NULL.
-fn cell(metric: &Metric, needed: &[usize], row: &PgRow) -> Result<Cell, FoldError> {
-    let invalid = |_: sqlx::Error| FoldError::Undecodable(CodecError::Invalid("row of the batch view"));
-    let mut at = 0;
-    let mut key = |column: &KeyColumn| {
-        at += 1;
-        key_value(row, at - 1, column.ty).map_err(invalid)
-    };
-    let mut by = vec![Value::Null; metric.by.len()];
-    for place in needed {
-        by[*place] = key(&metric.by[*place])?;
-    }
-    let item = metric.item.as_ref().map(&mut key).transpose()?;
-    let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
-    let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
-    let columns = state_columns(metric).enumerate().map(stored);
-    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-    let state = State::from_columns(&metric.aggregate, columns)?;
-    Ok(Cell { by, item, bucket: bucket.timestamp_millis(), state })
-}
-
-fn key_value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value, sqlx::Error> {
-    let value = match ty {
-        FieldType::Int => row.try_get::<Option<i64>, _>(at)?.map(Value::Int),
-        FieldType::Bool => row.try_get::<Option<bool>, _>(at)?.map(Value::Bool),
-        _ => row.try_get::<Option<&str>, _>(at)?.map(Value::str),
-    };
-    Ok(value.unwrap_or(Value::Null))
-}
-
-fn state_column(row: &PgRow, at: usize, ty: ColumnType) -> Result<Column, sqlx::Error> {
-    Ok(match ty {
-        ColumnType::BigInt => Column::BigInt(row.try_get(at)?),
-        ColumnType::Numeric => {
-            let text: Option<&str> = row.try_get(at)?;
-            let parsed = text.map(str::parse::<i128>).transpose();
-            Column::Numeric(parsed.map_err(|error| sqlx::Error::Decode(error.into()))?)
-        }
-        ColumnType::Double => Column::Double(row.try_get(at)?),
-        ColumnType::Text => Column::Text(row.try_get(at)?),
-        ColumnType::Bool => Column::Bool(row.try_get(at)?),
-        ColumnType::Bytes => Column::Bytes(row.try_get(at)?),
-    })
 }

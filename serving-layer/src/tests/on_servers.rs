@@ -220,6 +220,12 @@ async fn real_servers_answer_as_memory_does() {
         let query = world.query(span(request));
         assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{op}");
     }
+    for granularity in ["total", "grain", "7h", "day", "week"] {
+        let request = json!({ "metrics": ["user_view_cnt", "doc_sum"], "granularity": granularity,
+                              "from": "2016-06-15T03:00:00Z", "to": "2016-06-16T21:00:00Z" });
+        let query = world.query(request);
+        assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{granularity}");
+    }
     let service = Service::new(views.clone());
     service.refresh().await.unwrap();
     assert_eq!(service.unready(), Vec::<String>::new());

@@ -256,11 +256,17 @@ async fn what_never_reached_the_archive_is_missing_for_good() {
 
 #[tokio::test]
 async fn a_live_answer_from_panes_that_are_not_whole_says_so() {
-    let served = Served::new().await;
-    let groups = 4;
-    (0..groups).for_each(|group| served.spoil(0, group, |header| header.panes_from = Some(i64::MAX)));
-    let (_, reply) = served.get("/api/v1/live/user_view_cnt_5m?uuid=u1").await;
-    assert_eq!(reply["complete"], false, "{reply}");
+    let newest = START + fixed().iter().map(|event| event.time).max().unwrap();
+    let changes: [&dyn Fn(&mut Header); 2] =
+        [&|header| header.panes_from = Some(newest - 200_000), &|header| {
+            header.pane_holes = vec![newest / 10_000 * 10_000]
+        }];
+    for change in changes {
+        let served = Served::new().await;
+        (0..4).for_each(|group| served.spoil(0, group, change));
+        let (_, reply) = served.get("/api/v1/live/user_view_cnt_5m?uuid=u1").await;
+        assert_eq!(reply["complete"], false, "{reply}");
+    }
 }
 
 #[tokio::test]

@@ -45,6 +45,9 @@ struct Record {
     values: Vec<Value>,
 }
 
+/// A group as it is stored: its key, its partition, and what it holds.
+pub(crate) type StoredGroup = (String, TopicPartition, Header, Vec<(Slice, Vec<u8>)>);
+
 /// A log, and what its readers know of it.
 pub(crate) struct World {
     pub(crate) catalog: Arc<Catalog>,
@@ -154,10 +157,7 @@ impl World {
     }
 
     /// Every group of the realtime view from the boundary of `epoch` on, to the end of the log.
-    pub(crate) fn realtime(
-        &self,
-        epoch: i64,
-    ) -> Vec<(String, TopicPartition, Header, Vec<(Slice, Vec<u8>)>)> {
+    pub(crate) fn realtime(&self, epoch: i64) -> Vec<StoredGroup> {
         let groups = self.catalog.layout.groups;
         let mut found = Vec::new();
         for (tp, log) in &self.logs {
@@ -211,6 +211,7 @@ impl World {
             trusted: Default::default(),
             watermark: newest.map(|newest| newest - 60_000),
             panes_from: None,
+            pane_holes: Vec::new(),
             cuts,
             metrics: fed.map(|metric| (metric.version, from)).collect(),
             seq: 0,

@@ -4,7 +4,12 @@ use super::*;
 use crate::archive::samples::Unreliable;
 
 /// Runs one create against scripted faults and tells what came of it and what lies there.
-async fn check(faults: &[&'static str], before: Option<&'static str>, expected: Result<Created, &str>, kept: &str) {
+async fn check(
+    faults: &[&'static str],
+    before: Option<&'static str>,
+    expected: Result<Created, &str>,
+    kept: &str,
+) {
     let inner = Arc::new(InMemory::new());
     if let Some(before) = before {
         inner.put(&"x".into(), before.into()).await.unwrap();
@@ -13,7 +18,9 @@ async fn check(faults: &[&'static str], before: Option<&'static str>, expected: 
     let created = store.create("x", Bytes::from_static(b"ours"), |found| found == b"ours").await;
     match (created, expected) {
         (Ok(created), Ok(expected)) => assert_eq!(created, expected, "{faults:?}"),
-        (Err(error), Err(expected)) => assert!(format!("{error:#}").contains(expected), "{faults:?}: {error:#}"),
+        (Err(error), Err(expected)) => {
+            assert!(format!("{error:#}").contains(expected), "{faults:?}: {error:#}")
+        }
         (created, _) => panic!("{faults:?}: {created:?}"),
     }
     let found = store.get("x").await.unwrap();

@@ -1,0 +1,203 @@
+//! The statement that reads a metric's rows, and how its rows are decoded.
+//!
+//! Whatever it leaves to Postgres (filters, adding up) changes how many rows travel, never what they merge to.
+
+use super::super::Scan;
+use crate::merge::{Cell, FoldError};
+use crate::query::Part;
+use crate::query::buckets::Buckets;
+use crate::query::filter::Test;
+use chrono::{DateTime, Utc};
+use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
+use shared_model::codec::CodecError;
+use shared_model::event::{FieldType, Value};
+use shared_model::metric::{KeyColumn, Metric};
+use shared_model::time::Millis;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query as SqlQuery;
+use sqlx::{Postgres, Row};
+use std::cmp::Ordering;
+
+pub(super) fn timestamp(time: Millis) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(time)
+}
+
+/// A value that the server compares with.
+pub(super) enum Bound {
+    One(Value),
+    Many(Vec<Value>),
+}
+
+pub(super) fn bind(
+    query: SqlQuery<'_, Postgres, PgArguments>,
+    bound: Bound,
+) -> SqlQuery<'_, Postgres, PgArguments> {
+    match bound {
+        Bound::One(Value::Str(text)) => query.bind(text.to_string()),
+        Bound::One(Value::Int(int)) => query.bind(int),
+        Bound::One(Value::Bool(value)) => query.bind(value),
+        Bound::One(_) => query.bind(None::<String>),
+        Bound::Many(values) if matches!(values.first(), Some(Value::Int(_))) => {
+            let ints = |value| if let Value::Int(int) = value { Some(int) } else { None };
+            query.bind(values.into_iter().filter_map(ints).collect::<Vec<i64>>())
+        }
+        Bound::Many(values) if matches!(values.first(), Some(Value::Bool(_))) => {
+            let bools = |value| if let Value::Bool(value) = value { Some(value) } else { None };
+            query.bind(values.into_iter().filter_map(bools).collect::<Vec<bool>>())
+        }
+        Bound::Many(values) => {
+            let texts = |value| if let Value::Str(text) = value { Some(text.to_string()) } else { None };
+            query.bind(values.into_iter().filter_map(texts).collect::<Vec<String>>())
+        }
+    }
+}
+
+/// The statement of a scan.
+pub(super) struct Select {
+    pub(super) sql: String,
+    /// What is bound from `$3` on.
+    pub(super) bound: Vec<Bound>,
+    /// The places of the `by` columns that it returns.
+    pub(super) needed: Vec<usize>,
+}
+
+impl Select {
+    /// Filters are there to read less; all are tested again. Counts and sums are added up over the columns that the
+    /// query neither groups by nor tests, and over the answer's buckets: what they are added to in the end is the same,
+    /// and far fewer rows travel.
+    pub(super) fn new(scan: &Scan<'_>, table: &str) -> Select {
+        let (column, metric) = (scan.column, &scan.column.metric);
+        let adds = matches!(metric.aggregate, Aggregate::Count | Aggregate::TopK { .. } | Aggregate::Sum(_));
+        let is_needed =
+            |place: &usize| column.group.contains(place) || column.tested.contains(&Part::By(*place));
+        let needed: Vec<usize> = (0..metric.by.len()).filter(|place| !adds || is_needed(place)).collect();
+        let keys = needed.iter().map(|place| &metric.by[*place]).chain(&metric.item);
+        let mut columns: Vec<String> = keys.map(|column| quoted(&column.name)).collect();
+        let bucket = bucket(scan.buckets).filter(|_| adds);
+        let grouped = adds && (needed.len() < metric.by.len() || bucket.is_some());
+        columns.push(bucket.unwrap_or_else(|| "bucket".to_owned()));
+        let places: Vec<String> = (1..=columns.len()).map(|place| place.to_string()).collect();
+        let group_by = if grouped { format!(" group by {}", places.join(", ")) } else { String::new() };
+        for (name, ty) in state_columns(metric) {
+            let name = if grouped { format!("sum({})", quoted(name)) } else { quoted(name) };
+            columns.push(match ty {
+                ColumnType::Numeric => format!("{name}::text"),
+                ColumnType::BigInt if grouped => format!("{name}::bigint"),
+                _ => name,
+            });
+        }
+        let ids: Vec<String> = scan.versions.iter().map(|version| version.version_id.to_string()).collect();
+        let mut sql = format!(
+            "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
+            columns.join(", "),
+            quoted(table),
+            ids.join(", ")
+        );
+        let mut bound = Vec::new();
+        for (filter, part) in scan.filters.iter().zip(&column.tested) {
+            let tested = match part {
+                Part::By(place) => metric.by.get(*place),
+                Part::Item => metric.item.as_ref(),
+            };
+            if let Some(tested) = tested {
+                push(&mut sql, &mut bound, tested, &filter.test);
+            }
+        }
+        sql.push_str(&group_by);
+        Select { sql, bound, needed }
+    }
+}
+
+/// A time of the answer's bucket that holds a row's, inside the span; `None` where rows are told apart as they are.
+fn bucket(buckets: &Buckets) -> Option<String> {
+    match buckets {
+        Buckets::One(_) => Some("$1".to_owned()),
+        Buckets::Fixed(width) => Some(format!(
+            "greatest(date_bin(interval '{width} milliseconds', bucket, timestamptz 'epoch'), $1)"
+        )),
+        Buckets::Starts(_) => None,
+    }
+}
+
+/// Appends the SQL of one test, where the server means the same by it.
+fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Test) {
+    // Texts are ordered by their bytes, whatever the database's collation.
+    let collate = if column.ty == FieldType::String { " collate \"C\"" } else { "" };
+    let name = quoted(&column.name);
+    let mut compare = |operator: &str, value: &Value| {
+        bound.push(Bound::One(value.clone()));
+        sql.push_str(&format!(" and {name}{collate} {operator} ${}", bound.len() + 2));
+    };
+    match test {
+        Test::Not(value) => compare("<>", value),
+        Test::Compare { is: [Ordering::Less], with } => compare("<", with),
+        Test::Compare { is: [Ordering::Less, _], with } => compare("<=", with),
+        Test::Compare { is: [Ordering::Greater], with } => compare(">", with),
+        Test::Compare { is: [Ordering::Greater, _], with } => compare(">=", with),
+        Test::Between(low, high) => {
+            compare(">=", low);
+            compare("<=", high);
+        }
+        Test::In(values) => {
+            bound.push(Bound::Many(values.clone()));
+            sql.push_str(&format!(" and {name} = any(${})", bound.len() + 2));
+        }
+        Test::IsNull => sql.push_str(&format!(" and {name} is null")),
+        Test::IsNotNull => sql.push_str(&format!(" and {name} is not null")),
+        Test::Compare { .. } | Test::Like(_) => {}
+    }
+}
+
+/// The columns that hold the state; those for people are not read.
+fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnType)> {
+    metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Decodes a row of a [`Select`]; columns that it doesn't return, which nobody asks for, are NULL.
+pub(super) fn cell(metric: &Metric, needed: &[usize], row: &PgRow) -> Result<Cell, FoldError> {
+    let invalid = |_: sqlx::Error| FoldError::Undecodable(CodecError::Invalid("row of the batch view"));
+    let mut at = 0;
+    let mut key = |column: &KeyColumn| {
+        at += 1;
+        key_value(row, at - 1, column.ty).map_err(invalid)
+    };
+    let mut by = vec![Value::Null; metric.by.len()];
+    for place in needed {
+        by[*place] = key(&metric.by[*place])?;
+    }
+    let item = metric.item.as_ref().map(&mut key).transpose()?;
+    let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
+    let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
+    let columns = state_columns(metric).enumerate().map(stored);
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    let state = State::from_columns(&metric.aggregate, columns)?;
+    Ok(Cell { by, item, bucket: bucket.timestamp_millis(), state })
+}
+
+fn key_value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value, sqlx::Error> {
+    let value = match ty {
+        FieldType::Int => row.try_get::<Option<i64>, _>(at)?.map(Value::Int),
+        FieldType::Bool => row.try_get::<Option<bool>, _>(at)?.map(Value::Bool),
+        _ => row.try_get::<Option<&str>, _>(at)?.map(Value::str),
+    };
+    Ok(value.unwrap_or(Value::Null))
+}
+
+fn state_column(row: &PgRow, at: usize, ty: ColumnType) -> Result<Column, sqlx::Error> {
+    Ok(match ty {
+        ColumnType::BigInt => Column::BigInt(row.try_get(at)?),
+        ColumnType::Numeric => {
+            let text: Option<&str> = row.try_get(at)?;
+            let parsed = text.map(str::parse::<i128>).transpose();
+            Column::Numeric(parsed.map_err(|error| sqlx::Error::Decode(error.into()))?)
+        }
+        ColumnType::Double => Column::Double(row.try_get(at)?),
+        ColumnType::Text => Column::Text(row.try_get(at)?),
+        ColumnType::Bool => Column::Bool(row.try_get(at)?),
+        ColumnType::Bytes => Column::Bytes(row.try_get(at)?),
+    })
+}

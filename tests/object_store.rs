@@ -1,0 +1,273 @@
+//! The archive over a live S3 API: conditional writes decide, failures are tried again, and the whole path gives the
+//! oracle's answers.
+//!
+//! The API is s3s-fs behind a hyper server on loopback, with signatures checked. s3s-fs 0.14 does honour
+//! `If-None-Match: *`, but looks before it writes, so that two writes at once may both pass; [`Api`] lets conditional
+//! writes in one at a time, as S3 itself does, and can also misbehave on purpose.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use batch_layer::archive::Store;
+use batch_layer::archive::store::Created;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use simulator::generate::{Delivery, Generator, Options};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tidemark_tests::stack::Stack;
+use tokio::sync::Mutex;
+use tower::ServiceExt as _;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const BUCKET: &str = "tidemark";
+
+/// How the API behaves.
+#[derive(Default)]
+struct Behaviour {
+    /// Conditional writes are let in one at a time.
+    conditional: Mutex<()>,
+    /// `If-None-Match` is ignored.
+    ignores_conditions: bool,
+    /// So many writes are refused with 503 before anything is stored.
+    refusals: AtomicUsize,
+    /// So many writes are stored, and then answered with 503.
+    lost_answers: AtomicUsize,
+    /// So many reads are answered with 500.
+    failed_reads: AtomicUsize,
+    writes: AtomicUsize,
+}
+
+impl Behaviour {
+    /// Takes one of what is left of a misbehaviour.
+    fn takes(left: &AtomicUsize) -> bool {
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+#[derive(Clone)]
+struct Serving {
+    s3: S3Service,
+    behaviour: Arc<Behaviour>,
+}
+
+async fn handle(State(serving): State<Serving>, mut request: Request) -> Response {
+    let behaviour = serving.behaviour.clone();
+    let is_write = request.method() == Method::PUT;
+    let failed = StatusCode::SERVICE_UNAVAILABLE.into_response();
+    if !is_write && Behaviour::takes(&behaviour.failed_reads) {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    if is_write {
+        behaviour.writes.fetch_add(1, Ordering::SeqCst);
+        if Behaviour::takes(&behaviour.refusals) {
+            return failed;
+        }
+        if behaviour.ignores_conditions {
+            request.headers_mut().remove("if-none-match");
+        }
+    }
+    let alone = request.headers().contains_key("if-none-match").then(|| behaviour.conditional.lock());
+    let alone = match alone {
+        Some(lock) => Some(lock.await),
+        None => None,
+    };
+    let answer = serving.s3.clone().oneshot(request).await;
+    drop(alone);
+    if is_write && Behaviour::takes(&behaviour.lost_answers) {
+        return failed;
+    }
+    match answer {
+        Ok(answer) => answer.map(Body::new),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}")).into_response(),
+    }
+}
+
+/// An S3 API on loopback, with one empty bucket in a temporary folder.
+struct Api {
+    endpoint: String,
+    behaviour: Arc<Behaviour>,
+    folder: tempfile::TempDir,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Api {
+    async fn start(behaviour: Behaviour) -> Api {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join(BUCKET)).expect("a bucket");
+        let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).expect("a file system"));
+        service.set_auth(SimpleAuth::from_single("tester", "secret"));
+        let behaviour = Arc::new(behaviour);
+        let serving = Serving { s3: service.build(), behaviour: behaviour.clone() };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let router = Router::new().fallback(handle).with_state(serving);
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("serving") });
+        Api { endpoint, behaviour, folder, server }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        self.environment_of("tester", "secret")
+    }
+
+    fn environment_of(&self, user: &str, password: &str) -> Vec<(String, String)> {
+        let variables = [
+            ("AWS_ENDPOINT", self.endpoint.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", user),
+            ("AWS_SECRET_ACCESS_KEY", password),
+        ];
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+    }
+
+    fn store(&self) -> Store {
+        let url = format!("s3://{BUCKET}/archive");
+        Store::open_with(&url, self.environment()).expect("a store")
+    }
+}
+
+async fn create(store: &Store, path: &str, text: &'static str) -> Created {
+    let ours = move |bytes: &[u8]| bytes == text.as_bytes();
+    store.create(path, text.as_bytes().into(), ours).await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_writers_of_one_manifest_exactly_one_wins_and_the_other_reads_it() {
+    let api = Api::start(Behaviour::default()).await;
+    let (left, right) = (api.store(), api.store());
+    for round in 0..40 {
+        let path = format!("manifests/events/0/{round:020}.json");
+        let (a, b) = tokio::join!(create(&left, &path, "left's"), create(&right, &path, "right's"));
+        let lies = left.get(&path).await.expect("read").expect("written");
+        let expected = match &lies[..] {
+            b"left's" => (Created::Won, Created::Exists(lies)),
+            b"right's" => (Created::Exists(lies), Created::Won),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((a, b), expected, "round {round}");
+    }
+    assert_eq!(left.list("manifests/events/0").await.expect("listed").len(), 40);
+    let first = right.first("manifests/events/0").await.expect("listed");
+    assert_eq!(first.as_deref(), Some("manifests/events/0/00000000000000000000.json"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_taken_only_if_it_honours_put_if_absent() {
+    let honest = Api::start(Behaviour::default()).await;
+    honest.store().probe_put_if_absent().await.expect("a store that honours it");
+    assert_eq!(honest.store().list("probe").await.expect("listed").len(), 0, "the probe is gone");
+
+    let careless = Api::start(Behaviour { ignores_conditions: true, ..Behaviour::default() }).await;
+    let refused = careless.store().probe_put_if_absent().await.expect_err("refused");
+    let said = format!("{refused:#}");
+    assert!(said.contains("put-if-absent") && said.contains("conditional writes"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_and_a_missing_bucket_are_said_and_no_secret_with_them() {
+    let api = Api::start(Behaviour::default()).await;
+    let open = |bucket: &str, password: &str| {
+        let options = api.environment_of("tester", password);
+        Store::open_with(&format!("s3://{bucket}/archive"), options).expect("opened without a request")
+    };
+    for store in [open(BUCKET, "a wrong one"), open("no-such-bucket", "secret")] {
+        let refused = store.probe_put_if_absent().await.expect_err("refused");
+        let said = format!("{refused:#}");
+        assert!(said.contains(store.url()), "{said}");
+        assert!(!said.contains("a wrong one"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_fails_or_whose_answer_is_lost_is_tried_again_and_counts_once() {
+    let api = Api::start(Behaviour::default()).await;
+    let store = api.store();
+    for (refusals, lost_answers) in [(2, 0), (0, 1), (1, 2)] {
+        api.behaviour.refusals.store(refusals, Ordering::SeqCst);
+        api.behaviour.lost_answers.store(lost_answers, Ordering::SeqCst);
+        let path = format!("manifests/events/1/{refusals}{lost_answers}.json");
+        assert_eq!(create(&store, &path, "ours").await, Created::Won, "{refusals} refused, {lost_answers} lost");
+        assert_eq!(create(&store, &path, "theirs").await, Created::Exists("ours".into()));
+
+        api.behaviour.refusals.store(refusals, Ordering::SeqCst);
+        api.behaviour.lost_answers.store(lost_answers, Ordering::SeqCst);
+        store.put(&format!("data/{refusals}{lost_answers}.parquet"), "rows".into()).await.expect("written");
+    }
+    api.behaviour.failed_reads.store(2, Ordering::SeqCst);
+    assert_eq!(store.get("data/20.parquet").await.expect("read"), Some("rows".into()));
+    assert_eq!(store.get("data/none.parquet").await.expect("read"), None);
+    assert_eq!(store.list("data").await.expect("listed").len(), 3);
+}
+
+fn deliveries() -> Vec<Delivery> {
+    let options = Options {
+        records: 4_000,
+        span: 3_600_000,
+        users: 150,
+        documents: 80,
+        displays: 100,
+        geos: 15,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.01,
+        malformed: 0.01,
+        ..Options::default()
+    };
+    Generator::new(options, 21).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_path_with_its_archive_in_s3_equals_the_oracle() {
+    let api = Api::start(Behaviour::default()).await;
+    let mut stack = Stack::start(LAYERS, 2).await;
+    stack.archive = format!("s3://{BUCKET}/archive");
+    stack.environment = api.environment();
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries();
+    let (first, second) = all.split_at(all.len() / 2);
+    stack.send(first);
+    // The store fails now and then while the run archives, and some answers get lost.
+    api.behaviour.refusals.store(3, Ordering::SeqCst);
+    api.behaviour.lost_answers.store(3, Ordering::SeqCst);
+    stack.batch(&["run"]).await;
+    assert_eq!(api.behaviour.refusals.load(Ordering::SeqCst), 0, "the store was written to");
+    stack.send(second);
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "half in the archive").await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after the run").await;
+    only_whole_segments(&api).await;
+}
+
+/// Every Parquet file of the archive is named by exactly one manifest, with its length.
+async fn only_whole_segments(api: &Api) {
+    let store = api.store();
+    let mut named = BTreeSet::new();
+    for manifest in store.list("manifests").await.expect("listed") {
+        let path = manifest.location.to_string();
+        let bytes = store.get(&path).await.expect("read").expect("listed above");
+        let manifest = batch_layer::archive::Manifest::from_json(&path, &bytes).expect("a manifest");
+        for segment in manifest.segments {
+            let found = store.get(&segment.path).await.expect("read").expect("its segment is there");
+            assert_eq!(found.len() as u64, segment.bytes, "{}", segment.path);
+            assert!(named.insert(segment.path.clone()), "{} is named twice", segment.path);
+        }
+    }
+    let stored: BTreeSet<String> =
+        store.list("data").await.expect("listed").into_iter().map(|meta| meta.location.to_string()).collect();
+    assert!(!named.is_empty() && named == stored, "named {named:#?}\nstored {stored:#?}");
+    assert!(api.folder.path().join(BUCKET).join("archive").is_dir(), "the prefix is kept");
+}
