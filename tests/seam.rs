@@ -55,9 +55,17 @@ struct Spec {
 
 #[derive(Debug, Clone)]
 enum What {
-    New { user: u8, document: u8, geo: Option<u8>, late: Millis },
+    New {
+        user: u8,
+        document: u8,
+        geo: Option<u8>,
+        late: Millis,
+    },
     /// Another delivery of the event this many event records back, with another geo where told.
-    Repeat { back: usize, geo: Option<Option<u8>> },
+    Repeat {
+        back: usize,
+        geo: Option<Option<u8>>,
+    },
     Tick,
     Garbage(&'static str),
 }
@@ -70,14 +78,26 @@ enum Step {
     /// The worker takes in so many.
     Work(usize),
     /// The worker writes; groups outside of the mask are not reached. Epochs may be dropped, the grace being over.
-    Flush { reached: u8, drop: bool },
+    Flush {
+        reached: u8,
+        drop: bool,
+    },
     /// The worker dies; the next one may know only the tidemark before.
-    Crash { stale: bool, panes_from_first: bool },
+    Crash {
+        stale: bool,
+        panes_from_first: bool,
+    },
     /// Redis loses a group, or goes back to what it held when it was last remembered.
-    Lose { group: usize, back: bool },
+    Lose {
+        group: usize,
+        back: bool,
+    },
     Remember,
     /// A batch run moves the tidemark to one of the boundaries that it may, holding some partitions back.
-    Move { boundary: prop::sample::Index, held: u8 },
+    Move {
+        boundary: prop::sample::Index,
+        held: u8,
+    },
     /// A reader asks.
     Ask,
 }
@@ -130,8 +150,12 @@ fn case() -> impl Strategy<Value = Case> {
     let log = prop_oneof![5 => vec(spec(), 0..45), 1 => vec(spec(), 0..3)];
     let newer = prop_oneof![1 => Just(0u8), 1 => any::<u8>()];
     let steps = vec((0..PARTITIONS.len(), step()), 0..60);
-    (vec(log, PARTITIONS.len()), newer, any::<bool>(), steps)
-        .prop_map(|(logs, newer, live, steps)| Case { logs, newer, live, steps })
+    (vec(log, PARTITIONS.len()), newer, any::<bool>(), steps).prop_map(|(logs, newer, live, steps)| Case {
+        logs,
+        newer,
+        live,
+        steps,
+    })
 }
 
 fn catalog(live: bool) -> Catalog {
@@ -189,10 +213,8 @@ impl Fact {
         let display = Value::Int(100 + i64::from(self.document));
         let geo = self.geo.map_or(Value::Null, |geo| Value::str(&format!("US>{geo}")));
         let (five, twenty, hour) = (300_000, 1_200_000, 3_600_000);
-        let mut cells = vec![
-            ("geo_top", five, vec![], vec![geo.clone()]),
-            ("active_user", five, vec![], vec![]),
-        ];
+        let mut cells =
+            vec![("geo_top", five, vec![], vec![geo.clone()]), ("active_user", five, vec![], vec![])];
         match self.click {
             false => cells.push(("user_view_cnt", twenty, vec![user], vec![])),
             true => cells.extend([
@@ -270,7 +292,11 @@ impl Log {
             let fresh = !records.iter().any(|record| same(&record) && record.offset >= offset - HORIZON);
             // What the layers make of it.
             let event = event::decode(&stream, &tp, offset, append, value.as_deref()).ok();
-            assert_eq!(event.as_ref().map(|event| event.time), fact.as_ref().map(|fact| fact.time), "{spec:?}");
+            assert_eq!(
+                event.as_ref().map(|event| event.time),
+                fact.as_ref().map(|fact| fact.time),
+                "{spec:?}"
+            );
             records.push(Record { offset, append, value, fact, event, first, fresh });
         }
         let (cuts, end) = cuts(&records, &stream, low);
@@ -502,7 +528,11 @@ impl World {
         let mut reached = vec![vec![0; GROUPS]; self.logs.len()];
         for (at, log) in self.logs.iter().enumerate() {
             let cut = tidemark.cut(&log.tp);
-            let fed = self.catalog.metrics.iter().filter(|m| m.bindings.iter().any(|b| b.stream == log.stream.name));
+            let fed = self
+                .catalog
+                .metrics
+                .iter()
+                .filter(|m| m.bindings.iter().any(|b| b.stream == log.stream.name));
             let fed: Vec<_> = fed.map(|metric| &**metric).collect();
             for group in 0..GROUPS {
                 let stored = self.twins[at].group(group);
@@ -524,7 +554,11 @@ impl World {
         let found = finished(&self.catalog, &cells);
         for cell in found.keys().chain(expected.keys()).collect::<BTreeSet<_>>() {
             let (found, expected) = (found.get(cell), expected.get(cell));
-            assert_eq!(found, expected, "{cell:?} at generation {}: {:?}", tidemark.generation, tidemark.cuts);
+            assert_eq!(
+                found, expected,
+                "{cell:?} at generation {}: {:?}",
+                tidemark.generation, tidemark.cuts
+            );
         }
     }
 
@@ -533,7 +567,8 @@ impl World {
         let (mut cells, mut seen) = (Cells::new(), HashSet::<Identity>::new());
         for log in &self.logs {
             let cut = tidemark.cut(&log.tp);
-            for event in log.records.iter().filter(|r| r.offset < cut.offset).filter_map(|r| r.event.as_ref()) {
+            for event in log.records.iter().filter(|r| r.offset < cut.offset).filter_map(|r| r.event.as_ref())
+            {
                 if seen.insert(event.identity) {
                     fold(&self.catalog, &log.stream.name, event, &mut cells);
                 }
@@ -561,7 +596,12 @@ impl World {
         for (log, twin) in self.logs.iter().zip(&self.twins) {
             for header in (0..GROUPS).filter_map(|group| Some(&twin.group(group)?.header)) {
                 let end = log.records.last().map_or(log.low, |record| record.offset + 1);
-                assert_eq!((header.to, header.clock, &header.trusted), (end, log.end.0, &log.end.1), "{}", log.tp);
+                assert_eq!(
+                    (header.to, header.clock, &header.trusted),
+                    (end, log.end.0, &log.end.1),
+                    "{}",
+                    log.tp
+                );
             }
         }
     }
@@ -602,7 +642,9 @@ fn finished(catalog: &Catalog, cells: &Cells) -> Counted {
         while !key.is_empty() {
             values.push(Value::decode(&mut key).expect("a key"));
         }
-        let Finished::Int(value) = state.finish(&metric.aggregate) else { panic!("{state:?} of {}", metric.name) };
+        let Finished::Int(value) = state.finish(&metric.aggregate) else {
+            panic!("{state:?} of {}", metric.name)
+        };
         counted.insert((metric.name.clone(), id.bucket, shown(values.iter())), value);
     }
     counted

@@ -3,6 +3,7 @@
 use shared_model::time::Millis;
 
 /// Now, in ms since 1970.
+#[allow(clippy::disallowed_methods)]
 pub(crate) fn now() -> Millis {
     chrono::Utc::now().timestamp_millis()
 }

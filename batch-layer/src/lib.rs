@@ -25,5 +25,5 @@ pub use config::{
     ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, Command, ImportArgs, LogFormat, RetryArgs,
     RunArgs, RunsArgs, ScheduleArgs, SweepArgs,
 };
-pub use service::execute;
+pub use service::{execute, exit_code};
 pub use telemetry::start_logging;

@@ -148,11 +148,12 @@ async fn locked_run(
     let mut outcome = Outcome { run, held: next.held.clone(), ..Outcome::default() };
     let mut publish = Vec::new();
     let files = Files::new(context.store.clone())?;
+    let reuse = order.moves_tidemark();
     for (day, metrics) in &work {
         let input = Inputs::of_day(context, connection, *day, &fresh).await?;
         outcome.days.push(order::DayOutcome::new(*day, metrics, &input));
         if let Some(run) = run {
-            publish.extend(compute_day(context, connection, &files, run, metrics, &input).await?);
+            publish.extend(compute_day(context, connection, &files, Attempt { run, reuse }, metrics, &input).await?);
         }
     }
     let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
@@ -194,15 +195,25 @@ async fn abandon_dead_runs(connection: &mut PgConnection, run: Option<i64>, now:
     Ok(())
 }
 
+/// Under which run a day is computed.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    run: i64,
+    /// Whether versions that a killed run staged from the same files are used as they are. A backfill or rollback
+    /// computes anew: this program may have been mended since.
+    reuse: bool,
+}
+
 /// Computes the metrics of a day and stages what differs from the live version.
 async fn compute_day(
     context: &Context,
     connection: &mut PgConnection,
     files: &Files,
-    run: i64,
+    attempt: Attempt,
     metrics: &[Arc<Metric>],
     input: &Inputs,
 ) -> Result<Vec<Staged>> {
+    let run = attempt.run;
     let sources = input.sources(context, files).await?;
     let (day, budget) = (input.day, context.budget());
     let rows: u64 = sources.iter().map(|source| source.rows).sum();
@@ -221,7 +232,8 @@ async fn compute_day(
                 input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
             );
         }
-        if !input.partial
+        if attempt.reuse
+            && !input.partial
             && let Some(found) = ledger::staged(connection, metric, day, &input.hash).await?
         {
             tracing::info!(metric = metric.name, day = %day, version = found.id, "staged by an earlier run, used as it is");

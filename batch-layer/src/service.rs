@@ -48,6 +48,17 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
     }
 }
 
+/// The exit code for an error: 3 where another run is at work, 4 where another run moved the tidemark first, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<run::Busy>() {
+        3
+    } else if error.is::<replace::flip::Overtaken>() {
+        4
+    } else {
+        1
+    }
+}
+
 fn say(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("standard output is closed")
 }

@@ -40,6 +40,8 @@ pub(crate) enum Taken {
     Counted,
     /// A repeat.
     Repeat,
+    /// The record below the tidemark's cut isn't the one that the tidemark was cut behind: another log.
+    OtherLog,
     /// Not countable. `report`: no group had passed it before, so its dead letter may not be written yet.
     Rejected {
         /// Why.
@@ -59,6 +61,10 @@ pub(crate) struct Partition {
     trusted: TrustedTime,
     /// The next offset to fold.
     next: i64,
+    /// Where the tidemark's cut is and what its last record below looks like, until the fold has come by there.
+    fingerprint: Option<(i64, u64)>,
+    /// The last value seen below the cut.
+    last_value: Option<u64>,
     /// Rejects below are dead-lettered already.
     report_from: i64,
     dedup: Dedup,
@@ -105,6 +111,8 @@ impl Partition {
             clock: IngestClock(first.clock),
             trusted: first.trusted,
             next: first.to.max(log_start),
+            fingerprint: cut.fingerprint.map(|fingerprint| (cut.offset, fingerprint)),
+            last_value: None,
             report_from: report_from.unwrap_or(cut.offset),
             dedup: Dedup::new(plan.stream.dedup_horizon),
             remembered_to: i64::MIN,
@@ -123,6 +131,9 @@ impl Partition {
 
     /// Takes in the record at the next offset that the log has.
     pub(crate) fn take(&mut self, record: &Record<'_>) -> Taken {
+        if !self.is_the_log(record) {
+            return Taken::OtherLog;
+        }
         if record.offset < self.next {
             self.remember(record);
             return Taken::Below;
@@ -161,6 +172,19 @@ impl Partition {
                 Taken::Counted
             }
         }
+    }
+
+    /// Compares the last value below the tidemark's cut with the cut's fingerprint, where the re-read passes by there.
+    fn is_the_log(&mut self, record: &Record<'_>) -> bool {
+        let Some((cut, fingerprint)) = self.fingerprint else { return true };
+        if record.offset >= cut {
+            self.fingerprint = None;
+            return self.last_value.is_none_or(|last| last == fingerprint);
+        }
+        if let Payload::Value(Some(value)) = record.payload {
+            self.last_value = Some(xxhash_rust::xxh3::xxh3_64(value));
+        }
+        true
     }
 
     /// A record below the fold's start: only its identity matters.

@@ -85,7 +85,7 @@ impl Twin {
         let owner = self.owner.as_mut().expect("claimed");
         match owner.take(&Record { offset, append_time: Some(append_time), payload }) {
             Taken::Counted => Outcome::Counted,
-            Taken::Rejected { .. } => Outcome::Rejected,
+            Taken::Rejected { .. } | Taken::OtherLog => Outcome::Rejected,
             Taken::Below | Taken::Tick | Taken::Repeat => Outcome::Passed,
         }
     }
@@ -95,7 +95,11 @@ impl Twin {
     ///
     /// # Errors
     /// Where the store refuses a write (the group was lost meanwhile): the worker has to claim anew.
-    pub fn flush(&mut self, floor: Option<&Cut>, reaches: impl Fn(usize) -> bool) -> Result<(), &'static str> {
+    pub fn flush(
+        &mut self,
+        floor: Option<&Cut>,
+        reaches: impl Fn(usize) -> bool,
+    ) -> Result<(), &'static str> {
         let owner = self.owner.as_mut().expect("claimed");
         let (position, epoch) = (owner.position(), owner.epoch());
         let expired = Expired { panes_below: None, epochs_below: floor.map(|cut| (cut.epoch, cut.offset)) };
@@ -143,11 +147,13 @@ fn merge(
     expired: &Expired,
     stored: Option<&Stored>,
 ) -> Result<Option<Merge>, &'static str> {
-    let (Some((slice, seqs, _)), Some(stored), None) = (group.to_merge(epoch, expired), stored, group.in_flight())
+    let (Some((slice, seqs, _)), Some(stored), None) =
+        (group.to_merge(epoch, expired), stored, group.in_flight())
     else {
         return Ok(None);
     };
-    let read: Option<Vec<Vec<u8>>> = seqs.iter().map(|&seq| stored.segments.get(&(slice, seq)).cloned()).collect();
+    let read: Option<Vec<Vec<u8>>> =
+        seqs.iter().map(|&seq| stored.segments.get(&(slice, seq)).cloned()).collect();
     let merged = read.map(|read| Merge::of(plan, slice, seqs, &read)).transpose();
     merged.map_err(|_| "a stored segment can't be read")
 }

@@ -87,7 +87,7 @@ pub(crate) async fn own(shared: Arc<Shared>, plan: Arc<Plan>, tp: TopicPartition
             Ok(Spell::Again(why)) => why,
             Err(error) => format!("{error:#}"),
         };
-        if begun.elapsed() > Duration::from_secs(5) {
+        if begun.elapsed() > Duration::from_secs(30) {
             pause = Duration::from_millis(50);
         }
         shared.health.set(&name, Some(why));
@@ -95,7 +95,7 @@ pub(crate) async fn own(shared: Arc<Shared>, plan: Arc<Plan>, tp: TopicPartition
             () = stop.cancelled() => return Ended::Stopped,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 2).min(Duration::from_secs(2));
+        pause = (pause * 2).min(Duration::from_secs(10));
     }
 }
 
@@ -183,6 +183,10 @@ async fn claim(
         metrics.gap();
     }
     let read_from = partition.read_from(log_start);
+    if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
+        let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);
+        tracing::warn!("{tp}: the log reaches back {back} offsets, less than the {horizon} in which repeats are recognised");
+    }
     tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
     Ok(Some((partition, read_from)))
 }
@@ -270,6 +274,11 @@ impl Owner {
         let record = decode::record(&message);
         match self.partition.take(&record) {
             Taken::Below => {}
+            Taken::OtherLog => bail!(
+                "the log of {} is not the one that the tidemark was cut from: the topic was deleted and made anew; \
+                 start with empty views and a new archive, or restore the topic",
+                self.partition.tp
+            ),
             Taken::Counted => self.took[0] += 1,
             Taken::Repeat => self.took[1] += 1,
             Taken::Tick => self.took[2] += 1,

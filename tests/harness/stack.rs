@@ -13,7 +13,7 @@ use shared_model::catalog::{Catalog, OUTBRAIN};
 use simulator::generate::Delivery;
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The topics of the shipped catalog.
 pub const TOPICS: [&str; 2] = ["page_views", "events"];

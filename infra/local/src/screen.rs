@@ -117,7 +117,9 @@ fn plain(value: &Value) -> String {
 
 fn ranking(items: &Value) -> String {
     let items = items.as_array().map(Vec::as_slice).unwrap_or_default();
+    // An item is an object of its one column.
+    let name = |item: &Value| item.as_object().and_then(|item| item.values().next().map(plain)).unwrap_or_default();
     let shown: Vec<String> =
-        items.iter().take(4).map(|item| format!("{} {}", plain(&item["item"]), item["value"])).collect();
+        items.iter().take(4).map(|item| format!("{} {}", name(&item["item"]), item["value"])).collect();
     if shown.is_empty() { "none yet".to_owned() } else { shown.join(", ") }
 }

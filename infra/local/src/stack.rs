@@ -222,6 +222,11 @@ impl Stack {
         Ok(())
     }
 
+    /// Lets the epoch that is open now come to its end: a run takes in closed epochs only.
+    async fn epoch_ends(&self) {
+        tokio::time::sleep(Duration::from_millis(self.catalog.layout.epoch.0 as u64)).await;
+    }
+
     async fn settle(&self) -> Result<()> {
         let probe = self.probe.clone();
         let ends = tokio::task::spawn_blocking(move || probe.ends()).await??;
@@ -265,6 +270,7 @@ impl Stack {
                 let (first, second) = halves(records, args.seed);
                 self.send(first, clock).await?;
                 say("a batch run moves the tidemark to the middle");
+                self.epoch_ends().await;
                 self.batch_run().await?;
                 self.send(second, clock).await?;
             }
@@ -272,8 +278,7 @@ impl Stack {
         self.settle().await?;
         let mixed = self.compare("With part of the data still in the realtime view").await?;
         say("the last batch run");
-        // Of an epoch that is still open only the next run can take in the records.
-        tokio::time::sleep(Duration::from_millis(self.catalog.layout.epoch.0 as u64)).await;
+        self.epoch_ends().await;
         self.batch_run().await?;
         self.settle().await?;
         let after = self.compare("After the last batch run").await?;
