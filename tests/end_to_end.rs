@@ -1,10 +1,10 @@
 //! The whole path on real servers and real processes, held against the oracle.
 
-use rand::SeedableRng;
-use rand::seq::IndexedRandom;
 use local::compare;
 use local::oracle::{self, Oracle};
 use local::probe::Serving;
+use rand::SeedableRng;
+use rand::seq::IndexedRandom;
 use serde_json::json;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
@@ -46,7 +46,8 @@ async fn compare_live(serving: &Serving, oracle: &Oracle, when: &str) {
         keys.retain(|key| key.iter().all(Option::is_some));
         let chosen: Vec<_> = keys.sample(&mut random, 12).cloned().collect();
         for key in chosen {
-            let pairs = columns.iter().zip(&key).map(|(column, value)| (*column, value.clone().expect("kept")));
+            let pairs =
+                columns.iter().zip(&key).map(|(column, value)| (*column, value.clone().expect("kept")));
             let answer = serving.live(&format!("{}_5m", metric.name), &pairs.collect::<Vec<_>>()).await;
             let answer = answer.expect("an answer");
             let time = |name: &str| {
@@ -67,15 +68,18 @@ async fn compare_live(serving: &Serving, oracle: &Oracle, when: &str) {
                 ranked.sort();
                 let expected: Vec<i64> = ranked.iter().take(10).map(|(count, _)| -count).collect();
                 let found = answer["items"].as_array().unwrap_or_else(|| panic!("{answer}"));
-                let counts: Vec<i64> = found.iter().map(|item| item["value"].as_i64().expect("count")).collect();
+                let counts: Vec<i64> =
+                    found.iter().map(|item| item["value"].as_i64().expect("count")).collect();
                 assert_eq!(counts, expected, "{when}: {} {key:?}: {answer}", metric.name);
                 for item in found {
-                    let name = compare::text(&item["item"][metric.columns[columns.len()]]).unwrap_or("null".into());
+                    let name =
+                        compare::text(&item["item"][metric.columns[columns.len()]]).unwrap_or("null".into());
                     let count = item["value"].as_i64().expect("count");
                     assert!(ranked.contains(&(-count, name)), "{when}: {item} in {answer}");
                 }
             } else {
-                let mut cells: BTreeMap<_, _> = inside.into_iter().map(|((_, key), count)| (key, count)).collect();
+                let mut cells: BTreeMap<_, _> =
+                    inside.into_iter().map(|((_, key), count)| (key, count)).collect();
                 let expected = cells.remove(&key).unwrap_or(0);
                 assert_eq!(answer["value"], json!(expected), "{when}: {} {key:?}: {answer}", metric.name);
             }
@@ -105,7 +109,9 @@ async fn every_answer_equals_the_oracle_at_many_tidemarks() {
 
     // Every rejected record is in a dead-letter topic, once, with its bytes.
     let mut refused = 0;
-    let count = |record: oracle::Logged| refused += usize::from(oracle::parse(&record.topic, &record.value).is_none());
+    let count = |record: oracle::Logged| {
+        refused += usize::from(oracle::parse(&record.topic, &record.value).is_none())
+    };
     stack.probe.read_log(&BTreeMap::new(), count).expect("the log");
     assert!(refused > 20, "the generator made {refused} malformed records");
     wait_for("the dead letters", async || {
@@ -147,9 +153,13 @@ async fn a_formula_joins_its_metrics_fully_and_fills_with_zero() {
     views.into_iter().for_each(|(cell, count)| expected.entry(cell).or_default().1 = count);
     assert_eq!(rows.len(), expected.len(), "a full outer join");
     for row in rows {
-        let bucket = chrono::DateTime::parse_from_rfc3339(row["bucket"].as_str().expect("bucket")).expect("time");
+        let bucket =
+            chrono::DateTime::parse_from_rfc3339(row["bucket"].as_str().expect("bucket")).expect("time");
         let key = vec![row["key"]["uuid"].as_str().map(str::to_owned)];
-        let found = (row["values"]["clicks"].as_i64().expect("clicks"), row["values"]["views"].as_i64().expect("views"));
+        let found = (
+            row["values"]["clicks"].as_i64().expect("clicks"),
+            row["values"]["views"].as_i64().expect("views"),
+        );
         assert_eq!(expected.get(&(bucket.timestamp_millis(), key)), Some(&found), "{row}");
     }
 }

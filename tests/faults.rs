@@ -35,7 +35,8 @@ async fn a_speed_worker_killed_mid_work_loses_and_doubles_nothing() {
         let before: i64 = stack.probe.ends().expect("ends").values().sum::<i64>() - part.len() as i64;
         wait_for("progress", async || {
             let headers = stack.probe.headers().await.expect("headers");
-            let to: i64 = headers.iter().filter(|((_, group), _)| *group == 0).map(|(_, header)| header.to).sum();
+            let to: i64 =
+                headers.iter().filter(|((_, group), _)| *group == 0).map(|(_, header)| header.to).sum();
             if to > before { Ok(()) } else { Err(format!("{to} of {before}")) }
         })
         .await;

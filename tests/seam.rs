@@ -30,6 +30,7 @@ use shared_model::view::{self, CellId, Cells, Slice};
 use speed_layer::twin::{Outcome, Stored, Twin};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Cases of each property; more by `PROPTEST_CASES`.
 const CASES: u32 = 1_500;
@@ -326,7 +327,7 @@ fn cuts(records: &[Record], stream: &Stream, low: i64) -> (Vec<Cut>, (Millis, Tr
             None if record.value.is_none() => trusted.observe_tick(rule, record.append),
             None => {}
         }
-        fingerprint = record.value.as_ref().map(|value| value.len() as u64).or(fingerprint);
+        fingerprint = record.value.as_deref().map(xxh3_64).or(fingerprint);
     }
     (cuts, (clock.0, trusted))
 }

@@ -91,7 +91,8 @@ pub(crate) async fn append(
     let (stream, path) = (table.stream.clone(), file.clone());
     let encoded = tokio::task::spawn_blocking(move || encode(&stream, &path, now)).await?;
     let encoded = encoded.with_context(|| format!("facts of {}", file.display()))?;
-    let fields: String = table.stream.fields.iter().map(|field| quote(&column_name(&field.name)) + ", ").collect();
+    let fields: String =
+        table.stream.fields.iter().map(|field| quote(&column_name(&field.name)) + ", ").collect();
     let statement = format!(
         "copy facts.{} ({fields}topic, \"partition\", \"offset\", event_time, act_prod_time, act_load_time) \
          from stdin (format binary)",
@@ -106,7 +107,9 @@ pub(crate) async fn append(
 /// A field's column: one that has the name of a column of ours gets an underscore.
 fn column_name(field: &str) -> String {
     match field {
-        "topic" | "partition" | "offset" | "event_time" | "act_prod_time" | "act_load_time" => format!("{field}_"),
+        "topic" | "partition" | "offset" | "event_time" | "act_prod_time" | "act_load_time" => {
+            format!("{field}_")
+        }
         _ => field.to_owned(),
     }
 }
@@ -164,6 +167,7 @@ fn ints(frame: &DataFrame, name: &str) -> PolarsResult<Vec<Option<i64>>> {
 }
 
 fn times(frame: &DataFrame, name: &str) -> PolarsResult<Vec<Option<i64>>> {
-    let column = frame.column(name)?.cast(&DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC)))?;
+    let column =
+        frame.column(name)?.cast(&DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC)))?;
     Ok(column.cast(&DataType::Int64)?.i64()?.iter().collect())
 }

@@ -42,7 +42,9 @@ impl Files {
             bail!("segment {} has checksum {checksum}, its manifest says {}", segment.path, segment.checksum);
         }
         let partial = file.with_extension("part");
-        tokio::fs::write(&partial, &bytes).await.context("a segment can't be written to the temporary folder")?;
+        tokio::fs::write(&partial, &bytes)
+            .await
+            .context("a segment can't be written to the temporary folder")?;
         tokio::fs::rename(&partial, &file).await?;
         Ok(file)
     }

@@ -58,14 +58,20 @@ pub(crate) async fn initialise(
                 "the catalog's [layout] (epoch {} ms, groups {}, pane {} ms) differs from the one that this database \
                  was begun with (epoch {} ms, groups {}, pane {} ms): set it back, or begin with an empty database, \
                  archive and redis",
-                wanted.0, wanted.1, wanted.2, stored.0, stored.1, stored.2
+                wanted.0,
+                wanted.1,
+                wanted.2,
+                stored.0,
+                stored.1,
+                stored.2
             );
         }
         return Ok(());
     }
     let first = Tidemark { cuts: initial.await?, ..Tidemark::default() };
     let mut transaction = pool.begin().await?;
-    let layout = "insert into tidemark.layout (epoch_ms, groups, pane_ms) values ($1, $2, $3) on conflict do nothing";
+    let layout =
+        "insert into tidemark.layout (epoch_ms, groups, pane_ms) values ($1, $2, $3) on conflict do nothing";
     sqlx::query(layout).bind(wanted.0).bind(wanted.1).bind(wanted.2).execute(&mut *transaction).await?;
     let run: i64 = sqlx::query_scalar(
         "insert into tidemark.run (kind, status, started_at, finished_at, generation_after)
@@ -112,12 +118,15 @@ pub(crate) async fn day(
     day: EventDay,
 ) -> Result<(Vec<Entry>, BTreeSet<String>)> {
     type Row = (String, String, String, i32, i64, i64, i64, i64, String, Option<String>, bool);
-    let sql = "select path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import_id,
+    let sql =
+        "select path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import_id,
                       removed_at is not null
                from tidemark.segment where event_day = $1 order by path";
     let rows: Vec<Row> = sqlx::query_as(sql).bind(day.date()).fetch_all(connection).await?;
     let (mut entries, mut broken) = (Vec::new(), BTreeSet::new());
-    for (path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import, removed) in rows {
+    for (path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import, removed) in
+        rows
+    {
         if removed {
             broken.insert(stream);
             continue;
@@ -165,12 +174,19 @@ fn version((id, table, hash, inputs, rows, partial): VersionRow) -> Version {
 }
 
 /// The live version of a metric's day.
-pub(crate) async fn live(connection: &mut PgConnection, metric: &Metric, day: EventDay) -> Result<Option<Version>> {
+pub(crate) async fn live(
+    connection: &mut PgConnection,
+    metric: &Metric,
+    day: EventDay,
+) -> Result<Option<Version>> {
     let sql = "select v.version_id, v.table_name, v.hash, v.inputs, v.rows, v.partial
                from tidemark.live_version l join tidemark.view_version v using (version_id)
                where l.version = $1 and l.event_day = $2";
-    let row: Option<VersionRow> =
-        sqlx::query_as(sql).bind(metric.version.to_string()).bind(day.date()).fetch_optional(connection).await?;
+    let row: Option<VersionRow> = sqlx::query_as(sql)
+        .bind(metric.version.to_string())
+        .bind(day.date())
+        .fetch_optional(connection)
+        .await?;
     Ok(row.map(version))
 }
 
@@ -214,7 +230,11 @@ pub(crate) async fn uncovered(
 }
 
 /// The days in a span that have files.
-pub(crate) async fn days(connection: &mut PgConnection, from: NaiveDate, to: NaiveDate) -> Result<Vec<EventDay>> {
+pub(crate) async fn days(
+    connection: &mut PgConnection,
+    from: NaiveDate,
+    to: NaiveDate,
+) -> Result<Vec<EventDay>> {
     let sql = "select distinct event_day from tidemark.segment where event_day between $1 and $2 order by 1";
     let days: Vec<NaiveDate> = sqlx::query_scalar(sql).bind(from).bind(to).fetch_all(connection).await?;
     Ok(days.into_iter().map(EventDay::from_date).collect())

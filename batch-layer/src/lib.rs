@@ -22,8 +22,8 @@ mod telemetry;
 mod service;
 
 pub use config::{
-    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, Command, ImportArgs, LogFormat, RetryArgs,
-    RunArgs, RunsArgs, ScheduleArgs, SweepArgs,
+    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, Command, ImportArgs, LogFormat,
+    RetryArgs, RunArgs, RunsArgs, ScheduleArgs, SweepArgs,
 };
 pub use service::{execute, exit_code};
 pub use telemetry::start_logging;

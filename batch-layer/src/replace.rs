@@ -61,8 +61,9 @@ pub(crate) async fn stage(
     let parent = names::parent_table(metric);
     sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
     let mut transaction = connection.begin().await?;
-    let version: i64 =
-        sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')").fetch_one(&mut *transaction).await?;
+    let version: i64 = sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')")
+        .fetch_one(&mut *transaction)
+        .await?;
     let table = (!cells.is_empty()).then(|| names::child_table(metric, day, version));
     if let Some(table) = &table {
         let create = names::create_child(&parent, table, version);

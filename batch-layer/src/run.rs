@@ -153,7 +153,9 @@ async fn locked_run(
         let input = Inputs::of_day(context, connection, *day, &fresh).await?;
         outcome.days.push(order::DayOutcome::new(*day, metrics, &input));
         if let Some(run) = run {
-            publish.extend(compute_day(context, connection, &files, Attempt { run, reuse }, metrics, &input).await?);
+            publish.extend(
+                compute_day(context, connection, &files, Attempt { run, reuse }, metrics, &input).await?,
+            );
         }
     }
     let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
@@ -162,7 +164,8 @@ async fn locked_run(
         return Ok(outcome);
     }
     let facts = prepare_facts(context, connection, &files, &fresh).await?;
-    let versions: Vec<String> = context.catalog.metrics.iter().map(|metric| metric.version.to_string()).collect();
+    let versions: Vec<String> =
+        context.catalog.metrics.iter().map(|metric| metric.version.to_string()).collect();
     let dirty: Vec<EventDay> = fresh.days().into_iter().collect();
     let change = Flip {
         run,
@@ -237,7 +240,13 @@ async fn compute_day(
             && let Some(found) = ledger::staged(connection, metric, day, &input.hash).await?
         {
             tracing::info!(metric = metric.name, day = %day, version = found.id, "staged by an earlier run, used as it is");
-            staged.push(Staged { metric: metric.clone(), day, version: found.id, table: found.table, rows: found.rows });
+            staged.push(Staged {
+                metric: metric.clone(),
+                day,
+                version: found.id,
+                table: found.table,
+                rows: found.rows,
+            });
             continue;
         }
         let (today, of) = (opened.clone(), metric.clone());
@@ -268,10 +277,14 @@ async fn prepare_facts(
     let mut prepared = BTreeSet::new();
     let mut found = Vec::new();
     for entry in &fresh.entries {
-        let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else { continue };
+        let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else {
+            continue;
+        };
         let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
         if prepared.insert((stream.name.clone(), table.day)) {
-            facts::prepare(connection, &table).await.with_context(|| format!("table facts.{}", stream.name))?;
+            facts::prepare(connection, &table)
+                .await
+                .with_context(|| format!("table facts.{}", stream.name))?;
         }
         found.push((table, files.local(&entry.segment).await?));
     }

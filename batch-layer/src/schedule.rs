@@ -53,7 +53,8 @@ fn numbered(expression: &str) -> String {
             _ => number.to_owned(),
         };
         let part = |part: &str| {
-            let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+            let (range, step) =
+                part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
             // Saturday to Sunday as 6-7 would run backwards: a lone 7 is Sunday, a range's end of 7 stays Saturday.
             let range = match range.split_once('-') {
                 Some((from, "7")) => format!("{}-7,1", renumber(from)),

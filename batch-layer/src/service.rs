@@ -1,9 +1,7 @@
 //! The commands: each opens what it needs, does its work and says in a line what came of it.
 
 use crate::archive::{self, Store, Until};
-use crate::config::{
-    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RunsArgs, ScheduleArgs, SweepArgs,
-};
+use crate::config::{Args, BaseArgs, CatalogCommand, Command, ImportArgs, RunsArgs, ScheduleArgs, SweepArgs};
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
@@ -68,7 +66,8 @@ fn now() -> Millis {
 }
 
 fn load(path: &Path) -> Result<Catalog> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("catalog {} can't be read", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("catalog {} can't be read", path.display()))?;
     Catalog::from_toml(&text).map_err(|mut faults| {
         faults.file = path.display().to_string();
         anyhow!("{faults}")
@@ -99,9 +98,15 @@ fn report(outcome: &Outcome) -> Result<()> {
         for day in &outcome.days {
             let (segments, new) = day.segments;
             let metrics = day.metrics.join(", ");
-            say(&format!("day {}: {segments} segments ({new} new), {} rows, metrics {metrics}", day.day, day.rows))?;
+            say(&format!(
+                "day {}: {segments} segments ({new} new), {} rows, metrics {metrics}",
+                day.day, day.rows
+            ))?;
         }
-        return say(&format!("dry run: {} days would be computed; nothing was published", outcome.days.len()));
+        return say(&format!(
+            "dry run: {} days would be computed; nothing was published",
+            outcome.days.len()
+        ));
     }
     for (tp, why) in &outcome.held {
         say(&format!("held back: {tp}: {why}"))?;
@@ -187,7 +192,8 @@ async fn import_files(args: ImportArgs, stop: CancellationToken) -> Result<()> {
     );
     let shown = bar.clone();
     let progress = Arc::new(move |rows| shown.inc(rows)) as Arc<dyn Fn(u64) + Send + Sync>;
-    let options = crate::import::Options { stop, progress: Some(progress), ..crate::import::Options::at(now()) };
+    let options =
+        crate::import::Options { stop, progress: Some(progress), ..crate::import::Options::at(now()) };
     let imported = crate::import::import(&store, &catalog, &args.stream, &args.files, &options).await;
     bar.finish_and_clear();
     for file in imported?.files {

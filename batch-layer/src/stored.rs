@@ -12,7 +12,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 /// All cells of a version, as they are stored.
-pub(crate) async fn cells(connection: &mut PgConnection, metric: &Metric, version: &Version) -> Result<Vec<Cell>> {
+pub(crate) async fn cells(
+    connection: &mut PgConnection,
+    metric: &Metric,
+    version: &Version,
+) -> Result<Vec<Cell>> {
     let Some(table) = &version.table else { return Ok(Vec::new()) };
     let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
     let columns = metric.aggregate.columns();

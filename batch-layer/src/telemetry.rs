@@ -57,9 +57,9 @@ impl Health {
 
     /// Serves /healthz, /readyz and /metrics until it is told to stop.
     pub(crate) async fn serve(self, listen: SocketAddr, stop: CancellationToken) -> Result<()> {
-        let listener = tokio::net::TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("--listen {listen}: the address can't be taken; port 0 takes a free one"))?;
+        let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| {
+            format!("--listen {listen}: the address can't be taken; port 0 takes a free one")
+        })?;
         tracing::info!(address = %listener.local_addr()?, "health and metrics are served");
         let ready = self.ready.clone();
         let readiness = move || async move {

@@ -29,7 +29,8 @@ async fn put(connection: &mut PgConnection, name: &str, view: &View) -> Result<(
     let hash = format!("{:016x}", xxh3_64(format!("{view:?}").as_bytes()));
     let sql = "select obj_description(c.oid, 'pg_class') from pg_class c
                join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'metrics' and c.relname = $1";
-    let found: Option<Option<String>> = sqlx::query_scalar(sql).bind(name).fetch_optional(&mut *connection).await?;
+    let found: Option<Option<String>> =
+        sqlx::query_scalar(sql).bind(name).fetch_optional(&mut *connection).await?;
     if found.flatten().is_some_and(|comment| comment.ends_with(&format!("[{hash}]"))) {
         return Ok(());
     }
@@ -62,12 +63,14 @@ struct View {
 }
 
 fn metric_view(metric: &Metric) -> View {
-    let mut columns = vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(metric.grain.width())))];
+    let mut columns =
+        vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(metric.grain.width())))];
     for key in names::key_columns(metric) {
         columns.push((key.name.clone(), "Key".to_owned()));
     }
     if let Some(item) = &metric.item {
-        let comment = format!("The item that is ranked: order by value desc, {} and take the first", item.name);
+        let comment =
+            format!("The item that is ranked: order by value desc, {} and take the first", item.name);
         columns.last_mut().into_iter().for_each(|last| last.1.clone_from(&comment));
     }
     for (name, _) in metric.aggregate.columns() {
@@ -116,9 +119,17 @@ fn formula_view(catalog: &Catalog, formula: &Formula) -> Option<View> {
         let metric = catalog.metric(metric)?;
         let value = metric.aggregate.columns().iter().map(|(name, _)| *name).find(|name| *name != "state")?;
         let values = (0..formula.columns.len()).map(|other| {
-            if other == at { format!(", {} as c{other}", quote(value)) } else { format!(", null as c{other}") }
+            if other == at {
+                format!(", {} as c{other}", quote(value))
+            } else {
+                format!(", null as c{other}")
+            }
         });
-        parts.push(format!("select bucket{keys}{} from metrics.{}", values.collect::<String>(), quote(&metric.name)));
+        parts.push(format!(
+            "select bucket{keys}{} from metrics.{}",
+            values.collect::<String>(),
+            quote(&metric.name)
+        ));
     }
     let values: String = formula
         .columns
@@ -135,7 +146,9 @@ fn formula_view(catalog: &Catalog, formula: &Formula) -> Option<View> {
     let mut columns =
         vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(formula.grain.width())))];
     columns.extend(formula.by.iter().map(|key| (key.name.clone(), "Key".to_owned())));
-    columns.extend(formula.columns.iter().map(|(name, metric)| (name.clone(), format!("{metric}; 0 where it has none"))));
+    columns.extend(
+        formula.columns.iter().map(|(name, metric)| (name.clone(), format!("{metric}; 0 where it has none"))),
+    );
     Some(View { query, comment: format!("{}. Batch view only.", formula.description), columns })
 }
 

@@ -9,7 +9,8 @@ use anyhow::{Context as _, anyhow};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer, stream_consumer::StreamPartitionQueue,
+    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer,
+    stream_consumer::StreamPartitionQueue,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
@@ -94,7 +95,8 @@ impl Log {
     pub(crate) async fn watermarks(&self, tp: &TopicPartition) -> anyhow::Result<(i64, i64)> {
         let (data, tp) = (self.data.clone(), tp.clone());
         blocking(move || {
-            data.fetch_watermarks(&tp.topic, tp.partition, ASK).with_context(|| format!("cannot ask for {tp}'s offsets"))
+            data.fetch_watermarks(&tp.topic, tp.partition, ASK)
+                .with_context(|| format!("cannot ask for {tp}'s offsets"))
         })
         .await
     }
@@ -175,7 +177,10 @@ impl ConsumerContext for LogContext {}
 
 fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
             tracing::warn!("kafka {facility}: {message}");
         }
         _ => tracing::debug!("kafka {facility}: {message}"),
@@ -230,7 +235,8 @@ impl Member {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("kafka-group".into()).spawn(poll).context("no thread")?;
+        let thread =
+            std::thread::Builder::new().name("kafka-group".into()).spawn(poll).context("no thread")?;
         Ok(Member { consumer, stop, thread: Some(thread) })
     }
 

@@ -51,7 +51,12 @@ impl Plan {
     }
 
     /// Names, for each metric that admits the event, the group and the cell key, and what adds the event to a state.
-    pub(crate) fn fold(&self, event: &Event, key: &mut Vec<u8>, mut each: impl FnMut(u32, &Metric, &Binding, &[u8])) {
+    pub(crate) fn fold(
+        &self,
+        event: &Event,
+        key: &mut Vec<u8>,
+        mut each: impl FnMut(u32, &Metric, &Binding, &[u8]),
+    ) {
         for (metric, binding) in &self.metrics {
             if binding.admits(&event.values) {
                 let by = binding.key(&event.values, key);
@@ -121,8 +126,11 @@ impl Deltas {
             let version = MetricVersion(u64::from_be_bytes(*version));
             (CellId { version, key: key.into(), bucket: i64::from_be_bytes(*bucket) }, state)
         };
-        let mut slices: Vec<(Slice, Cells)> =
-            self.slices.drain().map(|(slice, cells)| (slice, cells.into_iter().map(named).collect())).collect();
+        let mut slices: Vec<(Slice, Cells)> = self
+            .slices
+            .drain()
+            .map(|(slice, cells)| (slice, cells.into_iter().map(named).collect()))
+            .collect();
         slices.sort_unstable_by_key(|(slice, _)| *slice);
         slices
     }
@@ -138,16 +146,20 @@ pub(crate) fn merge_segments<'a>(
     cells: &mut Cells,
 ) -> Result<(), CodecError> {
     for segment in segments {
-        view::unpack(segment, |version| plan.aggregate(version), |version, key, bucket, state| {
-            let id = CellId { version, key: key.into(), bucket };
-            match cells.get_mut(&id) {
-                Some(cell) => cell.merge(&state),
-                None => {
-                    cells.insert(id, state);
-                    Ok(())
+        view::unpack(
+            segment,
+            |version| plan.aggregate(version),
+            |version, key, bucket, state| {
+                let id = CellId { version, key: key.into(), bucket };
+                match cells.get_mut(&id) {
+                    Some(cell) => cell.merge(&state),
+                    None => {
+                        cells.insert(id, state);
+                        Ok(())
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
     }
     Ok(())
 }

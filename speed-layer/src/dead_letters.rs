@@ -91,9 +91,8 @@ impl DeadLetters {
             ("truncated_from", truncated.as_deref()),
         ];
         let headers = headers.iter().filter(|(_, value)| value.is_some());
-        let headers = headers.fold(OwnedHeaders::new(), |headers, &(key, value)| {
-            headers.insert(Header { key, value })
-        });
+        let headers =
+            headers.fold(OwnedHeaders::new(), |headers, &(key, value)| headers.insert(Header { key, value }));
         let mut record = FutureRecord::to(topic).key(&key).headers(headers);
         record.payload = value;
         self.0.send(record, Duration::from_secs(30)).await.map(drop).map_err(|(error, _)| error)

@@ -49,7 +49,9 @@ impl std::fmt::Display for Why {
             Why::Unreadable(problem) => write!(f, "its stored form is unreadable: {problem}"),
             Why::Behind => write!(f, "it ends below the tidemark"),
             Why::Differs => write!(f, "it has the tidemark's boundary at another offset, or starts above it"),
-            Why::Metric(version) => write!(f, "metric version {version} is not folded in it from the tidemark on"),
+            Why::Metric(version) => {
+                write!(f, "metric version {version} is not folded in it from the tidemark on")
+            }
         }
     }
 }
@@ -71,7 +73,8 @@ pub(crate) fn start(found: &Found, cut: &Cut, mut metrics: impl Iterator<Item = 
         // entry for the boundary, its cuts are not this log's.
         Reach::Below if header.to > cut.offset => Start::Rebuild(Why::Differs),
         Reach::Below | Reach::Covers => {
-            let lacks = |version: &MetricVersion| header.metrics.get(version).is_none_or(|&from| from > cut.offset);
+            let lacks =
+                |version: &MetricVersion| header.metrics.get(version).is_none_or(|&from| from > cut.offset);
             metrics.find(lacks).map_or(Start::Resume, |version| Start::Rebuild(Why::Metric(version)))
         }
     }
@@ -182,7 +185,8 @@ mod tests {
     #[test]
     fn the_worst_answer_of_a_round_decides() {
         use Answer::*;
-        let check = |answers: &[Answer], expected: Next| assert_eq!(next(answers.iter()), expected, "{answers:?}");
+        let check =
+            |answers: &[Answer], expected: Next| assert_eq!(next(answers.iter()), expected, "{answers:?}");
         check(&[], Next::Continue);
         check(&[Stored, Stored], Next::Continue);
         check(&[Stored, Unknown("gone".into())], Next::Retry("gone".into()));

@@ -87,7 +87,12 @@ pub(crate) struct Group {
 
 impl Group {
     /// Goes on with a group as stored. Metric versions that the plan doesn't know are no longer vouched for.
-    pub(crate) fn resume(key: String, mut header: Header, segments: &[(Slice, u64, usize)], plan: &Plan) -> Group {
+    pub(crate) fn resume(
+        key: String,
+        mut header: Header,
+        segments: &[(Slice, u64, usize)],
+        plan: &Plan,
+    ) -> Group {
         let known: Vec<_> = plan.versions().collect();
         header.metrics.retain(|version, _| known.contains(version));
         let mut group = Group::empty(key, header, true);
@@ -178,7 +183,8 @@ impl Group {
     pub(crate) fn event_came(&mut self, trusted: Option<Millis>, ahead: Millis, pane: Millis) {
         if self.after_gap {
             self.after_gap = false;
-            self.header.panes_from = trusted.map(|newest| window::pane_after(newest.saturating_add(ahead), pane));
+            self.header.panes_from =
+                trusted.map(|newest| window::pane_after(newest.saturating_add(ahead), pane));
         }
     }
 
@@ -298,7 +304,12 @@ fn merge_cells(into: &mut Cells, cells: Cells) -> Result<(), CodecError> {
 
 impl Merge {
     /// Merges the bytes of segments that were read back.
-    pub(crate) fn of(plan: &Plan, slice: Slice, seqs: Vec<u64>, stored: &[Vec<u8>]) -> Result<Merge, CodecError> {
+    pub(crate) fn of(
+        plan: &Plan,
+        slice: Slice,
+        seqs: Vec<u64>,
+        stored: &[Vec<u8>],
+    ) -> Result<Merge, CodecError> {
         let mut cells = Cells::new();
         counters::merge_segments(plan, stored.iter().map(Vec::as_slice), &mut cells)?;
         Ok(Merge { slice, seqs, cells })

@@ -48,7 +48,11 @@ impl Health {
 }
 
 /// Serves `/healthz` (the process lives), `/readyz` (200, or 503 with the troubles) and `/metrics` until the stop.
-pub(crate) async fn serve(listener: TcpListener, health: Health, stop: CancellationToken) -> std::io::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    health: Health,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))

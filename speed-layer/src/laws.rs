@@ -71,10 +71,13 @@ fn log() -> impl Strategy<Value = Vec<Logged>> {
     proptest::collection::vec(record, 1..120).prop_map(|records| {
         // Append times mostly rise, and sometimes step back, as brokers' clocks do.
         let mut now = 10_000;
-        records.into_iter().map(|(step, value)| {
-            now += step - 50;
-            (now, value)
-        }).collect()
+        records
+            .into_iter()
+            .map(|(step, value)| {
+                now += step - 50;
+                (now, value)
+            })
+            .collect()
     })
 }
 
@@ -120,7 +123,8 @@ impl Store {
         if fence != write.expected {
             return false;
         }
-        let (header, segments) = self.0.entry(key.to_owned()).or_insert((write.header.clone(), HashMap::new()));
+        let (header, segments) =
+            self.0.entry(key.to_owned()).or_insert((write.header.clone(), HashMap::new()));
         *header = write.header.clone();
         for (slice, bytes) in &write.segments {
             segments.insert((*slice, write.header.seq), bytes.clone());
@@ -176,7 +180,8 @@ impl<'a> World<'a> {
 
     /// A round over the first `groups` groups; whether all were stored.
     fn flush(&mut self, groups: usize, heard: bool) -> bool {
-        let (position, open_epoch, expired) = (self.partition.position(), self.partition.epoch(), Expired::default());
+        let (position, open_epoch, expired) =
+            (self.partition.position(), self.partition.epoch(), Expired::default());
         let mut whole = true;
         for group in self.partition.groups_mut().iter_mut().take(groups) {
             if group.folds_from() > position.to {
@@ -184,7 +189,8 @@ impl<'a> World<'a> {
             }
             let merge = group.to_merge(open_epoch, &expired).and_then(|(slice, seqs, _)| {
                 let (_, segments) = self.store.0.get(&group.key)?;
-                let stored: Option<Vec<Vec<u8>>> = seqs.iter().map(|&seq| segments.get(&(slice, seq)).cloned()).collect();
+                let stored: Option<Vec<Vec<u8>>> =
+                    seqs.iter().map(|&seq| segments.get(&(slice, seq)).cloned()).collect();
                 Some(Merge::of(&self.plan, slice, seqs, &stored?).expect("segments decode"))
             });
             let write = group.write(&position, &expired, merge).expect("states merge").clone();
@@ -228,7 +234,13 @@ impl<'a> World<'a> {
     }
 }
 
-fn start(plan: &Arc<Plan>, tp: &TopicPartition, store: &mut Store, cut: &Cut, incarnations: &mut u64) -> Partition {
+fn start(
+    plan: &Arc<Plan>,
+    tp: &TopicPartition,
+    store: &mut Store,
+    cut: &Cut,
+    incarnations: &mut u64,
+) -> Partition {
     let key = |group| shared_model::view::group_key(tp, group, plan.layout.groups);
     let claimed = (0..plan.layout.groups).map(|group| store.claim(&key(group))).collect();
     let panes = PaneStart { cut: Cut::start(0), panes_from: None, holes: Vec::new() };
@@ -253,9 +265,9 @@ fn naive_cuts(plan: &Plan, log: &[Logged], to: usize) -> Vec<Cut> {
             cuts.push(Cut { epoch, offset, clock: below, trusted, fingerprint: None });
         }
         let tp = TopicPartition::new("views", 0);
-        let decoded = value.as_ref().map(|value| {
-            event::decode(&plan.stream, &tp, offset as i64, *append, Some(value.as_bytes()))
-        });
+        let decoded = value
+            .as_ref()
+            .map(|value| event::decode(&plan.stream, &tp, offset as i64, *append, Some(value.as_bytes())));
         if let Some(Ok(event)) = decoded {
             trusted.observe(plan.stream.event_clock(), event.time, *append);
         }
@@ -272,7 +284,9 @@ fn naive_cells(plan: &Plan, log: &[Logged], group: u32, from: i64, to: i64) -> B
     for (offset, (append, value)) in log[..to as usize].iter().enumerate() {
         let (offset, epoch) = (offset as i64, plan.layout.epoch.epoch(clock.observe(*append)));
         let Some(value) = value else { continue };
-        let Ok(event) = event::decode(&plan.stream, &tp, offset, *append, Some(value.as_bytes())) else { continue };
+        let Ok(event) = event::decode(&plan.stream, &tp, offset, *append, Some(value.as_bytes())) else {
+            continue;
+        };
         let horizon = offset - plan.stream.dedup_horizon;
         let repeat = valid.iter().any(|&(identity, at)| identity == event.identity && at >= horizon);
         valid.push((event.identity, offset));
@@ -283,7 +297,8 @@ fn naive_cells(plan: &Plan, log: &[Logged], group: u32, from: i64, to: i64) -> B
             let mut add = |slice, bucket| {
                 let id = CellId { version: metric.version, key: key.into(), bucket };
                 let cells = slices.entry(slice).or_default();
-                binding.add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
+                binding
+                    .add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
             };
             if of == group && metric.window.is_some() {
                 let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
@@ -341,13 +356,20 @@ fn check(world: &World<'_>, whole: bool) -> Result<(), TestCaseError> {
         let mut found: BTreeMap<Slice, Cells> = BTreeMap::new();
         for ((slice, _), bytes) in segments {
             let merged = found.entry(*slice).or_default();
-            counters::merge_segments(&world.plan, std::iter::once(&bytes[..]), merged).expect("segments decode");
+            counters::merge_segments(&world.plan, std::iter::once(&bytes[..]), merged)
+                .expect("segments decode");
         }
         let expected = naive_cells(&world.plan, world.log, number as u32, from, header.to);
         prop_assert_eq!(&found, &expected, "{} {:?}", group.key, header);
         let cuts = naive_cuts(&world.plan, world.log, header.to as usize).into_iter();
-        let cuts: Vec<(i64, i64)> = cuts.map(|cut| (cut.epoch, cut.offset)).filter(|&(_, at)| at >= from).collect();
-        let known: Vec<_> = header.cuts.iter().copied().filter(|&(_, at)| at > from || cuts.contains(&(header.cuts[0].0, at))).collect();
+        let cuts: Vec<(i64, i64)> =
+            cuts.map(|cut| (cut.epoch, cut.offset)).filter(|&(_, at)| at >= from).collect();
+        let known: Vec<_> = header
+            .cuts
+            .iter()
+            .copied()
+            .filter(|&(_, at)| at > from || cuts.contains(&(header.cuts[0].0, at)))
+            .collect();
         let cuts: Vec<_> = cuts.into_iter().filter(|cut| cut.1 > from || known.contains(cut)).collect();
         prop_assert_eq!(known, cuts);
     }

@@ -29,7 +29,8 @@ pub(crate) type Names = HashMap<String, Published>;
 
 /// The metrics that are published.
 pub(crate) fn published_metrics(catalog: &Catalog) -> Vec<Arc<Metric>> {
-    let live = |metric: &&Arc<Metric>| metric.publish && metric.window.is_some() && metric.live_name.is_some();
+    let live =
+        |metric: &&Arc<Metric>| metric.publish && metric.window.is_some() && metric.live_name.is_some();
     catalog.metrics.iter().filter(live).cloned().collect()
 }
 
@@ -51,7 +52,8 @@ impl Live {
         let Slice::Pane(start) = slice else { return Ok(()) };
         let Live { metrics, cells } = self;
         let inside = |version| {
-            let mut inside = metrics.iter().filter(|(metric, window)| metric.version == version && window.contains(start));
+            let mut inside =
+                metrics.iter().filter(|(metric, window)| metric.version == version && window.contains(start));
             inside.next().map(|(metric, _)| &metric.aggregate)
         };
         view::unpack(segment, inside, |version, key, _, state| {

@@ -79,7 +79,8 @@ impl Redis {
     /// Makes us the owner of a group and says what is there.
     pub(crate) async fn claim(&self, key: &str, token: &str) -> anyhow::Result<Claimed> {
         type Reply = (Option<Vec<u8>>, Option<String>, Vec<Value>);
-        let reply: RedisResult<Reply> = self.ask(cmd("FCALL").arg("tm1_claim").arg(1).arg(key).arg(token)).await;
+        let reply: RedisResult<Reply> =
+            self.ask(cmd("FCALL").arg("tm1_claim").arg(1).arg(key).arg(token)).await;
         if reply.as_ref().is_err_and(is_library_missing) {
             self.load_library().await?;
         }
@@ -124,7 +125,13 @@ impl Redis {
     }
 
     /// Deletes expired segments alone, which is admitted when memory is full.
-    pub(crate) async fn trim(&self, key: &str, token: &str, header: &Header, fields: &[(Slice, u64)]) -> Answer {
+    pub(crate) async fn trim(
+        &self,
+        key: &str,
+        token: &str,
+        header: &Header,
+        fields: &[(Slice, u64)],
+    ) -> Answer {
         let mut call = cmd("FCALL");
         call.arg("tm1_trim").arg(1).arg(key).arg(token).arg(header.fence());
         for &(slice, seq) in fields {
@@ -141,7 +148,12 @@ impl Redis {
     }
 
     /// Segments of a group, in the order asked for; `None` for one that isn't there.
-    pub(crate) async fn segments(&self, key: &str, slice: Slice, seqs: &[u64]) -> RedisResult<Option<Vec<Vec<u8>>>> {
+    pub(crate) async fn segments(
+        &self,
+        key: &str,
+        slice: Slice,
+        seqs: &[u64],
+    ) -> RedisResult<Option<Vec<Vec<u8>>>> {
         let mut call = cmd("HMGET");
         call.arg(key);
         for &seq in seqs {
@@ -237,7 +249,9 @@ fn answer(reply: RedisResult<String>) -> Answer {
 /// An error for people; what passes by itself says so.
 pub(crate) fn explain(error: &RedisError) -> String {
     match (error.kind(), error.code()) {
-        (_, Some("OOM")) => "redis is out of memory (maxmemory): reading pauses until there is room again".into(),
+        (_, Some("OOM")) => {
+            "redis is out of memory (maxmemory): reading pauses until there is room again".into()
+        }
         (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => "redis is loading its data".into(),
         (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => "redis is a read-only replica".into(),
         _ => error.to_string(),

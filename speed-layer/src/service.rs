@@ -103,7 +103,13 @@ async fn serve(
     let Some(tidemarks) = source.wait(catalog, health, shutdown).await? else { return Ok(()) };
     let Some(topics) = wait_for_topics(&log, &kafka, catalog, health, shutdown).await? else { return Ok(()) };
     let (moves, tidemarks) = watch::channel(tidemarks);
-    tokio::spawn(source.clone().follow(moves, TIDEMARK_POLL, args.epoch_grace, health.clone(), behind.clone()));
+    tokio::spawn(source.clone().follow(
+        moves,
+        TIDEMARK_POLL,
+        args.epoch_grace,
+        health.clone(),
+        behind.clone(),
+    ));
     let (panes, oldest_pane) = watch::channel(None);
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
     if !args.no_publish {
@@ -221,7 +227,11 @@ async fn pause(stop: &CancellationToken) -> bool {
     }
 }
 
-async fn wait_for_redis(url: &str, health: &Health, stop: &CancellationToken) -> anyhow::Result<Option<Redis>> {
+async fn wait_for_redis(
+    url: &str,
+    health: &Health,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Redis>> {
     ::redis::Client::open(url).context("the redis url is not valid (expected redis://host:port)")?;
     loop {
         let connected = async {
@@ -256,7 +266,8 @@ async fn wait_for_topics(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<BTreeMap<Arc<str>, i32>>> {
     let wanted: Vec<Arc<str>> = catalog.streams.iter().map(|stream| stream.topic.clone()).collect();
-    let admin: AdminClient<DefaultClientContext> = kafka.create().context("cannot make the kafka admin client")?;
+    let admin: AdminClient<DefaultClientContext> =
+        kafka.create().context("cannot make the kafka admin client")?;
     loop {
         let trouble = match log.partitions(wanted.clone()).await {
             Ok(found) => {
@@ -289,15 +300,20 @@ async fn check_topics(
     admin: &AdminClient<DefaultClientContext>,
     topics: &BTreeMap<Arc<str>, i32>,
 ) -> anyhow::Result<Result<(), String>> {
-    let named: Vec<ResourceSpecifier<'_>> = topics.keys().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-    let described = admin.describe_configs(&named, &AdminOptions::new().request_timeout(Some(WAIT * 20))).await?;
+    let named: Vec<ResourceSpecifier<'_>> =
+        topics.keys().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let described =
+        admin.describe_configs(&named, &AdminOptions::new().request_timeout(Some(WAIT * 20))).await?;
     let mut faults = Vec::new();
     for (topic, described) in topics.keys().zip(described) {
-        let config = described.map_err(|code| anyhow::anyhow!("cannot read the settings of topic {topic}: {code}"))?;
+        let config =
+            described.map_err(|code| anyhow::anyhow!("cannot read the settings of topic {topic}: {code}"))?;
         let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
         let alter = |setting: &str| {
-            format!("kafka-configs.sh --bootstrap-server SERVER --alter --entity-type topics --entity-name {topic} \
-                     --add-config {setting}")
+            format!(
+                "kafka-configs.sh --bootstrap-server SERVER --alter --entity-type topics --entity-name {topic} \
+                     --add-config {setting}"
+            )
         };
         let stamped = value("message.timestamp.type");
         if stamped != "LogAppendTime" {
@@ -341,7 +357,9 @@ fn check_assignment(assigned: &[TopicPartition], topics: &BTreeMap<Arc<str>, i32
     for tp in assigned {
         match topics.get(&tp.topic) {
             Some(&partitions) if (0..partitions).contains(&tp.partition) => {}
-            Some(partitions) => bail!("--assign {tp}: the topic has {partitions} partitions, numbered from 0"),
+            Some(partitions) => {
+                bail!("--assign {tp}: the topic has {partitions} partitions, numbered from 0")
+            }
             None => bail!("--assign {tp}: no stream of the catalog has this topic"),
         }
     }
@@ -361,11 +379,14 @@ async fn follow_marks(
             let ours = |name: &String| {
                 TopicPartition::parse(name).is_some_and(|tp| catalog.stream_of_topic(&tp.topic).is_some())
             };
-            let marks: Vec<_> = marks.into_iter().filter(|(name, _)| ours(name)).map(|(_, mark)| mark).collect();
+            let marks: Vec<_> =
+                marks.into_iter().filter(|(name, _)| ours(name)).map(|(_, mark)| mark).collect();
             let oldest = window::oldest_pane(marks.iter(), pane, longest);
-            panes.send_if_modified(|known| oldest > *known && {
-                *known = oldest;
-                true
+            panes.send_if_modified(|known| {
+                oldest > *known && {
+                    *known = oldest;
+                    true
+                }
             });
         }
         tokio::select! {

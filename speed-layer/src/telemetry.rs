@@ -76,7 +76,8 @@ impl PartitionMetrics {
             counter!("tidemark_speed_records_total", "topic" => topic.clone(), "partition" => partition.clone(),
                 "outcome" => outcome)
         };
-        let of = |name: &'static str| gauge!(name, "topic" => topic.clone(), "partition" => partition.clone());
+        let of =
+            |name: &'static str| gauge!(name, "topic" => topic.clone(), "partition" => partition.clone());
         PartitionMetrics {
             counted: records("counted"),
             repeats: records("repeat"),

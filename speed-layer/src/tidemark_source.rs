@@ -37,7 +37,8 @@ impl Tidemarks {
 
     fn see(&mut self, tidemark: Tidemark, now: Instant, grace: Duration) {
         self.0.push((Arc::new(tidemark), now));
-        while self.0.len() > 2 && now.duration_since(self.0[1].1) >= grace && self.floor_is_later(now, grace) {
+        while self.0.len() > 2 && now.duration_since(self.0[1].1) >= grace && self.floor_is_later(now, grace)
+        {
             self.0.remove(0);
         }
     }
@@ -61,7 +62,9 @@ impl TidemarkSource {
             .max_connections(3)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy(url)
-            .context("the postgres url is not valid (expected postgres://user:password@host:port/database)")?;
+            .context(
+                "the postgres url is not valid (expected postgres://user:password@host:port/database)",
+            )?;
         Ok(TidemarkSource { pool })
     }
 
@@ -79,8 +82,12 @@ impl TidemarkSource {
                     health.set("tidemark", None);
                     return Ok(Some(tidemarks));
                 }
-                Ok(None) => health.set("tidemark", Some("no tidemark yet: waiting for a first batch run".into())),
-                Err(error) => health.set("tidemark", Some(format!("waiting for postgres: {}", explain(&error)))),
+                Ok(None) => {
+                    health.set("tidemark", Some("no tidemark yet: waiting for a first batch run".into()))
+                }
+                Err(error) => {
+                    health.set("tidemark", Some(format!("waiting for postgres: {}", explain(&error))))
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(None),
@@ -101,12 +108,15 @@ impl TidemarkSource {
 
     /// The newest generations, newest first.
     async fn newest(&self, limit: i64) -> sqlx::Result<Vec<Tidemark>> {
-        let query = sqlx::query("select generation, cuts from tidemark.tidemark order by generation desc limit $1");
+        let query =
+            sqlx::query("select generation, cuts from tidemark.tidemark order by generation desc limit $1");
         let rows = query.bind(limit).fetch_all(&self.pool).await?;
-        rows.into_iter().map(|row| {
-            let cuts: sqlx::types::Json<Vec<StoredCut>> = row.try_get(1)?;
-            Ok(Tidemark::from_stored(row.try_get(0)?, cuts.0))
-        }).collect()
+        rows.into_iter()
+            .map(|row| {
+                let cuts: sqlx::types::Json<Vec<StoredCut>> = row.try_get(1)?;
+                Ok(Tidemark::from_stored(row.try_get(0)?, cuts.0))
+            })
+            .collect()
     }
 
     /// Polls until the stop and hands on each move.
@@ -174,7 +184,9 @@ fn check_layout((epoch, groups, pane): (i64, i32, i64), catalog: &Catalog) -> an
         bail!(
             "the catalog's layout (epoch {} ms, {} groups, pane {} ms) differs from that of the first tidemark \
              (epoch {epoch} ms, {groups} groups, pane {pane} ms): put the stored values into the catalog",
-            layout.epoch.0, layout.groups, layout.pane
+            layout.epoch.0,
+            layout.groups,
+            layout.pane
         );
     }
     Ok(())

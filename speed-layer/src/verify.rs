@@ -70,7 +70,11 @@ struct Stored {
     segments: Vec<(Slice, Vec<u8>)>,
 }
 
-async fn groups(redis: &Redis, tp: &TopicPartition, catalog: &Catalog) -> anyhow::Result<Vec<Option<Stored>>> {
+async fn groups(
+    redis: &Redis,
+    tp: &TopicPartition,
+    catalog: &Catalog,
+) -> anyhow::Result<Vec<Option<Stored>>> {
     let mut groups = Vec::new();
     for group in 0..catalog.layout.groups {
         let key = view::group_key(tp, group, catalog.layout.groups);
@@ -142,7 +146,13 @@ impl History {
 }
 
 /// Compares a group with the log, and returns how many cells were equal.
-fn compare(group: &Stored, number: u32, history: &History, plan: &Plan, window: Millis) -> Result<usize, String> {
+fn compare(
+    group: &Stored,
+    number: u32,
+    history: &History,
+    plan: &Plan,
+    window: Millis,
+) -> Result<usize, String> {
     let header = &group.header;
     let &(_, from) = header.cuts.first().ok_or("its header has no cut")?;
     if !header.gaps.is_empty() {
@@ -151,7 +161,10 @@ fn compare(group: &Stored, number: u32, history: &History, plan: &Plan, window: 
     if let Some(expected) = history.times.get(&header.to)
         && *expected != (header.clock, header.trusted.clone())
     {
-        return Err(format!("its times are {}, {:?}; the log's are {expected:?}", header.clock, header.trusted));
+        return Err(format!(
+            "its times are {}, {:?}; the log's are {expected:?}",
+            header.clock, header.trusted
+        ));
     }
     let epochs = plan.layout.epoch;
     let mut cuts = vec![header.cuts[0]];
@@ -171,7 +184,8 @@ fn compare(group: &Stored, number: u32, history: &History, plan: &Plan, window: 
             let mut add = |slice, bucket| {
                 let id = CellId { version: metric.version, key: key.into(), bucket };
                 let cells: &mut Cells = expected.entry(slice).or_default();
-                binding.add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
+                binding
+                    .add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
             };
             if *offset >= from {
                 add(Slice::Epoch(epoch), metric.grain.bucket(event.time));
@@ -187,7 +201,8 @@ fn compare(group: &Stored, number: u32, history: &History, plan: &Plan, window: 
     let mut found: BTreeMap<Slice, Cells> = BTreeMap::new();
     for (slice, bytes) in &group.segments {
         let cells = found.entry(*slice).or_default();
-        crate::counters::merge_segments(plan, std::iter::once(&bytes[..]), cells).map_err(|e| e.to_string())?;
+        crate::counters::merge_segments(plan, std::iter::once(&bytes[..]), cells)
+            .map_err(|e| e.to_string())?;
     }
     // Panes that have slid out may be there still.
     found.retain(|slice, _| {

@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn the_slowest_reader_holds_panes_and_an_idle_partition_does_not() {
-        let check = |marks: &[Mark], expected| assert_eq!(oldest_pane(marks.iter(), 10, 300), expected, "{marks:?}");
+        let check =
+            |marks: &[Mark], expected| assert_eq!(oldest_pane(marks.iter(), 10, 300), expected, "{marks:?}");
         check(&[], None);
         check(&[mark(None, true)], None);
         check(&[mark(Some(5_005), true)], Some(5_010 - 300));

@@ -75,7 +75,12 @@ enum Spell {
 }
 
 /// Owns a partition until the stop, or until another worker claims it.
-pub(crate) async fn own(shared: Arc<Shared>, plan: Arc<Plan>, tp: TopicPartition, stop: CancellationToken) -> Ended {
+pub(crate) async fn own(
+    shared: Arc<Shared>,
+    plan: Arc<Plan>,
+    tp: TopicPartition,
+    stop: CancellationToken,
+) -> Ended {
     let name = tp.to_string();
     let mut pause = Duration::from_millis(50);
     loop {
@@ -140,13 +145,15 @@ async fn claim(
     tp: &TopicPartition,
     token: &str,
 ) -> anyhow::Result<Option<(Partition, i64)>> {
-    let keys: Vec<String> =
-        (0..plan.layout.groups).map(|group| shared_model::view::group_key(tp, group, plan.layout.groups)).collect();
+    let keys: Vec<String> = (0..plan.layout.groups)
+        .map(|group| shared_model::view::group_key(tp, group, plan.layout.groups))
+        .collect();
     let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
     let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let (log_start, log_end) = shared.log.watermarks(tp).await?;
     let cut = shared.tidemarks.borrow().current().cut(tp);
-    let panes = shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
+    let panes =
+        shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
     let panes = panes.await.context("cannot read older tidemarks")?;
     let (partition, rebuilt) = Partition::start(tp, plan, claimed, &cut, &panes, log_start, random);
     let position = partition.position();
@@ -166,7 +173,10 @@ async fn claim(
     }
     for group in partition.groups().iter() {
         for (from, to) in group.header().gaps.iter().filter(|&&(_, to)| to == log_start) {
-            tracing::error!("{tp}: the log no longer has offsets {from} to {to}, which {} needs: a gap", group.key);
+            tracing::error!(
+                "{tp}: the log no longer has offsets {from} to {to}, which {} needs: a gap",
+                group.key
+            );
         }
     }
     let reset = rebuilt.iter().map(|(group, _)| shared.redis.reset(&keys[*group], token));
@@ -185,7 +195,9 @@ async fn claim(
     let read_from = partition.read_from(log_start);
     if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
         let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);
-        tracing::warn!("{tp}: the log reaches back {back} offsets, less than the {horizon} in which repeats are recognised");
+        tracing::warn!(
+            "{tp}: the log reaches back {back} offsets, less than the {horizon} in which repeats are recognised"
+        );
     }
     tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
     Ok(Some((partition, read_from)))
@@ -300,7 +312,8 @@ impl Owner {
     /// After some records: writes early where too much waits.
     async fn after_turn(&mut self, stop: &CancellationToken) -> Flow {
         let (cells, bytes) = self.partition.pending();
-        if cells >= self.shared.pending_cells || bytes >= PENDING_BYTES || self.letters.len() >= DEAD_LETTERS {
+        if cells >= self.shared.pending_cells || bytes >= PENDING_BYTES || self.letters.len() >= DEAD_LETTERS
+        {
             return self.flush(false, stop).await;
         }
         tokio::task::yield_now().await;
@@ -365,7 +378,12 @@ impl Owner {
     }
 
     /// Builds the writes of a round and returns the numbers of their groups.
-    async fn prepare(&mut self, position: &Position, expired: &Expired, quiet: bool) -> anyhow::Result<Vec<usize>> {
+    async fn prepare(
+        &mut self,
+        position: &Position,
+        expired: &Expired,
+        quiet: bool,
+    ) -> anyhow::Result<Vec<usize>> {
         let open_epoch = self.partition.epoch();
         let groups = self.partition.groups();
         // A group that the re-read has not come back to yet is left as it is.
@@ -471,13 +489,14 @@ impl Owner {
     async fn trim(&mut self) {
         let expired = self.expired();
         let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
-        let trims = groups.iter().enumerate().filter(|(_, group)| group.is_stored()).filter_map(|(at, group)| {
-            let fields = group.expired_segments(&expired);
-            (!fields.is_empty()).then(|| async move {
-                let answer = redis.trim(&group.key, token, group.header(), &fields).await;
-                (at, fields, answer)
-            })
-        });
+        let trims =
+            groups.iter().enumerate().filter(|(_, group)| group.is_stored()).filter_map(|(at, group)| {
+                let fields = group.expired_segments(&expired);
+                (!fields.is_empty()).then(|| async move {
+                    let answer = redis.trim(&group.key, token, group.header(), &fields).await;
+                    (at, fields, answer)
+                })
+            });
         // Anything but success is left to the next round of writes, which finds out the same.
         for (at, fields, answer) in join_all(trims).await {
             if answer == Answer::Stored {

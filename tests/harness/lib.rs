@@ -20,7 +20,9 @@ pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, St
     loop {
         match look().await {
             Ok(value) => return value,
-            Err(seen) if started.elapsed() > PATIENCE => panic!("{what}: not within {PATIENCE:?}; last: {seen}"),
+            Err(seen) if started.elapsed() > PATIENCE => {
+                panic!("{what}: not within {PATIENCE:?}; last: {seen}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

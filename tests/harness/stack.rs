@@ -74,7 +74,19 @@ impl Stack {
         let (bootstrap, groups) = (kafka.bootstrap(), catalog.layout.groups);
         let probe = Probe { kafka: bootstrap, topics, redis: redis.url(), groups };
         let program = PathBuf::from(program);
-        Stack { kafka, redis, postgres, catalog, database, archive, environment: Vec::new(), probe, program, folder, _scratch: scratch }
+        Stack {
+            kafka,
+            redis,
+            postgres,
+            catalog,
+            database,
+            archive,
+            environment: Vec::new(),
+            probe,
+            program,
+            folder,
+            _scratch: scratch,
+        }
     }
 
     fn arguments(&self, command: &[&str], connections: &[&str]) -> Vec<String> {
@@ -198,6 +210,7 @@ pub fn free_port() -> u16 {
 }
 
 async fn found() -> Found {
-    let ensure = || install::ensure(&[Need::Redis, Need::Postgres, Need::Kafka], Installing::Yes, &mut |_| {});
+    let ensure =
+        || install::ensure(&[Need::Redis, Need::Postgres, Need::Kafka], Installing::Yes, &mut |_| {});
     tokio::task::spawn_blocking(ensure).await.expect("the search for servers").expect("servers")
 }

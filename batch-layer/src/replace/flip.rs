@@ -89,13 +89,15 @@ async fn once(connection: &mut PgConnection, flip: &Flip<'_>) -> Result<()> {
     let mut transaction = connection.begin().await?;
     sqlx::query("set local lock_timeout = '2s'").execute(&mut *transaction).await?;
     // First what may be lost to another: the loser's transaction then has done no work.
-    sqlx::query("insert into tidemark.tidemark (generation, flipped_at, run_id, cuts) values ($1, $2, $3, $4)")
-        .bind(flip.next.generation)
-        .bind(timestamp(flip.now))
-        .bind(flip.run)
-        .bind(Json(flip.next.to_stored()))
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::query(
+        "insert into tidemark.tidemark (generation, flipped_at, run_id, cuts) values ($1, $2, $3, $4)",
+    )
+    .bind(flip.next.generation)
+    .bind(timestamp(flip.now))
+    .bind(flip.run)
+    .bind(Json(flip.next.to_stored()))
+    .execute(&mut *transaction)
+    .await?;
     take_in(&mut transaction, flip).await?;
     for (table, file) in flip.facts {
         facts::append(&mut transaction, table, file, flip.now).await?;
@@ -161,7 +163,8 @@ async fn publish(transaction: &mut PgTransaction<'_>, staged: &Staged, now: Mill
                   from tidemark.live_version l
                   where l.version = $1 and l.event_day = $2 and v.version_id = l.version_id";
     sqlx::query(retire).bind(&version).bind(day).bind(timestamp(now)).execute(&mut **transaction).await?;
-    let point = "insert into tidemark.live_version (metric, version, event_day, version_id) values ($1, $2, $3, $4)
+    let point =
+        "insert into tidemark.live_version (metric, version, event_day, version_id) values ($1, $2, $3, $4)
                  on conflict (version, event_day) do update set version_id = excluded.version_id";
     let query = sqlx::query(point).bind(&staged.metric.name).bind(&version).bind(day).bind(staged.version);
     query.execute(&mut **transaction).await?;

@@ -59,11 +59,13 @@ async fn detach_and_drop(connection: &mut PgConnection, table: &str) -> Result<(
                join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
                join pg_class p on p.oid = i.inhparent
                where n.nspname = 'views' and c.relname = $1";
-    let attached: Option<(String, bool)> = sqlx::query_as(sql).bind(table).fetch_optional(&mut *connection).await?;
+    let attached: Option<(String, bool)> =
+        sqlx::query_as(sql).bind(table).fetch_optional(&mut *connection).await?;
     let name = names::quote(table);
     if let Some((parent, pending)) = attached {
         let how = if pending { "finalize" } else { "concurrently" };
-        let detach = format!("alter table views.{} detach partition views.{name} {how}", names::quote(&parent));
+        let detach =
+            format!("alter table views.{} detach partition views.{name} {how}", names::quote(&parent));
         sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut *connection).await?;
     }
     sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists views.{name}"))).execute(connection).await?;

@@ -26,7 +26,10 @@ pub(crate) struct Fresh {
 
 impl Fresh {
     /// From manifests and imports.
-    pub(crate) fn collect<'a>(sealed: impl Iterator<Item = &'a Sealed>, imports: Vec<ImportManifest>) -> Fresh {
+    pub(crate) fn collect<'a>(
+        sealed: impl Iterator<Item = &'a Sealed>,
+        imports: Vec<ImportManifest>,
+    ) -> Fresh {
         let mut fresh = Fresh::default();
         for Sealed { manifest, .. } in sealed {
             let entry = |segment: &Segment| Entry {
@@ -74,7 +77,10 @@ impl Fresh {
 }
 
 /// The imports in the archive that the ledger doesn't have.
-pub(crate) async fn new_imports(context: &Context, connection: &mut PgConnection) -> Result<Vec<ImportManifest>> {
+pub(crate) async fn new_imports(
+    context: &Context,
+    connection: &mut PgConnection,
+) -> Result<Vec<ImportManifest>> {
     let known = ledger::imports(connection).await?;
     let mut found = Vec::new();
     for object in context.store.list("imports").await? {

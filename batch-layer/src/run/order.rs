@@ -87,7 +87,8 @@ impl Order {
             }
             Order::Backfill { from, to, metrics } => {
                 if let Some(unknown) = metrics.iter().find(|name| catalog.metric(name).is_none()) {
-                    let names: Vec<&str> = catalog.metrics.iter().map(|metric| metric.name.as_str()).collect();
+                    let names: Vec<&str> =
+                        catalog.metrics.iter().map(|metric| metric.name.as_str()).collect();
                     bail!("--metric {unknown} is not in the catalog; it has {}", names.join(", "));
                 }
                 known.asked = ledger::days(connection, *from, *to).await?.into_iter().collect();

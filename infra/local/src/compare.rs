@@ -49,7 +49,10 @@ pub async fn all(serving: &Serving, oracle: &Oracle, grain: impl Fn(&str) -> i64
             metric: metric.name,
             cells: expected.len(),
             wrong: differences(&found, &expected),
-            incomplete_because: because.iter().map(|reason| reason.as_str().unwrap_or("?").to_owned()).collect(),
+            incomplete_because: because
+                .iter()
+                .map(|reason| reason.as_str().unwrap_or("?").to_owned())
+                .collect(),
             batch_rows: answer["parts"]["batch"]["rows"].as_u64().unwrap_or(0),
             realtime_cells: answer["parts"]["realtime"]["cells"].as_u64().unwrap_or(0),
         });
@@ -70,7 +73,9 @@ pub fn table(compared: &[Comparison]) -> String {
             (None, Some(first)) => format!("INCOMPLETE: {first}"),
         };
         let wrong = wrong.len();
-        lines.push(format!("{metric:<16} {cells:>9} {wrong:>9} {batch_rows:>11} {realtime_cells:>15}  {verdict}"));
+        lines.push(format!(
+            "{metric:<16} {cells:>9} {wrong:>9} {batch_rows:>11} {realtime_cells:>15}  {verdict}"
+        ));
     }
     lines.join("\n")
 }
@@ -80,7 +85,9 @@ fn differences(found: &Cells, expected: &Cells) -> Vec<String> {
     places.sort();
     places.dedup();
     let wrong = places.into_iter().filter(|place| found.get(place) != expected.get(place));
-    wrong.map(|place| format!("{place:?}: {:?} instead of {:?}", found.get(place), expected.get(place))).collect()
+    wrong
+        .map(|place| format!("{place:?}: {:?} instead of {:?}", found.get(place), expected.get(place)))
+        .collect()
 }
 
 /// All cells of a metric as the serving layer answers them, and the answer without its rows.

@@ -25,7 +25,12 @@ impl Layer {
     ///
     /// # Errors
     /// When the program can't be started or the log can't be written.
-    pub fn start(program: &Path, name: &'static str, arguments: &[String], log: &Path) -> anyhow::Result<Layer> {
+    pub fn start(
+        program: &Path,
+        name: &'static str,
+        arguments: &[String],
+        log: &Path,
+    ) -> anyhow::Result<Layer> {
         Layer::start_in(program, name, arguments, &[], log)
     }
 

@@ -78,7 +78,8 @@ pub fn parse(topic: &str, bytes: &[u8]) -> Option<Fact> {
     let mut text = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for (name, value) in entries {
-        let (is_int, is_text) = (ints.contains(&name.as_str()), ["uuid", "geo_location"].contains(&name.as_str()));
+        let (is_int, is_text) =
+            (ints.contains(&name.as_str()), ["uuid", "geo_location"].contains(&name.as_str()));
         if (is_int || is_text) && !seen.insert(name.clone()) {
             return None;
         }

@@ -87,7 +87,12 @@ impl Probe {
             let end = read(&consumer, &tp, from.get(&tp).copied(), |message| {
                 let Some(value) = message.payload() else { return };
                 let topic = tp.topic.to_string();
-                each(Logged { topic, partition: tp.partition, offset: message.offset(), value: value.to_vec() });
+                each(Logged {
+                    topic,
+                    partition: tp.partition,
+                    offset: message.offset(),
+                    value: value.to_vec(),
+                });
             })?;
             ends.insert(tp, end);
         }

@@ -72,7 +72,8 @@ impl Screen {
         let rate = self.last.map_or(0.0, |(at, before)| (total - before) as f64 / at.elapsed().as_secs_f64());
         self.last = Some((Instant::now(), total));
         let lag = self.probe.lag(&self.read).await?;
-        let views = METRICS.iter().find(|metric| metric.name == "user_view_cnt").context("a shipped metric")?;
+        let views =
+            METRICS.iter().find(|metric| metric.name == "user_view_cnt").context("a shipped metric")?;
         let counted: i64 = self.oracle.count(views, i64::MIN, i64::MAX, i64::MAX).values().sum();
         let query = json!({
             "metrics": ["user_view_cnt"], "granularity": "none",
@@ -118,7 +119,8 @@ fn plain(value: &Value) -> String {
 fn ranking(items: &Value) -> String {
     let items = items.as_array().map(Vec::as_slice).unwrap_or_default();
     // An item is an object of its one column.
-    let name = |item: &Value| item.as_object().and_then(|item| item.values().next().map(plain)).unwrap_or_default();
+    let name =
+        |item: &Value| item.as_object().and_then(|item| item.values().next().map(plain)).unwrap_or_default();
     let shown: Vec<String> =
         items.iter().take(4).map(|item| format!("{} {}", name(&item["item"]), item["value"])).collect();
     if shown.is_empty() { "none yet".to_owned() } else { shown.join(", ") }

@@ -32,7 +32,8 @@ pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
     let stop = layers::stop_signal();
     let work = async {
         let stack = Stack::start(&args).await?;
-        let done = if args.once { stack.once(&args, clock).await } else { stack.show(&args, clock, &stop).await };
+        let done =
+            if args.once { stack.once(&args, clock).await } else { stack.show(&args, clock, &stop).await };
         say("stopping all that was started");
         stack.stop().await;
         done
@@ -97,7 +98,8 @@ impl Stack {
         needed.extend(args.kafka.is_none().then_some(Need::Kafka));
         let policy = if args.yes { Installing::Yes } else { Installing::Ask };
         let found =
-            tokio::task::spawn_blocking(move || install::ensure(&needed, policy, &mut |line| say(line))).await??;
+            tokio::task::spawn_blocking(move || install::ensure(&needed, policy, &mut |line| say(line)))
+                .await??;
         say(&format!("everything is kept in {} (emptied at each start)", folder.display()));
 
         let started = Instant::now();
@@ -118,7 +120,8 @@ impl Stack {
             anyhow::Ok(match args.postgres {
                 Some(_) => None,
                 None => {
-                    let server = Postgres::start(&found, &folder.join("postgres"), PostgresOptions::default()).await?;
+                    let server =
+                        Postgres::start(&found, &folder.join("postgres"), PostgresOptions::default()).await?;
                     let url = server.create_database("tidemark").await?;
                     Some((server, url))
                 }
@@ -293,14 +296,21 @@ impl Stack {
         let source = match &args.data {
             Some(data) => {
                 let replay = self.replay(data, "600")?;
-                say(&format!("replaying the files in {} at 600 x real time (log: simulator.log)", data.display()));
+                say(&format!(
+                    "replaying the files in {} at 600 x real time (log: simulator.log)",
+                    data.display()
+                ));
                 tokio::spawn(async move { ensure_zero(replay.ended().await, "the replay") })
             }
             None => {
                 let (rate, options) = (args.rate, options(args.records.unwrap_or(2_000_000)));
-                say(&format!("sending {rate} events a second, with repeats, disorder, late and malformed ones"));
+                say(&format!(
+                    "sending {rate} events a second, with repeats, disorder, late and malformed ones"
+                ));
                 let (kafka, seed, stop) = (self.probe.kafka.clone(), args.seed, stop.clone());
-                tokio::task::spawn_blocking(move || paced(&kafka, Generator::new(options, seed), rate, clock, &stop))
+                tokio::task::spawn_blocking(move || {
+                    paced(&kafka, Generator::new(options, seed), rate, clock, &stop)
+                })
             }
         };
         println!("{}", screen::invitation(&self.serving.url, &self.probe.redis));
@@ -327,7 +337,8 @@ impl Stack {
 
     fn replay(&self, data: &Path, speed: &str) -> Result<Layer> {
         let data = data.canonicalize().with_context(|| format!("--data {}", data.display()))?;
-        let mut command = vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned(), "--files".to_owned()];
+        let mut command =
+            vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned(), "--files".to_owned()];
         command.push(data.display().to_string());
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         self.layer("simulator", &command, &["catalog", "kafka"])
