@@ -535,13 +535,13 @@ impl World {
                 .iter()
                 .filter(|m| m.bindings.iter().any(|b| b.stream == log.stream.name));
             let fed: Vec<_> = fed.map(|metric| &**metric).collect();
-            for group in 0..GROUPS {
+            for (group, reached) in reached[at].iter_mut().enumerate() {
                 let stored = self.twins[at].group(group);
                 let header = stored.map(|stored| &stored.header);
                 let counts = coverage.judge(&self.catalog, &log.tp, header, &cut, &fed);
-                reached[at][group] = cut.offset;
+                *reached = cut.offset;
                 if let (true, Some(stored)) = (counts, stored) {
-                    reached[at][group] = stored.header.to;
+                    *reached = stored.header.to;
                     merge(&self.catalog, stored, &cut, &mut cells);
                 }
             }

@@ -49,6 +49,8 @@ pub enum Command {
     Runs(RunsArgs),
     /// Remove files that no manifest names, and versions that no reader needs.
     Sweep(SweepArgs),
+    /// Remove old event days from the archive or from the facts. The batch view keeps its rows of them.
+    Retention(RetentionArgs),
     /// Look at a catalog without any server.
     Catalog(CatalogArgs),
 }
@@ -229,6 +231,20 @@ pub struct SweepArgs {
     /// Only files older than this are removed: longer than any archive step takes.
     #[arg(long, default_value = "1d", value_parser = humantime::parse_duration)]
     pub older_than: Duration,
+}
+
+/// Options of `retention`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RetentionArgs {
+    /// Servers and catalog.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// Remove the archive's segments of event days before this one (2016-06-14). Such a day can't be computed anew.
+    #[arg(long, required_unless_present = "facts_before")]
+    pub archive_before: Option<NaiveDate>,
+    /// Drop the facts of event days before this one.
+    #[arg(long)]
+    pub facts_before: Option<NaiveDate>,
 }
 
 /// Options of `catalog`.

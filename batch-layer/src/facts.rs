@@ -13,7 +13,7 @@ use shared_model::catalog::Stream;
 use shared_model::event::FieldType;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{AssertSqlSafe, PgConnection, PgTransaction};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where a segment's rows go.
@@ -85,10 +85,10 @@ pub(crate) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
 pub(crate) async fn append(
     transaction: &mut PgTransaction<'_>,
     table: &Table,
-    file: &PathBuf,
+    file: &Path,
     now: Millis,
 ) -> Result<()> {
-    let (stream, path) = (table.stream.clone(), file.clone());
+    let (stream, path) = (table.stream.clone(), file.to_owned());
     let encoded = tokio::task::spawn_blocking(move || encode(&stream, &path, now)).await?;
     let encoded = encoded.with_context(|| format!("facts of {}", file.display()))?;
     let fields: String =

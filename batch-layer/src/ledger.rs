@@ -240,9 +240,14 @@ pub(crate) async fn days(
     Ok(days.into_iter().map(EventDay::from_date).collect())
 }
 
-/// The days that a run published or staged.
-pub(crate) async fn days_of_run(connection: &mut PgConnection, run: i64) -> Result<Vec<EventDay>> {
-    let sql = "select distinct event_day from tidemark.view_version where run_id = $1 order by 1";
-    let days: Vec<NaiveDate> = sqlx::query_scalar(sql).bind(run).fetch_all(connection).await?;
+/// The days that the runs from `first` to `last` published or staged.
+pub(crate) async fn days_of_runs(
+    connection: &mut PgConnection,
+    first: i64,
+    last: i64,
+) -> Result<Vec<EventDay>> {
+    let sql =
+        "select distinct event_day from tidemark.view_version where run_id between $1 and $2 order by 1";
+    let days: Vec<NaiveDate> = sqlx::query_scalar(sql).bind(first).bind(last).fetch_all(connection).await?;
     Ok(days.into_iter().map(EventDay::from_date).collect())
 }

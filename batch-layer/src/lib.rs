@@ -14,6 +14,7 @@ mod ledger;
 mod stored;
 mod replace;
 mod facts;
+mod retention;
 mod views;
 mod run;
 mod schedule;

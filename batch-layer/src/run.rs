@@ -77,15 +77,21 @@ impl Context {
     }
 }
 
+/// Takes the lock that one command at a time may hold. It lives as long as the connection, which is no longer the
+/// pool's.
+///
+/// # Errors
+/// [`Busy`] where another holds it.
+pub(crate) async fn lock(pool: &PgPool) -> Result<PgConnection> {
+    let mut connection = pool.acquire().await.context("no connection to postgres")?.detach();
+    let query = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK);
+    let locked: bool = query.fetch_one(&mut connection).await?;
+    if locked { Ok(connection) } else { Err(Busy.into()) }
+}
+
 /// Does what is ordered. The schema and generation 0 must be there.
 pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Result<Outcome> {
-    // The lock lives as long as this connection: detached from the pool, it ends with this function.
-    let mut connection = context.pool.acquire().await.context("no connection to postgres")?.detach();
-    let locked: bool =
-        sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut connection).await?;
-    if !locked {
-        return Err(Busy.into());
-    }
+    let mut connection = lock(&context.pool).await?;
     if dry_run {
         return locked_run(context, &mut connection, order, None).await;
     }
@@ -217,26 +223,27 @@ async fn compute_day(
     input: &Inputs,
 ) -> Result<Vec<Staged>> {
     let run = attempt.run;
-    let sources = input.sources(context, files).await?;
-    let (day, budget) = (input.day, context.budget());
-    let rows: u64 = sources.iter().map(|source| source.rows).sum();
-    tracing::info!(day = %day, rows, metrics = metrics.len(), partial = input.partial, "computing");
-    let opened = tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??;
-    let opened = Arc::new(opened);
+    let (day, rows, partial) = (input.day, input.rows(), input.partial);
+    tracing::info!(%day, rows, metrics = metrics.len(), partial, "computing");
+    let whole = open_day(context, files, input, false).await?;
+    // Where older files are gone, new rows are merged into what is live.
+    let new = if partial { Some(open_day(context, files, input, true).await?) } else { None };
     let mut staged = Vec::new();
     for metric in metrics {
         if context.stop.is_cancelled() {
             bail!("stopped before the flip; nothing was published");
         }
         let live = ledger::live(connection, metric, day).await?;
-        if input.partial && live.as_ref().is_some() && !input.any_new() {
+        // A metric of streams whose files are all there is computed as ever.
+        let partial = metric.bindings.iter().any(|binding| input.broken.contains(&binding.stream));
+        if partial && live.is_some() && !input.any_new() {
             bail!(
                 "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
                 input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
             );
         }
         if attempt.reuse
-            && !input.partial
+            && !partial
             && let Some(found) = ledger::staged(connection, metric, day, &input.hash).await?
         {
             tracing::info!(metric = metric.name, day = %day, version = found.id, "staged by an earlier run, used as it is");
@@ -249,23 +256,28 @@ async fn compute_day(
             });
             continue;
         }
-        let (today, of) = (opened.clone(), metric.clone());
+        let today = if partial && live.is_some() { new.as_ref().unwrap_or(&whole) } else { &whole };
+        let (today, of) = (today.clone(), metric.clone());
         let mut cells = tokio::task::spawn_blocking(move || today.cells(&of)).await??;
-        if input.partial
-            && let Some(live) = &live
-        {
+        if partial && let Some(live) = &live {
             cells.extend(crate::stored::cells(connection, metric, live).await?);
             cells = compute::canonical(cells)?;
         }
         let hash = compute::hash(&cells);
-        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == input.partial) {
+        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == partial) {
             continue;
         }
-        let origin =
-            Origin { hash: &hash, inputs: &input.hash, run, partial: input.partial, now: (context.now)() };
+        let origin = Origin { hash: &hash, inputs: &input.hash, run, partial, now: (context.now)() };
         staged.push(stage(connection, metric, day, &cells, origin).await?);
     }
     Ok(staged)
+}
+
+/// Reads which rows of a day are repeats.
+async fn open_day(context: &Context, files: &Files, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
+    let sources = input.sources(context, files, new_only).await?;
+    let (day, budget) = (input.day, context.budget());
+    Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
 }
 
 async fn prepare_facts(

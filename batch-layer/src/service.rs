@@ -1,11 +1,13 @@
 //! The commands: each opens what it needs, does its work and says in a line what came of it.
 
 use crate::archive::{self, Store, Until};
-use crate::config::{Args, BaseArgs, CatalogCommand, Command, ImportArgs, RunsArgs, ScheduleArgs, SweepArgs};
+use crate::config::{
+    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RetentionArgs, RunsArgs, ScheduleArgs, SweepArgs,
+};
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{history, ledger, replace};
+use crate::{history, ledger, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use shared_model::catalog::Catalog;
 use shared_model::time::Millis;
@@ -42,6 +44,7 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
         Command::Import(args) => import_files(args, shutdown).await,
         Command::Runs(args) => runs(args).await,
         Command::Sweep(args) => sweep(args, shutdown).await,
+        Command::Retention(args) => retain(args, shutdown).await,
         Command::Catalog(args) => catalog(&args.command),
     }
 }
@@ -230,6 +233,23 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
         swept.bytes,
         swept.strange.len()
     ))
+}
+
+async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
+    let context = open(&args.base, stop).await?;
+    context.prepare().await?;
+    let mut connection = run::lock(&context.pool).await?;
+    if let Some(before) = args.archive_before {
+        let (files, bytes) = retention::archive(&mut connection, &context.store, before, now()).await?;
+        say(&format!(
+            "{files} segments with {bytes} bytes of event days before {before} removed from the archive"
+        ))?;
+    }
+    if let Some(before) = args.facts_before {
+        let dropped = retention::facts(&mut connection, before).await?;
+        say(&format!("{dropped} partitions of facts before {before} dropped"))?;
+    }
+    Ok(())
 }
 
 fn catalog(command: &CatalogCommand) -> Result<()> {

@@ -43,7 +43,7 @@ fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) ->
         state.push(stored(row, 1 + key.len() + at, *ty)?);
     }
     let state = State::from_columns(&metric.aggregate, state)?;
-    Ok(Cell { key: key.into(), bucket: bucket.timestamp_millis(), state })
+    Ok(Cell { key, bucket: bucket.timestamp_millis(), state })
 }
 
 fn value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value> {

@@ -111,7 +111,10 @@ fn happenings() -> impl Strategy<Value = Vec<(usize, Happens)>> {
 
 /// Redis as far as the fence goes.
 #[derive(Clone, Default)]
-struct Store(BTreeMap<String, (Header, HashMap<(Slice, u64), Vec<u8>>)>);
+struct Store(BTreeMap<String, Kept>);
+
+/// A header and its segments.
+type Kept = (Header, HashMap<(Slice, u64), Vec<u8>>);
 
 impl Store {
     /// As `tm1_flush`; whether it is stored.

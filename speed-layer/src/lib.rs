@@ -16,6 +16,7 @@ mod partition;
 mod redis;
 mod dead_letters;
 mod tidemark_source;
+mod claim;
 mod worker;
 mod live;
 mod publish;

@@ -1,5 +1,6 @@
 //! The service: waits for what it needs, then owns the partitions that it is given until it is told to stop.
 
+use crate::claim;
 use crate::config::{Args, Command, RunArgs};
 use crate::consume::{self, Log, Member, Membership};
 use crate::counters::{self, Plan};
@@ -113,7 +114,7 @@ async fn serve(
     let (panes, oldest_pane) = watch::channel(None);
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
     if !args.no_publish {
-        let token = format!("{:016x}", worker::random());
+        let token = format!("{:016x}", claim::random());
         tokio::spawn(Publisher::new(redis.clone(), catalog.clone(), token).run(behind.clone()));
     }
     let (decide, decisions) = mpsc::unbounded_channel();

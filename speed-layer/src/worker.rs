@@ -3,6 +3,7 @@
 //! Sequential on purpose: while a write isn't confirmed nothing is read, so memory is bounded and a refusal can drop
 //! everything held, since whatever isn't stored is in the log.
 
+use crate::claim;
 use crate::consume::{Log, Member, Records};
 use crate::counters::Plan;
 use crate::dead_letters::{DeadLetter, DeadLetters};
@@ -111,10 +112,10 @@ async fn spell(
     tp: &TopicPartition,
     stop: &CancellationToken,
 ) -> anyhow::Result<Spell> {
-    let token = format!("{:016x}", random());
+    let token = format!("{:016x}", claim::random());
     let claimed = tokio::select! {
         () = stop.cancelled() => return Ok(Spell::Ended(Ended::Stopped)),
-        claimed = claim(shared, plan, tp, &token) => claimed?,
+        claimed = claim::claim(shared, plan, tp, &token) => claimed?,
     };
     let Some((partition, read_from)) = claimed else {
         return Ok(Spell::Ended(Ended::NotOwner));
@@ -136,77 +137,6 @@ async fn spell(
     drop(records);
     shared.log.close(tp).await?;
     ended
-}
-
-/// Claims all groups, decides how each starts, and empties those that are built anew. `None`: lost meanwhile.
-async fn claim(
-    shared: &Shared,
-    plan: &Arc<Plan>,
-    tp: &TopicPartition,
-    token: &str,
-) -> anyhow::Result<Option<(Partition, i64)>> {
-    let keys: Vec<String> = (0..plan.layout.groups)
-        .map(|group| shared_model::view::group_key(tp, group, plan.layout.groups))
-        .collect();
-    let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
-    let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let (log_start, log_end) = shared.log.watermarks(tp).await?;
-    let cut = shared.tidemarks.borrow().current().cut(tp);
-    let panes =
-        shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
-    let panes = panes.await.context("cannot read older tidemarks")?;
-    let (partition, rebuilt) = Partition::start(tp, plan, claimed, &cut, &panes, log_start, random);
-    let position = partition.position();
-    if position.to > log_end {
-        bail!(
-            "the log of {tp} ends at {log_end}, below offset {} that is to be read next: the topic was deleted and \
-             made anew, or lost records; empty the views or restore the topic",
-            position.to
-        );
-    }
-    let mut reasons: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (group, why) in &rebuilt {
-        reasons.entry(why.to_string()).or_default().push(*group);
-    }
-    for (why, groups) in reasons {
-        tracing::info!("{tp}: groups {groups:?} are built anew from offset {}: {why}", cut.offset);
-    }
-    for group in partition.groups().iter() {
-        for (from, to) in group.header().gaps.iter().filter(|&&(_, to)| to == log_start) {
-            tracing::error!(
-                "{tp}: the log no longer has offsets {from} to {to}, which {} needs: a gap",
-                group.key
-            );
-        }
-    }
-    let reset = rebuilt.iter().map(|(group, _)| shared.redis.reset(&keys[*group], token));
-    for answer in join_all(reset).await {
-        match answer {
-            Answer::Stored => {}
-            Answer::NotOwner => return Ok(None),
-            other => bail!("cannot empty a group of {tp} to build it anew: {other:?}"),
-        }
-    }
-    let metrics = PartitionMetrics::new(tp);
-    metrics.rebuilt(rebuilt.len() as u64);
-    if partition.groups().iter().any(|group| group.header().gaps.iter().any(|&(_, to)| to == log_start)) {
-        metrics.gap();
-    }
-    let read_from = partition.read_from(log_start);
-    if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
-        let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);
-        tracing::warn!(
-            "{tp}: the log reaches back {back} offsets, less than the {horizon} in which repeats are recognised"
-        );
-    }
-    tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
-    Ok(Some((partition, read_from)))
-}
-
-/// A number that no other claim has.
-pub(crate) fn random() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(std::process::id())
 }
 
 /// The running state of one spell.
@@ -492,7 +422,7 @@ impl Owner {
         let trims =
             groups.iter().enumerate().filter(|(_, group)| group.is_stored()).filter_map(|(at, group)| {
                 let fields = group.expired_segments(&expired);
-                (!fields.is_empty()).then(|| async move {
+                (!fields.is_empty()).then_some(async move {
                     let answer = redis.trim(&group.key, token, group.header(), &fields).await;
                     (at, fields, answer)
                 })

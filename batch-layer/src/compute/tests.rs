@@ -351,7 +351,8 @@ fn many_distinct_values_equal_a_naive_fold() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let segments = write(directory.path(), &rows);
     let metric = catalog.metric("active_user").expect("shipped").clone();
-    let computed = compute(&catalog, &[metric.clone()], SHIPPED_DAY, &segments, UNLIMITED).expect("computed");
+    let computed = compute(&catalog, std::slice::from_ref(&metric), SHIPPED_DAY, &segments, UNLIMITED)
+        .expect("computed");
     assert_eq!(table(&computed[0].1), naive(&metric, &rows));
 }
 

@@ -92,3 +92,31 @@ pub(crate) fn attach(parent: &str, table: &str, version: i64) -> String {
         quote(table)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_model::catalog::{Catalog, OUTBRAIN};
+
+    #[test]
+    fn tables_are_as_the_readers_expect_them() {
+        let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
+        let metric = catalog.metric("geo_top_doc").expect("shipped");
+        let version = metric.version;
+        let columns = "version_id bigint not null, bucket timestamptz not null, \"geo_location\" text, \
+                       \"document_id\" bigint, \"value\" bigint";
+        assert_eq!(
+            create_parent(metric),
+            format!(
+                "create table if not exists views.\"geo_top_doc_{version}\" ({columns}) partition by list (version_id)"
+            )
+        );
+        assert_eq!(create_index(metric, "t"), "create index on views.\"t\" (\"geo_location\", bucket)");
+        let day = EventDay(16_966);
+        assert_eq!(child_table(metric, day, 5), format!("geo_top_doc_{version}_20160614_5"));
+        let long = child_table(metric, day, i64::MAX);
+        assert!(long.len() <= 63 && long.ends_with("_20160614_9223372036854775807"), "{long}");
+        assert_eq!(quote("a\"b"), "\"a\"\"b\"");
+        assert_eq!(literal("it's"), "'it''s'");
+    }
+}

@@ -35,7 +35,7 @@ pub(crate) async fn sweep(connection: &mut PgConnection, before: Millis, now: Mi
     let mut dropped = 0;
     for (version, table, _) in found {
         if let Some(table) = table
-            && let Err(error) = drop_table(connection, &table).await
+            && let Err(error) = drop_partition(connection, "views", &table).await
         {
             tracing::info!(table, "not dropped yet: {error:#}");
             continue;
@@ -47,27 +47,27 @@ pub(crate) async fn sweep(connection: &mut PgConnection, before: Millis, now: Mi
     Ok(dropped)
 }
 
-async fn drop_table(connection: &mut PgConnection, table: &str) -> Result<()> {
+/// Detaches a partition, waiting briefly for its readers, and drops it.
+pub(crate) async fn drop_partition(connection: &mut PgConnection, schema: &str, table: &str) -> Result<()> {
     sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut *connection).await?;
-    let dropped = detach_and_drop(connection, table).await;
+    let dropped = detach_and_drop(connection, schema, table).await;
     sqlx::raw_sql("reset lock_timeout").execute(connection).await?;
     dropped
 }
 
-async fn detach_and_drop(connection: &mut PgConnection, table: &str) -> Result<()> {
+async fn detach_and_drop(connection: &mut PgConnection, schema: &str, table: &str) -> Result<()> {
     let sql = "select p.relname, i.inhdetachpending from pg_inherits i
                join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
                join pg_class p on p.oid = i.inhparent
-               where n.nspname = 'views' and c.relname = $1";
-    let attached: Option<(String, bool)> =
-        sqlx::query_as(sql).bind(table).fetch_optional(&mut *connection).await?;
-    let name = names::quote(table);
+               where n.nspname = $1 and c.relname = $2";
+    let query = sqlx::query_as(sql).bind(schema).bind(table);
+    let attached: Option<(String, bool)> = query.fetch_optional(&mut *connection).await?;
+    let (schema, name) = (names::quote(schema), names::quote(table));
     if let Some((parent, pending)) = attached {
-        let how = if pending { "finalize" } else { "concurrently" };
-        let detach =
-            format!("alter table views.{} detach partition views.{name} {how}", names::quote(&parent));
+        let (parent, how) = (names::quote(&parent), if pending { "finalize" } else { "concurrently" });
+        let detach = format!("alter table {schema}.{parent} detach partition {schema}.{name} {how}");
         sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut *connection).await?;
     }
-    sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists views.{name}"))).execute(connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {schema}.{name}"))).execute(connection).await?;
     Ok(())
 }

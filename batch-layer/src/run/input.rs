@@ -104,10 +104,8 @@ pub(crate) async fn new_imports(
 pub(crate) struct Inputs {
     /// The day.
     pub(crate) day: EventDay,
-    /// Its segments: all of them, or the new ones alone where older ones are gone.
-    pub(crate) entries: Vec<Entry>,
-    /// How many of them are new.
-    pub(crate) fresh: usize,
+    /// All its segments that are there, with whether each is new.
+    entries: Vec<(Entry, bool)>,
     /// Whether segments of the day were removed from the archive: new rows are merged into the live version.
     pub(crate) partial: bool,
     /// The streams of which.
@@ -124,39 +122,48 @@ impl Inputs {
         day: EventDay,
         fresh: &Fresh,
     ) -> Result<Inputs> {
-        let (mut entries, broken) = ledger::day(connection, day).await?;
-        let partial = !broken.is_empty();
+        let (known, broken) = ledger::day(connection, day).await?;
         let new = fresh.entries.iter().filter(|entry| entry.segment.event_day == day).cloned();
-        if partial {
-            entries.clear();
-        }
-        let before = entries.len();
-        entries.extend(new);
-        let fresh = entries.len() - before;
-        entries.retain(|entry| context.catalog.stream(&entry.stream).is_some());
-        entries.sort_by(|a, b| a.segment.path.cmp(&b.segment.path));
+        let mut entries: Vec<(Entry, bool)> =
+            known.into_iter().map(|entry| (entry, false)).chain(new.map(|entry| (entry, true))).collect();
+        entries.retain(|(entry, _)| context.catalog.stream(&entry.stream).is_some());
+        entries.sort_by(|(a, _), (b, _)| a.segment.path.cmp(&b.segment.path));
         let mut hasher = Xxh3::new();
-        for entry in &entries {
+        for (entry, _) in &entries {
             hasher.update(entry.segment.path.as_bytes());
             hasher.update(&[0]);
         }
-        Ok(Inputs { day, entries, fresh, partial, broken, hash: format!("{:016x}", hasher.digest()) })
+        let hash = format!("{:016x}", hasher.digest());
+        Ok(Inputs { day, entries, partial: !broken.is_empty(), broken, hash })
+    }
+
+    /// How many segments there are, and how many of them are new.
+    pub(crate) fn segments(&self) -> (usize, usize) {
+        (self.entries.len(), self.entries.iter().filter(|(_, new)| *new).count())
     }
 
     /// Whether any of it is new.
     pub(crate) fn any_new(&self) -> bool {
-        self.fresh > 0
+        self.entries.iter().any(|(_, new)| *new)
     }
 
     /// All rows.
     pub(crate) fn rows(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.segment.rows).sum()
+        self.entries.iter().map(|(entry, _)| entry.segment.rows).sum()
     }
 
-    /// The files by stream, brought to this machine.
-    pub(crate) async fn sources(&self, context: &Context, files: &Files) -> Result<Vec<Source>> {
+    /// The files by stream, brought to this machine; the new ones alone, or all.
+    pub(crate) async fn sources(
+        &self,
+        context: &Context,
+        files: &Files,
+        new_only: bool,
+    ) -> Result<Vec<Source>> {
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
-        for entry in &self.entries {
+        for (entry, new) in &self.entries {
+            if new_only && !new {
+                continue;
+            }
             let Some(stream) = context.catalog.stream(&entry.stream) else { continue };
             let file = files.local(&entry.segment).await?;
             let empty = || Source { stream: stream.clone(), files: Vec::new(), rows: 0 };

@@ -36,7 +36,7 @@ pub(crate) enum Order {
         /// That run.
         run: i64,
     },
-    /// Compute, by this program and catalog, all days that were published since a run, at the present tidemark.
+    /// Compute, by this program and catalog, all days that a run or a later one computed, at the present tidemark.
     Rollback {
         /// That run.
         run: i64,
@@ -96,18 +96,19 @@ impl Order {
             }
             Order::Retry { run } => {
                 known.uncovered = ledger::uncovered(connection, catalog).await?;
-                known.asked = days_of(connection, *run).await?;
+                known.asked = days_of(connection, *run, *run).await?;
             }
             Order::Rollback { run } => {
                 known.uncovered = ledger::uncovered(connection, catalog).await?;
-                known.asked = days_of(connection, *run).await?;
+                known.asked = days_of(connection, *run, i64::MAX).await?;
             }
         }
         Ok(known)
     }
 }
 
-async fn days_of(connection: &mut PgConnection, run: i64) -> Result<BTreeSet<EventDay>> {
+/// The days of which a run, and those after it up to `last`, computed versions.
+async fn days_of(connection: &mut PgConnection, run: i64, last: i64) -> Result<BTreeSet<EventDay>> {
     let there: bool = sqlx::query_scalar("select exists (select from tidemark.run where run_id = $1)")
         .bind(run)
         .fetch_one(&mut *connection)
@@ -115,7 +116,7 @@ async fn days_of(connection: &mut PgConnection, run: i64) -> Result<BTreeSet<Eve
     if !there {
         bail!("there is no run {run}; `batch-layer runs` lists them");
     }
-    Ok(ledger::days_of_run(connection, run).await?.into_iter().collect())
+    Ok(ledger::days_of_runs(connection, run, last).await?.into_iter().collect())
 }
 
 /// What a run did, or would do.
@@ -151,6 +152,6 @@ pub(crate) struct DayOutcome {
 impl DayOutcome {
     pub(crate) fn new(day: EventDay, metrics: &[Arc<Metric>], input: &Inputs) -> DayOutcome {
         let metrics = metrics.iter().map(|metric| metric.name.clone()).collect();
-        DayOutcome { day, metrics, segments: (input.entries.len(), input.fresh), rows: input.rows() }
+        DayOutcome { day, metrics, segments: input.segments(), rows: input.rows() }
     }
 }

@@ -30,27 +30,26 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Where something can't be started or ends by itself: with the end of its log.
 pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
     let stop = layers::stop_signal();
-    let work = async {
+    let started = async {
         let stack = Stack::start(&args).await?;
-        let done =
-            if args.once { stack.once(&args, clock).await } else { stack.show(&args, clock, &stop).await };
-        say("stopping all that was started");
-        stack.stop().await;
-        done
+        let equal = if args.once { Some(stack.once(&args, clock).await?) } else { None };
+        anyhow::Ok((stack, equal))
     };
-    tokio::select! {
-        done = work => done,
-        // While it shows itself it watches the token too, and comes to its end by itself.
-        () = stopped_for_long(&stop) => {
-            say("stopped");
-            Ok(true)
+    // Dropping the work ends every process that it has started.
+    let (stack, equal) = tokio::select! {
+        started = started => started?,
+        () = stop.cancelled() => {
+            say("stopped before the end");
+            return Ok(false);
         }
-    }
-}
-
-async fn stopped_for_long(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    };
+    let done = match equal {
+        Some(equal) => Ok(equal),
+        None => stack.show(&args, clock, &stop).await,
+    };
+    say("stopping all that was started");
+    stack.stop().await;
+    done
 }
 
 fn say(what: &str) {

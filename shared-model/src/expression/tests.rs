@@ -201,7 +201,7 @@ fn size_and_nesting_are_limited() {
     let list = format!("i in ({})", vec!["i"; 500].join(","));
     assert!(parse(&list, &scope).is_ok());
     let inlined = parse(&list, &scope).expect("valid");
-    let twice = parse(&format!("b in ({})", vec!["x"; 10].join(",")), &|name| match name {
+    let twice = parse(&format!("b in ({})", ["x"; 10].join(",")), &|name| match name {
         "x" => Some(inlined.clone()),
         other => scope(other),
     });

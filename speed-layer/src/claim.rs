@@ -1,0 +1,86 @@
+//! Takes ownership of a partition: claims its groups in Redis, reads what the log and the tidemark say, and lets the
+//! pure decision place each group.
+//!
+//! From the claim on every write of an earlier owner is refused, so what is read here stays true until we write.
+
+use crate::counters::Plan;
+use crate::flush::Answer;
+use crate::partition::Partition;
+use crate::telemetry::PartitionMetrics;
+use crate::worker::Shared;
+use anyhow::{Context as _, bail};
+use futures::future::join_all;
+use shared_model::offsets::TopicPartition;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Claims all groups, decides how each starts, and empties those that are built anew. `None`: lost meanwhile.
+pub(crate) async fn claim(
+    shared: &Shared,
+    plan: &Arc<Plan>,
+    tp: &TopicPartition,
+    token: &str,
+) -> anyhow::Result<Option<(Partition, i64)>> {
+    let keys: Vec<String> = (0..plan.layout.groups)
+        .map(|group| shared_model::view::group_key(tp, group, plan.layout.groups))
+        .collect();
+    let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
+    let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let (log_start, log_end) = shared.log.watermarks(tp).await?;
+    let cut = shared.tidemarks.borrow().current().cut(tp);
+    let panes =
+        shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
+    let panes = panes.await.context("cannot read older tidemarks")?;
+    let (partition, rebuilt) = Partition::start(tp, plan, claimed, &cut, &panes, log_start, random);
+    let position = partition.position();
+    if position.to > log_end {
+        bail!(
+            "the log of {tp} ends at {log_end}, below offset {} that is to be read next: the topic was deleted and \
+             made anew, or lost records; empty the views or restore the topic",
+            position.to
+        );
+    }
+    let mut reasons: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (group, why) in &rebuilt {
+        reasons.entry(why.to_string()).or_default().push(*group);
+    }
+    for (why, groups) in reasons {
+        tracing::info!("{tp}: groups {groups:?} are built anew from offset {}: {why}", cut.offset);
+    }
+    for group in partition.groups().iter() {
+        for (from, to) in group.header().gaps.iter().filter(|&&(_, to)| to == log_start) {
+            tracing::error!(
+                "{tp}: the log no longer has offsets {from} to {to}, which {} needs: a gap",
+                group.key
+            );
+        }
+    }
+    let reset = rebuilt.iter().map(|(group, _)| shared.redis.reset(&keys[*group], token));
+    for answer in join_all(reset).await {
+        match answer {
+            Answer::Stored => {}
+            Answer::NotOwner => return Ok(None),
+            other => bail!("cannot empty a group of {tp} to build it anew: {other:?}"),
+        }
+    }
+    let metrics = PartitionMetrics::new(tp);
+    metrics.rebuilt(rebuilt.len() as u64);
+    if partition.groups().iter().any(|group| group.header().gaps.iter().any(|&(_, to)| to == log_start)) {
+        metrics.gap();
+    }
+    let read_from = partition.read_from(log_start);
+    if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
+        let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);
+        tracing::warn!(
+            "{tp}: the log reaches back {back} offsets, less than the {horizon} in which repeats are recognised"
+        );
+    }
+    tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
+    Ok(Some((partition, read_from)))
+}
+
+/// A number that no other claim has.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
