@@ -31,7 +31,7 @@ pub struct ServeArgs {
     /// The catalog: one definition for all layers.
     #[arg(long, env = "TIDEMARK_CATALOG")]
     pub catalog: PathBuf,
-    /// Redis or Valkey, standalone or Cluster: redis://[user:password@]host:port/ (rediss:// for TLS); several nodes
+    /// Redis or Valkey, standalone or Cluster: redis://user:password@host:port/ (rediss:// for TLS); several nodes
     /// of a cluster separated by commas.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
     pub redis: String,

@@ -48,7 +48,7 @@ pub struct VerifyArgs {
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
     #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
-    /// Redis or Valkey: redis://[user:password@]host:port[/db], rediss:// for TLS. A cluster is recognised.
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
     pub redis: String,
 }
@@ -65,7 +65,7 @@ pub struct RunArgs {
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
     #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
-    /// Redis or Valkey: redis://[user:password@]host:port[/db], rediss:// for TLS. A cluster is recognised.
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
     pub redis: String,
     /// Postgres, where the tidemark is: postgres://user:password@host:port/database.

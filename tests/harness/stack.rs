@@ -51,6 +51,11 @@ impl Stack {
 
     /// The same with a `[layout]` of one's own.
     pub async fn with_layout(program: &str, partitions: i32, layout: &str) -> Stack {
+        Stack::with_catalog(program, partitions, &with_layout(OUTBRAIN, layout)).await
+    }
+
+    /// The same with a whole catalog of one's own, over the shipped one's topics.
+    pub async fn with_catalog(program: &str, partitions: i32, text: &str) -> Stack {
         let found = found().await;
         let scratch = local::servers::scratch().expect("a temporary folder");
         let folder = scratch.path().to_owned();
@@ -66,8 +71,7 @@ impl Stack {
             kafka.create_topic(topic, partitions, &[]).await.expect("topic");
         }
         let database = postgres.create_database("tidemark").await.expect("database");
-        let text = with_layout(OUTBRAIN, layout);
-        let catalog = Catalog::from_toml(&text).expect("the shipped catalog is valid");
+        let catalog = Catalog::from_toml(text).expect("a valid catalog");
         std::fs::write(folder.join("catalog.toml"), text).expect("catalog file");
         let archive = format!("file://{}", folder.join("archive").display());
         let topics = TOPICS.map(str::to_owned).to_vec();
@@ -116,6 +120,11 @@ impl Stack {
     /// Starts a batch command.
     pub fn batch_process(&self, command: &[&str]) -> Layer {
         self.layer("batch-layer", &self.arguments(command, &["catalog", "kafka", "postgres", "archive"]))
+    }
+
+    /// Starts a command with just the connections that it knows, out of catalog, kafka, redis, postgres, archive.
+    pub fn process(&self, layer: &'static str, command: &[&str], connections: &[&str]) -> Layer {
+        self.layer(layer, &self.arguments(command, connections))
     }
 
     /// Runs one batch command to its end.

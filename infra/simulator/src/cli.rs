@@ -30,9 +30,9 @@ pub enum Command {
     /// One line is one record. Plain or gzip; local, or at a URL (s3://, gs://, az://, https://; credentials from the
     /// environment, AWS_... and so on).
     ///
-    /// Writes OUT/<stream>/platform=<p>/event_date=<d>/part-N.parquet (Zstd, sorted by event time; without
+    /// Writes OUT/STREAM/platform=P/event_date=D/part-N.parquet (Zstd, sorted by event time; without
     /// platform= where the stream has no such field; NULL is platform=__HIVE_DEFAULT_PARTITION__) and
-    /// OUT/<stream>/rejects.csv with file, line, reason and text of each line that is no row. The result replaces an
+    /// OUT/STREAM/rejects.csv with file, line, reason and text of each line that is no row. The result replaces an
     /// earlier one as a whole. The disk of OUT must hold the sorted rows twice for a while, about the size of the
     /// plain CSV each.
     #[command(verbatim_doc_comment)]

@@ -1,0 +1,519 @@
+//! The batch layer's commands on real servers: what they write, what they leave alone, and how they refuse.
+//!
+//! Invariant: whatever a command does or fails to do, the answers equal the oracle of all that was accepted.
+
+use chrono::{DateTime, Utc};
+use local::oracle::{self, Logged, Oracle};
+use local::stack::with_layout;
+use serde_json::Value;
+use shared_model::catalog::OUTBRAIN;
+use shared_model::tidemark::StoredCut;
+use simulator::generate::{Delivery, Generator, Options};
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tidemark_tests::stack::Stack;
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
+/// What most commands connect to.
+const ALL: &[&str] = &["catalog", "kafka", "postgres", "archive"];
+
+fn options(records: u64) -> Options {
+    Options {
+        records,
+        span: 4 * 3_600_000,
+        users: 1_500,
+        documents: 100,
+        displays: 150,
+        geos: 20,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.02,
+        late_max: 2 * 86_400_000,
+        malformed: 0.01,
+        nulls: 0.02,
+        ..Options::default()
+    }
+}
+
+fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
+    Generator::new(options(records), seed).collect()
+}
+
+/// Runs a batch command to its end; gives its exit code and all that it said.
+async fn ended(stack: &Stack, command: &[&str], connections: &[&str]) -> (i32, String) {
+    let layer = stack.process("batch-layer", command, connections);
+    let code = layer.ended().await;
+    (code, layer.logged())
+}
+
+/// The same for a command that must succeed.
+async fn done(stack: &Stack, command: &[&str], connections: &[&str]) -> String {
+    let (code, said) = ended(stack, command, connections).await;
+    assert_eq!(code, 0, "batch-layer {command:?}:\n{said}");
+    said
+}
+
+/// The same for a command that must fail: its error, which is one line, the last.
+async fn refused(stack: &Stack, command: &[&str], connections: &[&str]) -> String {
+    let (code, said) = ended(stack, command, connections).await;
+    assert_eq!(code, 1, "batch-layer {command:?}:\n{said}");
+    let last = said.trim_end().lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("error: "), "batch-layer {command:?} ends with its error:\n{said}");
+    last
+}
+
+async fn pool(stack: &Stack) -> PgPool {
+    PgPool::connect(&stack.database).await.expect("postgres")
+}
+
+async fn number(pool: &PgPool, sql: &str) -> i64 {
+    let found: Result<i64, _> = sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(pool).await;
+    found.unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+async fn generation(pool: &PgPool) -> i64 {
+    number(pool, "select max(generation) from tidemark.tidemark").await
+}
+
+/// The records that the runs are known by, the newest first.
+async fn runs(stack: &Stack) -> Vec<Value> {
+    let said = done(stack, &["runs", "--json", "--limit", "5"], &["postgres"]).await;
+    said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Where the tidemark cuts each partition.
+async fn cuts(pool: &PgPool) -> BTreeMap<(String, i32), i64> {
+    let sql = "select cuts from tidemark.tidemark order by generation desc limit 1";
+    let found: Value = sqlx::query_scalar(sql).fetch_one(pool).await.expect("a tidemark");
+    let found: Vec<StoredCut> = serde_json::from_value(found).expect("cuts");
+    found.into_iter().map(|stored| ((stored.topic, stored.partition), stored.cut.offset)).collect()
+}
+
+/// What of the log lies below the tidemark.
+async fn below_the_tidemark(stack: &Stack, pool: &PgPool) -> Vec<Logged> {
+    let cuts = cuts(pool).await;
+    let mut below = Vec::new();
+    let mut take = |record: Logged| {
+        if record.offset < cuts[&(record.topic.clone(), record.partition)] {
+            below.push(record);
+        }
+    };
+    stack.probe.read_log(&BTreeMap::new(), &mut take).expect("the log");
+    below
+}
+
+/// Every metric's view against the oracle: every row of the counters, the sum of all.
+async fn compare_views(stack: &Stack, pool: &PgPool, oracle: &Oracle) {
+    for metric in oracle::METRICS {
+        let width = stack.catalog.metric(metric.name).expect("shipped").grain.width();
+        let expected = oracle.count(metric, oracle::BELIEVABLE.start, oracle::BELIEVABLE.end, width);
+        let value = if metric.distinct.is_some() { "estimate" } else { "value" };
+        let keys: String = metric.columns.iter().map(|column| format!(", {column}::text")).collect();
+        let sql = format!("select bucket, {value}{keys} from metrics.{}", metric.name);
+        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(pool).await.expect("a view");
+        let mut found = BTreeMap::new();
+        for row in rows {
+            let bucket: DateTime<Utc> = row.get(0);
+            let key: oracle::Key = (0..metric.columns.len()).map(|at| row.get(2 + at)).collect();
+            let twice = found.insert((bucket.timestamp_millis(), key), row.get::<i64, _>(1));
+            assert_eq!(twice, None, "metrics.{} has a row twice", metric.name);
+        }
+        assert_eq!(found.len(), expected.len(), "rows of metrics.{}", metric.name);
+        assert!(found == expected, "metrics.{} differs from the oracle", metric.name);
+    }
+}
+
+/// A row of facts: its load and its production time, by its place in the log.
+type Facts = BTreeMap<(String, i32, i64), (DateTime<Utc>, Option<DateTime<Utc>>)>;
+
+async fn facts(pool: &PgPool) -> Facts {
+    let sql = "select topic, \"partition\", \"offset\", act_load_time, act_prod_time from facts.page_views";
+    let rows = sqlx::query(sql).fetch_all(pool).await.expect("facts.page_views");
+    let count = rows.len();
+    let place = |row: &sqlx::postgres::PgRow| (row.get(0), row.get(1), row.get(2));
+    let found: Facts = rows.iter().map(|row| (place(row), (row.get(3), row.get(4)))).collect();
+    assert_eq!(found.len(), count, "each delivery once");
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_imports_views_and_facts() {
+    let text = with_layout(OUTBRAIN, LAYOUT);
+    let text = text.replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
+    let stack = Stack::with_catalog(LAYERS, 2, &text).await;
+    done(&stack, &["run"], ALL).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let pool = pool(&stack).await;
+
+    // The log gets the end of the history, the file its beginning; the middle is in both.
+    let whole = deliveries(6_000, 21);
+    let (streamed, in_file) = (&whole[whole.len() * 2 / 5..], whole.len() * 3 / 5);
+    stack.send(streamed);
+    stack.settle().await;
+
+    a_dry_run_shows_and_writes_nothing(&stack, &pool).await;
+    a_second_run_changes_nothing(&stack, &pool).await;
+    the_views_are_for_people(&pool).await;
+    facts_hold_each_delivery_once(&stack, &pool).await;
+    let loaded = facts(&pool).await;
+
+    let mut oracle = stack.oracle();
+    let scratch = tempfile::tempdir().expect("a folder");
+    history_is_imported(&stack, scratch.path(), &whole[..in_file]).await;
+    strange_files_lose_nothing(&stack, scratch.path(), &mut oracle).await;
+    stack.settle().await;
+    let streamed_only = stack.oracle();
+    stack.compare(&serving, &streamed_only, "imported and not yet taken in").await;
+    for delivery in &whole[..in_file] {
+        oracle.take(&logged(delivery.stream, &delivery.value));
+    }
+    assert!(oracle.facts().len() > streamed_only.facts().len() + 1_000, "the file brings something new");
+    done(&stack, &["run"], ALL).await;
+    stack.settle().await;
+    stack.compare(&serving, &oracle, "with the imports").await;
+    compare_views(&stack, &pool, &oracle).await;
+    let imports = &runs(&stack).await[0]["imports"];
+    assert!(imports.as_array().is_some_and(|ids| ids.len() > 5), "the run names the imports: {imports}");
+
+    // What later runs bring leaves the facts that are there alone.
+    let later = facts(&pool).await;
+    assert!(later.len() > loaded.len());
+    assert!(loaded.iter().all(|(place, times)| later.get(place) == Some(times)), "facts are never changed");
+}
+
+fn logged(topic: &str, value: &[u8]) -> Logged {
+    Logged { topic: topic.to_owned(), partition: 0, offset: 0, value: value.to_vec() }
+}
+
+async fn a_dry_run_shows_and_writes_nothing(stack: &Stack, pool: &PgPool) {
+    let sql = "select (select count(*) from tidemark.run) + (select count(*) from tidemark.tidemark)
+                    + (select count(*) from tidemark.segment) + (select count(*) from tidemark.view_version)
+                    + (select count(*) from pg_class)";
+    let before = number(pool, sql).await;
+    let said = done(stack, &["run", "--dry-run"], ALL).await;
+    assert!(said.contains("day 2016-06-14: ") && said.contains("user_view_cnt"), "{said}");
+    assert!(said.contains("dry run: ") && said.contains("nothing was published"), "{said}");
+    assert_eq!(number(pool, sql).await, before, "a dry run writes nothing:\n{said}");
+}
+
+async fn a_second_run_changes_nothing(stack: &Stack, pool: &PgPool) {
+    const VERSIONS: &str = "select count(*) from tidemark.view_version";
+    done(stack, &["run"], ALL).await;
+    let oracle = Oracle::of(&below_the_tidemark(stack, pool).await);
+    assert_eq!(oracle.facts(), stack.oracle().facts(), "a run takes in all that the log holds");
+    compare_views(stack, pool, &oracle).await;
+    let (hashes, versions, before) = (stack.live_hashes().await, number(pool, VERSIONS).await, generation(pool).await);
+    assert!(!hashes.is_empty());
+    for command in [&["run"][..], &["run", "--day", "2016-06-14"], &["backfill", "--from", "2016-06-13", "--to", "2016-06-20"]] {
+        done(stack, command, ALL).await;
+        assert_eq!(stack.live_hashes().await, hashes, "{command:?}");
+        assert_eq!(number(pool, VERSIONS).await, versions, "{command:?} makes no tables");
+    }
+    let runs = runs(stack).await;
+    let [backfill, day, second, first, ..] = &runs[..] else { panic!("{runs:?}") };
+    assert_eq!(first["status"], "done");
+    assert!(first["rows"].as_i64() > Some(1_000) && first["days"].as_i64() >= Some(1), "{first}");
+    assert_eq!((first["generation_before"].as_i64(), first["generation_after"].as_i64()), (Some(before - 1), Some(before)));
+    assert!(first["finished_at"].as_str() > first["started_at"].as_str(), "{first}");
+    assert!(second["status"] == "nothing" || second["rows"] == 0, "{second}");
+    assert_eq!(day["parameters"]["day"], "2016-06-14", "{day}");
+    assert_eq!((&backfill["kind"], &backfill["parameters"]["to"]), (&"backfill".into(), &"2016-06-20".into()));
+    assert_eq!(backfill["status"], "nothing", "{backfill}");
+}
+
+async fn the_views_are_for_people(pool: &PgPool) {
+    let sql = "select a.attname::text, format_type(a.atttypid, null), coalesce(col_description(a.attrelid, a.attnum), '')
+               from pg_attribute a where a.attrelid = $1::regclass and a.attnum > 0 order by a.attnum";
+    for (view, expected) in [
+        ("metrics.user_view_cnt", "bucket timestamp with time zone, uuid text, value bigint"),
+        ("metrics.geo_top_doc", "bucket timestamp with time zone, geo_location text, document_id bigint, value bigint"),
+        ("metrics.active_user", "bucket timestamp with time zone, state bytea, estimate bigint"),
+        ("metrics.features_20m", "bucket timestamp with time zone, uuid text, clicks bigint, views bigint"),
+    ] {
+        let rows = sqlx::query_as::<_, (String, String, String)>(sql).bind(view).fetch_all(pool).await.expect(view);
+        let columns: Vec<String> = rows.iter().map(|(name, ty, _)| format!("{name} {ty}")).collect();
+        assert_eq!(columns.join(", "), expected, "{view}");
+        assert!(rows.iter().all(|(_, _, comment)| !comment.is_empty()), "{view}: every column has a comment: {rows:?}");
+        if let Some((_, _, comment)) = rows.iter().find(|(name, ..)| name == "estimate") {
+            assert!(comment.contains("NOT add up"), "{comment}");
+        }
+        let whole: Option<String> =
+            sqlx::query_scalar("select obj_description($1::regclass)").bind(view).fetch_one(pool).await.expect(view);
+        assert!(whole.is_some_and(|comment| comment.contains("Batch view only")), "{view} says what it is");
+    }
+    // One key over a range of time, as the README asks it.
+    let explain = "explain select bucket, value from metrics.user_view_cnt
+                   where uuid = (select min(uuid) from metrics.user_view_cnt)
+                     and bucket >= '2016-06-14 04:00:00+00' and bucket < '2016-06-14 05:00:00+00' order by bucket";
+    let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(pool).await.expect("a plan");
+    let plan = plan.join("\n");
+    let index = plan.lines().any(|line| line.contains("Index Scan") && line.contains("uuid_bucket_idx"));
+    assert!(index && plan.contains("Index Cond: ((uuid = "), "{plan}");
+}
+
+async fn facts_hold_each_delivery_once(stack: &Stack, pool: &PgPool) {
+    let found = facts(pool).await;
+    let below = below_the_tidemark(stack, pool).await;
+    let valid = |record: &&Logged| record.topic == "page_views" && oracle::parse(&record.topic, &record.value).is_some();
+    let place = |record: &Logged| (record.topic.clone(), record.partition, record.offset);
+    let expected: BTreeSet<_> = below.iter().filter(valid).map(place).collect();
+    assert!(expected.len() > 1_000);
+    assert!(found.keys().eq(expected.iter()), "{} facts, {} deliveries", found.len(), expected.len());
+    let sent = DateTime::from_timestamp_millis(1_700_000_000_000);
+    assert!(found.values().all(|(_, produced)| *produced == sent), "act_prod_time is what the producer stamped");
+}
+
+/// Imports Outbrain-shaped files with exactly these deliveries, twice.
+async fn history_is_imported(stack: &Stack, folder: &Path, deliveries: &[Delivery]) {
+    let path = |stream: &str| folder.join(format!("{stream}.csv"));
+    let mut page_views = std::fs::File::create(path("page_views")).expect("a file");
+    let mut events = std::fs::File::create(path("events")).expect("a file");
+    let wanted = deliveries.len() as u64;
+    let generator = Generator::new(options(6_000), 21);
+    let lines = generator.write_csv(&mut page_views, &mut events, |written| written < wanted).expect("files");
+    for (stream, lines) in ["page_views", "events"].into_iter().zip(lines) {
+        let of_stream = || deliveries.iter().filter(|delivery| delivery.stream == stream);
+        let valid = of_stream().filter(|delivery| oracle::parse(stream, &delivery.value).is_some()).count();
+        assert_eq!(of_stream().count() as u64, lines);
+        let file = path(stream).display().to_string();
+        let command = ["import", "--stream", stream, &file];
+        let said = done(stack, &command, &["catalog", "archive"]).await;
+        let counted = format!("imported, {valid} rows, {} rejected", lines as usize - valid);
+        assert!(said.contains(&counted) && !said.contains("already imported"), "{counted}: {said}");
+        let again = done(stack, &command, &["catalog", "archive"]).await;
+        assert!(again.contains(&format!("already {counted}")), "{again}");
+    }
+}
+
+/// Strange files: each is refused as a whole with a clear error, or its rows are counted, taken or rejected.
+async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut Oracle) {
+    const HEADER: &str = "uuid,document_id,timestamp,platform,geo_location,traffic_source";
+    for (name, text, error) in [
+        ("empty", "", "the file has no header"),
+        ("wrong columns", "uuid,document,timestamp,platform,geo_location,traffic_source\n", "missing [document_id]"),
+        ("no such stream", HEADER, "the catalog has no stream clicks"),
+    ] {
+        let file = folder.join(format!("{name}.csv")).display().to_string();
+        std::fs::write(&file, text).expect("a file");
+        let stream = if name == "no such stream" { "clicks" } else { "page_views" };
+        let said = refused(stack, &["import", "--stream", stream, &file], &["catalog", "archive"]).await;
+        assert!(said.contains(error), "{name}: {said}");
+    }
+    let long = format!("long,{},600000,1,US,1\nafter,1,600000,1,US,1\n", "1".repeat(10 << 20));
+    let row = |uuid: &str, document: &str, time: i64| {
+        format!(r#"{{"uuid":{uuid},"document_id":{document},"timestamp":{time},"platform":1,"geo_location":"US"}}"#)
+    };
+    let plain = |uuid: &str| row(&format!("\"{uuid}\""), "1", 600_000);
+    let twice = "again,1,600000,1,US,1\n".repeat(2);
+    let unsorted = "late,1,90000000,1,US,1\nsoon,1,600000,1,US,1\nnext,1,500000,1,US,1\n";
+    // Name, bytes behind the header, the rows that count, and how many lines are rejected.
+    let cases: Vec<(&str, Vec<u8>, Vec<String>, usize)> = vec![
+        ("header only", vec![], vec![], 0),
+        ("nulls", b"\\N,\\N,\\N,\\N,\\N,\\N\n\\N,\\N,600000,\\N,\\N,\\N\n".into(),
+            vec![r#"{"timestamp":600000}"#.to_owned()], 1),
+        ("bad utf-8", b"\xff\xfe,1,600000,1,US,1\nutf,1,600000,1,US,1\n".into(), vec![plain("utf")], 1),
+        ("crlf", b"cr,1,600000,1,US,1\r\nlf,1,600000,1,US,1\r\n".into(), vec![plain("cr"), plain("lf")], 0),
+        ("10 mb line", long.into(), vec![plain("after")], 1),
+        ("out of range", b"big,9223372036854775808,600000,1,US,1\ntop,9223372036854775807,600000,1,US,1\n\
+            neg,-5,600000,1,US,1\nfar,1,99999999999999999999,1,US,1\nmax,1,9223372036854775807,1,US,1\n".into(),
+            vec![row("\"top\"", "9223372036854775807", 600_000), row("\"neg\"", "-5", 600_000)], 3),
+        ("duplicates", twice.into(), vec![plain("again"), plain("again")], 0),
+        ("unsorted", unsorted.into(),
+            vec![row("\"late\"", "1", 90_000_000), plain("soon"), row("\"next\"", "1", 500_000)], 0),
+        ("1970 and 2100", b"old,1,-1465876799998,1,US,1\nnew,1,2636568000002,1,US,1\n".into(), vec![], 2),
+    ];
+    for (name, text, rows, rejects) in cases {
+        let file = folder.join(format!("{name}.csv")).display().to_string();
+        let end = if name == "crlf" { "\r\n" } else { "\n" };
+        std::fs::write(&file, [HEADER.as_bytes(), end.as_bytes(), &text].concat()).expect("a file");
+        let said = done(stack, &["import", "--stream", "page_views", &file], &["catalog", "archive"]).await;
+        assert!(said.contains(&format!("imported, {} rows, {rejects} rejected", rows.len())), "{name}: {said}");
+        assert_eq!(said.contains("  rejects: "), rejects > 0, "{name}: {said}");
+        rows.iter().for_each(|row| oracle.take(&logged("page_views", row.as_bytes())));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_rollback_two_at_once_and_old_snapshots() {
+    let stack = Stack::with_layout(LAYERS, 2, LAYOUT).await;
+    done(&stack, &["run"], ALL).await;
+    let pool = pool(&stack).await;
+    let all = deliveries(6_000, 22);
+    let parts: Vec<&[Delivery]> = all.chunks(all.len().div_ceil(4)).collect();
+
+    stack.send(parts[0]);
+    a_killed_run_is_retried_with_what_it_staged(&stack, &pool).await;
+    stack.send(parts[1]);
+    of_two_runs_at_once_one_wins(&stack, &pool).await;
+    stack.send(parts[2]);
+    old_versions_go_when_no_snapshot_needs_them(&stack, &pool).await;
+    stack.send(parts[3]);
+    a_bad_catalog_is_rolled_back(&stack, &pool).await;
+}
+
+async fn a_killed_run_is_retried_with_what_it_staged(stack: &Stack, pool: &PgPool) {
+    let mut run = stack.process("batch-layer", &["run"], ALL);
+    wait_for("some versions staged", async || match number(pool, "select count(*) from tidemark.view_version").await {
+        0 => Err(format!("none; the run: {:?} {}", run.exited(), run.logged())),
+        count => Ok(count),
+    })
+    .await;
+    run.kill();
+    assert_eq!(number(pool, "select count(*) from tidemark.live_version").await, 0, "killed before its flip");
+    let staged: Vec<i64> =
+        sqlx::query_scalar("select version_id from tidemark.view_version").fetch_all(pool).await.expect("versions");
+    wait_for("the dead run's lock gone", async || {
+        match number(pool, "select count(*) from pg_locks where locktype = 'advisory'").await {
+            0 => Ok(()),
+            locks => Err(format!("{locks} held")),
+        }
+    })
+    .await;
+    let killed = number(pool, "select max(run_id) from tidemark.run").await;
+    done(stack, &["retry", &killed.to_string()], ALL).await;
+    let live: Vec<i64> =
+        sqlx::query_scalar("select version_id from tidemark.live_version").fetch_all(pool).await.expect("pointers");
+    assert!(staged.iter().all(|version| live.contains(version)), "staged {staged:?}, live {live:?}");
+    let runs = runs(stack).await;
+    assert_eq!((&runs[0]["kind"], &runs[0]["status"]), (&"retry".into(), &"done".into()), "{runs:?}");
+    assert_eq!(runs[1]["status"], "failed", "{runs:?}");
+    assert_eq!(runs[0]["parameters"]["run"], killed);
+    compare_views(stack, pool, &stack.oracle()).await;
+    let unknown = refused(stack, &["retry", "4711"], ALL).await;
+    assert!(unknown.contains("there is no run 4711"), "{unknown}");
+}
+
+async fn of_two_runs_at_once_one_wins(stack: &Stack, pool: &PgPool) {
+    let before = generation(pool).await;
+    let both = [(); 2].map(|()| stack.process("batch-layer", &["run"], ALL));
+    let codes = [both[0].ended().await, both[1].ended().await];
+    let said = both.each_ref().map(|run| run.logged());
+    assert!(codes == [0, 1] || codes == [1, 0], "one wins: {codes:?}\n{}\n{}", said[0], said[1]);
+    assert!(said[0].contains("another run is at work"), "the other says so: {}\n{}", said[0], said[1]);
+    assert_eq!(generation(pool).await, before + 1);
+    compare_views(stack, pool, &stack.oracle()).await;
+}
+
+async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPool) {
+    const SUM: &str = "select coalesce(sum(value), 0)::bigint from metrics.user_view_cnt";
+    const OLD: &str = "select count(*) from tidemark.view_version v join pg_class c on c.relname = v.table_name
+                       where v.retired_at is not null and v.version_id = any($1)";
+    let live: Vec<i64> =
+        sqlx::query_scalar("select version_id from tidemark.live_version").fetch_all(pool).await.expect("pointers");
+    let mut reader = pool.begin().await.expect("a transaction");
+    sqlx::query("set transaction isolation level repeatable read").execute(&mut *reader).await.expect("set");
+    let seen: i64 = sqlx::query_scalar(SUM).fetch_one(&mut *reader).await.expect("sum");
+    assert!(seen > 0);
+    let tables = async |when: &str| {
+        sqlx::query_scalar::<_, i64>(OLD).bind(&live).fetch_one(pool).await.unwrap_or_else(|e| panic!("{when}: {e}"))
+    };
+    let short = ["--version-grace", "1ms"];
+    done(stack, &[&["run"][..], &short].concat(), ALL).await;
+    let kept = tables("replaced").await;
+    assert!(kept > 0, "the replaced tables are still there");
+    done(stack, &[&["sweep"][..], &short].concat(), ALL).await;
+    assert_eq!(tables("swept under a reader").await, kept, "an older snapshot is open");
+    let again: i64 = sqlx::query_scalar(SUM).fetch_one(&mut *reader).await.expect("sum");
+    assert_eq!(again, seen, "the reader still sees what it saw");
+    reader.rollback().await.expect("closed");
+    assert!(number(pool, SUM).await > seen);
+    done(stack, &["sweep"], ALL).await;
+    assert_eq!(tables("swept within the grace").await, kept, "the default grace is minutes");
+    done(stack, &[&["sweep"][..], &short].concat(), ALL).await;
+    assert_eq!(tables("swept").await, 0, "nobody needs them any more");
+    compare_views(stack, pool, &stack.oracle()).await;
+}
+
+/// A run by a catalog with another grain publishes other versions; a rollback by the old catalog brings its own back.
+async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
+    let good = with_layout(OUTBRAIN, LAYOUT);
+    let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
+    let scratch = tempfile::tempdir().expect("a folder");
+    let file = scratch.path().join("bad.toml").display().to_string();
+    std::fs::write(&file, bad).expect("a catalog");
+    const WIDTHS: &str = "select count(*) from metrics.user_view_cnt
+                          where extract(epoch from bucket)::bigint % 1200 <> 0";
+    done(stack, &["run", "--catalog", &file], &ALL[1..]).await;
+    assert!(number(pool, WIDTHS).await > 0, "the bad catalog's buckets are seen");
+    let bad_run = runs(stack).await[0]["run_id"].as_i64().expect("an id").to_string();
+    let before = generation(pool).await;
+    let said = done(stack, &["rollback", &bad_run, "--dry-run"], ALL).await;
+    assert!(said.contains("day 2016-06-14: ") && said.contains("nothing was published"), "{said}");
+    assert_eq!(generation(pool).await, before);
+    done(stack, &["rollback", &bad_run], ALL).await;
+    assert_eq!(number(pool, WIDTHS).await, 0, "the old catalog's buckets are back");
+    compare_views(stack, pool, &stack.oracle()).await;
+    let last = &runs(stack).await[0];
+    assert_eq!((&last["kind"], &last["status"]), (&"rollback".into(), &"done".into()), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
+    let stack = Stack::with_layout(LAYERS, 2, LAYOUT).await;
+    done(&stack, &["run"], ALL).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let pool = pool(&stack).await;
+    let all = deliveries(3_000, 23);
+    let parts: Vec<&[Delivery]> = all.chunks(all.len().div_ceil(3)).collect();
+
+    let schedule = stack.process("batch-layer", &["schedule", "--every", "1s"], ALL);
+    for part in &parts[..2] {
+        stack.send(part);
+        let ends = stack.probe.ends().expect("the log's ends");
+        wait_for("the tidemark beyond what was sent", async || {
+            let cuts = cuts(&pool).await;
+            let behind: Vec<_> = ends.iter().filter(|(tp, end)| cuts[&(tp.topic.to_string(), tp.partition)] < **end).collect();
+            if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} {}", schedule.logged())) }
+        })
+        .await;
+        compare_views(&stack, &pool, &stack.oracle()).await;
+    }
+    assert_eq!(schedule.stop().await, 0, "SIGTERM ends it well");
+
+    stack.send(parts[2]);
+    stack.settle().await;
+    let (before, oracle) = (generation(&pool).await, stack.oracle());
+    let error = refused(&stack, &["run", "--archive", "file:///proc/tidemark"], &ALL[..3]).await;
+    assert!(error.contains("archive") || error.contains("/proc"), "{error}");
+    no_servers_and_wrong_passwords(&stack, &pool).await;
+    assert_eq!(generation(&pool).await, before, "failures don't move the tidemark");
+    stack.compare(&serving, &oracle, "after failures").await;
+    done(&stack, &["run"], ALL).await;
+    stack.settle().await;
+    stack.compare(&serving, &oracle, "after the run that succeeded").await;
+}
+
+async fn no_servers_and_wrong_passwords(stack: &Stack, pool: &PgPool) {
+    // From now on one role needs a password.
+    let file: String = sqlx::query_scalar("show hba_file").fetch_one(pool).await.expect("its path");
+    let rules = std::fs::read_to_string(&file).expect("the rules");
+    std::fs::write(&file, format!("host all locked 127.0.0.1/32 scram-sha-256\n{rules}")).expect("the rules");
+    sqlx::query("create role locked login password 'right-one'").execute(pool).await.expect("a role");
+    sqlx::query("select pg_reload_conf()").execute(pool).await.expect("reloaded");
+    let wrong = format!("postgres://locked:hunter2@127.0.0.1:{}/tidemark", stack.postgres.port());
+    wait_for("the new rules", async || match PgPool::connect(&wrong).await {
+        Ok(_) => Err("the wrong password is taken".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
+    let nobody = format!("postgres://locked:hunter2@127.0.0.1:{}/tidemark", tidemark_tests::stack::free_port());
+    let no_kafka = format!("127.0.0.1:{}", tidemark_tests::stack::free_port());
+    for (command, connections, expected) in [
+        (vec!["run", "--postgres", &wrong], &["catalog", "kafka", "archive"][..], "postgres"),
+        (vec!["runs", "--postgres", &wrong], &[], "postgres"),
+        (vec!["run", "--postgres", &nobody], &["catalog", "kafka", "archive"], "postgres"),
+        (vec!["run", "--postgres", &nobody, "--kafka", &no_kafka], &["catalog", "archive"], "postgres"),
+        (vec!["run", "--kafka", &no_kafka], &["catalog", "postgres", "archive"], "kafka"),
+    ] {
+        let (code, said) = ended(stack, &command, connections).await;
+        assert_eq!(code, 1, "{command:?}: {said}");
+        let last = said.trim_end().lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && last.to_lowercase().contains(expected), "{command:?}: {said}");
+        assert!(!said.contains("hunter2"), "{command:?} tells a secret: {said}");
+    }
+}
