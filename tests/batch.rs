@@ -81,7 +81,10 @@ async fn generation(pool: &PgPool) -> i64 {
 /// The records that the runs are known by, the newest first.
 async fn runs(stack: &Stack) -> Vec<Value> {
     let said = done(stack, &["runs", "--json", "--limit", "5"], &["postgres"]).await;
-    said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    said.lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect()
 }
 
 /// Where the tidemark cuts each partition.
@@ -103,6 +106,25 @@ async fn below_the_tidemark(stack: &Stack, pool: &PgPool) -> Vec<Logged> {
     };
     stack.probe.read_log(&BTreeMap::new(), &mut take).expect("the log");
     below
+}
+
+/// Sends deliveries and archives them: whole once the epoch that they came in is over. The tidemark stays.
+async fn send_and_archive(stack: &Stack, pool: &PgPool, deliveries: &[Delivery]) {
+    stack.send(deliveries);
+    let cuts = cuts(pool).await;
+    let mut above = 0;
+    let count = |record: Logged| {
+        let new = record.offset >= cuts[&(record.topic.clone(), record.partition)];
+        above += usize::from(new && oracle::parse(&record.topic, &record.value).is_some());
+    };
+    stack.probe.read_log(&BTreeMap::new(), count).expect("the log");
+    let whole = format!("with {above} rows beyond the tidemark");
+    wait_for("all records archived", async || {
+        let said = done(stack, &["archive"], ALL).await;
+        if said.contains(&whole) { Ok(()) } else { Err(format!("{whole}: {said}")) }
+    })
+    .await;
+    assert_eq!(self::cuts(pool).await, cuts, "archiving alone moves nothing");
 }
 
 /// Every metric's view against the oracle: every row of the counters, the sum of all.
@@ -152,7 +174,7 @@ async fn runs_imports_views_and_facts() {
     // The log gets the end of the history, the file its beginning; the middle is in both.
     let whole = deliveries(6_000, 21);
     let (streamed, in_file) = (&whole[whole.len() * 2 / 5..], whole.len() * 3 / 5);
-    stack.send(streamed);
+    send_and_archive(&stack, &pool, streamed).await;
     stack.settle().await;
 
     a_dry_run_shows_and_writes_nothing(&stack, &pool).await;
@@ -206,9 +228,14 @@ async fn a_second_run_changes_nothing(stack: &Stack, pool: &PgPool) {
     let oracle = Oracle::of(&below_the_tidemark(stack, pool).await);
     assert_eq!(oracle.facts(), stack.oracle().facts(), "a run takes in all that the log holds");
     compare_views(stack, pool, &oracle).await;
-    let (hashes, versions, before) = (stack.live_hashes().await, number(pool, VERSIONS).await, generation(pool).await);
+    let (hashes, versions, before) =
+        (stack.live_hashes().await, number(pool, VERSIONS).await, generation(pool).await);
     assert!(!hashes.is_empty());
-    for command in [&["run"][..], &["run", "--day", "2016-06-14"], &["backfill", "--from", "2016-06-13", "--to", "2016-06-20"]] {
+    for command in [
+        &["run"][..],
+        &["run", "--day", "2016-06-14"],
+        &["backfill", "--from", "2016-06-13", "--to", "2016-06-20"],
+    ] {
         done(stack, command, ALL).await;
         assert_eq!(stack.live_hashes().await, hashes, "{command:?}");
         assert_eq!(number(pool, VERSIONS).await, versions, "{command:?} makes no tables");
@@ -217,11 +244,17 @@ async fn a_second_run_changes_nothing(stack: &Stack, pool: &PgPool) {
     let [backfill, day, second, first, ..] = &runs[..] else { panic!("{runs:?}") };
     assert_eq!(first["status"], "done");
     assert!(first["rows"].as_i64() > Some(1_000) && first["days"].as_i64() >= Some(1), "{first}");
-    assert_eq!((first["generation_before"].as_i64(), first["generation_after"].as_i64()), (Some(before - 1), Some(before)));
+    assert_eq!(
+        (first["generation_before"].as_i64(), first["generation_after"].as_i64()),
+        (Some(before - 1), Some(before))
+    );
     assert!(first["finished_at"].as_str() > first["started_at"].as_str(), "{first}");
     assert!(second["status"] == "nothing" || second["rows"] == 0, "{second}");
     assert_eq!(day["parameters"]["day"], "2016-06-14", "{day}");
-    assert_eq!((&backfill["kind"], &backfill["parameters"]["to"]), (&"backfill".into(), &"2016-06-20".into()));
+    assert_eq!(
+        (&backfill["kind"], &backfill["parameters"]["to"]),
+        (&"backfill".into(), &"2016-06-20".into())
+    );
     assert_eq!(backfill["status"], "nothing", "{backfill}");
 }
 
@@ -230,19 +263,29 @@ async fn the_views_are_for_people(pool: &PgPool) {
                from pg_attribute a where a.attrelid = $1::regclass and a.attnum > 0 order by a.attnum";
     for (view, expected) in [
         ("metrics.user_view_cnt", "bucket timestamp with time zone, uuid text, value bigint"),
-        ("metrics.geo_top_doc", "bucket timestamp with time zone, geo_location text, document_id bigint, value bigint"),
+        (
+            "metrics.geo_top_doc",
+            "bucket timestamp with time zone, geo_location text, document_id bigint, value bigint",
+        ),
         ("metrics.active_user", "bucket timestamp with time zone, state bytea, estimate bigint"),
         ("metrics.features_20m", "bucket timestamp with time zone, uuid text, clicks bigint, views bigint"),
     ] {
-        let rows = sqlx::query_as::<_, (String, String, String)>(sql).bind(view).fetch_all(pool).await.expect(view);
+        let rows =
+            sqlx::query_as::<_, (String, String, String)>(sql).bind(view).fetch_all(pool).await.expect(view);
         let columns: Vec<String> = rows.iter().map(|(name, ty, _)| format!("{name} {ty}")).collect();
         assert_eq!(columns.join(", "), expected, "{view}");
-        assert!(rows.iter().all(|(_, _, comment)| !comment.is_empty()), "{view}: every column has a comment: {rows:?}");
+        assert!(
+            rows.iter().all(|(_, _, comment)| !comment.is_empty()),
+            "{view}: every column has a comment: {rows:?}"
+        );
         if let Some((_, _, comment)) = rows.iter().find(|(name, ..)| name == "estimate") {
             assert!(comment.contains("NOT add up"), "{comment}");
         }
-        let whole: Option<String> =
-            sqlx::query_scalar("select obj_description($1::regclass)").bind(view).fetch_one(pool).await.expect(view);
+        let whole: Option<String> = sqlx::query_scalar("select obj_description($1::regclass)")
+            .bind(view)
+            .fetch_one(pool)
+            .await
+            .expect(view);
         assert!(whole.is_some_and(|comment| comment.contains("Batch view only")), "{view} says what it is");
     }
     // One key over a range of time, as the README asks it.
@@ -258,13 +301,18 @@ async fn the_views_are_for_people(pool: &PgPool) {
 async fn facts_hold_each_delivery_once(stack: &Stack, pool: &PgPool) {
     let found = facts(pool).await;
     let below = below_the_tidemark(stack, pool).await;
-    let valid = |record: &&Logged| record.topic == "page_views" && oracle::parse(&record.topic, &record.value).is_some();
+    let valid = |record: &&Logged| {
+        record.topic == "page_views" && oracle::parse(&record.topic, &record.value).is_some()
+    };
     let place = |record: &Logged| (record.topic.clone(), record.partition, record.offset);
     let expected: BTreeSet<_> = below.iter().filter(valid).map(place).collect();
     assert!(expected.len() > 1_000);
     assert!(found.keys().eq(expected.iter()), "{} facts, {} deliveries", found.len(), expected.len());
     let sent = DateTime::from_timestamp_millis(1_700_000_000_000);
-    assert!(found.values().all(|(_, produced)| *produced == sent), "act_prod_time is what the producer stamped");
+    assert!(
+        found.values().all(|(_, produced)| *produced == sent),
+        "act_prod_time is what the producer stamped"
+    );
 }
 
 /// Imports Outbrain-shaped files with exactly these deliveries, twice.
@@ -294,7 +342,11 @@ async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut O
     const HEADER: &str = "uuid,document_id,timestamp,platform,geo_location,traffic_source";
     for (name, text, error) in [
         ("empty", "", "the file has no header"),
-        ("wrong columns", "uuid,document,timestamp,platform,geo_location,traffic_source\n", "missing [document_id]"),
+        (
+            "wrong columns",
+            "uuid,document,timestamp,platform,geo_location,traffic_source\n",
+            "missing [document_id]",
+        ),
         ("no such stream", HEADER, "the catalog has no stream clicks"),
     ] {
         let file = folder.join(format!("{name}.csv")).display().to_string();
@@ -305,7 +357,9 @@ async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut O
     }
     let long = format!("long,{},600000,1,US,1\nafter,1,600000,1,US,1\n", "1".repeat(10 << 20));
     let row = |uuid: &str, document: &str, time: i64| {
-        format!(r#"{{"uuid":{uuid},"document_id":{document},"timestamp":{time},"platform":1,"geo_location":"US"}}"#)
+        format!(
+            r#"{{"uuid":{uuid},"document_id":{document},"timestamp":{time},"platform":1,"geo_location":"US"}}"#
+        )
     };
     let plain = |uuid: &str| row(&format!("\"{uuid}\""), "1", 600_000);
     let twice = "again,1,600000,1,US,1\n".repeat(2);
@@ -313,17 +367,30 @@ async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut O
     // Name, bytes behind the header, the rows that count, and how many lines are rejected.
     let cases: Vec<(&str, Vec<u8>, Vec<String>, usize)> = vec![
         ("header only", vec![], vec![], 0),
-        ("nulls", b"\\N,\\N,\\N,\\N,\\N,\\N\n\\N,\\N,600000,\\N,\\N,\\N\n".into(),
-            vec![r#"{"timestamp":600000}"#.to_owned()], 1),
+        (
+            "nulls",
+            b"\\N,\\N,\\N,\\N,\\N,\\N\n\\N,\\N,600000,\\N,\\N,\\N\n".into(),
+            vec![r#"{"timestamp":600000}"#.to_owned()],
+            1,
+        ),
         ("bad utf-8", b"\xff\xfe,1,600000,1,US,1\nutf,1,600000,1,US,1\n".into(), vec![plain("utf")], 1),
         ("crlf", b"cr,1,600000,1,US,1\r\nlf,1,600000,1,US,1\r\n".into(), vec![plain("cr"), plain("lf")], 0),
         ("10 mb line", long.into(), vec![plain("after")], 1),
-        ("out of range", b"big,9223372036854775808,600000,1,US,1\ntop,9223372036854775807,600000,1,US,1\n\
-            neg,-5,600000,1,US,1\nfar,1,99999999999999999999,1,US,1\nmax,1,9223372036854775807,1,US,1\n".into(),
-            vec![row("\"top\"", "9223372036854775807", 600_000), row("\"neg\"", "-5", 600_000)], 3),
+        (
+            "out of range",
+            b"big,9223372036854775808,600000,1,US,1\ntop,9223372036854775807,600000,1,US,1\n\
+            neg,-5,600000,1,US,1\nfar,1,99999999999999999999,1,US,1\nmax,1,9223372036854775807,1,US,1\n"
+                .into(),
+            vec![row("\"top\"", "9223372036854775807", 600_000), row("\"neg\"", "-5", 600_000)],
+            3,
+        ),
         ("duplicates", twice.into(), vec![plain("again"), plain("again")], 0),
-        ("unsorted", unsorted.into(),
-            vec![row("\"late\"", "1", 90_000_000), plain("soon"), row("\"next\"", "1", 500_000)], 0),
+        (
+            "unsorted",
+            unsorted.into(),
+            vec![row("\"late\"", "1", 90_000_000), plain("soon"), row("\"next\"", "1", 500_000)],
+            0,
+        ),
         ("1970 and 2100", b"old,1,-1465876799998,1,US,1\nnew,1,2636568000002,1,US,1\n".into(), vec![], 2),
     ];
     for (name, text, rows, rejects) in cases {
@@ -331,7 +398,10 @@ async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut O
         let end = if name == "crlf" { "\r\n" } else { "\n" };
         std::fs::write(&file, [HEADER.as_bytes(), end.as_bytes(), &text].concat()).expect("a file");
         let said = done(stack, &["import", "--stream", "page_views", &file], &["catalog", "archive"]).await;
-        assert!(said.contains(&format!("imported, {} rows, {rejects} rejected", rows.len())), "{name}: {said}");
+        assert!(
+            said.contains(&format!("imported, {} rows, {rejects} rejected", rows.len())),
+            "{name}: {said}"
+        );
         assert_eq!(said.contains("  rejects: "), rejects > 0, "{name}: {said}");
         rows.iter().for_each(|row| oracle.take(&logged("page_views", row.as_bytes())));
     }
@@ -345,27 +415,31 @@ async fn retry_rollback_two_at_once_and_old_snapshots() {
     let all = deliveries(6_000, 22);
     let parts: Vec<&[Delivery]> = all.chunks(all.len().div_ceil(4)).collect();
 
-    stack.send(parts[0]);
+    send_and_archive(&stack, &pool, parts[0]).await;
     a_killed_run_is_retried_with_what_it_staged(&stack, &pool).await;
-    stack.send(parts[1]);
+    send_and_archive(&stack, &pool, parts[1]).await;
     of_two_runs_at_once_one_wins(&stack, &pool).await;
-    stack.send(parts[2]);
+    send_and_archive(&stack, &pool, parts[2]).await;
     old_versions_go_when_no_snapshot_needs_them(&stack, &pool).await;
-    stack.send(parts[3]);
+    send_and_archive(&stack, &pool, parts[3]).await;
     a_bad_catalog_is_rolled_back(&stack, &pool).await;
 }
 
 async fn a_killed_run_is_retried_with_what_it_staged(stack: &Stack, pool: &PgPool) {
     let mut run = stack.process("batch-layer", &["run"], ALL);
-    wait_for("some versions staged", async || match number(pool, "select count(*) from tidemark.view_version").await {
-        0 => Err(format!("none; the run: {:?} {}", run.exited(), run.logged())),
-        count => Ok(count),
+    wait_for("some versions staged", async || {
+        match number(pool, "select count(*) from tidemark.view_version").await {
+            0 => Err(format!("none; the run: {:?} {}", run.exited(), run.logged())),
+            count => Ok(count),
+        }
     })
     .await;
     run.kill();
     assert_eq!(number(pool, "select count(*) from tidemark.live_version").await, 0, "killed before its flip");
-    let staged: Vec<i64> =
-        sqlx::query_scalar("select version_id from tidemark.view_version").fetch_all(pool).await.expect("versions");
+    let staged: Vec<i64> = sqlx::query_scalar("select version_id from tidemark.view_version")
+        .fetch_all(pool)
+        .await
+        .expect("versions");
     wait_for("the dead run's lock gone", async || {
         match number(pool, "select count(*) from pg_locks where locktype = 'advisory'").await {
             0 => Ok(()),
@@ -375,8 +449,10 @@ async fn a_killed_run_is_retried_with_what_it_staged(stack: &Stack, pool: &PgPoo
     .await;
     let killed = number(pool, "select max(run_id) from tidemark.run").await;
     done(stack, &["retry", &killed.to_string()], ALL).await;
-    let live: Vec<i64> =
-        sqlx::query_scalar("select version_id from tidemark.live_version").fetch_all(pool).await.expect("pointers");
+    let live: Vec<i64> = sqlx::query_scalar("select version_id from tidemark.live_version")
+        .fetch_all(pool)
+        .await
+        .expect("pointers");
     assert!(staged.iter().all(|version| live.contains(version)), "staged {staged:?}, live {live:?}");
     let runs = runs(stack).await;
     assert_eq!((&runs[0]["kind"], &runs[0]["status"]), (&"retry".into(), &"done".into()), "{runs:?}");
@@ -400,16 +476,23 @@ async fn of_two_runs_at_once_one_wins(stack: &Stack, pool: &PgPool) {
 
 async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPool) {
     const SUM: &str = "select coalesce(sum(value), 0)::bigint from metrics.user_view_cnt";
-    const OLD: &str = "select count(*) from tidemark.view_version v join pg_class c on c.relname = v.table_name
+    const OLD: &str =
+        "select count(*) from tidemark.view_version v join pg_class c on c.relname = v.table_name
                        where v.retired_at is not null and v.version_id = any($1)";
-    let live: Vec<i64> =
-        sqlx::query_scalar("select version_id from tidemark.live_version").fetch_all(pool).await.expect("pointers");
+    let live: Vec<i64> = sqlx::query_scalar("select version_id from tidemark.live_version")
+        .fetch_all(pool)
+        .await
+        .expect("pointers");
     let mut reader = pool.begin().await.expect("a transaction");
     sqlx::query("set transaction isolation level repeatable read").execute(&mut *reader).await.expect("set");
     let seen: i64 = sqlx::query_scalar(SUM).fetch_one(&mut *reader).await.expect("sum");
     assert!(seen > 0);
     let tables = async |when: &str| {
-        sqlx::query_scalar::<_, i64>(OLD).bind(&live).fetch_one(pool).await.unwrap_or_else(|e| panic!("{when}: {e}"))
+        sqlx::query_scalar::<_, i64>(OLD)
+            .bind(&live)
+            .fetch_one(pool)
+            .await
+            .unwrap_or_else(|e| panic!("{when}: {e}"))
     };
     let short = ["--version-grace", "1ms"];
     done(stack, &[&["run"][..], &short].concat(), ALL).await;
@@ -428,10 +511,11 @@ async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPoo
     compare_views(stack, pool, &stack.oracle()).await;
 }
 
-/// A run by a catalog with another grain publishes other versions; a rollback by the old catalog brings its own back.
+/// A run by a catalog with other keys and grains publishes other versions; a rollback by the old catalog brings its own back.
 async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     let good = with_layout(OUTBRAIN, LAYOUT);
     let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
+    let bad = bad.replace("by = [\"uuid\"]", "by = [\"uuid\", \"platform\"]");
     let scratch = tempfile::tempdir().expect("a folder");
     let file = scratch.path().join("bad.toml").display().to_string();
     std::fs::write(&file, bad).expect("a catalog");
@@ -467,7 +551,8 @@ async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
         let ends = stack.probe.ends().expect("the log's ends");
         wait_for("the tidemark beyond what was sent", async || {
             let cuts = cuts(&pool).await;
-            let behind: Vec<_> = ends.iter().filter(|(tp, end)| cuts[&(tp.topic.to_string(), tp.partition)] < **end).collect();
+            let behind: Vec<_> =
+                ends.iter().filter(|(tp, end)| cuts[&(tp.topic.to_string(), tp.partition)] < **end).collect();
             if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} {}", schedule.logged())) }
         })
         .await;
@@ -501,7 +586,8 @@ async fn no_servers_and_wrong_passwords(stack: &Stack, pool: &PgPool) {
         Err(_) => Ok(()),
     })
     .await;
-    let nobody = format!("postgres://locked:hunter2@127.0.0.1:{}/tidemark", tidemark_tests::stack::free_port());
+    let nobody =
+        format!("postgres://locked:hunter2@127.0.0.1:{}/tidemark", tidemark_tests::stack::free_port());
     let no_kafka = format!("127.0.0.1:{}", tidemark_tests::stack::free_port());
     for (command, connections, expected) in [
         (vec!["run", "--postgres", &wrong], &["catalog", "kafka", "archive"][..], "postgres"),

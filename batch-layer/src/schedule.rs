@@ -3,7 +3,7 @@
 //! A run covers everything since the tidemark, so slots that pass while a run is at work, or while the program is down,
 //! are not made up for: they collapse into the next one.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use chrono::TimeZone as _;
 use chrono_tz::Tz;
 use cron::Schedule;
@@ -25,8 +25,12 @@ impl Plan {
     pub(crate) fn cron(expression: &str, zone: Tz) -> Result<Plan> {
         let fields = expression.split_whitespace().count();
         let full = if fields == 5 { format!("0 {}", numbered(expression)) } else { expression.to_owned() };
-        let schedule = Schedule::from_str(&full).with_context(|| {
-            format!("--cron {expression:?} is no cron expression; write 5 fields like \"*/10 * * * *\"")
+        let schedule = Schedule::from_str(&full).map_err(|error| {
+            // The crate points at the fault over several lines; ours is one.
+            let why = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
+            anyhow!(
+                "--cron {expression:?} is no cron expression ({why}); write 5 fields like \"*/10 * * * *\""
+            )
         })?;
         Ok(Plan::Cron(Box::new(schedule), zone))
     }

@@ -11,13 +11,16 @@ use crate::{history, ledger, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use shared_model::catalog::Catalog;
 use shared_model::time::Millis;
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection as _, PgPool};
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// How long a connection may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a command until it is done or told to stop.
 ///
@@ -78,8 +81,12 @@ fn load(path: &Path) -> Result<Catalog> {
 }
 
 async fn connect(url: &str) -> Result<PgPool> {
-    let options = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(10));
-    options.connect(url).await.context("postgres can't be reached by --postgres (TIDEMARK_POSTGRES)")
+    // One connection first: a pool would only say that it waited.
+    let refused = "postgres can't be reached by --postgres (TIDEMARK_POSTGRES)";
+    let first = tokio::time::timeout(PATIENCE, sqlx::PgConnection::connect(url)).await;
+    first.context("no answer within 10 s").and_then(|first| Ok(first?)).context(refused)?.close().await?;
+    let options = PgPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE);
+    options.connect(url).await.context(refused)
 }
 
 async fn open(base: &BaseArgs, stop: CancellationToken) -> Result<run::Context> {

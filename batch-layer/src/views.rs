@@ -14,18 +14,27 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     for metric in &catalog.metrics {
         sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
-        put(connection, &metric.name, &metric_view(metric)).await?;
+        let over: Vec<&str> = catalog
+            .formulas
+            .iter()
+            .filter(|formula| formula.columns.iter().any(|(_, used)| *used == metric.name))
+            .map(|formula| formula.name.as_str())
+            .collect();
+        put(connection, &metric.name, &metric_view(metric), &over).await?;
     }
     for formula in &catalog.formulas {
         if let Some(definition) = formula_view(catalog, formula) {
-            put(connection, &formula.name, &definition).await?;
+            put(connection, &formula.name, &definition, &[]).await?;
         }
     }
     Ok(())
 }
 
 /// Makes a view anew where its definition changed. The comment ends with the definition's hash, which tells.
-async fn put(connection: &mut PgConnection, name: &str, view: &View) -> Result<()> {
+///
+/// It is replaced where it stands, which keeps grants and what people built on it. Where its columns changed that can't
+/// be: then it is dropped, after the views of formulas `over` it, which follow in this refresh.
+async fn put(connection: &mut PgConnection, name: &str, view: &View, over: &[&str]) -> Result<()> {
     let hash = format!("{:016x}", xxh3_64(format!("{view:?}").as_bytes()));
     let sql = "select obj_description(c.oid, 'pg_class') from pg_class c
                join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'metrics' and c.relname = $1";
@@ -36,21 +45,35 @@ async fn put(connection: &mut PgConnection, name: &str, view: &View) -> Result<(
     }
     let view_name = format!("metrics.{}", quote(name));
     let comment = literal(&format!("{} [{hash}]", view.comment));
-    let mut statements = format!(
-        "begin; set local lock_timeout = '2s'; drop view if exists {view_name}; create view {view_name} as {}; \
-         comment on view {view_name} is {comment};",
+    let mut create = format!(
+        "create or replace view {view_name} as {}; comment on view {view_name} is {comment};",
         view.query
     );
     for (column, comment) in &view.columns {
-        statements += &format!(" comment on column {view_name}.{} is {};", quote(column), literal(comment));
+        create += &format!(" comment on column {view_name}.{} is {};", quote(column), literal(comment));
     }
-    statements += " commit";
-    let done = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *connection).await;
+    let drops =
+        over.iter().chain([&name]).map(|name| format!("drop view if exists metrics.{};", quote(name)));
+    let anew = drops.collect::<String>() + &create;
+    let done = match in_transaction(connection, &create).await {
+        Err(error) if has_other_columns(&error) => in_transaction(connection, &anew).await,
+        done => done,
+    };
+    done.with_context(|| format!("view {view_name}"))
+}
+
+async fn in_transaction(connection: &mut PgConnection, statements: &str) -> sqlx::Result<()> {
+    let all = format!("begin; set local lock_timeout = '2s'; {statements} commit");
+    let done = sqlx::raw_sql(AssertSqlSafe(all)).execute(&mut *connection).await;
     if done.is_err() {
         sqlx::raw_sql("rollback").execute(connection).await?;
     }
-    done.with_context(|| format!("view {view_name}"))?;
-    Ok(())
+    done.map(|_| ())
+}
+
+/// Whether a view wasn't replaced because its columns are others: invalid_table_definition.
+fn has_other_columns(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42P16"))
 }
 
 /// A view's definition.

@@ -97,7 +97,7 @@ impl Stack {
         let all = [
             ("--catalog", self.folder.join("catalog.toml").display().to_string()),
             ("--kafka", self.kafka.bootstrap()),
-            ("--redis", self.redis.url()),
+            ("--redis", self.probe.redis.clone()),
             ("--postgres", self.database.clone()),
             ("--archive", self.archive.clone()),
         ];
