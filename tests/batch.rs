@@ -511,7 +511,8 @@ async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPoo
     compare_views(stack, pool, &stack.oracle()).await;
 }
 
-/// A run by a catalog with other keys and grains publishes other versions; a rollback by the old catalog brings its own back.
+/// A run by a catalog with other keys and grains publishes other versions; a rollback by the old catalog brings its
+/// own back.
 async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     let good = with_layout(OUTBRAIN, LAYOUT);
     let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
@@ -594,6 +595,7 @@ async fn no_servers_and_wrong_passwords(stack: &Stack, pool: &PgPool) {
         (vec!["runs", "--postgres", &wrong], &[], "postgres"),
         (vec!["run", "--postgres", &nobody], &["catalog", "kafka", "archive"], "postgres"),
         (vec!["run", "--postgres", &nobody, "--kafka", &no_kafka], &["catalog", "archive"], "postgres"),
+        (vec!["run", "--archive", "s3://user:hunter2@bucket"], &["catalog", "kafka", "postgres"], "archive"),
         (vec!["run", "--kafka", &no_kafka], &["catalog", "postgres", "archive"], "kafka"),
     ] {
         let (code, said) = ended(stack, &command, connections).await;

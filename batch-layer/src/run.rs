@@ -155,7 +155,9 @@ async fn locked_run(
     let mut publish = Vec::new();
     let files = Files::new(context.store.clone())?;
     let reuse = order.moves_tidemark();
+    let bar = days_bar(work.len());
     for (day, metrics) in &work {
+        bar.set_message(day.to_string());
         let input = Inputs::of_day(context, connection, *day, &fresh).await?;
         outcome.days.push(order::DayOutcome::new(*day, metrics, &input));
         if let Some(run) = run {
@@ -163,7 +165,9 @@ async fn locked_run(
                 compute_day(context, connection, &files, Attempt { run, reuse }, metrics, &input).await?,
             );
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
     let Some(run) = run else { return Ok(outcome) };
     if !moved && publish.is_empty() {
@@ -192,6 +196,16 @@ async fn locked_run(
     outcome.rows = publish.iter().map(|staged| staged.rows).sum();
     tidy(context, connection).await;
     Ok(outcome)
+}
+
+/// A bar over the days of a run; it shows itself at a terminal only, elsewhere the log lines do.
+fn days_bar(days: usize) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos} of {len} days, now {msg} ({elapsed})");
+    let bar = indicatif::ProgressBar::new(days as u64);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Runs that were killed are recorded as failed: nobody but this process holds the lock.

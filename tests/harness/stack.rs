@@ -187,6 +187,16 @@ impl Stack {
         rows.into_iter().map(|(metric, day, hash)| ((metric, day), hash)).collect()
     }
 
+    /// The bytes of all data in Redis (`dataset.bytes` of MEMORY STATS).
+    pub async fn dataset(&self) -> i64 {
+        let client = redis::Client::open(self.redis.url()).expect("redis url");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+        let stats: redis::RedisResult<BTreeMap<String, redis::Value>> =
+            redis::cmd("MEMORY").arg("STATS").query_async(&mut connection).await;
+        let bytes = stats.expect("statistics").remove("dataset.bytes").expect("the data's bytes");
+        redis::from_redis_value(bytes).expect("a number")
+    }
+
     /// Waits until the realtime view has taken in all that the log holds now.
     pub async fn settle(&self) {
         let ends = self.probe.ends().expect("the log's ends");

@@ -58,7 +58,12 @@ impl Store {
             )
         };
         let parsed = if url.contains("://") {
-            Url::parse(url).with_context(refused)?
+            let parsed = Url::parse(url).with_context(refused)?;
+            // The url is shown in messages. A user alone is no secret: Azure's container stands there.
+            if parsed.password().is_some() {
+                bail!("the archive url holds a password; take it out: credentials come from the environment");
+            }
+            parsed
         } else {
             let absolute = std::path::absolute(url).with_context(refused)?;
             Url::from_file_path(&absolute).map_err(|()| anyhow!("{}", refused()))?
