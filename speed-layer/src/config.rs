@@ -46,7 +46,7 @@ pub struct VerifyArgs {
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
     /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
@@ -63,7 +63,7 @@ pub struct RunArgs {
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';', value_parser = property)]
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
     /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]

@@ -146,7 +146,7 @@ pub struct KafkaArgs {
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: Option<String>,
     /// A librdkafka property, for TLS, SASL or tuning; may be repeated
-    #[arg(long = "kafka-property", value_name = "K=V", env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ',',
+    #[arg(long = "kafka-property", value_name = "K=V", env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';',
           hide_env_values = true, value_parser = property)]
     pub properties: Vec<(String, String)>,
     /// Create topics that are missing, with so many partitions and LogAppendTime (one replica)
