@@ -4,7 +4,7 @@
 
 use crate::replace::names::{self, literal, quote};
 use anyhow::{Context, Result};
-use shared_model::aggregate::Aggregate;
+use shared_model::aggregate::{Aggregate, ColumnType};
 use shared_model::catalog::Catalog;
 use shared_model::metric::{Formula, Metric};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -115,9 +115,12 @@ fn column_comment(metric: &Metric, column: &str) -> String {
     let unit = if metric.unit.is_empty() { String::new() } else { format!(" in {}", metric.unit) };
     match (&metric.aggregate, column) {
         (Aggregate::Distinct, "estimate") => {
-            "How many distinct values. It does NOT add up: not over keys, not over buckets; merge `state` instead".to_owned()
+            "How many distinct values. It does NOT add up: not over keys, not over buckets; merge `sketch` instead".to_owned()
         }
         (_, "state") => "The mergeable state, for programs".to_owned(),
+        (Aggregate::Distinct, "sketch") => "DataSketches HLL, lgK 12: merge with Spark's hll_union_agg or any \
+             DataSketches library, then estimate. It does NOT add up"
+            .to_owned(),
         (Aggregate::Quantile { .. }, _) => format!("A quantile{unit}. It does NOT add up"),
         (Aggregate::Mean(_), "value") => format!("The mean{unit}. It does NOT add up: use sum / count"),
         (Aggregate::Mean(_), "sum") => format!("The sum{unit}, in units of the value's last decimal place"),
@@ -140,7 +143,7 @@ fn formula_view(catalog: &Catalog, formula: &Formula) -> Option<View> {
     let mut parts = Vec::new();
     for (at, (_, metric)) in formula.columns.iter().enumerate() {
         let metric = catalog.metric(metric)?;
-        let value = metric.aggregate.columns().iter().map(|(name, _)| *name).find(|name| *name != "state")?;
+        let (value, _) = metric.aggregate.columns().into_iter().find(|(_, ty)| *ty != ColumnType::Bytes)?;
         let values = (0..formula.columns.len()).map(|other| {
             if other == at {
                 format!(", {} as c{other}", quote(value))

@@ -254,7 +254,8 @@ impl State {
                 vec![Column::Numeric(Some(*sum)), Column::BigInt(count), Column::Double(value)]
             }
             State::Distinct(distinct) => {
-                vec![self.to_bytes(), Column::BigInt(i64::try_from(distinct.estimate()).ok())]
+                let sketch = Column::Bytes(Some(distinct.to_datasketches()));
+                vec![self.to_bytes(), sketch, Column::BigInt(i64::try_from(distinct.estimate()).ok())]
             }
             State::Quantile(_) => match self.finish(aggregate) {
                 Finished::List(values) => {
@@ -315,7 +316,7 @@ impl State {
 
 impl Aggregate {
     /// Names and types of the columns that store a state in Postgres: `value bigint` for a count, and so on. Columns
-    /// that exist for people only (an estimate) come last.
+    /// that exist for people and their tools only (a sketch in DataSketches' bytes, an estimate) come last.
     pub fn columns(&self) -> Vec<(&'static str, ColumnType)> {
         match self {
             Aggregate::Count | Aggregate::TopK { .. } => vec![("value", ColumnType::BigInt)],
@@ -326,7 +327,11 @@ impl Aggregate {
                 ("count", ColumnType::BigInt),
                 ("value", ColumnType::Double),
             ],
-            Aggregate::Distinct => vec![("state", ColumnType::Bytes), ("estimate", ColumnType::BigInt)],
+            Aggregate::Distinct => vec![
+                ("state", ColumnType::Bytes),
+                ("sketch", ColumnType::Bytes),
+                ("estimate", ColumnType::BigInt),
+            ],
             Aggregate::Quantile { quantiles, .. } => {
                 let for_people = quantiles.iter().map(|&q| (quantile::column_name(q), ColumnType::Double));
                 [("state", ColumnType::Bytes)].into_iter().chain(for_people).collect()

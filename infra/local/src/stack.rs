@@ -334,11 +334,21 @@ impl Stack {
         Ok(true)
     }
 
+    /// Starts a replay of the user's own files.
     fn replay(&self, data: &Path, speed: &str) -> Result<Layer> {
         let data = data.canonicalize().with_context(|| format!("--data {}", data.display()))?;
-        let mut command =
-            vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned(), "--files".to_owned()];
-        command.push(data.display().to_string());
+        let mut command = vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned()];
+        for stream in &self.catalog.streams {
+            let names = [format!("{}.csv", stream.name), format!("{}.csv.gz", stream.name)];
+            if let Some(file) = names.iter().map(|name| data.join(name)).find(|file| file.is_file()) {
+                command.push(format!("{}={}", stream.name, file.display()));
+            }
+        }
+        ensure!(
+            command.len() > 3,
+            "--data {}: neither page_views.csv nor events.csv (or .gz) is in it",
+            data.display()
+        );
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         self.layer("simulator", &command, &["catalog", "kafka"])
     }

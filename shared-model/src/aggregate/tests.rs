@@ -101,7 +101,7 @@ fn columns_name_their_types() {
     check(Aggregate::Max(FieldType::Decimal(2)), &[("value", BigInt)], 1);
     check(Aggregate::Min(FieldType::Float), &[("value", Double)], 1);
     check(Aggregate::Mean(FieldType::Int), &[("sum", Numeric), ("count", BigInt), ("value", Double)], 2);
-    check(Aggregate::Distinct, &[("state", Bytes), ("estimate", BigInt)], 1);
+    check(Aggregate::Distinct, &[("state", Bytes), ("sketch", Bytes), ("estimate", BigInt)], 1);
     let quantile = Aggregate::Quantile { ty: FieldType::Float, quantiles: vec![0.5, 0.999] };
     check(quantile, &[("state", Bytes), ("p50", Double), ("p99_9", Double)], 1);
 }
