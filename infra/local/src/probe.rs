@@ -11,7 +11,7 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 use shared_model::offsets::TopicPartition;
 use shared_model::view::{self, Header};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const ANSWER_IN: Duration = Duration::from_secs(30);
@@ -40,6 +40,7 @@ impl Probe {
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "20")
             .create();
         consumer.context("can't make a consumer")
     }
@@ -71,8 +72,8 @@ impl Probe {
         Ok(ends)
     }
 
-    /// Hands on every record that the log holds from the given offsets on (from the start, where there is none), in
-    /// the order of partitions and offsets; ticks are left out. Gives the ends. Blocks.
+    /// Hands on every record that the log holds from the given offsets on (from the start, where there is none); those
+    /// of one partition in their order, ticks left out. Gives the ends. Blocks.
     ///
     /// # Errors
     /// When the broker doesn't answer.
@@ -81,36 +82,25 @@ impl Probe {
         from: &BTreeMap<TopicPartition, i64>,
         mut each: impl FnMut(Logged),
     ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let consumer = self.consumer()?;
-        let mut ends = BTreeMap::new();
-        for tp in self.partitions()? {
-            let end = read(&consumer, &tp, from.get(&tp).copied(), |message| {
-                let Some(value) = message.payload() else { return };
-                let topic = tp.topic.to_string();
-                each(Logged {
-                    topic,
-                    partition: tp.partition,
-                    offset: message.offset(),
-                    value: value.to_vec(),
-                });
-            })?;
-            ends.insert(tp, end);
-        }
-        Ok(ends)
+        let starts = self.partitions()?.into_iter().map(|tp| (from.get(&tp).copied(), tp));
+        read(&self.consumer()?, starts.map(|(from, tp)| (tp, from)).collect(), |message| {
+            let Some(value) = message.payload() else { return };
+            let (topic, partition) = (message.topic().to_owned(), message.partition());
+            each(Logged { topic, partition, offset: message.offset(), value: value.to_vec() });
+        })
     }
 
     /// The keys of all records of a topic, each once. Blocks.
     ///
     /// # Errors
     /// When the broker doesn't answer or the topic isn't there.
-    pub fn keys(&self, topic: &str) -> Result<std::collections::BTreeSet<Vec<u8>>> {
+    pub fn keys(&self, topic: &str) -> Result<BTreeSet<Vec<u8>>> {
         let consumer = self.consumer()?;
-        let mut keys = std::collections::BTreeSet::new();
-        for tp in partitions_of(&consumer, topic)? {
-            read(&consumer, &tp, None, |message| {
-                keys.insert(message.key().unwrap_or_default().to_vec());
-            })?;
-        }
+        let mut keys = BTreeSet::new();
+        let starts = partitions_of(&consumer, topic)?.into_iter().map(|tp| (tp, None)).collect();
+        read(&consumer, starts, |message| {
+            keys.insert(message.key().unwrap_or_default().to_vec());
+        })?;
         Ok(keys)
     }
 
@@ -159,28 +149,39 @@ fn partitions_of(consumer: &BaseConsumer, topic: &str) -> Result<Vec<TopicPartit
     Ok((0..partitions as i32).map(|partition| TopicPartition::new(topic, partition)).collect())
 }
 
-/// Reads a partition to its end, which it gives.
+/// Reads partitions from their starts (the log's own, where none is given) to their ends, which it gives.
 fn read(
     consumer: &BaseConsumer,
-    tp: &TopicPartition,
-    from: Option<i64>,
+    starts: BTreeMap<TopicPartition, Option<i64>>,
     mut each: impl FnMut(&BorrowedMessage<'_>),
-) -> Result<i64> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&tp.topic, tp.partition, from.map_or(Offset::Beginning, Offset::Offset))?;
-    consumer.assign(&list)?;
-    let mut next = from.unwrap_or(0);
-    loop {
-        match consumer.poll(ANSWER_IN) {
-            Some(Ok(message)) => {
-                next = message.offset() + 1;
-                each(&message);
+) -> Result<BTreeMap<TopicPartition, i64>> {
+    let mut next = BTreeMap::new();
+    let topics: BTreeSet<_> = starts.keys().map(|tp| tp.topic.clone()).collect();
+    // Topic by topic: the client says of an end only the partition's number.
+    for topic in topics {
+        let mut list = TopicPartitionList::new();
+        let mut open = BTreeSet::new();
+        for (tp, from) in starts.iter().filter(|(tp, _)| tp.topic == topic) {
+            list.add_partition_offset(&topic, tp.partition, from.map_or(Offset::Beginning, Offset::Offset))?;
+            open.insert(tp.partition);
+            next.insert(tp.clone(), from.unwrap_or(0));
+        }
+        consumer.assign(&list)?;
+        while !open.is_empty() {
+            match consumer.poll(ANSWER_IN) {
+                Some(Ok(message)) => {
+                    next.insert(TopicPartition::new(&topic, message.partition()), message.offset() + 1);
+                    each(&message);
+                }
+                Some(Err(rdkafka::error::KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
+                Some(Err(error)) => bail!("reading {topic}: {error}"),
+                None => bail!("reading {topic}: nothing came for {ANSWER_IN:?}"),
             }
-            Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => return Ok(next),
-            Some(Err(error)) => bail!("reading {tp}: {error}"),
-            None => bail!("reading {tp}: nothing came for {ANSWER_IN:?}"),
         }
     }
+    Ok(next)
 }
 
 /// A client of the serving layer.

@@ -2,7 +2,7 @@
 
 For each <values>.<count>.tidemark.sk, Spark's `hll_union` and `hll_union_agg` of ours and its `hll_sketch_agg(.., 12)`
 must estimate what they do of Spark's own sketches alone: of the same values, whose registers then are the same, and of
-values half of which overlap. It has no float sketches. Ours must also count, read alone, as many as there are.
+values half of which are new. It has no float sketches. Ours must also count, read alone, as many as there are.
 """
 
 from pathlib import Path
@@ -43,15 +43,16 @@ for name, value in VALUES.items():
         theirs = agg(value, 0, count)
         alone = spark.sql(f"select hll_sketch_estimate({ours}), hll_sketch_estimate({theirs})").first()
         same = estimates(ours, theirs), estimates(theirs, theirs), estimates(ours, ours)
-        assert len({number for row in same for number in row}) == 1, (name, count, same)
+        assert len({number for row in same for number in row}) == 1, (name, count, *map(tuple, same))
         other = agg(value, count // 2, count // 2 + count)
         half = estimates(ours, other), estimates(theirs, other)
-        assert len({number for row in half for number in row}) == 1, (name, count, half)
+        # From coupons to registers a union keeps a history of updates, so the order changes Spark's estimate, too.
+        assert tuple(half[0]) == tuple(half[1]), (name, count, *map(tuple, half))
         for number, expected in ((alone[0], count), (same[0][0], count), (half[0][0], count // 2 + count)):
             assert abs(number - expected) <= 0.05 * expected, (name, count, number, expected)
         print(
             f"{count:5} {name}s: ours alone {alone[0]}, Spark's alone {alone[1]};",
             f"ours with Spark's {same[0][0]}, Spark's with Spark's {same[1][0]};",
-            f"with {count // 2} new values {half[0][0]}, {half[1][0]}",
+            f"with {count // 2} new values {tuple(half[0])}, {tuple(half[1])}",
         )
 spark.stop()
