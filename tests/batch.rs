@@ -267,7 +267,10 @@ async fn the_views_are_for_people(pool: &PgPool) {
             "metrics.geo_top_doc",
             "bucket timestamp with time zone, geo_location text, document_id bigint, value bigint",
         ),
-        ("metrics.active_user", "bucket timestamp with time zone, state bytea, sketch bytea, estimate bigint"),
+        (
+            "metrics.active_user",
+            "bucket timestamp with time zone, state bytea, sketch bytea, estimate bigint",
+        ),
         ("metrics.features_20m", "bucket timestamp with time zone, uuid text, clicks bigint, views bigint"),
     ] {
         let rows =

@@ -200,7 +200,8 @@ async fn locked_run(
 
 /// A bar over the days of a run; it shows itself at a terminal only, elsewhere the log lines do.
 fn days_bar(days: usize) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos} of {len} days, now {msg} ({elapsed})");
+    let style =
+        indicatif::ProgressStyle::with_template("{bar:30} {pos} of {len} days, now {msg} ({elapsed})");
     let bar = indicatif::ProgressBar::new(days as u64);
     match style {
         Ok(style) => bar.with_style(style),

@@ -103,7 +103,8 @@ pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Resul
     let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
     let options = AdminOptions::new().request_timeout(Some(REQUEST));
     let described = admin.describe_configs(&specifiers, &options).await;
-    let described = described.context("kafka doesn't tell how its topics are configured")?;
+    let described = described
+        .context("kafka doesn't tell how its topics are configured; are host, port, TLS and SASL right?")?;
     let bootstrap = kafka.get("bootstrap.servers").unwrap_or("BROKER:9092");
     let mut faults = Vec::new();
     for (topic, resource) in topics.iter().zip(described) {
