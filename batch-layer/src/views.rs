@@ -143,7 +143,11 @@ fn formula_view(catalog: &Catalog, formula: &Formula) -> Option<View> {
     let mut parts = Vec::new();
     for (at, (_, metric)) in formula.columns.iter().enumerate() {
         let metric = catalog.metric(metric)?;
-        let (value, _) = metric.aggregate.columns().into_iter().find(|(_, ty)| *ty != ColumnType::Bytes)?;
+        // A mean keeps its sum and count before its value; a distinct has an estimate, no value.
+        let columns = metric.aggregate.columns();
+        let named = columns.iter().find(|(name, _)| *name == "value");
+        let (value, _) =
+            named.or_else(|| columns.iter().find(|(_, ty)| *ty != ColumnType::Bytes)).copied()?;
         let values = (0..formula.columns.len()).map(|other| {
             if other == at {
                 format!(", {} as c{other}", quote(value))

@@ -21,7 +21,7 @@ pub(super) fn of_stream(stream: &Stream) -> u64 {
 }
 
 /// The version of a metric over its streams, which are in the order of its bindings. Not in it: window, publishing,
-/// k, quantiles (all are applied when read) and the words for people.
+/// k (all are applied when read) and the words for people.
 pub(super) fn of_metric(metric: &Metric, streams: &[Arc<Stream>]) -> MetricVersion {
     MetricVersion(xxh3_64(metric_text(metric, streams).as_bytes()))
 }
@@ -81,7 +81,8 @@ fn aggregate_text(aggregate: &Aggregate) -> String {
         Aggregate::Mean(ty) => of("mean", ty),
         Aggregate::Distinct => "distinct".to_owned(),
         Aggregate::TopK { .. } => "top_k".to_owned(),
-        Aggregate::Quantile { ty, .. } => of("quantile", ty),
+        // Which quantiles are served decides the columns of the stored view.
+        Aggregate::Quantile { ty, quantiles } => format!("quantile {} {quantiles:?}", ty.name()),
     }
 }
 
