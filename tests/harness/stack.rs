@@ -167,6 +167,17 @@ impl Stack {
         oracle
     }
 
+    /// Holds every group of the realtime view, as it is stored now, against the naive fold of exactly its range of the
+    /// log.
+    ///
+    /// # Panics
+    /// With the groups that differ.
+    pub async fn verify_groups(&self, when: &str) {
+        let verify = self.process("speed-layer", &["verify"], &["catalog", "kafka", "redis"]);
+        let code = verify.ended().await;
+        assert_eq!(code, 0, "{when}:\n{}", verify.logged());
+    }
+
     /// How many distinct records lie in the dead-letter topics.
     pub fn dead_letters(&self) -> Result<usize, String> {
         let keys = |topic: &str| self.probe.keys(&format!("{topic}.dead-letters")).map(|keys| keys.len());
