@@ -10,7 +10,7 @@ use shared_model::aggregate::Finished;
 use shared_model::catalog::Catalog;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
-use shared_model::tidemark::Tidemark;
+use shared_model::tidemark::{LOG_LOST, Tidemark};
 use shared_model::time::show;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,12 +101,14 @@ pub struct RealtimeReply {
 impl Envelope {
     /// The envelope of an answer to `metrics`.
     pub fn new(catalog: &Catalog, metrics: &[&Metric], tidemark: &Tidemark, coverage: &Coverage) -> Envelope {
-        let reasons = coverage.reasons();
         let of_metrics = |tp: &shared_model::offsets::TopicPartition| {
             metrics.iter().any(|metric| crate::coverage::feeds(catalog, metric, tp))
         };
         let cuts = tidemark.cuts.iter().filter(|(tp, _)| of_metrics(tp));
         let held = tidemark.held.iter().filter(|(tp, _)| of_metrics(tp));
+        let lost = held.clone().filter(|(_, why)| why.starts_with(LOG_LOST));
+        let mut reasons = coverage.reasons();
+        reasons.extend(lost.map(|(tp, why)| format!("{tp}: {why}")));
         let mut versions = BTreeMap::new();
         let mut dedup_horizon = BTreeMap::new();
         for metric in metrics {

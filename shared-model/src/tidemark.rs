@@ -36,6 +36,10 @@ impl Cut {
     }
 }
 
+/// How the reason of a held partition begins whose log is gone or another one: what it held beyond the cut can't be
+/// read any more.
+pub const LOG_LOST: &str = "the log that was archived is gone";
+
 /// A tidemark: a cut for each partition of each topic.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tidemark {

@@ -18,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use shared_model::offsets::TopicPartition;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 const ASK: Duration = Duration::from_secs(10);
 /// How long a rebalance waits for the revoked partitions' last flush.
 const REVOKE: Duration = Duration::from_secs(10);
+/// How often, in ms, a client looks for new partitions: both must, the member to be given them and the data consumer to
+/// read them.
+const METADATA_REFRESH: &str = "5000";
 
 /// The queue of one partition's records.
 pub(crate) type Records = StreamPartitionQueue<LogContext>;
@@ -45,6 +48,17 @@ pub(crate) fn client_config(bootstrap: &str, properties: &[(String, String)]) ->
 #[derive(Clone)]
 pub(crate) struct Log {
     data: Arc<StreamConsumer<LogContext>>,
+    replaced: Arc<Replaced>,
+}
+
+/// How often each topic was replaced by another of its name while the client read it.
+#[derive(Default)]
+struct Replaced(Mutex<BTreeMap<String, u64>>);
+
+impl Replaced {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Log {
@@ -59,12 +73,22 @@ impl Log {
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
             .set("statistics.interval.ms", "1000")
+            .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH)
             .set("queued.min.messages", "50000")
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
-        let data = config.create_with_context(LogContext).context("cannot make the kafka consumer")?;
-        Ok(Log { data: Arc::new(data) })
+        watch_topic_ids(&mut config);
+        let replaced = Arc::new(Replaced::default());
+        let context = LogContext { replaced: replaced.clone() };
+        let data = config.create_with_context(context).context("cannot make the kafka consumer")?;
+        Ok(Log { data: Arc::new(data), replaced })
+    }
+
+    /// How often a topic was deleted and made anew while it was read. The client says so before it brings the first
+    /// record of the new log.
+    pub(crate) fn replaced(&self, topic: &str) -> u64 {
+        self.replaced.lock().get(topic).copied().unwrap_or_default()
     }
 
     /// Serves the client's events until the stop; logs what it says. Records never come this way.
@@ -147,11 +171,32 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(call).await.context("a kafka call broke off")?
 }
 
+/// Makes the client say in its log when a topic gets another id.
+fn watch_topic_ids(config: &mut ClientConfig) {
+    let debug = config.get("debug").map_or("metadata".to_owned(), |debug| format!("{debug},metadata"));
+    config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
+}
+
+/// The topic that the client's log says has another id now. librdkafka 2.12 tells it in this way alone: `Topic NAME
+/// changed id from ID to ID`. The id of a topic that it sees for the first time is all zeros.
+fn replaced_topic(message: &str) -> Option<&str> {
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let (before, ids) = message.split_once(" changed id from ")?;
+    let (_, topic) = before.rsplit_once("Topic ")?;
+    (!ids.starts_with(NO_ID)).then_some(topic)
+}
+
 /// Callbacks of the data consumer: its log and its statistics.
-pub(crate) struct LogContext;
+pub(crate) struct LogContext {
+    replaced: Arc<Replaced>,
+}
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(topic) = replaced_topic(message) {
+            tracing::error!("topic {topic} was deleted and made anew: {message}");
+            *self.replaced.lock().entry(topic.to_owned()).or_default() += 1;
+        }
         log(level, facility, message);
     }
 
@@ -218,7 +263,7 @@ impl Member {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("session.timeout.ms", "10000")
-            .set("topic.metadata.refresh.interval.ms", "10000")
+            .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH)
             .set("partition.assignment.strategy", "cooperative-sticky");
         let context = MemberContext { decisions };
         let consumer: BaseConsumer<MemberContext> =
@@ -306,5 +351,21 @@ impl ConsumerContext for MemberContext {
         if let Err(error) = done {
             tracing::warn!("kafka group: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_with_another_id_is_told_from_one_seen_for_the_first_time() {
+        let first =
+            "[thrd:main]: Topic views changed id from AAAAAAAAAAAAAAAAAAAAAA to jJ1Yt0BzQmKnq0nYyYjHhg";
+        assert_eq!(replaced_topic(first), None);
+        let second =
+            "[thrd:main]: Topic views changed id from jJ1Yt0BzQmKnq0nYyYjHhg to 0pGdbtVBQ7uGVLFgIUvHWQ";
+        assert_eq!(replaced_topic(second), Some("views"));
+        assert_eq!(replaced_topic("[thrd:main]: Topic views partition 0 Leader 1"), None);
     }
 }

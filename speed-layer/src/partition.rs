@@ -18,6 +18,9 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::sync::Arc;
 
+/// How many records below the first needed one are read again at least.
+const LOOK_BACK: i64 = 16;
+
 /// From where a rebuilt group's panes are folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PaneStart {
@@ -40,7 +43,7 @@ pub(crate) enum Taken {
     Counted,
     /// A repeat.
     Repeat,
-    /// The record below the tidemark's cut isn't the one that the tidemark was cut behind: another log.
+    /// It can't lie where it does in the log that was folded before: this is another log under the same name.
     OtherLog,
     /// Not countable. `report`: no group had passed it before, so its dead letter may not be written yet.
     Rejected {
@@ -124,9 +127,10 @@ impl Partition {
         (partition, rebuilt)
     }
 
-    /// The offset to read from: as far below the first needed one as repeats are recognised.
+    /// The offset to read from: as far below the first needed one as repeats are recognised, and at least so far that
+    /// another log under the same name is noticed.
     pub(crate) fn read_from(&self, log_start: i64) -> i64 {
-        (self.next - self.plan.stream.dedup_horizon).max(log_start)
+        (self.next - self.plan.stream.dedup_horizon.max(LOOK_BACK)).max(log_start)
     }
 
     /// Takes in the record at the next offset that the log has.
@@ -174,8 +178,12 @@ impl Partition {
         }
     }
 
-    /// Compares the last value below the tidemark's cut with the cut's fingerprint, where the re-read passes by there.
+    /// Whether the log is the one that was folded. No record below the fold's position was appended after the clock that
+    /// is stored with it, and the last value below the tidemark's cut has the cut's fingerprint.
     fn is_the_log(&mut self, record: &Record<'_>) -> bool {
+        if record.offset < self.next && record.append_time.is_some_and(|time| time > self.clock.0) {
+            return false;
+        }
         let Some((cut, fingerprint)) = self.fingerprint else { return true };
         if record.offset >= cut {
             self.fingerprint = None;

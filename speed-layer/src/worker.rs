@@ -112,6 +112,7 @@ async fn spell(
     tp: &TopicPartition,
     stop: &CancellationToken,
 ) -> anyhow::Result<Spell> {
+    let replaced = shared.log.replaced(&tp.topic);
     let token = format!("{:016x}", claim::random());
     let claimed = tokio::select! {
         () = stop.cancelled() => return Ok(Spell::Ended(Ended::Stopped)),
@@ -124,6 +125,7 @@ async fn spell(
     let mut owner = Owner {
         metrics: PartitionMetrics::new(tp),
         partition,
+        replaced,
         shared: shared.clone(),
         plan: plan.clone(),
         token,
@@ -145,6 +147,8 @@ struct Owner {
     plan: Arc<Plan>,
     partition: Partition,
     token: String,
+    /// How often the topic had been replaced when the spell began.
+    replaced: u64,
     metrics: PartitionMetrics,
     /// Dead letters that are not written yet.
     letters: Vec<DeadLetter>,
@@ -217,8 +221,8 @@ impl Owner {
         match self.partition.take(&record) {
             Taken::Below => {}
             Taken::OtherLog => bail!(
-                "the log of {} is not the one that the tidemark was cut from: the topic was deleted and made anew; \
-                 start with empty views and a new archive, or restore the topic",
+                "the log of {} is not the one that was read before: the topic was deleted and made anew; start with \
+                 empty views and a new archive, give the new log a topic name of its own, or restore the topic",
                 self.partition.tp
             ),
             Taken::Counted => self.took[0] += 1,
@@ -271,6 +275,10 @@ impl Owner {
     /// One round: dead letters first, then every group that has something to say, then the mark.
     async fn flush(&mut self, last: bool, stop: &CancellationToken) -> Flow {
         let begun = Instant::now();
+        if self.shared.log.replaced(&self.partition.tp.topic) != self.replaced {
+            // Nothing of the new log is stored: the claim finds out whether the old one is really gone.
+            return Ok(ControlFlow::Break(Spell::Again("the topic was deleted and made anew".to_owned())));
+        }
         if self.write_dead_letters(stop).await?.is_break() {
             return Ok(ControlFlow::Break(Spell::Ended(Ended::Stopped)));
         }

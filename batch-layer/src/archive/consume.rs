@@ -14,6 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
 use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::LOG_LOST;
 use shared_model::time::Millis;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -266,8 +267,8 @@ impl<'c> PartitionReader<'c> {
 /// Why a log that ends below what was archived is not read.
 pub(crate) fn shrunk(archived: i64, high: i64) -> String {
     format!(
-        "the log ends at offset {high}, below the archived offset {archived}: the topic was deleted and made anew, or \
-         lost records; give the new log a topic name of its own"
+        "{LOG_LOST}: the log ends at offset {high}, below the archived offset {archived}; the topic was deleted and made \
+         anew, or lost records: give the new log a topic name of its own"
     )
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use rdkafka::message::Message;
 use shared_model::catalog::Stream;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::Cut;
+use shared_model::tidemark::{Cut, LOG_LOST};
 use shared_model::time::Millis;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,7 +53,7 @@ pub(crate) async fn discover(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut
             }
         }
         for tp in found.starts.keys().filter(|tp| there.binary_search(tp).is_err() && !there.contains(tp)) {
-            found.held.insert(tp.clone(), "the log has no such topic or partition".to_owned());
+            found.held.insert(tp.clone(), format!("{LOG_LOST}: there is no such topic or partition"));
         }
         for tp in there {
             if !found.starts.contains_key(&tp) {
@@ -191,8 +191,8 @@ impl<'a> Step<'a> {
                 Arrived::Record(message) if message.offset() < start.offset => below.see(message.payload()),
                 Arrived::Record(_) | Arrived::End if below.is_another_log() => {
                     return Ok(Some(format!(
-                        "the records below offset {} are not those that were archived: the topic was deleted and made \
-                         anew; give the new log a topic name of its own",
+                        "{LOG_LOST}: the records below offset {} are not those that were archived; the topic was deleted \
+                         and made anew: give the new log a topic name of its own",
                         start.offset
                     )));
                 }

@@ -1,0 +1,309 @@
+//! Faults of the log on a real broker: open and aborted transactions, partitions that are added, topics that are
+//! deleted and made anew, a log whose head is gone, a broker that is away.
+//!
+//! Whatever happens to the log is noticed: an answer that says it is complete equals the oracle of what the log held.
+
+use local::compare;
+use local::oracle::Oracle;
+use local::probe::Serving;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use simulator::generate::{Delivery, Generator, Options};
+use std::time::Duration;
+use tidemark_tests::stack::{Stack, TOPICS};
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const SOON: Duration = Duration::from_secs(20);
+
+fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
+    let options = Options {
+        records,
+        span: 3_600_000,
+        users: 200,
+        documents: 100,
+        displays: 150,
+        geos: 20,
+        near_repeats: 0.03,
+        disorder: 0.2,
+        late: 0.01,
+        malformed: 0.005,
+        ..Options::default()
+    };
+    Generator::new(options, seed).collect()
+}
+
+fn admin(stack: &Stack) -> AdminClient<DefaultClientContext> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", stack.kafka.bootstrap());
+    config.create().expect("an admin client")
+}
+
+/// A producer in a transaction that has been begun.
+fn begun(stack: &Stack, id: &str) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", stack.kafka.bootstrap()).set("transactional.id", id);
+    let producer: BaseProducer = config.create().expect("a producer");
+    producer.init_transactions(SOON).expect("a transactional id");
+    producer.begin_transaction().expect("a transaction");
+    producer
+}
+
+/// Page views of which none is a repeat, so that they may lie in a partition that isn't their key's.
+fn in_one_partition(records: u64, seed: u64) -> Vec<Delivery> {
+    let options =
+        Options { records, near_repeats: 0.0, far_repeats: 0.0, malformed: 0.0, ..Options::default() };
+    Generator::new(options, seed).filter(|delivery| delivery.stream == "page_views").collect()
+}
+
+fn write(producer: &BaseProducer, deliveries: &[Delivery]) {
+    for delivery in deliveries {
+        let record = BaseRecord::to(delivery.stream).partition(0).key(&delivery.key).payload(&delivery.value);
+        producer.send(record).expect("sent");
+    }
+    producer.flush(SOON).expect("acknowledged");
+}
+
+/// Waits until all answers are complete and equal the oracle's.
+async fn equal(stack: &Stack, serving: &Serving, oracle: &Oracle, when: &str) {
+    let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
+    wait_for(when, async || {
+        let compared = compare::all(serving, oracle, grain).await.map_err(|error| format!("{error:#}"))?;
+        let right = compared.iter().all(compare::Comparison::is_right);
+        if right { Ok(()) } else { Err(compare::table(&compared)) }
+    })
+    .await;
+}
+
+/// A query for all that a metric has counted.
+fn total(metric: &str) -> serde_json::Value {
+    serde_json::json!({ "metrics": [metric], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" })
+}
+
+/// All reasons that answers give for not being complete.
+async fn doubts(stack: &Stack, serving: &Serving, oracle: &Oracle) -> String {
+    let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
+    let compared = compare::all(serving, oracle, grain).await.expect("answers");
+    compared.iter().flat_map(|metric| metric.incomplete_because.clone()).collect::<Vec<_>>().join("; ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_is_aborted() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(4_000, 21);
+    let (before, after) = all.split_at(2_000);
+    stack.send(before);
+    let transaction = begun(&stack, "open");
+    write(&transaction, &in_one_partition(1_000, 24));
+    // Appended behind the open transaction: nobody may read on to here before it ends.
+    let (hidden, after) = after.split_at(1_000);
+    stack.send(hidden);
+    stack.batch(&["run", "--patience", "2s"]).await;
+    equal(&stack, &serving, &stack.oracle(), "answers while a transaction is open over a boundary").await;
+    let held = held(&stack).await;
+    assert!(held.iter().any(|reason| reason.contains("open transaction")), "{held:?}");
+    transaction.commit_transaction(SOON).expect("committed");
+    stack.send(after);
+    stack.settle().await;
+    let oracle = stack.oracle();
+    stack.compare(&serving, &oracle, "after the commit").await;
+    // Aborted records and the markers of both stay in the log's offsets, and are no gap.
+    let aborted = begun(&stack, "aborted");
+    write(&aborted, &in_one_partition(1_000, 22));
+    aborted.abort_transaction(SOON).expect("aborted");
+    stack.send(&deliveries(500, 23));
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after an abort").await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after a run over both").await;
+    stack.verify_groups("after transactions").await;
+}
+
+async fn held(stack: &Stack) -> Vec<String> {
+    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
+    let sql = "select cut->>'held' from tidemark.tidemark, jsonb_array_elements(cuts) cut
+               where generation = (select max(generation) from tidemark.tidemark) and cut ? 'held'";
+    sqlx::query_scalar(sql).fetch_all(&pool).await.expect("the tidemark")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_added_is_read_from_its_start() {
+    let stack = Stack::start(LAYERS, 1).await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.send(&deliveries(2_000, 31));
+    stack.settle().await;
+    stack.batch(&["run"]).await;
+    let admin = admin(&stack);
+    for topic in TOPICS {
+        let grown = admin.create_partitions(&[NewPartitions::new(topic, 3)], &AdminOptions::new()).await;
+        grown.expect("partitions").into_iter().for_each(|result| drop(result.expect("grown")));
+    }
+    stack.send(&deliveries(3_000, 32));
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "before a run knows of the new partitions").await;
+    stack.batch(&["run"]).await;
+    stack.send(&deliveries(1_000, 33));
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after a run over the new partitions").await;
+    stack.verify_groups("with the new partitions").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_head_is_gone_before_it_was_read_is_a_gap_and_no_answer_is_complete() {
+    let stack = Stack::start(LAYERS, 1).await;
+    stack.batch(&["run"]).await;
+    stack.send(&deliveries(3_000, 41));
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("page_views", 0, Offset::Offset(700)).expect("an offset");
+    admin(&stack).delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+    let mut speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.settle().await;
+    // What is left of the log.
+    let oracle = stack.oracle();
+    let realtime = doubts(&stack, &serving, &oracle).await;
+    assert!(realtime.contains("lost offsets 0 to 700"), "{realtime}");
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    let batch = doubts(&stack, &serving, &oracle).await;
+    assert!(batch.contains("offsets 0 to 700"), "{batch}");
+    speed.restart().expect("restarted");
+    stack.settle().await;
+    let restarted = doubts(&stack, &serving, &oracle).await;
+    assert!(restarted.contains("offsets 0 to 700"), "{restarted}");
+    // Metrics of the other topic alone are whole.
+    assert_eq!(serving.query(&total("user_click_cnt")).await.expect("an answer")["complete"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixed_with_the_old() {
+    let stack = Stack::start(LAYERS, 1).await;
+    stack.batch(&["run"]).await;
+    let mut speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.send(&deliveries(2_000, 51));
+    stack.settle().await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    let oracle = stack.oracle();
+    stack.compare(&serving, &oracle, "before").await;
+    let admin = admin(&stack);
+    let deleted = admin.delete_topics(&["page_views"], &AdminOptions::new()).await.expect("an answer");
+    deleted.into_iter().for_each(|topic| drop(topic.expect("deleted")));
+    wait_for("the topic made anew", async || {
+        let made = stack.kafka.create_topic("page_views", 1, &[]).await;
+        if made.map_err(|error| format!("{error:#}"))? { Ok(()) } else { Err("still there".to_owned()) }
+    })
+    .await;
+    // More than the old log had, so that its end lies in the middle of the new one.
+    stack.send(&deliveries(6_000, 52));
+    wait_for("the speed layer to notice", async || {
+        let log = speed.logged();
+        if log.contains("deleted and made anew") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    stack.batch(&["run", "--patience", "2s"]).await;
+    let held = held(&stack).await;
+    assert!(held.iter().any(|reason| reason.contains("made anew")), "{held:?}");
+    speed.restart().expect("restarted");
+    wait_for("the restarted worker to notice", async || {
+        let log = speed.logged();
+        let seen = log.rsplit("listening on").next().unwrap_or_default().contains("made anew");
+        if seen { Ok(()) } else { Err(log) }
+    })
+    .await;
+    // Page views are those of the old log, whole up to where it was read; not one of the new log is among them.
+    let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
+    let compared = compare::all(&serving, &oracle, grain).await.expect("answers");
+    let views = compared.iter().find(|metric| metric.metric == "user_view_cnt").expect("compared");
+    assert!(views.wrong.is_empty(), "{:?}", views.wrong);
+    assert!(views.incomplete_because.iter().any(|why| why.contains("made anew")), "{views:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_on_which_exactness_cant_be_kept_are_refused_with_the_command_that_alters_them() {
+    let stack = Stack::start(LAYERS, 1).await;
+    let alter = async |settings: &[(&str, &str)]| {
+        let config = AlterConfig::new(ResourceSpecifier::Topic("events"));
+        let config = settings.iter().fold(config, |config, (name, value)| config.set(name, value));
+        let altered = admin(&stack).alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
+        altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
+    };
+    for (setting, value, remedy) in [
+        ("message.timestamp.type", "CreateTime", "message.timestamp.type=LogAppendTime"),
+        ("cleanup.policy", "compact", "cleanup.policy=delete"),
+    ] {
+        alter(&[("message.timestamp.type", "LogAppendTime"), (setting, value)]).await;
+        let run = stack.batch_process(&["run"]);
+        assert_ne!(run.ended().await, 0);
+        assert!(run.logged().contains(remedy), "{}", run.logged());
+        alter(&[("message.timestamp.type", "LogAppendTime")]).await;
+        stack.batch(&["run"]).await;
+        alter(&[("message.timestamp.type", "LogAppendTime"), (setting, value)]).await;
+        let speed = stack.speed();
+        assert_ne!(speed.ended().await, 0);
+        assert!(speed.logged().contains(remedy), "{}", speed.logged());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_stamped_by_its_producers_for_a_while_is_answered_exactly() {
+    let stack = Stack::start(LAYERS, 1).await;
+    let stamp = async |by: &str| {
+        let config =
+            AlterConfig::new(ResourceSpecifier::Topic("page_views")).set("message.timestamp.type", by);
+        let altered = admin(&stack).alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
+        altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
+    };
+    let parts: Vec<Vec<Delivery>> = (61..65).map(|seed| deliveries(1_000, seed)).collect();
+    // The producers' own times are of 2023: no clock may go by them.
+    stamp("CreateTime").await;
+    stack.send(&parts[0]);
+    stamp("LogAppendTime").await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.send(&parts[1]);
+    stamp("CreateTime").await;
+    stack.send(&parts[2]);
+    stamp("LogAppendTime").await;
+    stack.send(&parts[3]);
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "in the realtime view").await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after a run").await;
+    stack.verify_groups("with records of both kinds").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_and_comes_back_costs_nothing() {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(6_000, 71);
+    for part in all.chunks(2_000) {
+        stack.send(part);
+        stack.kafka.kill();
+        // What was read is answered while the broker is away.
+        serving.query(&total("user_view_cnt")).await.expect("an answer without a broker");
+        let run = stack.batch_process(&["run", "--patience", "1s"]);
+        assert_ne!(run.ended().await, 0, "a run without a broker fails:\n{}", run.logged());
+        stack.kafka.restart().await.expect("kafka again");
+    }
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after three kills of the broker").await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "after a run").await;
+}
