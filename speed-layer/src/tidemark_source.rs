@@ -36,6 +36,17 @@ impl Tidemarks {
     }
 
     fn see(&mut self, tidemark: Tidemark, now: Instant, grace: Duration) {
+        let (generation, known) = (tidemark.generation, self.current().generation);
+        if generation > known {
+            tracing::info!(generation, "the tidemark has moved");
+        } else {
+            tracing::error!(
+                generation,
+                known,
+                "postgres was put back to an older state: its tidemark counts"
+            );
+            self.0.clear();
+        }
         self.0.push((Arc::new(tidemark), now));
         while self.0.len() > 2 && now.duration_since(self.0[1].1) >= grace && self.floor_is_later(now, grace)
         {
@@ -136,9 +147,8 @@ impl TidemarkSource {
             match self.newest(1).await {
                 Ok(newest) => {
                     health.set("postgres", None);
-                    let known = moves.borrow().current().generation;
-                    for tidemark in newest.into_iter().filter(|newest| newest.generation > known) {
-                        tracing::info!(generation = tidemark.generation, "the tidemark has moved");
+                    let known = moves.borrow().current().clone();
+                    for tidemark in newest.into_iter().filter(|newest| *newest != *known) {
                         metrics::gauge!("tidemark_speed_generation").set(tidemark.generation as f64);
                         moves.send_modify(|seen| seen.see(tidemark, Instant::now(), grace));
                     }
@@ -224,5 +234,10 @@ mod tests {
             assert!(seen.0.len() < 12);
         }
         assert_eq!(floor(&seen, at(900)), Some(290));
+        // An older copy of the database: nothing is dropped by what only the lost one knew.
+        seen.see(tidemark(12), at(901), grace);
+        assert_eq!((seen.current().generation, floor(&seen, at(990))), (12, None));
+        seen.see(tidemark(13), at(991), grace);
+        assert_eq!(floor(&seen, at(2_000)), Some(120));
     }
 }
