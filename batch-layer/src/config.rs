@@ -80,11 +80,14 @@ pub struct BaseArgs {
     /// How long a partition may bring nothing before it is held back and named.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub patience: Duration,
-    /// How much memory a plan may take, in MiB: days are cut so finely that the search for repeats (64 bytes a row) and
-    /// the grouping (200 bytes a row) stay below it. A metric's finished cells of one day, about 150 bytes each, come
-    /// on top.
-    #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "2048", value_parser = mebibytes)]
+    /// How much memory computing may take, in MiB, all workers together: days are cut so finely that the search for
+    /// repeats (64 bytes a row) and the grouping (200 bytes a row) stay below it. A metric's finished cells of one day,
+    /// about 150 bytes each, come on top.
+    #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "1024", value_parser = mebibytes)]
     pub memory: u64,
+    /// How many metrics of days are computed, and written to tables, at once. The default is the number of cores.
+    #[arg(long, env = "TIDEMARK_WORKERS", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: u16,
     /// How long a version that was replaced is kept for readers that still use it.
     #[arg(long, env = "TIDEMARK_VERSION_GRACE", default_value = "10m", value_parser = humantime::parse_duration)]
     pub version_grace: Duration,
@@ -266,6 +269,10 @@ pub enum CatalogCommand {
     },
     /// Print the JSON Schema of catalogs, for editors.
     Schema,
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(1024) as u16)
 }
 
 /// A number of MiB as bytes.

@@ -16,6 +16,7 @@ use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::sync::Arc;
+use tokio::sync::mpsc::Sender;
 
 /// A version that is ready to be published.
 #[derive(Debug, Clone)]
@@ -50,16 +51,17 @@ pub(crate) struct Origin<'a> {
 /// How many bytes of rows are sent at once.
 const CHUNK: usize = 1 << 20;
 
-/// Writes canonical cells into a table of their own, not attached yet, and records the version.
+/// Writes canonical cells into a table of their own, not attached yet, and records the version. The parent's table
+/// must be there.
 pub(crate) async fn stage(
     connection: &mut PgConnection,
     metric: &Arc<Metric>,
     day: EventDay,
-    cells: &[Cell],
+    cells: Vec<Cell>,
     origin: Origin<'_>,
 ) -> Result<Staged> {
     let parent = names::parent_table(metric);
-    sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
+    let rows = cells.len() as i64;
     let mut transaction = connection.begin().await?;
     let version: i64 = sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')")
         .fetch_one(&mut *transaction)
@@ -70,7 +72,7 @@ pub(crate) async fn stage(
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         copy_cells(&mut transaction, metric, table, version, cells)
             .await
-            .with_context(|| format!("writing {} rows to views.{table}", cells.len()))?;
+            .with_context(|| format!("writing {rows} rows to views.{table}"))?;
         let index = names::create_index(metric, table);
         sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *transaction).await?;
     }
@@ -79,7 +81,6 @@ pub(crate) async fn stage(
                     created_at)
                select $1, $2, $3, $4, count(*) + 1, $5, $6, $7, $8, $9, $10, $11
                from tidemark.view_version where version = $3 and event_day = $4";
-    let rows = cells.len() as i64;
     sqlx::query(sql)
         .bind(version)
         .bind(&metric.name)
@@ -102,15 +103,30 @@ pub(crate) async fn stage(
     Ok(Staged { metric: metric.clone(), day, version, table, rows })
 }
 
+/// Rows become bytes on a thread of their own, so that they do for several tables at once.
 async fn copy_cells(
     connection: &mut PgConnection,
-    metric: &Metric,
+    metric: &Arc<Metric>,
     table: &str,
     version: i64,
-    cells: &[Cell],
+    cells: Vec<Cell>,
 ) -> Result<()> {
     let statement = format!("copy views.{} from stdin (format binary)", names::quote(table));
     let mut sink = connection.copy_in_raw(&statement).await?;
+    let (chunks, mut received) = tokio::sync::mpsc::channel(2);
+    let metric = metric.clone();
+    let encoding = tokio::task::spawn_blocking(move || encode(&metric, version, cells, &chunks));
+    while let Some(chunk) = received.recv().await {
+        sink.send(chunk).await?;
+    }
+    // Without its trailer, a copy that came to a bad end isn't taken by the server either.
+    encoding.await??;
+    sink.finish().await?;
+    Ok(())
+}
+
+/// Sends the rows in chunks, the last with the trailer. Blocks.
+fn encode(metric: &Metric, version: i64, cells: Vec<Cell>, chunks: &Sender<Vec<u8>>) -> Result<()> {
     let mut copy = BinaryCopy::new();
     for cell in cells {
         let columns = cell.state.to_columns(&metric.aggregate);
@@ -120,10 +136,9 @@ async fn copy_cells(
         cell.key.iter().for_each(|value| copy.value(value));
         columns.iter().for_each(|column| copy.column(column));
         if copy.len() >= CHUNK {
-            sink.send(copy.take()).await?;
+            chunks.blocking_send(copy.take())?;
         }
     }
-    sink.send(copy.finish()).await?;
-    sink.finish().await?;
+    chunks.blocking_send(copy.finish())?;
     Ok(())
 }

@@ -4,23 +4,22 @@
 //! a time computes (an advisory lock); should two flip all the same, the generation lets one win.
 
 mod input;
+mod jobs;
 mod order;
 
 pub(crate) use order::{Order, Outcome};
 
 use crate::archive::{self, Archiver, Store, Until};
-use crate::compute::{self, Budget, Day};
 use crate::config::BaseArgs;
 use crate::files::Files;
 use crate::ledger::{self, timestamp};
 use crate::replace::flip::{Flip, flip};
-use crate::replace::{Origin, Staged, retire, stage};
+use crate::replace::retire;
 use crate::{facts, views, work};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use input::{Fresh, Inputs};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
-use shared_model::metric::Metric;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::types::Json;
@@ -70,10 +69,6 @@ impl Context {
         archiver.ticks = !self.base.no_ticks;
         archiver.stop = self.stop.clone();
         archiver
-    }
-
-    fn budget(&self) -> Budget {
-        Budget { memory: self.base.memory }
     }
 }
 
@@ -152,24 +147,15 @@ async fn locked_run(
     let known = order.known(context, connection, &fresh).await?;
     let work = work::decide(&context.catalog, &known);
     let mut outcome = Outcome { run, held: next.held.clone(), ..Outcome::default() };
-    let mut publish = Vec::new();
-    let files = Files::new(context.store.clone())?;
-    let reuse = order.moves_tidemark();
-    let bar = days_bar(work.len());
+    let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
     for (day, metrics) in &work {
-        bar.set_message(day.to_string());
         let input = Inputs::of_day(context, connection, *day, &fresh).await?;
         outcome.days.push(order::DayOutcome::new(*day, metrics, &input));
-        if let Some(run) = run {
-            publish.extend(
-                compute_day(context, connection, &files, Attempt { run, reuse }, metrics, &input).await?,
-            );
-        }
-        bar.inc(1);
     }
-    bar.finish_and_clear();
-    let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
     let Some(run) = run else { return Ok(outcome) };
+    let files = Files::new(context.store.clone())?;
+    let attempt = jobs::Attempt { run, reuse: order.moves_tidemark() };
+    let publish = jobs::compute(context, &files, attempt, &fresh, &work).await?;
     if !moved && publish.is_empty() {
         return Ok(outcome);
     }
@@ -198,17 +184,6 @@ async fn locked_run(
     Ok(outcome)
 }
 
-/// A bar over the days of a run; it shows itself at a terminal only, elsewhere the log lines do.
-fn days_bar(days: usize) -> indicatif::ProgressBar {
-    let style =
-        indicatif::ProgressStyle::with_template("{bar:30} {pos} of {len} days, now {msg} ({elapsed})");
-    let bar = indicatif::ProgressBar::new(days as u64);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
 /// Runs that were killed are recorded as failed: nobody but this process holds the lock.
 async fn abandon_dead_runs(connection: &mut PgConnection, run: Option<i64>, now: Millis) -> Result<()> {
     let sql = "update tidemark.run set status = 'failed', finished_at = $2, error = 'the process ended before the run did'
@@ -217,82 +192,6 @@ async fn abandon_dead_runs(connection: &mut PgConnection, run: Option<i64>, now:
         sqlx::query(sql).bind(run).bind(timestamp(now)).execute(connection).await?;
     }
     Ok(())
-}
-
-/// Under which run a day is computed.
-#[derive(Debug, Clone, Copy)]
-struct Attempt {
-    run: i64,
-    /// Whether versions that a killed run staged from the same files are used as they are. A backfill or rollback
-    /// computes anew: this program may have been mended since.
-    reuse: bool,
-}
-
-/// Computes the metrics of a day and stages what differs from the live version.
-async fn compute_day(
-    context: &Context,
-    connection: &mut PgConnection,
-    files: &Files,
-    attempt: Attempt,
-    metrics: &[Arc<Metric>],
-    input: &Inputs,
-) -> Result<Vec<Staged>> {
-    let run = attempt.run;
-    let (day, rows, partial) = (input.day, input.rows(), input.partial);
-    tracing::info!(%day, rows, metrics = metrics.len(), partial, "computing");
-    let whole = open_day(context, files, input, false).await?;
-    // Where older files are gone, new rows are merged into what is live.
-    let new = if partial { Some(open_day(context, files, input, true).await?) } else { None };
-    let mut staged = Vec::new();
-    for metric in metrics {
-        if context.stop.is_cancelled() {
-            bail!("stopped before the flip; nothing was published");
-        }
-        let live = ledger::live(connection, metric, day).await?;
-        // A metric of streams whose files are all there is computed as ever.
-        let partial = metric.bindings.iter().any(|binding| input.broken.contains(&binding.stream));
-        if partial && live.is_some() && !input.any_new() {
-            bail!(
-                "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
-                input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
-            );
-        }
-        if attempt.reuse
-            && !partial
-            && let Some(found) = ledger::staged(connection, metric, day, &input.hash).await?
-        {
-            tracing::info!(metric = metric.name, day = %day, version = found.id, "staged by an earlier run, used as it is");
-            staged.push(Staged {
-                metric: metric.clone(),
-                day,
-                version: found.id,
-                table: found.table,
-                rows: found.rows,
-            });
-            continue;
-        }
-        let today = if partial && live.is_some() { new.as_ref().unwrap_or(&whole) } else { &whole };
-        let (today, of) = (today.clone(), metric.clone());
-        let mut cells = tokio::task::spawn_blocking(move || today.cells(&of)).await??;
-        if partial && let Some(live) = &live {
-            cells.extend(crate::stored::cells(connection, metric, live).await?);
-            cells = compute::canonical(cells)?;
-        }
-        let hash = compute::hash(&cells);
-        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == partial) {
-            continue;
-        }
-        let origin = Origin { hash: &hash, inputs: &input.hash, run, partial, now: (context.now)() };
-        staged.push(stage(connection, metric, day, &cells, origin).await?);
-    }
-    Ok(staged)
-}
-
-/// Reads which rows of a day are repeats.
-async fn open_day(context: &Context, files: &Files, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
-    let sources = input.sources(context, files, new_only).await?;
-    let (day, budget) = (input.day, context.budget());
-    Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
 }
 
 async fn prepare_facts(

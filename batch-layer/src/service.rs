@@ -80,19 +80,20 @@ fn load(path: &Path) -> Result<Catalog> {
     })
 }
 
-async fn connect(url: &str) -> Result<PgPool> {
+async fn connect(url: &str, connections: u32) -> Result<PgPool> {
     // One connection first: a pool would only say that it waited.
     let refused = "postgres can't be reached by --postgres (TIDEMARK_POSTGRES)";
     let first = tokio::time::timeout(PATIENCE, sqlx::PgConnection::connect(url)).await;
     first.context("no answer within 10 s").and_then(|first| Ok(first?)).context(refused)?.close().await?;
-    let options = PgPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE);
+    let options = PgPoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
     options.connect(url).await.context(refused)
 }
 
 async fn open(base: &BaseArgs, stop: CancellationToken) -> Result<run::Context> {
     let catalog = Arc::new(load(&base.catalog)?);
     let store = Store::open(&base.archive)?;
-    let pool = connect(&base.postgres).await?;
+    // One for each worker, and the run's own, which the pool lets go of.
+    let pool = connect(&base.postgres, u32::from(base.workers) + 3).await?;
     Ok(run::Context { catalog, pool, store, kafka: base.kafka(), base: base.clone(), now, stop })
 }
 
@@ -216,7 +217,7 @@ async fn import_files(args: ImportArgs, stop: CancellationToken) -> Result<()> {
 }
 
 async fn runs(args: RunsArgs) -> Result<()> {
-    let pool = connect(&args.postgres).await?;
+    let pool = connect(&args.postgres, 1).await?;
     ledger::migrate(&pool).await?;
     let records = history::list(&pool, args.limit).await?;
     if !args.json {

@@ -1,0 +1,172 @@
+//! The computing part of a run: each metric of each day is a job, from the day's files to a staged version.
+//!
+//! So many jobs are at work at once, each with its share of the memory, and what they give is in the order of the work
+//! whatever finishes first. Nothing of it is seen before the flip.
+
+use crate::compute::{self, Budget, Day};
+use crate::files::Files;
+use crate::ledger;
+use crate::replace::{Origin, Staged, names, stage};
+use crate::run::Context;
+use crate::run::input::{Fresh, Inputs};
+use anyhow::{Result, bail};
+use futures::StreamExt as _;
+use shared_model::metric::Metric;
+use shared_model::time::EventDay;
+use sqlx::AssertSqlSafe;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+/// Under which run days are computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt {
+    pub(super) run: i64,
+    /// Whether versions that a killed run staged from the same files are used as they are. A backfill or rollback
+    /// computes anew: this program may have been mended since.
+    pub(super) reuse: bool,
+}
+
+/// Computes all work; gives the versions that differ from the live ones, staged, by day and metric.
+///
+/// # Errors
+/// The first one; jobs that are at work end first, others don't begin.
+pub(super) async fn compute(
+    context: &Context,
+    files: &Files,
+    attempt: Attempt,
+    fresh: &Fresh,
+    work: &BTreeMap<EventDay, Vec<Arc<Metric>>>,
+) -> Result<Vec<Staged>> {
+    create_parents(context, work).await?;
+    let bar = bar(work.values().map(Vec::len).sum());
+    let jobs = Jobs { context, files, attempt, fresh, stop: context.stop.child_token() };
+    let each = work.iter().flat_map(|(day, metrics)| {
+        let shared = Arc::new(OnceCell::new());
+        metrics.iter().map(move |metric| (*day, metric, shared.clone()))
+    });
+    let started = each.map(async |(day, metric, shared)| {
+        let done = jobs.job(day, metric, &shared).await;
+        if done.is_err() {
+            jobs.stop.cancel();
+        }
+        bar.set_message(day.to_string());
+        bar.inc(1);
+        done
+    });
+    let workers = usize::from(context.base.workers);
+    let done: Vec<Result<Option<Staged>>> = futures::stream::iter(started).buffered(workers).collect().await;
+    bar.finish_and_clear();
+    done.into_iter().filter_map(Result::transpose).collect()
+}
+
+/// The parents of all tables that jobs may write: made beforehand, because two who make one at once are in each
+/// other's way.
+async fn create_parents(context: &Context, work: &BTreeMap<EventDay, Vec<Arc<Metric>>>) -> Result<()> {
+    let metrics: BTreeMap<_, _> = work.values().flatten().map(|metric| (metric.version, metric)).collect();
+    for metric in metrics.values() {
+        sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&context.pool).await?;
+    }
+    Ok(())
+}
+
+/// A bar over the jobs of a run; it shows itself at a terminal only, elsewhere the log lines do.
+fn bar(jobs: usize) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template(
+        "{bar:30} {pos} of {len} metrics of days, now {msg} ({elapsed})",
+    );
+    let bar = indicatif::ProgressBar::new(jobs as u64);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+struct Jobs<'a> {
+    context: &'a Context,
+    files: &'a Files,
+    attempt: Attempt,
+    fresh: &'a Fresh,
+    /// Cancelled when the program is, or when a job has failed.
+    stop: CancellationToken,
+}
+
+/// A day's files with their repeats found: what its metrics share.
+struct Opened {
+    input: Inputs,
+    whole: Arc<Day>,
+    /// Of a day of which older files are gone: the new files alone.
+    new: Option<Arc<Day>>,
+}
+
+impl Jobs<'_> {
+    /// Computes one metric of a day and stages what differs from the live version.
+    async fn job(
+        &self,
+        day: EventDay,
+        metric: &Arc<Metric>,
+        shared: &OnceCell<Opened>,
+    ) -> Result<Option<Staged>> {
+        if self.stop.is_cancelled() {
+            bail!("stopped before the flip; nothing was published");
+        }
+        let opened = shared.get_or_try_init(|| self.open(day)).await?;
+        let input = &opened.input;
+        let Attempt { run, reuse } = self.attempt;
+        let mut connection = self.context.pool.acquire().await?;
+        let live = ledger::live(&mut connection, metric, day).await?;
+        // A metric of streams whose files are all there is computed as ever.
+        let partial = metric.bindings.iter().any(|binding| input.broken.contains(&binding.stream));
+        if partial && live.is_some() && !input.any_new() {
+            bail!(
+                "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
+                input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
+            );
+        }
+        if reuse
+            && !partial
+            && let Some(found) = ledger::staged(&mut connection, metric, day, &input.hash).await?
+        {
+            tracing::info!(metric = metric.name, %day, version = found.id, "staged by an earlier run, used as it is");
+            let metric = metric.clone();
+            return Ok(Some(Staged { metric, day, version: found.id, table: found.table, rows: found.rows }));
+        }
+        // The connection is another's while this one computes.
+        drop(connection);
+        let merged = if partial { live.as_ref() } else { None };
+        let today = if merged.is_some() { opened.new.as_ref().unwrap_or(&opened.whole) } else { &opened.whole };
+        let (today, of) = (today.clone(), metric.clone());
+        let mut cells = tokio::task::spawn_blocking(move || today.cells(&of)).await??;
+        let mut connection = self.context.pool.acquire().await?;
+        if let Some(live) = merged {
+            cells.extend(crate::stored::cells(&mut connection, metric, live).await?);
+            cells = compute::canonical(cells)?;
+        }
+        let hash = compute::hash(&cells);
+        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == partial) {
+            return Ok(None);
+        }
+        let origin = Origin { hash: &hash, inputs: &input.hash, run, partial, now: (self.context.now)() };
+        Ok(Some(stage(&mut connection, metric, day, cells, origin).await?))
+    }
+
+    /// Brings a day's files here, and finds which of their rows are repeats.
+    async fn open(&self, day: EventDay) -> Result<Opened> {
+        let mut connection = self.context.pool.acquire().await?;
+        let input = Inputs::of_day(self.context, &mut connection, day, self.fresh).await?;
+        drop(connection);
+        tracing::info!(%day, rows = input.rows(), partial = input.partial, "computing");
+        let whole = self.day(&input, false).await?;
+        // Where older files are gone, new rows are merged into what is live.
+        let new = if input.partial { Some(self.day(&input, true).await?) } else { None };
+        Ok(Opened { input, whole, new })
+    }
+
+    async fn day(&self, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
+        let sources = input.sources(self.context, self.files, new_only).await?;
+        let base = &self.context.base;
+        let (day, budget) = (input.day, Budget { memory: base.memory / u64::from(base.workers) });
+        Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
+    }
+}
