@@ -63,3 +63,69 @@ async fn the_realtime_view_under_a_day_old_tidemark() {
         oracle.facts().len()
     );
 }
+
+/// A large day, imported: how long a run takes that computes all its metrics, and its peak memory (VmHWM), for numbers of
+/// workers and limits. The rows are the same whatever these are. `MEASURE_RECORDS` sets how many events (default
+/// 10,000,000), `MEASURE_SHARES` with how many workers and MiB the day is computed (default 1:1024,2:1024,2:512).
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: measures the batch layer's memory"]
+async fn a_large_day_within_the_memory_given() {
+    let records = std::env::var("MEASURE_RECORDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
+    let shares = std::env::var("MEASURE_SHARES").unwrap_or_else(|_| "1:1024,2:1024,2:512".to_owned());
+    let stack = Stack::start(LAYERS, 1).await;
+    stack.batch(&["run"]).await;
+    let scratch = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        records,
+        span: 19 * 3_600_000,
+        users: 1_000_000,
+        documents: 100_000,
+        geos: 2_000,
+        near_repeats: 0.02,
+        ..Options::default()
+    };
+    let files = ["page_views", "events"].map(|stream| (stream, scratch.path().join(format!("{stream}.csv"))));
+    let create = |at: usize| std::io::BufWriter::new(std::fs::File::create(&files[at].1).expect("a file"));
+    Generator::new(options, 9).write_csv(&mut create(0), &mut create(1), |_| true).expect("written");
+    let started = Instant::now();
+    for (stream, file) in &files {
+        let file = file.display().to_string();
+        let import =
+            stack.process("batch-layer", &["import", "--stream", stream, &file], &["catalog", "archive"]);
+        assert_eq!(import.ended().await, 0, "{}", import.logged());
+    }
+    println!("{records} events imported in {:.0?}", started.elapsed());
+    let mut known = None;
+    for share in shares.split(',') {
+        let (workers, memory) = share.split_once(':').expect("workers:MiB");
+        let command = match known {
+            None => vec!["run"],
+            Some(_) => vec!["backfill", "--from", "2016-06-13", "--to", "2016-06-20"],
+        };
+        let started = Instant::now();
+        let layer =
+            stack.batch_process(&[&command[..], &["--workers", workers, "--memory", memory]].concat());
+        let mut peak = 0;
+        while layer.exited().is_none() {
+            peak = peak_memory(layer.pid()).unwrap_or(peak);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(layer.exited(), Some(0), "{}", layer.logged());
+        println!("{command:?}, {workers} workers, {memory} MiB: {:.0?}, peak {peak} MiB", started.elapsed());
+        let hashes = stack.live_hashes().await;
+        assert!(known.is_none_or(|known| known == hashes), "the same rows with {share}");
+        known = Some(hashes);
+    }
+    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
+    let sql = "select metric, event_day::text, rows from tidemark.live_version join tidemark.view_version
+               using (version_id, metric, event_day) order by rows desc";
+    let rows: Vec<(String, String, i64)> = sqlx::query_as(sql).fetch_all(&pool).await.expect("versions");
+    println!("rows: {rows:?}");
+}
+
+/// The most memory that a process had so far, in MiB.
+fn peak_memory(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? / 1024)
+}

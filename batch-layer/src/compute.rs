@@ -1,62 +1,47 @@
 //! Runs a day's plans and turns what they give into canonical cells: sorted by key, then bucket, each once, with the
 //! hash that says whether two computations gave the same.
 //!
-//! Memory, with `limit` the [`Budget`]:
+//! Memory: a stream's day is cut into *slices* by identity, so that all deliveries of an event are in one, and skew of
+//! time or key cuts none larger. Repeats are found, and cells grouped, one slice after the other. What each slice gives
+//! of a cell is merged by a [`Sorter`], whose disk takes what memory shouldn't. So the number of slices changes nothing
+//! but how often the files are read. With `memory` the [`Budget`]:
 //!
-//! - finding repeats reads identities and positions only, and takes about 64 bytes for each row of one *part*
-//!   (identities modulo the number of parts, which is chosen so that a part takes at most `limit`);
-//! - each repeated delivery is then kept by its position, about 40 bytes;
-//! - a plan takes one *slice* of the day (spans of event time, chosen so that at 200 bytes a row a slice takes at most
-//!   `limit`, down to 5 minutes), however few cells come of it;
-//! - the cells of one metric and day are held, about 150 bytes each with short keys, while they are written;
-//! - beside these, Polars' read buffers: some 10 MB for each file that is being read.
+//! - the plan over a slice takes about 200 bytes a row, however few cells come of it: slices are so many that this is
+//!   at most half of `memory`;
+//! - the cells that are held take at most a quarter;
+//! - the rest is for what is read, and for rows on their way to a table.
 
-mod cells;
 mod segments;
+mod cells;
+mod sorted;
 
-pub use cells::{Cell, canonical, hash};
+pub use cells::Cell;
+pub use sorted::{Cells, Sorter};
 
 use crate::plan::{self, Segments};
 use anyhow::{Context, Result, ensure};
-use cells::Collector;
-use polars::prelude::{BooleanChunked, DataFrame, Engine, LazyFrame, PolarsResult};
+use polars::prelude::{BooleanChunked, DataFrame, Engine, LazyFrame, ParquetWriter, PolarsResult};
 use shared_model::catalog::Stream;
 use shared_model::metric::{Binding, Metric};
-use shared_model::time::{EventDay, Interval};
+use shared_model::time::EventDay;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tempfile::NamedTempFile;
 
-/// What one step of a computation may take; what that means is said above.
+/// What the computation of one metric and day may take; what that means is said above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// In bytes.
     pub memory: u64,
 }
 
-/// Bytes that the search for repeats takes for a row, and a plan for a row of its slice.
-const BYTES_OF_IDENTITY: u64 = 64;
+/// Bytes that a plan takes for a row of its slice.
 const BYTES_OF_ROW: u64 = 200;
 
-/// The least length of a slice: 5 minutes, so that most grains' buckets are in one slice.
-const STEP: i64 = 300_000;
-
 impl Budget {
-    /// Into how many parts the search for repeats among so many rows is cut.
-    fn parts(self, rows: u64) -> u64 {
-        rows.saturating_mul(BYTES_OF_IDENTITY).div_ceil(self.memory.max(1)).clamp(1, 4096)
-    }
-
-    /// The slices of a day that plans take one after the other; `None`: all at once.
-    fn slices(self, day: EventDay, rows: u64) -> Vec<Option<Interval>> {
-        let span = day.interval();
-        let steps = (span.end - span.start) / STEP;
-        let count =
-            rows.saturating_mul(BYTES_OF_ROW).div_ceil(self.memory.max(1)).clamp(1, steps as u64) as i64;
-        if count == 1 {
-            return vec![None];
-        }
-        let bound = |at: i64| span.start + (steps * at / count) * STEP;
-        (0..count).map(|at| Some(Interval { start: bound(at), end: bound(at + 1) })).collect()
+    /// Into how many slices so many rows are cut.
+    fn slices(self, rows: u64) -> u64 {
+        rows.saturating_mul(BYTES_OF_ROW).div_ceil((self.memory / 2).max(1)).clamp(1, 4096)
     }
 }
 
@@ -72,7 +57,7 @@ pub struct Source {
 }
 
 /// A day, its repeats found: what all its metrics are computed from.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Day {
     day: EventDay,
     budget: Budget,
@@ -80,18 +65,16 @@ pub struct Day {
 }
 
 /// One stream's day.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Input {
     stream: Arc<Stream>,
     segments: Vec<Segments>,
-    /// Deliveries.
-    rows: u64,
-    /// The positions of those that must go.
-    gone: DataFrame,
+    /// Of each slice the positions of the deliveries that must go, where there are any: a Parquet file.
+    gone: Vec<Option<NamedTempFile>>,
 }
 
 impl Day {
-    /// Finds the repeats among the segments of each stream; a stream comes once. Blocks.
+    /// Finds the repeats in each stream; a stream comes once. Blocks.
     ///
     /// # Errors
     /// Where a segment can't be read, or isn't as the catalog or the ledger says.
@@ -104,29 +87,28 @@ impl Day {
         Ok(Day { day, budget, inputs: inputs.collect::<Result<_>>()? })
     }
 
-    /// How many deliveries of the day are repeats.
-    pub fn repeats(&self) -> usize {
-        self.inputs.iter().map(|input| input.gone.height()).sum()
+    /// For the cells of a metric: what is to be merged with the day's is pushed first.
+    pub fn sorter(&self, metric: &Arc<Metric>) -> Sorter {
+        Sorter::new(metric, self.budget.memory / 4)
     }
 
-    /// The cells of a metric on this day, canonical. Blocks.
+    /// The cells of a metric on this day, and those that were pushed. Blocks.
     ///
     /// # Errors
-    /// Where a segment can't be read, or a count or sum would pass its bound.
-    pub fn cells(&self, metric: &Metric) -> Result<Vec<Cell>> {
-        let mut collector = Collector::new(metric);
+    /// Where a segment can't be read, a count or sum would pass its bound, or the disk for cells is full.
+    pub fn cells(&self, metric: &Metric, mut cells: Sorter) -> Result<Cells> {
         for input in &self.inputs {
             let stream = &input.stream.name;
             let Some(binding) = metric.bindings.iter().find(|binding| binding.stream == *stream) else {
                 continue;
             };
-            for slice in self.budget.slices(self.day, input.rows) {
+            for slice in 0..input.gone.len() {
                 let failed = || format!("metric {}, stream {stream}, day {}", metric.name, self.day);
                 let frame = input.cells(metric, binding, slice).with_context(failed)?;
-                collector.take(binding, &frame).with_context(failed)?;
+                cells::take(metric, binding, &frame, &mut cells).with_context(failed)?;
             }
         }
-        collector.finish().with_context(|| format!("metric {}, day {}", metric.name, self.day))
+        cells.finish().with_context(|| format!("metric {}, day {}", metric.name, self.day))
     }
 }
 
@@ -138,42 +120,43 @@ impl Input {
             "the files have {rows} rows, the ledger {}: fetch them anew",
             source.rows
         );
-        let mut input = Input { stream: source.stream, segments, rows, gone: DataFrame::empty() };
+        let slices = budget.slices(rows) as usize;
+        let mut input = Input { stream: source.stream, segments, gone: Vec::new() };
+        input.gone.resize_with(slices, || None);
         // Without an identity each delivery is an event of its own.
         if !input.stream.identity.is_empty() {
-            input.gone = input.repeats(budget).context("repeats can't be found")?;
+            for slice in 0..slices {
+                input.gone[slice] = input.repeats(slice).context("repeats can't be found")?;
+            }
         }
         Ok(input)
     }
 
-    /// The positions of the deliveries that don't survive.
-    fn repeats(&self, budget: Budget) -> Result<DataFrame> {
-        let deliveries = || plan::deliveries(&self.stream, &self.segments);
-        let parts = budget.parts(self.rows);
-        let mut gone = DataFrame::empty();
-        for part in 0..parts {
-            let repeated = collect(plan::repeated(deliveries()?, part, parts))?;
-            if repeated.height() == 0 {
-                continue;
-            }
-            let found = all_but_first(&collect(plan::contenders(deliveries()?, repeated))?)?;
-            if gone.width() == 0 {
-                gone = found;
-            } else {
-                gone.vstack_mut(&found)?;
-            }
+    /// The positions of a slice's deliveries that don't survive.
+    fn repeats(&self, slice: usize) -> Result<Option<NamedTempFile>> {
+        let repeated = collect(plan::repeated(self.deliveries(slice)?))?;
+        if repeated.height() == 0 {
+            return Ok(None);
         }
-        Ok(gone)
+        let mut gone = all_but_first(&collect(plan::contenders(self.deliveries(slice)?, repeated))?)?;
+        let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
+        let file = file.context("a temporary file can't be made (TMPDIR)")?;
+        ParquetWriter::new(file.as_file()).finish(&mut gone).context("repeats can't be written (TMPDIR)")?;
+        Ok(Some(file))
     }
 
     /// What the plan of a metric gives for a slice of the day.
-    fn cells(&self, metric: &Metric, binding: &Binding, slice: Option<Interval>) -> PolarsResult<DataFrame> {
+    fn cells(&self, metric: &Metric, binding: &Binding, slice: usize) -> PolarsResult<DataFrame> {
+        let mut rows = self.deliveries(slice)?;
+        if let Some(gone) = &self.gone[slice] {
+            rows = plan::survivors(rows, plan::scan(&[gone.path().to_owned()])?);
+        }
+        collect(plan::cells(&self.stream, metric, binding, rows))
+    }
+
+    fn deliveries(&self, slice: usize) -> PolarsResult<LazyFrame> {
         let rows = plan::deliveries(&self.stream, &self.segments)?;
-        let rows = match slice {
-            Some(slice) => plan::within(rows, slice),
-            None => rows,
-        };
-        collect(plan::cells(&self.stream, metric, binding, plan::survivors(rows, &self.gone)))
+        Ok(plan::slice(rows, slice as u64, self.gone.len() as u64))
     }
 }
 

@@ -12,7 +12,7 @@ use polars::prelude::*;
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Stream;
 use shared_model::metric::{Binding, Metric};
-use shared_model::time::{Interval, Millis};
+use shared_model::time::Millis;
 use std::path::PathBuf;
 
 /// The columns that name a delivery.
@@ -63,11 +63,13 @@ fn columns(stream: &Stream, missing: &[usize]) -> Vec<Expr> {
     fields.chain(system).chain([col(EVENT_TIME).cast(DataType::Int64)]).collect()
 }
 
-/// The identities that more than one row of this part has: those whose low half is `part` modulo `parts`, which
-/// bounds the memory that the search takes.
-pub(crate) fn repeated(rows: LazyFrame, part: u64, parts: u64) -> LazyFrame {
-    let rows = rows.select(IDENTITY.map(col));
-    let rows = if parts > 1 { rows.filter((col(IDENTITY[1]) % lit(parts)).eq(lit(part))) } else { rows };
+/// The rows whose identities' low half is `slice` modulo `slices`: all deliveries of an event are in one slice.
+pub(crate) fn slice(rows: LazyFrame, slice: u64, slices: u64) -> LazyFrame {
+    if slices > 1 { rows.filter((col(IDENTITY[1]) % lit(slices)).eq(lit(slice))) } else { rows }
+}
+
+/// The identities that more than one row has.
+pub(crate) fn repeated(rows: LazyFrame) -> LazyFrame {
     let counted = rows.group_by(IDENTITY.map(col)).agg([len().alias("deliveries")]);
     counted.filter(col("deliveries").gt(lit(1u32))).select(IDENTITY.map(col))
 }
@@ -82,17 +84,8 @@ pub(crate) fn contenders(rows: LazyFrame, repeated: DataFrame) -> LazyFrame {
 }
 
 /// The rows without the deliveries that must go.
-pub(crate) fn survivors(rows: LazyFrame, gone: &DataFrame) -> LazyFrame {
-    if gone.height() == 0 {
-        return rows;
-    }
-    rows.join(gone.clone().lazy(), POSITION.map(col), POSITION.map(col), JoinArgs::new(JoinType::Anti))
-}
-
-/// The rows whose event time lies in a span.
-pub(crate) fn within(rows: LazyFrame, span: Interval) -> LazyFrame {
-    let time = || col(EVENT_TIME);
-    rows.filter(time().gt_eq(lit(span.start)).and(time().lt(lit(span.end))))
+pub(crate) fn survivors(rows: LazyFrame, gone: LazyFrame) -> LazyFrame {
+    rows.join(gone, POSITION.map(col), POSITION.map(col), JoinArgs::new(JoinType::Anti))
 }
 
 /// The names of a metric's key columns in its plans: `k0`, `k1`, ..., the item of a top-k last.

@@ -8,7 +8,7 @@ pub(crate) mod flip;
 pub(crate) mod names;
 pub(crate) mod retire;
 
-use crate::compute::Cell;
+use crate::compute::Cells;
 use crate::ledger::timestamp;
 use anyhow::{Context, Result};
 use copy::BinaryCopy;
@@ -36,8 +36,6 @@ pub(crate) struct Staged {
 /// What is recorded of a version beside its rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
-    /// The hash of its cells.
-    pub(crate) hash: &'a str,
     /// The hash of the files that it was computed from.
     pub(crate) inputs: &'a str,
     /// The run.
@@ -57,16 +55,16 @@ pub(crate) async fn stage(
     connection: &mut PgConnection,
     metric: &Arc<Metric>,
     day: EventDay,
-    cells: Vec<Cell>,
+    cells: Cells,
     origin: Origin<'_>,
 ) -> Result<Staged> {
     let parent = names::parent_table(metric);
-    let rows = cells.len() as i64;
+    let (rows, hash) = (i64::try_from(cells.rows())?, cells.hash().to_owned());
     let mut transaction = connection.begin().await?;
     let version: i64 = sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')")
         .fetch_one(&mut *transaction)
         .await?;
-    let table = (!cells.is_empty()).then(|| names::child_table(metric, day, version));
+    let table = (rows > 0).then(|| names::child_table(metric, day, version));
     if let Some(table) = &table {
         let create = names::create_child(&parent, table, version);
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
@@ -88,7 +86,7 @@ pub(crate) async fn stage(
         .bind(day.date())
         .bind(&table)
         .bind(rows)
-        .bind(origin.hash)
+        .bind(hash)
         .bind(origin.inputs)
         .bind(origin.run)
         .bind(origin.partial)
@@ -109,7 +107,7 @@ async fn copy_cells(
     metric: &Arc<Metric>,
     table: &str,
     version: i64,
-    cells: Vec<Cell>,
+    cells: Cells,
 ) -> Result<()> {
     let statement = format!("copy views.{} from stdin (format binary)", names::quote(table));
     let mut sink = connection.copy_in_raw(&statement).await?;
@@ -126,9 +124,10 @@ async fn copy_cells(
 }
 
 /// Sends the rows in chunks, the last with the trailer. Blocks.
-fn encode(metric: &Metric, version: i64, cells: Vec<Cell>, chunks: &Sender<Vec<u8>>) -> Result<()> {
+fn encode(metric: &Metric, version: i64, mut cells: Cells, chunks: &Sender<Vec<u8>>) -> Result<()> {
     let mut copy = BinaryCopy::new();
-    for cell in cells {
+    for cell in cells.read()? {
+        let cell = cell?;
         let columns = cell.state.to_columns(&metric.aggregate);
         copy.row(2 + cell.key.len() + columns.len());
         copy.bigint(Some(version));

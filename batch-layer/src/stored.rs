@@ -1,25 +1,28 @@
 //! Reads a version's rows back as cells: what new records are merged into where a day's archive is no longer whole.
 
-use crate::compute::Cell;
+use crate::compute::{Cell, Sorter};
 use crate::ledger::Version;
 use crate::replace::names;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
 use shared_model::aggregate::{Column, ColumnType, State};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-/// All cells of a version, as they are stored.
+/// Pushes all cells of a version, as they are stored. The columns for people are not read.
 pub(crate) async fn cells(
     connection: &mut PgConnection,
     metric: &Metric,
     version: &Version,
-) -> Result<Vec<Cell>> {
-    let Some(table) = &version.table else { return Ok(Vec::new()) };
+    cells: &mut Sorter,
+) -> Result<()> {
+    let Some(table) = &version.table else { return Ok(()) };
     let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
-    let columns = metric.aggregate.columns();
+    let mut columns = metric.aggregate.columns();
+    columns.truncate(metric.aggregate.state_columns());
     // A numeric comes as text: its 128 bits are ours to read.
     let states = columns.iter().map(|(name, ty)| match ty {
         ColumnType::Numeric => format!("{}::text", names::quote(name)),
@@ -27,9 +30,12 @@ pub(crate) async fn cells(
     });
     let list: Vec<String> = std::iter::once("bucket".to_owned()).chain(keys).chain(states).collect();
     let sql = format!("select {} from views.{}", list.join(", "), names::quote(table));
-    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(connection).await?;
-    let read = rows.iter().map(|row| cell(metric, &columns, row));
-    read.collect::<Result<_>>().with_context(|| format!("reading version {} of {}", version.id, metric.name))
+    let failed = || format!("reading version {} of {}", version.id, metric.name);
+    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(connection);
+    while let Some(row) = rows.try_next().await.with_context(failed)? {
+        cells.push(cell(metric, &columns, &row).with_context(failed)?)?;
+    }
+    Ok(())
 }
 
 fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {

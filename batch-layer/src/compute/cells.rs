@@ -1,5 +1,6 @@
-//! From the frames that plans give to canonical cells: sorted by key, then bucket, each once.
+//! From the frames that plans give to cells.
 
+use crate::compute::sorted::Sorter;
 use crate::plan;
 use anyhow::{Context, Result};
 use polars::prelude::{DataFrame, DataType};
@@ -8,9 +9,9 @@ use shared_model::codec::put_zigzag;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{Binding, Metric};
 use shared_model::time::Millis;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::vec::IntoIter;
-use xxhash_rust::xxh3::Xxh3;
 
 /// One cell of a view.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,15 +24,27 @@ pub struct Cell {
     pub state: State,
 }
 
+impl Cell {
+    /// The canonical order: by key, then bucket.
+    pub(super) fn name_cmp(&self, other: &Cell) -> Ordering {
+        self.key.cmp(&other.key).then(self.bucket.cmp(&other.bucket))
+    }
+
+    /// Whether it is of the same key and bucket.
+    pub(super) fn same_name(&self, other: &Cell) -> bool {
+        self.bucket == other.bucket && self.key == other.key
+    }
+}
+
 /// Brings cells into the canonical order, by key, then bucket, and merges those of one key and bucket.
 ///
 /// # Errors
 /// Where a count or sum would pass its bound, or states are of different kinds.
-pub fn canonical(mut cells: Vec<Cell>) -> Result<Vec<Cell>> {
-    cells.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.bucket.cmp(&b.bucket)));
+pub(super) fn canonical(mut cells: Vec<Cell>) -> Result<Vec<Cell>> {
+    cells.sort_unstable_by(Cell::name_cmp);
     let mut failed = None;
     cells.dedup_by(|next, kept| {
-        let same = next.bucket == kept.bucket && next.key == kept.key;
+        let same = next.same_name(kept);
         if same && let Err(error) = kept.state.merge(&next.state) {
             failed = Some(error);
         }
@@ -43,91 +56,61 @@ pub fn canonical(mut cells: Vec<Cell>) -> Result<Vec<Cell>> {
     }
 }
 
-/// The hash of canonical cells (32 hex digits): equal exactly where the cells are.
-pub fn hash(cells: &[Cell]) -> String {
-    let mut hasher = Xxh3::new();
-    let mut bytes = Vec::new();
-    for cell in cells {
-        bytes.clear();
-        encode_name(&cell.key, cell.bucket, &mut bytes);
-        cell.state.encode(&mut bytes);
-        hasher.update(&bytes);
-    }
-    format!("{:032x}", hasher.digest128())
-}
-
 /// Appends the bytes that name a cell: its key's values, then its bucket.
-fn encode_name(key: &[Value], bucket: Millis, out: &mut Vec<u8>) {
+pub(super) fn encode_name(key: &[Value], bucket: Millis, out: &mut Vec<u8>) {
     key.iter().for_each(|value| value.encode(out));
     put_zigzag(out, i128::from(bucket));
 }
 
-/// Takes the frames of a metric's plans, one after the other.
-pub(super) struct Collector<'a> {
-    metric: &'a Metric,
-    cells: Vec<Cell>,
-    /// Of the aggregates whose plans give a row per value: where each cell is.
-    places: HashMap<Vec<u8>, usize>,
-    /// So many of `cells` are known to differ.
-    settled: usize,
+/// So many rows of a frame become values at once.
+const CHUNK: usize = 1 << 16;
+
+fn chunks(frame: &DataFrame) -> impl Iterator<Item = DataFrame> {
+    (0..frame.height()).step_by(CHUNK).map(|at| frame.slice(at as i64, CHUNK))
 }
 
-impl<'a> Collector<'a> {
-    pub(super) fn new(metric: &'a Metric) -> Collector<'a> {
-        Collector { metric, cells: Vec::new(), places: HashMap::new(), settled: 0 }
+/// Takes what a plan of [`plan::cells`] gave.
+pub(super) fn take(metric: &Metric, binding: &Binding, frame: &DataFrame, cells: &mut Sorter) -> Result<()> {
+    match metric.aggregate {
+        Aggregate::Distinct | Aggregate::Quantile { .. } => fold(metric, binding, frame, cells),
+        _ => chunks(frame).try_for_each(|rows| each(metric, binding, &rows, cells)),
     }
+}
 
-    /// Takes what a plan of [`plan::cells`] gave.
-    pub(super) fn take(&mut self, binding: &Binding, frame: &DataFrame) -> Result<()> {
-        match self.metric.aggregate {
-            Aggregate::Distinct | Aggregate::Quantile { .. } => self.fold(binding, frame),
-            _ => self.append(binding, frame),
-        }
+/// A row is a cell.
+fn each(metric: &Metric, binding: &Binding, frame: &DataFrame, cells: &mut Sorter) -> Result<()> {
+    let mut names = Names::of(metric, frame)?;
+    for state in states(metric, binding, frame)? {
+        let (key, bucket) = names.next()?;
+        cells.push(Cell { key, bucket, state })?;
     }
+    Ok(())
+}
 
-    /// The cells of all that was taken.
-    pub(super) fn finish(self) -> Result<Vec<Cell>> {
-        canonical(self.cells)
-    }
-
-    /// A row is a cell; cells that lie in several frames are merged now and then, so that few stand twice.
-    fn append(&mut self, binding: &Binding, frame: &DataFrame) -> Result<()> {
-        let mut names = Names::of(self.metric, frame)?;
-        let states = states(self.metric, binding, frame)?;
-        self.cells.reserve(states.len());
-        for state in states {
-            let (key, bucket) = names.next()?;
-            self.cells.push(Cell { key, bucket, state });
-        }
-        if self.settled > 0 && self.cells.len() > 2 * self.settled {
-            self.cells = canonical(std::mem::take(&mut self.cells))?;
-        }
-        self.settled = self.settled.max(self.cells.len());
-        Ok(())
-    }
-
-    /// A row is a value of a cell, and how often it is there.
-    fn fold(&mut self, binding: &Binding, frame: &DataFrame) -> Result<()> {
-        let mut names = Names::of(self.metric, frame)?;
-        let ty = value_type(binding);
-        let values = plan::expression::values(frame.column("value")?, ty)?;
-        let mut name = Vec::new();
-        for (value, n) in values.into_iter().zip(counts(frame)?) {
+/// A row is a value of a cell, and how often it is there.
+fn fold(metric: &Metric, binding: &Binding, frame: &DataFrame, cells: &mut Sorter) -> Result<()> {
+    let mut folded: Vec<Cell> = Vec::new();
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut name = Vec::new();
+    for frame in chunks(frame) {
+        let mut names = Names::of(metric, &frame)?;
+        let values = plan::expression::values(frame.column("value")?, value_type(binding))?;
+        for (value, n) in values.into_iter().zip(counts(&frame)?) {
             let (key, bucket) = names.next()?;
             name.clear();
             encode_name(&key, bucket, &mut name);
-            let at = match self.places.get(&name) {
+            let at = match places.get(&name) {
                 Some(at) => *at,
                 None => {
-                    self.places.insert(name.clone(), self.cells.len());
-                    self.cells.push(Cell { key, bucket, state: State::empty(&self.metric.aggregate) });
-                    self.cells.len() - 1
+                    places.insert(name.clone(), folded.len());
+                    folded.push(Cell { key, bucket, state: State::empty(&metric.aggregate) });
+                    folded.len() - 1
                 }
             };
-            add_times(&self.metric.aggregate, &mut self.cells[at].state, &value, n)?;
+            add_times(&metric.aggregate, &mut folded[at].state, &value, n)?;
         }
-        Ok(())
     }
+    folded.into_iter().try_for_each(|cell| cells.push(cell))
 }
 
 /// The keys and buckets of a frame's rows, from the first.

@@ -242,14 +242,14 @@ fn frame(rows: &[&Row]) -> DataFrame {
     DataFrame::new(rows.len(), columns).expect("columns of one length")
 }
 
-/// The cells of metrics, from segments as [`write`] gives them.
+/// The cells of metrics, from segments as [`write`] gives them, with their hashes.
 fn compute(
     catalog: &Catalog,
     metrics: &[Arc<Metric>],
     day: EventDay,
     segments: &BTreeMap<String, Vec<PathBuf>>,
     budget: Budget,
-) -> Result<Vec<(Arc<Metric>, Vec<Cell>)>> {
+) -> Result<Vec<(Arc<Metric>, Vec<Cell>, String)>> {
     let source = |(stream, files): (&String, &Vec<PathBuf>)| {
         let stream = catalog.stream(stream).expect("in the catalog").clone();
         let height =
@@ -257,7 +257,14 @@ fn compute(
         Source { stream, files: files.clone(), rows: files.iter().map(|file| height(file) as u64).sum() }
     };
     let opened = Day::open(day, segments.iter().map(source).collect(), budget)?;
-    metrics.iter().map(|metric| Ok((metric.clone(), opened.cells(metric)?))).collect()
+    let cells = |metric: &Arc<Metric>| {
+        let mut cells = opened.cells(metric, opened.sorter(metric))?;
+        let (rows, hash) = (cells.rows(), cells.hash().to_owned());
+        let read = cells.read()?.collect::<Result<Vec<Cell>>>()?;
+        assert_eq!(read.len() as u64, rows);
+        Ok((metric.clone(), read, hash))
+    };
+    metrics.iter().map(cells).collect()
 }
 
 /// Cells by encoded key and bucket.
@@ -292,7 +299,26 @@ fn table(cells: &[Cell]) -> Table {
     cells.iter().map(encode).collect()
 }
 
-fn check(text: &str, day: EventDay, seeds: &[Seed], memory: Budget, metrics: &[&str]) {
+/// Computes and compares with the naive fold; gives the hashes.
+fn compare(
+    catalog: &Catalog,
+    metrics: &[Arc<Metric>],
+    day: EventDay,
+    segments: &BTreeMap<String, Vec<PathBuf>>,
+    rows: &[Row],
+    budget: Budget,
+) -> Vec<String> {
+    let computed =
+        compute(catalog, metrics, day, segments, budget).unwrap_or_else(|error| panic!("{error:#}"));
+    let compared = computed.into_iter().map(|(metric, cells, hash)| {
+        assert_eq!(table(&cells), naive(&metric, rows), "metric {} with {budget:?}", metric.name);
+        hash
+    });
+    compared.collect()
+}
+
+/// Whatever the memory, the cells are the naive fold's, and their hashes one.
+fn check(text: &str, day: EventDay, seeds: &[Seed], budgets: &[Budget], metrics: &[&str]) {
     let catalog = Catalog::from_toml(text).unwrap_or_else(|faults| panic!("{faults}"));
     let rows = deliveries(&catalog, day, seeds);
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -300,12 +326,9 @@ fn check(text: &str, day: EventDay, seeds: &[Seed], memory: Budget, metrics: &[&
     let wanted =
         catalog.metrics.iter().filter(|metric| metrics.is_empty() || metrics.contains(&&*metric.name));
     let wanted: Vec<Arc<Metric>> = wanted.cloned().collect();
-    let computed =
-        compute(&catalog, &wanted, day, &segments, memory).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(computed.len(), wanted.len());
-    for (metric, rows_of_metric) in computed {
-        assert_eq!(table(&rows_of_metric), naive(&metric, &rows), "metric {}", metric.name);
-    }
+    let of = |budget: &Budget| compare(&catalog, &wanted, day, &segments, &rows, *budget);
+    let hashes: BTreeSet<Vec<String>> = budgets.iter().map(of).collect();
+    assert_eq!(hashes.len(), 1, "the same hashes with {budgets:?}");
 }
 
 const UNLIMITED: Budget = Budget { memory: u64::MAX };
@@ -317,18 +340,21 @@ proptest! {
 
     #[test]
     fn the_shipped_catalog_equals_a_naive_fold(seeds in seeds(300)) {
-        check(OUTBRAIN, SHIPPED_DAY, &seeds, UNLIMITED, &[]);
+        check(OUTBRAIN, SHIPPED_DAY, &seeds, &[UNLIMITED], &[]);
     }
 
     #[test]
     fn every_aggregate_equals_a_naive_fold(seeds in seeds(200), day in prop::sample::select(vec![-1, 365])) {
-        check(EVERY_AGGREGATE, EventDay(day), &seeds, UNLIMITED, &[]);
+        check(EVERY_AGGREGATE, EventDay(day), &seeds, &[UNLIMITED], &[]);
     }
 
+    /// Slices of a few rows, and runs of a few cells on disk.
     #[test]
     fn the_memory_limit_changes_nothing(seeds in seeds(120), rows_a_slice in 20..60u64) {
-        let memory = Budget { memory: rows_a_slice * BYTES_OF_ROW };
-        check(EVERY_AGGREGATE, EventDay(365), &seeds, memory, &["revenue", "shops", "price_spread", "mean_price"]);
+        let budgets = [UNLIMITED, Budget { memory: 2 * rows_a_slice * BYTES_OF_ROW }];
+        let metrics =
+            ["revenue", "shops", "price_spread", "mean_price", "last_shop", "least_score", "top_shops", "any_paid"];
+        check(EVERY_AGGREGATE, EventDay(365), &seeds, &budgets, &metrics);
     }
 }
 
@@ -351,9 +377,10 @@ fn many_distinct_values_equal_a_naive_fold() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let segments = write(directory.path(), &rows);
     let metric = catalog.metric("active_user").expect("shipped").clone();
-    let computed = compute(&catalog, std::slice::from_ref(&metric), SHIPPED_DAY, &segments, UNLIMITED)
-        .expect("computed");
-    assert_eq!(table(&computed[0].1), naive(&metric, &rows));
+    let of = |memory| {
+        compare(&catalog, std::slice::from_ref(&metric), SHIPPED_DAY, &segments, &rows, Budget { memory })
+    };
+    assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from slices");
 }
 
 #[test]
@@ -377,9 +404,7 @@ fn the_order_of_files_and_deliveries_does_not_change_the_hash() {
         if reverse {
             segments.values_mut().for_each(|files| files.reverse());
         }
-        let computed =
-            compute(&catalog, &catalog.metrics, SHIPPED_DAY, &segments, UNLIMITED).expect("computed");
-        computed.iter().map(|(_, cells)| hash(cells)).collect()
+        compare(&catalog, &catalog.metrics, SHIPPED_DAY, &segments, rows, UNLIMITED)
     };
     let mut shuffled = rows.clone();
     shuffled.reverse();
@@ -405,9 +430,7 @@ fn old_segments_may_lack_fields_and_have_others_but_not_change_types() {
     frames[0].rename("shop", "gone".into()).expect("there");
     paths.iter().zip(&mut frames).for_each(|(path, frame)| write_file(path, frame));
     let segments = BTreeMap::from([("orders".to_owned(), paths.to_vec()), ("visits".to_owned(), vec![])]);
-    for (metric, found) in compute(&catalog, &catalog.metrics, day, &segments, UNLIMITED).expect("computed") {
-        assert_eq!(table(&found), naive(&metric, &rows), "metric {}", metric.name);
-    }
+    compare(&catalog, &catalog.metrics, day, &segments, &rows, UNLIMITED);
 
     let text = frames[0]
         .column("qty")
@@ -421,18 +444,14 @@ fn old_segments_may_lack_fields_and_have_others_but_not_change_types() {
 }
 
 #[test]
-fn parts_and_slices_follow_from_the_limit() {
-    let day = EventDay(3);
-    assert_eq!(UNLIMITED.parts(u64::MAX), 1);
-    assert_eq!(Budget { memory: 1 }.parts(u64::MAX), 4096);
-    assert_eq!(UNLIMITED.slices(day, 1_000), [None]);
-    let limit = Budget { memory: 1_000_000 };
-    assert_eq!(limit.parts(100_000), 7);
-    for rows in [10_000, 123_456, 10_000_000_000] {
-        let slices: Vec<Interval> = limit.slices(day, rows).into_iter().flatten().collect();
-        assert_eq!(slices.first().map(|slice| slice.start), Some(day.interval().start));
-        assert_eq!(slices.last().map(|slice| slice.end), Some(day.interval().end));
-        assert!(slices.windows(2).all(|two| two[0].end == two[1].start));
-        assert!(slices.iter().all(|slice| slice.start < slice.end && slice.start % STEP == 0));
+fn slices_follow_from_the_limit() {
+    for (memory, rows, expected) in [
+        (u64::MAX, 1 << 50, 1),
+        (1, u64::MAX, 4096),
+        (1_000_000, 0, 1),
+        (1_000_000, 2_500, 1),
+        (1_000_000, 2_501, 2),
+    ] {
+        assert_eq!(Budget { memory }.slices(rows), expected, "{rows} rows in {memory} bytes");
     }
 }

@@ -3,7 +3,7 @@
 //! So many jobs are at work at once, each with its share of the memory, and what they give is in the order of the work
 //! whatever finishes first. Nothing of it is seen before the flip.
 
-use crate::compute::{self, Budget, Day};
+use crate::compute::{Budget, Day};
 use crate::files::Files;
 use crate::ledger;
 use crate::replace::{Origin, Staged, names, stage};
@@ -132,22 +132,22 @@ impl Jobs<'_> {
             let metric = metric.clone();
             return Ok(Some(Staged { metric, day, version: found.id, table: found.table, rows: found.rows }));
         }
+        let merged = if partial { live.as_ref() } else { None };
+        let today =
+            if merged.is_some() { opened.new.as_ref().unwrap_or(&opened.whole) } else { &opened.whole };
+        let mut cells = today.sorter(metric);
+        if let Some(live) = merged {
+            crate::stored::cells(&mut connection, metric, live, &mut cells).await?;
+        }
         // The connection is another's while this one computes.
         drop(connection);
-        let merged = if partial { live.as_ref() } else { None };
-        let today = if merged.is_some() { opened.new.as_ref().unwrap_or(&opened.whole) } else { &opened.whole };
         let (today, of) = (today.clone(), metric.clone());
-        let mut cells = tokio::task::spawn_blocking(move || today.cells(&of)).await??;
-        let mut connection = self.context.pool.acquire().await?;
-        if let Some(live) = merged {
-            cells.extend(crate::stored::cells(&mut connection, metric, live).await?);
-            cells = compute::canonical(cells)?;
-        }
-        let hash = compute::hash(&cells);
-        if live.as_ref().is_some_and(|live| live.hash == hash && live.partial == partial) {
+        let cells = tokio::task::spawn_blocking(move || today.cells(&of, cells)).await??;
+        if live.as_ref().is_some_and(|live| live.hash == cells.hash() && live.partial == partial) {
             return Ok(None);
         }
-        let origin = Origin { hash: &hash, inputs: &input.hash, run, partial, now: (self.context.now)() };
+        let origin = Origin { inputs: &input.hash, run, partial, now: (self.context.now)() };
+        let mut connection = self.context.pool.acquire().await?;
         Ok(Some(stage(&mut connection, metric, day, cells, origin).await?))
     }
 
