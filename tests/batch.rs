@@ -522,8 +522,8 @@ async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPoo
     compare_views(stack, pool, &stack.oracle()).await;
 }
 
-/// A run by a catalog with other keys and grains publishes other versions; a rollback by the old catalog brings its
-/// own back.
+/// A run by a catalog with other keys and grains publishes other versions; a rollback to the run before brings its own
+/// back, by the catalog that is stored with it.
 async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     let good = with_layout(OUTBRAIN, LAYOUT);
     let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
@@ -533,14 +533,31 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     std::fs::write(&file, bad).expect("a catalog");
     const WIDTHS: &str = "select count(*) from metrics.user_view_cnt
                           where extract(epoch from bucket)::bigint % 1200 <> 0";
+    let newest = async || runs(stack).await[0]["run_id"].as_i64().expect("an id").to_string();
+    let good_run = newest().await;
     done(stack, &["run", "--catalog", &file], &ALL[1..]).await;
     assert!(number(pool, WIDTHS).await > 0, "the bad catalog's buckets are seen");
-    let bad_run = runs(stack).await[0]["run_id"].as_i64().expect("an id").to_string();
-    let before = generation(pool).await;
-    let said = done(stack, &["rollback", &bad_run, "--dry-run"], ALL).await;
+    let (bad_run, before) = (newest().await, generation(pool).await);
+    let printed = done(stack, &["catalog", "of", &bad_run], &["postgres"]).await;
+    assert!(printed.contains("grain = \"10m\""), "the catalog of a run is kept: {printed}");
+    let said = done(stack, &["rollback", &good_run, "--dry-run"], &ALL[1..]).await;
     assert!(said.contains("day 2016-06-14: ") && said.contains("nothing was published"), "{said}");
+    let init = refused(stack, &["rollback", "1"], &ALL[1..]).await;
+    assert!(init.contains("no catalog is stored with run 1") && init.contains("--catalog"), "{init}");
+    let write = async |text: &str, run: &str| {
+        let sql = "update tidemark.catalog set text = $1
+                   where hash = (select catalog from tidemark.run where run_id = $2::bigint)";
+        sqlx::query(sql).bind(text).bind(run).execute(pool).await.expect("written");
+    };
+    write("[streams.page_views]\ncolour = 1", &good_run).await;
+    let (code, said) = ended(stack, &["rollback", &good_run], &ALL[1..]).await;
+    assert!(
+        code == 1 && said.contains(&format!("the catalog of run {good_run} can't be read by this build")),
+        "{said}"
+    );
+    write(&good, &good_run).await;
     assert_eq!(generation(pool).await, before);
-    done(stack, &["rollback", &bad_run], ALL).await;
+    done(stack, &["rollback", &good_run], &ALL[1..]).await;
     assert_eq!(number(pool, WIDTHS).await, 0, "the old catalog's buckets are back");
     compare_views(stack, pool, &stack.oracle()).await;
     let last = &runs(stack).await[0];
@@ -615,4 +632,72 @@ async fn no_servers_and_wrong_passwords(stack: &Stack, pool: &PgPool) {
         assert!(last.starts_with("error: ") && last.to_lowercase().contains(expected), "{command:?}: {said}");
         assert!(!said.contains("hunter2"), "{command:?} tells a secret: {said}");
     }
+}
+
+/// A day's files leave the archive by the retention that a schedule applies; what comes late for such a day is merged
+/// into its live version, which says so, and doesn't replace it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
+    const VERSIONS: &str = "select event_day::text, bool_or(partial) from tidemark.live_version
+                            join tidemark.view_version using (version_id, event_day) group by 1 order by 1";
+    let text = with_layout(OUTBRAIN, LAYOUT);
+    let text = text.replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
+    let stack = Stack::with_catalog(LAYERS, 2, &text).await;
+    done(&stack, &["run"], ALL).await;
+    let pool = pool(&stack).await;
+    let three_days = Options { span: 3 * 86_400_000, late: 0.0, ..options(3_000) };
+    let all: Vec<Delivery> = Generator::new(three_days, 24).collect();
+    let (first, rest) = all.split_at(all.len() * 2 / 3);
+    send_and_archive(&stack, &pool, first).await;
+    done(&stack, &["run"], ALL).await;
+    assert_eq!(number(&pool, "select count(*) from tidemark.segment where removed_at is not null").await, 0);
+    send_and_archive(&stack, &pool, rest).await;
+
+    let retention = ["--archive-days", "1", "--facts-days", "2", "--version-grace", "1ms"];
+    let schedule =
+        stack.process("batch-layer", &[&["schedule", "--every", "1s"][..], &retention].concat(), ALL);
+    let folder = Path::new(stack.archive.strip_prefix("file://").expect("a folder")).join("data");
+    wait_for("old days' files and versions gone", async || {
+        let old = ["stream=page_views", "stream=events"].map(|stream| {
+            let day = folder.join(stream).join("event_day=2016-06-14");
+            std::fs::read_dir(day).map_or(0, |files| files.count())
+        });
+        let retired = number(
+            &pool,
+            "select count(*) from tidemark.view_version where retired_at is not null and dropped_at is null",
+        )
+        .await;
+        if old == [0, 0] && retired == 0 {
+            Ok(())
+        } else {
+            Err(format!("{old:?}, {retired}: {}", schedule.logged()))
+        }
+    })
+    .await;
+    assert_eq!(schedule.stop().await, 0);
+    let removed =
+        "select string_agg(distinct event_day::text, ' ') from tidemark.segment where deleted_at is not null";
+    let removed: String = sqlx::query_scalar(removed).fetch_one(&pool).await.expect("days");
+    assert_eq!(removed, "2016-06-14 2016-06-15");
+    let facts = "select string_agg(inhrelid::regclass::text, ' ' order by 1) from pg_inherits
+                 where inhparent = 'facts.page_views'::regclass";
+    let facts: String = sqlx::query_scalar(facts).fetch_one(&pool).await.expect("partitions");
+    assert_eq!(facts.replace("facts.page_views_", ""), "20160615 20160616 20160617");
+    compare_views(&stack, &pool, &stack.oracle()).await;
+
+    let error = refused(&stack, &["backfill", "--from", "2016-06-14", "--to", "2016-06-14"], ALL).await;
+    assert!(error.contains("day 2016-06-14 can't be computed anew"), "{error}");
+    let late = Options { records: 1, click_share: 0.0, near_repeats: 0.0, malformed: 0.0, ..options(1) };
+    let late: Vec<Delivery> = Generator::new(late, 25).collect();
+    assert_eq!(late.len(), 1);
+    let before =
+        number(&pool, "select count(*) from metrics.user_view_cnt where bucket < '2016-06-15'").await;
+    send_and_archive(&stack, &pool, &late).await;
+    done(&stack, &[&["run"][..], &retention].concat(), ALL).await;
+    compare_views(&stack, &pool, &stack.oracle()).await;
+    let after = number(&pool, "select count(*) from metrics.user_view_cnt where bucket < '2016-06-15'").await;
+    assert!(before > 100 && (before..=before + 1).contains(&after), "{before} rows, then {after}");
+    let versions: Vec<(String, bool)> = sqlx::query_as(VERSIONS).fetch_all(&pool).await.expect("versions");
+    let day = |day: &str, partial| (format!("2016-06-{day}"), partial);
+    assert_eq!(versions, [day("14", true), day("15", false), day("16", false), day("17", false)]);
 }

@@ -43,24 +43,35 @@ pub enum Command {
     Backfill(BackfillArgs),
     /// Do a failed run's work again; versions that it had staged from the same input are used as they are.
     Retry(RetryArgs),
-    /// Recompute, with this catalog, every day that a run had published, up to the present tidemark.
-    Rollback(RetryArgs),
+    /// Publish an earlier run's metrics again, by the catalog that it had, computed up to the present tidemark: every day
+    /// that it or a later run computed. Set the layers' catalog back too (`catalog of RUN` prints it), or the next run
+    /// publishes by theirs.
+    Rollback(RollbackArgs),
     /// List runs, the newest first.
     Runs(RunsArgs),
     /// Remove files that no manifest names, and versions that no reader needs.
     Sweep(SweepArgs),
-    /// Remove old event days from the archive or from the facts. The batch view keeps its rows of them.
+    /// Remove old event days from the archive or from the facts, once; --archive-days and --facts-days do so after every
+    /// run. The batch view keeps its rows of them.
     Retention(RetentionArgs),
-    /// Look at a catalog without any server.
+    /// Look at a catalog.
     Catalog(CatalogArgs),
 }
 
-/// Which catalog and database.
-#[derive(Clone, ClapArgs)]
+/// Which catalog, and all else.
+#[derive(Debug, Clone, ClapArgs)]
 pub struct BaseArgs {
     /// The catalog: a TOML file.
     #[arg(long, env = "TIDEMARK_CATALOG")]
     pub catalog: PathBuf,
+    /// Everything beside it.
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+/// Which servers, and how much of what.
+#[derive(Clone, ClapArgs)]
+pub struct WorkArgs {
     /// Postgres: postgres://user:password@host:port/database.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
     pub postgres: String,
@@ -80,9 +91,8 @@ pub struct BaseArgs {
     /// How long a partition may bring nothing before it is held back and named.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub patience: Duration,
-    /// How much memory computing may take, in MiB, all workers together: days are cut so finely that the search for
-    /// repeats (64 bytes a row) and the grouping (200 bytes a row) stay below it. A metric's finished cells of one day,
-    /// about 150 bytes each, come on top.
+    /// How much memory computing may take, in MiB, all workers together. A day that would take more is cut into slices,
+    /// and its cells are sorted in the folder for temporary files (TMPDIR); the result is the same.
     #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "1024", value_parser = mebibytes)]
     pub memory: u64,
     /// How many metrics of days are computed, and written to tables, at once. The default is the number of cores.
@@ -91,17 +101,24 @@ pub struct BaseArgs {
     /// How long a version that was replaced is kept for readers that still use it.
     #[arg(long, env = "TIDEMARK_VERSION_GRACE", default_value = "10m", value_parser = humantime::parse_duration)]
     pub version_grace: Duration,
+    /// After a run, remove the archive's segments of event days that are more than so many days older than their
+    /// stream's newest. Such a day can't be computed anew; the views keep its rows. Without it, all are kept.
+    #[arg(long, env = "TIDEMARK_ARCHIVE_DAYS")]
+    pub archive_days: Option<u32>,
+    /// After a run, drop the facts of event days that are more than so many days older than their stream's newest.
+    #[arg(long, env = "TIDEMARK_FACTS_DAYS")]
+    pub facts_days: Option<u32>,
 }
 
-impl std::fmt::Debug for BaseArgs {
+impl std::fmt::Debug for WorkArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // URLs and properties may hold passwords.
-        let shown = &mut f.debug_struct("BaseArgs");
-        shown.field("catalog", &self.catalog).field("kafka", &self.kafka).finish_non_exhaustive()
+        let shown = &mut f.debug_struct("WorkArgs");
+        shown.field("kafka", &self.kafka).finish_non_exhaustive()
     }
 }
 
-impl BaseArgs {
+impl WorkArgs {
     /// The Kafka client's settings.
     pub fn kafka(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -192,7 +209,23 @@ pub struct BackfillArgs {
     pub dry_run: bool,
 }
 
-/// Options of `retry` and `rollback`.
+/// Options of `rollback`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RollbackArgs {
+    /// Servers.
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// The run, as `runs` lists it: the last good one.
+    pub run: i64,
+    /// A catalog to use instead of the one that is stored with the run: a TOML file.
+    #[arg(long)]
+    pub catalog: Option<PathBuf>,
+    /// Show what would be done; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `retry`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct RetryArgs {
     /// Servers and catalog.
@@ -258,7 +291,7 @@ pub struct CatalogArgs {
     pub command: CatalogCommand,
 }
 
-/// What can be done with a catalog alone.
+/// What can be done with a catalog.
 #[derive(Debug, Clone, Subcommand)]
 pub enum CatalogCommand {
     /// Report every fault, with its line and a suggestion.
@@ -269,10 +302,28 @@ pub enum CatalogCommand {
     },
     /// Print the JSON Schema of catalogs, for editors.
     Schema,
+    /// Print the catalog that a run worked with, as it is stored with it.
+    Of(CatalogOfArgs),
 }
 
 fn cores() -> u16 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(1024) as u16)
+}
+
+/// Options of `catalog of`.
+#[derive(Clone, ClapArgs)]
+pub struct CatalogOfArgs {
+    /// Postgres: postgres://user:password@host:port/database.
+    #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
+    pub postgres: String,
+    /// The run, as `runs` lists it.
+    pub run: i64,
+}
+
+impl std::fmt::Debug for CatalogOfArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CatalogOfArgs").field("run", &self.run).finish_non_exhaustive()
+    }
 }
 
 /// A number of MiB as bytes.

@@ -1,10 +1,46 @@
-//! The history of runs, for people and programs.
+//! The history of runs: their records, for people and programs, and the catalogs that they worked with.
 
-use anyhow::Result;
+use crate::ledger::timestamp;
+use crate::run::Order;
+use anyhow::{Result, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use shared_model::time::Millis;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Opens the record of a run that starts now; the text of its catalog is kept once, however many runs have it.
+pub(crate) async fn open(
+    connection: &mut PgConnection,
+    order: &Order,
+    catalog: &str,
+    now: Millis,
+) -> Result<i64> {
+    let sql =
+        "with kept as (insert into tidemark.catalog (hash, text) values ($4, $5) on conflict do nothing)
+               insert into tidemark.run (kind, status, started_at, parameters, catalog)
+               values ($1, 'running', $2, $3, $4) returning run_id";
+    let run = sqlx::query_scalar(sql)
+        .bind(order.kind())
+        .bind(timestamp(now))
+        .bind(Json(order.parameters()))
+        .bind(format!("{:032x}", xxh3_128(catalog.as_bytes())))
+        .bind(catalog);
+    Ok(run.fetch_one(connection).await?)
+}
+
+/// The text of a run's catalog.
+pub(crate) async fn catalog(pool: &PgPool, run: i64) -> Result<String> {
+    let sql = "select c.text from tidemark.run r left join tidemark.catalog c on c.hash = r.catalog where run_id = $1";
+    match sqlx::query_scalar::<_, Option<String>>(sql).bind(run).fetch_optional(pool).await? {
+        None => bail!("there is no run {run}; `batch-layer runs` lists them"),
+        Some(None) => {
+            bail!("no catalog is stored with run {run}; take another run, or give one by --catalog")
+        }
+        Some(Some(text)) => Ok(text),
+    }
+}
 
 /// One run, as its record says.
 #[derive(Debug, Serialize, FromRow)]

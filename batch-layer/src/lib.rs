@@ -23,8 +23,9 @@ mod telemetry;
 mod service;
 
 pub use config::{
-    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, Command, ImportArgs, LogFormat,
-    RetryArgs, RunArgs, RunsArgs, ScheduleArgs, SweepArgs,
+    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, CatalogOfArgs, Command,
+    ImportArgs, LogFormat, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs, ScheduleArgs,
+    SweepArgs, WorkArgs,
 };
 pub use service::{execute, exit_code};
 pub use telemetry::start_logging;

@@ -8,42 +8,90 @@ use crate::ledger::timestamp;
 use crate::replace::{names, retire};
 use anyhow::Result;
 use chrono::NaiveDate;
-use shared_model::time::Millis;
+use shared_model::catalog::Stream;
+use shared_model::tidemark::Tidemark;
+use shared_model::time::{EventDay, Millis};
 use sqlx::PgConnection;
 
-/// Removes all segments of event days before a day. Returns how many, and their bytes. The caller holds the run lock.
+/// The first event day that is kept of a stream, where that many before its newest are. By the newest trusted event
+/// time below the tidemark, so that neither a replay's age nor a record from the future matters; `None` where there is
+/// none.
+pub(crate) fn first_kept(stream: &Stream, tidemark: &Tidemark, days: u32) -> Option<NaiveDate> {
+    let of_stream = tidemark.cuts.iter().filter(|(tp, _)| tp.topic == stream.topic);
+    let newest = of_stream.filter_map(|(_, cut)| cut.trusted.newest).max()?;
+    let days = i32::try_from(days).unwrap_or(i32::MAX);
+    Some(EventDay(EventDay::of(newest).0.saturating_sub(days)).date())
+}
+
+/// Removes the segments of event days before a day, of one stream or of all. Returns how many, and their bytes. The
+/// caller holds the run lock.
 pub(crate) async fn archive(
     connection: &mut PgConnection,
     store: &Store,
+    stream: Option<&str>,
     before: NaiveDate,
     now: Millis,
 ) -> Result<(usize, i64)> {
-    let sql = "update tidemark.segment set removed_at = $2 where event_day < $1 and removed_at is null";
-    sqlx::query(sql).bind(before).bind(timestamp(now)).execute(&mut *connection).await?;
-    // Also those that an earlier call marked and was killed before deleting; deleting twice is no error.
-    let sql = "select path, bytes from tidemark.segment where event_day < $1 and removed_at is not null";
-    let marked: Vec<(String, i64)> = sqlx::query_as(sql).bind(before).fetch_all(connection).await?;
-    let there: std::collections::HashSet<String> =
-        store.list("data").await?.into_iter().map(|object| object.location.to_string()).collect();
-    let (mut files, mut bytes) = (0, 0);
-    for (path, length) in marked.into_iter().filter(|(path, _)| there.contains(path)) {
-        store.delete(&path).await?;
-        files += 1;
+    let sql = "update tidemark.segment set removed_at = $2
+               where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
+    sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
+    let sql = "select path, bytes from tidemark.segment where removed_at is not null and deleted_at is null";
+    let marked: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+    let mut bytes = 0;
+    for (path, length) in &marked {
+        store.delete(path).await?;
+        let sql = "update tidemark.segment set deleted_at = $2 where path = $1";
+        sqlx::query(sql).bind(path).bind(timestamp(now)).execute(&mut *connection).await?;
         bytes += length;
     }
-    Ok((files, bytes))
+    Ok((marked.len(), bytes))
 }
 
-/// Drops the partitions of facts of event days before a day. Returns how many.
-pub(crate) async fn facts(connection: &mut PgConnection, before: NaiveDate) -> Result<usize> {
+/// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many.
+pub(crate) async fn facts(
+    connection: &mut PgConnection,
+    stream: Option<&str>,
+    before: NaiveDate,
+) -> Result<usize> {
     let sql = "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
                where n.nspname = 'facts' and c.relkind = 'r' and c.relname ~ '_[0-9]{8}$'
+                 and left(c.relname, -9) = coalesce($2, left(c.relname, -9))
                  and to_date(right(c.relname, 8), 'YYYYMMDD') < $1
                order by 1";
-    let tables: Vec<String> = sqlx::query_scalar(sql).bind(before).fetch_all(&mut *connection).await?;
+    let query = sqlx::query_scalar(sql).bind(before).bind(stream);
+    let tables: Vec<String> = query.fetch_all(&mut *connection).await?;
     for table in &tables {
         retire::drop_partition(connection, "facts", table).await?;
         tracing::info!(table = names::quote(table), "facts dropped");
     }
     Ok(tables.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_model::catalog::{Catalog, OUTBRAIN};
+    use shared_model::offsets::TopicPartition;
+    use shared_model::tidemark::Cut;
+    use shared_model::time::DAY;
+
+    #[test]
+    fn days_are_counted_back_from_the_newest_trusted_time_of_the_stream() {
+        let catalog = Catalog::from_toml(OUTBRAIN).expect("shipped");
+        let stream = catalog.stream("page_views").expect("shipped");
+        let check = |newest: &[(&str, Option<i64>)], days: u32, expected: Option<i32>| {
+            let mut tidemark = Tidemark::default();
+            for (at, (topic, newest)) in newest.iter().enumerate() {
+                let mut cut = Cut::start(5);
+                cut.trusted.newest = newest.map(|day| day * DAY + 7);
+                tidemark.cuts.insert(TopicPartition::new(topic, at as i32), cut);
+            }
+            let found = first_kept(stream, &tidemark, days);
+            assert_eq!(found, expected.map(|day| EventDay(day).date()), "{newest:?}, {days} days");
+        };
+        check(&[], 3, None);
+        check(&[("page_views", None), ("events", Some(9_000))], 3, None);
+        check(&[("page_views", Some(100)), ("page_views", Some(90)), ("events", Some(9_000))], 3, Some(97));
+        check(&[("page_views", Some(100)), ("page_views", None)], 0, Some(100));
+    }
 }

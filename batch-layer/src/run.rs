@@ -10,19 +10,18 @@ mod order;
 pub(crate) use order::{Order, Outcome};
 
 use crate::archive::{self, Archiver, Store, Until};
-use crate::config::BaseArgs;
+use crate::config::WorkArgs;
 use crate::files::Files;
 use crate::ledger::{self, timestamp};
 use crate::replace::flip::{Flip, flip};
 use crate::replace::retire;
-use crate::{facts, views, work};
+use crate::{facts, history, retention, views, work};
 use anyhow::{Context as _, Result};
 use input::{Fresh, Inputs};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
-use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,6 +40,8 @@ pub(crate) struct Busy;
 pub(crate) struct Context {
     /// The definitions.
     pub(crate) catalog: Arc<Catalog>,
+    /// Their text, which is stored with each run.
+    pub(crate) catalog_text: String,
     /// The ledger and the views.
     pub(crate) pool: PgPool,
     /// The archive.
@@ -48,7 +49,7 @@ pub(crate) struct Context {
     /// The log.
     pub(crate) kafka: ClientConfig,
     /// Options.
-    pub(crate) base: BaseArgs,
+    pub(crate) options: WorkArgs,
     /// The clock.
     pub(crate) now: fn() -> Millis,
     /// Stops the archive step.
@@ -66,7 +67,7 @@ impl Context {
     /// The archive step's settings.
     pub(crate) fn archiver(&self) -> Archiver {
         let mut archiver = Archiver::new(self.catalog.clone(), self.store.clone(), self.kafka.clone());
-        archiver.ticks = !self.base.no_ticks;
+        archiver.ticks = !self.options.no_ticks;
         archiver.stop = self.stop.clone();
         archiver
     }
@@ -90,16 +91,12 @@ pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Resu
     if dry_run {
         return locked_run(context, &mut connection, order, None).await;
     }
-    let sql = "insert into tidemark.run (kind, status, started_at, parameters) values ($1, 'running', $2, $3)
-               returning run_id";
-    let run: i64 = sqlx::query_scalar(sql)
-        .bind(order.kind())
-        .bind(timestamp((context.now)()))
-        .bind(Json(order.parameters()))
-        .fetch_one(&mut connection)
-        .await?;
+    let run = history::open(&mut connection, order, &context.catalog_text, (context.now)()).await?;
     let outcome = locked_run(context, &mut connection, order, Some(run)).await;
     close(context, run, &outcome).await;
+    if outcome.is_ok() {
+        tidy(context, &mut connection, order).await;
+    }
     outcome
 }
 
@@ -132,7 +129,7 @@ async fn locked_run(
     }
     let (next, fresh) = match order.moves_tidemark() {
         true => {
-            let until = Until { patience: context.base.patience, ..Until::at((context.now)()) };
+            let until = Until { patience: context.options.patience, ..Until::at((context.now)()) };
             let advanced = archive::advance(&context.archiver(), &current.cuts, until).await?;
             for (tp, why) in &advanced.held {
                 tracing::warn!(partition = %tp, "held: {why}");
@@ -154,7 +151,8 @@ async fn locked_run(
     }
     let Some(run) = run else { return Ok(outcome) };
     let files = Files::new(context.store.clone())?;
-    let attempt = jobs::Attempt { run, reuse: order.moves_tidemark() };
+    let insist = matches!(order, Order::Run { .. } | Order::Backfill { .. });
+    let attempt = jobs::Attempt { run, reuse: order.moves_tidemark(), insist };
     let publish = jobs::compute(context, &files, attempt, &fresh, &work).await?;
     if !moved && publish.is_empty() {
         return Ok(outcome);
@@ -180,7 +178,6 @@ async fn locked_run(
     outcome.generation = Some(next.generation);
     outcome.published = publish.len();
     outcome.rows = publish.iter().map(|staged| staged.rows).sum();
-    tidy(context, connection).await;
     Ok(outcome)
 }
 
@@ -217,16 +214,41 @@ async fn prepare_facts(
     Ok(found)
 }
 
-/// What follows a flip and may fail without harm: the next run does it again.
-async fn tidy(context: &Context, connection: &mut PgConnection) {
+/// What follows a run that succeeded, and may fail without harm: the next run does it again.
+async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
     if let Err(error) = views::refresh(connection, &context.catalog).await {
         tracing::warn!("the views for people are not up to date: {error:#}");
     }
     let now = (context.now)();
-    let grace = i64::try_from(context.base.version_grace.as_millis()).unwrap_or(i64::MAX);
+    let grace = i64::try_from(context.options.version_grace.as_millis()).unwrap_or(i64::MAX);
     match retire::sweep(connection, now.saturating_sub(grace), now).await {
         Ok(0) => {}
         Ok(dropped) => tracing::info!(dropped, "versions that no reader needs were dropped"),
         Err(error) => tracing::warn!("old versions are not dropped yet: {error:#}"),
     }
+    // A backfill or rollback may be what someone hurries to do before days go.
+    if order.moves_tidemark()
+        && let Err(error) = retain(context, connection, now).await
+    {
+        tracing::warn!("old event days are not removed yet: {error:#}");
+    }
+}
+
+/// Applies the retention that is configured.
+async fn retain(context: &Context, connection: &mut PgConnection, now: Millis) -> Result<()> {
+    let tidemark = ledger::tidemark(connection).await?;
+    for stream in &context.catalog.streams {
+        let first_kept = |days: Option<u32>| retention::first_kept(stream, &tidemark, days?);
+        if let Some(before) = first_kept(context.options.archive_days) {
+            let name = Some(stream.name.as_str());
+            let (files, bytes) = retention::archive(connection, &context.store, name, before, now).await?;
+            if files > 0 {
+                tracing::info!(stream = stream.name, %before, files, bytes, "old event days left the archive");
+            }
+        }
+        if let Some(before) = first_kept(context.options.facts_days) {
+            retention::facts(connection, Some(&stream.name), before).await?;
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,8 @@
 
 use crate::archive::{self, Store, Until};
 use crate::config::{
-    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RetentionArgs, RunsArgs, ScheduleArgs, SweepArgs,
+    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RetentionArgs, RollbackArgs, RunsArgs, ScheduleArgs,
+    SweepArgs, WorkArgs,
 };
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
@@ -39,16 +40,14 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
         Command::Retry(args) => {
             once(&args.base, shutdown, &Order::Retry { run: args.run }, args.dry_run).await
         }
-        Command::Rollback(args) => {
-            once(&args.base, shutdown, &Order::Rollback { run: args.run }, args.dry_run).await
-        }
+        Command::Rollback(args) => rollback(args, shutdown).await,
         Command::Schedule(args) => scheduled(args, shutdown).await,
         Command::Archive(args) => archive_only(&args.base, shutdown).await,
         Command::Import(args) => import_files(args, shutdown).await,
         Command::Runs(args) => runs(args).await,
         Command::Sweep(args) => sweep(args, shutdown).await,
         Command::Retention(args) => retain(args, shutdown).await,
-        Command::Catalog(args) => catalog(&args.command),
+        Command::Catalog(args) => catalog(&args.command).await,
     }
 }
 
@@ -71,13 +70,20 @@ fn now() -> Millis {
     crate::clock::now()
 }
 
-fn load(path: &Path) -> Result<Catalog> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("catalog {} can't be read", path.display()))?;
-    Catalog::from_toml(&text).map_err(|mut faults| {
-        faults.file = path.display().to_string();
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("catalog {} can't be read", path.display()))
+}
+
+/// The catalog of a text that comes from `place`.
+fn parse(text: &str, place: &str) -> Result<Catalog> {
+    Catalog::from_toml(text).map_err(|mut faults| {
+        faults.file = place.to_owned();
         anyhow!("{faults}")
     })
+}
+
+fn load(path: &Path) -> Result<Catalog> {
+    parse(&read(path)?, &path.display().to_string())
 }
 
 async fn connect(url: &str, connections: u32) -> Result<PgPool> {
@@ -90,18 +96,59 @@ async fn connect(url: &str, connections: u32) -> Result<PgPool> {
 }
 
 async fn open(base: &BaseArgs, stop: CancellationToken) -> Result<run::Context> {
-    let catalog = Arc::new(load(&base.catalog)?);
-    let store = Store::open(&base.archive)?;
-    // One for each worker, and the run's own, which the pool lets go of.
-    let pool = connect(&base.postgres, u32::from(base.workers) + 3).await?;
-    Ok(run::Context { catalog, pool, store, kafka: base.kafka(), base: base.clone(), now, stop })
+    let text = read(&base.catalog)?;
+    let catalog = parse(&text, &base.catalog.display().to_string())?;
+    let (store, pool) = (Store::open(&base.work.archive)?, pool_for(&base.work).await?);
+    Ok(context(catalog, text, store, pool, &base.work, stop))
+}
+
+/// One connection for each worker, and some for the run itself.
+async fn pool_for(work: &WorkArgs) -> Result<PgPool> {
+    connect(&work.postgres, u32::from(work.workers) + 3).await
+}
+
+fn context(
+    catalog: Catalog,
+    catalog_text: String,
+    store: Store,
+    pool: PgPool,
+    work: &WorkArgs,
+    stop: CancellationToken,
+) -> run::Context {
+    let (catalog, options) = (Arc::new(catalog), work.clone());
+    run::Context { catalog, catalog_text, pool, store, kafka: work.kafka(), options, now, stop }
 }
 
 async fn once(base: &BaseArgs, stop: CancellationToken, order: &Order, dry_run: bool) -> Result<()> {
-    let context = open(base, stop).await?;
+    run_once(open(base, stop).await?, order, dry_run).await
+}
+
+async fn run_once(context: run::Context, order: &Order, dry_run: bool) -> Result<()> {
     context.prepare().await?;
     let outcome = run::run(&context, order, dry_run).await?;
     report(&outcome)
+}
+
+/// Runs by the catalog that is stored with the run, unless another is given.
+async fn rollback(args: RollbackArgs, stop: CancellationToken) -> Result<()> {
+    let (store, pool) = (Store::open(&args.work.archive)?, pool_for(&args.work).await?);
+    ledger::migrate(&pool).await?;
+    let (text, catalog) = match &args.catalog {
+        Some(path) => (read(path)?, load(path)?),
+        None => {
+            let text = history::catalog(&pool, args.run).await?;
+            let catalog = parse(&text, &format!("catalog of run {}", args.run)).with_context(|| {
+                format!(
+                    "the catalog of run {} can't be read by this build: give one that can be by --catalog, or roll \
+                     back with the build that it ran with",
+                    args.run
+                )
+            })?;
+            (text, catalog)
+        }
+    };
+    let order = Order::Rollback { run: args.run };
+    run_once(context(catalog, text, store, pool, &args.work, stop), &order, args.dry_run).await
 }
 
 fn report(outcome: &Outcome) -> Result<()> {
@@ -184,7 +231,7 @@ async fn archive_only(base: &BaseArgs, stop: CancellationToken) -> Result<()> {
     context.prepare().await?;
     let mut connection = context.pool.acquire().await?;
     let current = ledger::tidemark(&mut connection).await?;
-    let until = Until { patience: base.patience, ..Until::at(now()) };
+    let until = Until { patience: base.work.patience, ..Until::at(now()) };
     let advanced = archive::advance(&context.archiver(), &current.cuts, until).await?;
     for (tp, why) in &advanced.held {
         say(&format!("held back: {tp}: {why}"))?;
@@ -233,7 +280,7 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
     let swept = archive::sweep::sweep(&context.store, |_| false, older_than, false).await?;
     let mut connection = context.pool.acquire().await?;
-    let grace = i64::try_from(args.base.version_grace.as_millis()).unwrap_or(i64::MAX);
+    let grace = i64::try_from(args.base.work.version_grace.as_millis()).unwrap_or(i64::MAX);
     let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;
     say(&format!(
         "{} orphaned files with {} bytes removed, {dropped} versions dropped, {} files with strange names left alone",
@@ -248,20 +295,25 @@ async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
     context.prepare().await?;
     let mut connection = run::lock(&context.pool).await?;
     if let Some(before) = args.archive_before {
-        let (files, bytes) = retention::archive(&mut connection, &context.store, before, now()).await?;
+        let (files, bytes) = retention::archive(&mut connection, &context.store, None, before, now()).await?;
         say(&format!(
             "{files} segments with {bytes} bytes of event days before {before} removed from the archive"
         ))?;
     }
     if let Some(before) = args.facts_before {
-        let dropped = retention::facts(&mut connection, before).await?;
+        let dropped = retention::facts(&mut connection, None, before).await?;
         say(&format!("{dropped} partitions of facts before {before} dropped"))?;
     }
     Ok(())
 }
 
-fn catalog(command: &CatalogCommand) -> Result<()> {
+async fn catalog(command: &CatalogCommand) -> Result<()> {
     match command {
+        CatalogCommand::Of(args) => {
+            let pool = connect(&args.postgres, 1).await?;
+            ledger::migrate(&pool).await?;
+            say(&history::catalog(&pool, args.run).await?)
+        }
         CatalogCommand::Schema => say(&shared_model::catalog::json_schema()),
         CatalogCommand::Validate { catalog } => {
             let valid = load(catalog)?;

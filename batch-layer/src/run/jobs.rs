@@ -26,6 +26,8 @@ pub(super) struct Attempt {
     /// Whether versions that a killed run staged from the same files are used as they are. A backfill or rollback
     /// computes anew: this program may have been mended since.
     pub(super) reuse: bool,
+    /// Whether a day that was asked for and can't be computed anew is an error; else its live version stays.
+    pub(super) insist: bool,
 }
 
 /// Computes all work; gives the versions that differ from the live ones, staged, by day and metric.
@@ -55,7 +57,7 @@ pub(super) async fn compute(
         bar.inc(1);
         done
     });
-    let workers = usize::from(context.base.workers);
+    let workers = usize::from(context.options.workers);
     let done: Vec<Result<Option<Staged>>> = futures::stream::iter(started).buffered(workers).collect().await;
     bar.finish_and_clear();
     done.into_iter().filter_map(Result::transpose).collect()
@@ -113,16 +115,21 @@ impl Jobs<'_> {
         }
         let opened = shared.get_or_try_init(|| self.open(day)).await?;
         let input = &opened.input;
-        let Attempt { run, reuse } = self.attempt;
+        let Attempt { run, reuse, insist } = self.attempt;
         let mut connection = self.context.pool.acquire().await?;
         let live = ledger::live(&mut connection, metric, day).await?;
         // A metric of streams whose files are all there is computed as ever.
         let partial = metric.bindings.iter().any(|binding| input.broken.contains(&binding.stream));
         if partial && live.is_some() && !input.any_new() {
-            bail!(
+            let why = format!(
                 "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
                 input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
             );
+            if insist {
+                bail!(why);
+            }
+            tracing::warn!(metric = metric.name, "{why}");
+            return Ok(None);
         }
         if reuse
             && !partial
@@ -165,8 +172,8 @@ impl Jobs<'_> {
 
     async fn day(&self, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
         let sources = input.sources(self.context, self.files, new_only).await?;
-        let base = &self.context.base;
-        let (day, budget) = (input.day, Budget { memory: base.memory / u64::from(base.workers) });
+        let options = &self.context.options;
+        let (day, budget) = (input.day, Budget { memory: options.memory / u64::from(options.workers) });
         Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
     }
 }
