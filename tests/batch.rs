@@ -528,6 +528,7 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     let good = with_layout(OUTBRAIN, LAYOUT);
     let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
     let bad = bad.replace("by = [\"uuid\"]", "by = [\"uuid\", \"platform\"]");
+    let bad = bad.replace("[metrics.display_cnt]", "[metrics.other_cnt]");
     let scratch = tempfile::tempdir().expect("a folder");
     let file = scratch.path().join("bad.toml").display().to_string();
     std::fs::write(&file, bad).expect("a catalog");
@@ -537,6 +538,8 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     let good_run = newest().await;
     done(stack, &["run", "--catalog", &file], &ALL[1..]).await;
     assert!(number(pool, WIDTHS).await > 0, "the bad catalog's buckets are seen");
+    let views = "select count(*) from pg_views where schemaname = 'metrics' and viewname in ('display_cnt', 'other_cnt')";
+    assert_eq!(number(pool, views).await, 1, "the view of a metric that is no longer there is dropped");
     let (bad_run, before) = (newest().await, generation(pool).await);
     let printed = done(stack, &["catalog", "of", &bad_run], &["postgres"]).await;
     assert!(printed.contains("grain = \"10m\""), "the catalog of a run is kept: {printed}");

@@ -6,10 +6,13 @@ use rdkafka::ClientConfig;
 use std::path::PathBuf;
 use std::time::Duration;
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 another run is at work on the database, \
+                          4 another run moved the tidemark first (nothing was published).";
+
 /// Tidemark's batch layer: archives the log's closed epochs, recomputes the event days that they touch, and moves the
 /// tidemark.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "batch-layer", version)]
+#[command(name = "batch-layer", version, after_help = EXIT_CODES)]
 pub struct Args {
     /// The form of the log lines.
     #[arg(long, env = "TIDEMARK_LOG", value_enum, default_value_t = LogFormat::Text, global = true)]

@@ -278,7 +278,7 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     context.prepare().await?;
     let time = now();
     let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
-    let swept = archive::sweep::sweep(&context.store, |_| false, older_than, false).await?;
+    let swept = archive::sweep::sweep(&context.store, older_than, false).await?;
     let mut connection = context.pool.acquire().await?;
     let grace = i64::try_from(args.base.work.version_grace.as_millis()).unwrap_or(i64::MAX);
     let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;

@@ -10,7 +10,8 @@ use shared_model::metric::{Formula, Metric};
 use sqlx::{AssertSqlSafe, PgConnection};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Creates or updates the views of all metrics and formulas whose definition differs from the one in the database.
+/// Creates or updates the views of all metrics and formulas whose definition differs from the one in the database, and
+/// drops those that are no longer in the catalog.
 pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     for metric in &catalog.metrics {
         sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
@@ -27,7 +28,26 @@ pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) ->
             put(connection, &formula.name, &definition, &[]).await?;
         }
     }
-    Ok(())
+    drop_removed(connection, catalog).await
+}
+
+/// Drops the views of ours that the catalog doesn't have any more: no run keeps what they show up to date. One that
+/// other views were built on stays, and is an error.
+async fn drop_removed(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    let formulas = catalog.formulas.iter().map(|formula| formula.name.as_str());
+    let kept: Vec<&str> = catalog.metrics.iter().map(|metric| metric.name.as_str()).chain(formulas).collect();
+    let sql = "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+               where n.nspname = 'metrics' and c.relkind = 'v' and not (c.relname = any($1))
+                 and obj_description(c.oid, 'pg_class') ~ '\\[[0-9a-f]{16}\\]$'";
+    let removed: Vec<String> = sqlx::query_scalar(sql).bind(kept).fetch_all(&mut *connection).await?;
+    if removed.is_empty() {
+        return Ok(());
+    }
+    // At once: formulas stand on metrics.
+    let names: Vec<String> = removed.iter().map(|name| format!("metrics.{}", quote(name))).collect();
+    let names = names.join(", ");
+    let dropped = in_transaction(connection, &format!("drop view {names};")).await;
+    dropped.with_context(|| format!("dropping {names}, which the catalog doesn't have any more"))
 }
 
 /// Makes a view anew where its definition changed. The comment ends with the definition's hash, which tells.

@@ -188,10 +188,10 @@ proptest! {
             };
             assert_eq!(nonces(&slow, slow.sealed.len()), nonces(&rival, slow.sealed.len()));
             let kept = offsets(&store, &rival).await;
-            let swept = sweep(&store, |_| false, i64::MAX, false).await.unwrap();
+            let swept = sweep(&store, i64::MAX, false).await.unwrap();
             assert_eq!(swept.strange, Vec::<String>::new());
             assert_eq!(offsets(&store, &rival).await, kept, "a sweep removed what a manifest names");
-            let again = sweep(&store, |_| false, i64::MAX, false).await.unwrap();
+            let again = sweep(&store, i64::MAX, false).await.unwrap();
             assert_eq!(again.orphans, Vec::<String>::new());
         });
     }
@@ -260,9 +260,9 @@ fn a_step_whose_store_fails_is_repeated_without_loss() {
     });
 }
 
-/// Only what is old, unknown and unnamed goes.
+/// Only what is old and unnamed goes.
 #[test]
-fn a_sweep_leaves_what_is_young_known_or_strange() {
+fn a_sweep_leaves_what_is_young_or_strange() {
     runtime().block_on(async {
         let store = Store::in_memory();
         let orphan = "data/stream=clicks/event_day=1970-01-01/clicks-3-0-9-00000000000000ff.parquet";
@@ -272,9 +272,9 @@ fn a_sweep_leaves_what_is_young_known_or_strange() {
             store.put(path, "x".into()).await.unwrap();
         }
         let none: Vec<String> = vec![];
-        assert_eq!(sweep(&store, |_| false, 0, false).await.unwrap().orphans, none, "young");
-        assert_eq!(sweep(&store, |path| path == orphan, i64::MAX, true).await.unwrap().orphans, [import]);
-        let swept = sweep(&store, |_| false, i64::MAX, false).await.unwrap();
+        assert_eq!(sweep(&store, 0, false).await.unwrap().orphans, none, "young");
+        assert_eq!(sweep(&store, i64::MAX, true).await.unwrap().orphans, [orphan, import], "only tried");
+        let swept = sweep(&store, i64::MAX, false).await.unwrap();
         assert_eq!((swept.orphans.len(), swept.bytes, swept.strange), (2, 2, vec![strange.to_owned()]));
         assert_eq!(store.list("data").await.unwrap().len(), 1);
     });

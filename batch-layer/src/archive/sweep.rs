@@ -24,20 +24,14 @@ pub struct Swept {
 }
 
 /// Removes the orphans that were last written before `older_than` (ms since 1970; give it a day at least, an
-/// archiver that works longer on one epoch would lose its files). `known` tells paths that are in use without
-/// looking, such as the ledger's; it may know none, and then every manifest is read once. With `dry_run` nothing is removed.
-pub async fn sweep(
-    store: &Store,
-    known: impl Fn(&str) -> bool,
-    older_than: Millis,
-    dry_run: bool,
-) -> Result<Swept> {
+/// archiver that works longer on one epoch would lose its files). With `dry_run` nothing is removed.
+pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<Swept> {
     let mut swept = Swept::default();
     let mut named = Named::default();
     for folder in ["data", "rejects", "probe"] {
         for object in store.list(folder).await? {
             let path = object.location.to_string();
-            if object.last_modified.timestamp_millis() >= older_than || known(&path) {
+            if object.last_modified.timestamp_millis() >= older_than {
                 continue;
             }
             if folder == "probe" {
