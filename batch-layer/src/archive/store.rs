@@ -10,6 +10,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
@@ -43,11 +44,7 @@ impl Store {
     /// from the environment, by the names that `object_store` knows (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`,
     /// `AWS_ALLOW_HTTP`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME`, ...).
     pub fn open(url: &str) -> Result<Store> {
-        Store::open_with(
-            url,
-            std::env::vars_os()
-                .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))),
-        )
+        Store::open_with(url, settings(std::env::vars_os()))
     }
 
     /// Opens the store of a URL with options given by name, as [`Store::open`] takes them from the environment.
@@ -251,6 +248,16 @@ impl Store {
     fn below(&self, location: &Path) -> Path {
         location.prefix_match(&self.prefix).map_or_else(|| location.clone(), |parts| parts.collect())
     }
+}
+
+/// The variables that speak of object stores. Others must not reach `object_store`: it would take a `TOKEN`, `REGION`
+/// or `TIMEOUT` that is there for another program as its own.
+pub(crate) fn settings(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = (String, String)> {
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of)))
 }
 
 /// Whether the same write may pass when it is tried again.

@@ -8,10 +8,9 @@ mod cache;
 mod find;
 mod jars;
 
-use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 pub use find::{JavaAt, PostgresAt, RedisAt};
 
@@ -30,10 +29,10 @@ pub enum Need {
 }
 
 /// Whether missing packages may be installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Installing {
-    /// Ask at a terminal; without one, go on.
-    Ask,
+#[derive(Clone, Copy)]
+pub enum Installing<'a> {
+    /// Put this question to someone; go on where the answer is yes.
+    Ask(&'a dyn Fn(&str) -> anyhow::Result<bool>),
     /// Go on without asking.
     Yes,
     /// Say what is missing and give up.
@@ -77,18 +76,16 @@ pub struct KafkaAt {
 /// When something is missing and can't be installed here: the message says what to install.
 pub fn ensure(which: &[Need], policy: Installing, say: &mut dyn FnMut(&str)) -> anyhow::Result<Found> {
     let cache = cache::locate()?;
-    let mut survey = Survey::of(which, jars::ready(&cache));
+    let look = || Survey::of(which, jars::ready(&cache));
+    let mut survey = look();
     if !survey.missing.is_empty() {
-        let packages = decide(&survey.missing, &Machine::look(), policy)?;
-        if policy == Installing::Ask && std::io::stdin().is_terminal() && !agreed(&packages, say)? {
-            bail!("nothing was installed; {}", advice(&survey.missing, &Machine::look()));
-        }
+        leave(&survey.missing, &Machine::look(), policy)?;
         let _one_at_a_time = FileLock::wait(&std::env::temp_dir().join("tidemark-apt.lock"), say)?;
         // Another session may have brought it meanwhile.
-        survey = Survey::of(which, jars::ready(&cache));
+        survey = look();
         if !survey.missing.is_empty() {
             apt::install(&survey.missing, say)?;
-            survey = Survey::of(which, jars::ready(&cache));
+            survey = look();
         }
         if !survey.missing.is_empty() {
             bail!("apt-get succeeded, but these are still not found: {}", names(&survey.missing));
@@ -112,6 +109,8 @@ pub(crate) struct Machine {
     apt: bool,
     brew: bool,
     root: bool,
+    /// The package that brings a Java: the one thing whose name differs among Debian's releases.
+    java: &'static str,
 }
 
 impl Machine {
@@ -120,25 +119,32 @@ impl Machine {
             apt: find::on_path("apt-get").is_some() && find::on_path("dpkg").is_some(),
             brew: cfg!(target_os = "macos"),
             root: rustix::process::geteuid().is_root(),
+            java: apt::offered(Missing::Java).unwrap_or("default-jre-headless"),
         }
     }
 }
 
-/// The things to install, or why not.
-fn decide(missing: &[Missing], machine: &Machine, policy: Installing) -> anyhow::Result<String> {
-    if policy == Installing::Never {
-        bail!("{} not found; {}", names(missing), advice(missing, machine));
+/// Leave to install these, or why not.
+fn leave(missing: &[Missing], machine: &Machine, policy: Installing) -> anyhow::Result<()> {
+    let (names, advice) = (names(missing), advice(missing, machine));
+    if matches!(policy, Installing::Never) {
+        bail!("{names} not found; {advice}");
     }
     if !machine.apt || !machine.root {
         let why = if machine.apt { "installing needs root" } else { "only apt-get is used to install" };
-        bail!("{} not found, and {why}; {}", names(missing), advice(missing, machine));
+        bail!("{names} not found, and {why}; {advice}");
     }
-    Ok(names(missing))
+    if let Installing::Ask(ask) = policy
+        && !ask(&format!("not found: {names}; install with apt-get, without starting any service?"))?
+    {
+        bail!("nothing was installed; {advice}");
+    }
+    Ok(())
 }
 
 fn names(missing: &[Missing]) -> String {
     let name = |missing: &Missing| match missing {
-        Missing::Redis => "redis-server (or valkey-server)",
+        Missing::Redis => "redis-server 7 or later (or valkey-server)",
         Missing::Postgres => "postgres with initdb",
         Missing::Java => "java 17 or later",
         Missing::Maven => "mvn",
@@ -148,17 +154,18 @@ fn names(missing: &[Missing]) -> String {
 
 /// What a person can type to get what is missing.
 fn advice(missing: &[Missing], machine: &Machine) -> String {
-    let list = |name: fn(&Missing) -> &'static str| missing.iter().map(name).collect::<Vec<_>>().join(" ");
+    let list =
+        |name: &dyn Fn(&Missing) -> &'static str| missing.iter().map(name).collect::<Vec<_>>().join(" ");
     if machine.apt {
-        let packages = list(|missing| match missing {
+        let packages = list(&|missing| match missing {
             Missing::Redis => "redis-server",
             Missing::Postgres => "postgresql",
-            Missing::Java => "openjdk-17-jre-headless",
+            Missing::Java => machine.java,
             Missing::Maven => "maven",
         });
         return format!("as root: apt-get update && apt-get install --no-install-recommends {packages}");
     }
-    let formulas = list(|missing| match missing {
+    let formulas = list(&|missing| match missing {
         Missing::Redis => "redis",
         Missing::Postgres => "postgresql@17",
         Missing::Java => "openjdk@17",
@@ -173,43 +180,46 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
     }
 }
 
-fn agreed(packages: &str, say: &mut dyn FnMut(&str)) -> anyhow::Result<bool> {
-    say(&format!("not found: {packages}; install with apt-get, without starting any service? [Y/n]"));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read the answer")?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes") && answer.ends_with('\n'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DEBIAN_ROOT: Machine = Machine { apt: true, brew: false, root: true };
-    const DEBIAN_USER: Machine = Machine { apt: true, brew: false, root: false };
-    const MAC: Machine = Machine { apt: false, brew: true, root: false };
-    const OTHER_ROOT: Machine = Machine { apt: false, brew: false, root: true };
+    const DEBIAN_ROOT: Machine =
+        Machine { apt: true, brew: false, root: true, java: "openjdk-21-jre-headless" };
+    const DEBIAN_USER: Machine = Machine { root: false, ..DEBIAN_ROOT };
+    const MAC: Machine = Machine { apt: false, brew: true, ..DEBIAN_USER };
+    const OTHER_ROOT: Machine = Machine { apt: false, ..DEBIAN_ROOT };
+
+    /// What comes of asking for leave, where the one who is asked answers so; and whether they were asked.
+    fn check(machine: &Machine, answer: Option<bool>, refusal: Option<&str>) {
+        let asked = std::cell::Cell::new(false);
+        let ask = |question: &str| {
+            asked.set(true);
+            assert!(question.contains("redis-server") && question.contains("java"), "{question}");
+            Ok(answer.unwrap())
+        };
+        let policy = if answer.is_some() { Installing::Ask(&ask) } else { Installing::Yes };
+        let given = leave(&[Missing::Redis, Missing::Java], machine, policy);
+        match refusal {
+            None => given.unwrap(),
+            Some(refusal) => assert!(given.as_ref().unwrap_err().to_string().contains(refusal), "{given:?}"),
+        }
+        assert_eq!(asked.get(), answer.is_some() && *machine == DEBIAN_ROOT);
+    }
 
     #[test]
-    fn only_root_on_debian_installs() {
-        let missing = [Missing::Redis, Missing::Java];
-        assert!(decide(&missing, &DEBIAN_ROOT, Installing::Yes).is_ok());
-        assert!(decide(&missing, &DEBIAN_ROOT, Installing::Ask).is_ok());
-        for (machine, policy, must_say) in [
-            (
-                DEBIAN_ROOT,
-                Installing::Never,
-                "apt-get install --no-install-recommends redis-server openjdk-17-jre-headless",
-            ),
-            (
-                DEBIAN_USER,
-                Installing::Yes,
-                "installing needs root; as root: apt-get update && apt-get install",
-            ),
-            (MAC, Installing::Yes, "brew install redis openjdk@17"),
-            (OTHER_ROOT, Installing::Ask, "with your package manager"),
-        ] {
-            let message = decide(&missing, &machine, policy).unwrap_err().to_string();
-            assert!(message.contains(must_say), "{message}");
+    fn only_root_on_debian_installs_and_only_with_leave() {
+        let by_hand =
+            "apt-get update && apt-get install --no-install-recommends redis-server openjdk-21-jre-headless";
+        check(&DEBIAN_ROOT, None, None);
+        check(&DEBIAN_ROOT, Some(true), None);
+        check(&DEBIAN_ROOT, Some(false), Some(&format!("nothing was installed; as root: {by_hand}")));
+        for answer in [None, Some(true)] {
+            check(&DEBIAN_USER, answer, Some(&format!("installing needs root; as root: {by_hand}")));
+            check(&MAC, answer, Some("brew install redis openjdk@17"));
+            check(&OTHER_ROOT, answer, Some("with your package manager"));
         }
+        let never = leave(&[Missing::Redis], &DEBIAN_ROOT, Installing::Never).unwrap_err().to_string();
+        assert!(never.contains("redis-server 7 or later (or valkey-server) not found; as root"), "{never}");
     }
 }

@@ -14,5 +14,6 @@ pub mod cli;
 pub mod stack;
 pub mod screen;
 
+mod ask;
 mod ports;
 mod process;

@@ -4,18 +4,19 @@
 //! are and never stopped.
 
 use crate::cli::Args;
-use crate::install::{self, Installing, Need};
+use crate::install::{self, Found, Installing, Need};
 use crate::layers::{self, Layer};
 use crate::oracle::Oracle;
 use crate::probe::{Probe, Serving};
 use crate::screen::Screen;
 use crate::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions};
-use crate::{compare, screen};
+use crate::{ask, compare, screen};
 use anyhow::{Context, Result, bail, ensure};
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
     let stop = layers::stop_signal();
     let started = async {
-        let stack = Stack::start(&args).await?;
+        let stack = Stack::start(&args, &stop).await?;
         let equal = if args.once { Some(stack.once(&args, clock).await?) } else { None };
         anyhow::Ok((stack, equal))
     };
@@ -50,6 +51,21 @@ pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
     say("stopping all that was started");
     stack.stop().await;
     done
+}
+
+/// Finds the servers; installs what is missing, after asking if someone sits at a terminal.
+async fn find(needed: Vec<Need>, yes: bool, stop: CancellationToken) -> Result<Found> {
+    let work = move || {
+        let runtime = tokio::runtime::Handle::current();
+        let ask = |question: &str| {
+            let agreed = ask::agreed(question, || Box::new(std::io::stdin().lock()));
+            runtime.block_on(stop.run_until_cancelled(agreed)).unwrap_or(Ok(false))
+        };
+        let asks = !yes && std::io::stdin().is_terminal();
+        let policy = if asks { Installing::Ask(&ask) } else { Installing::Yes };
+        install::ensure(&needed, policy, &mut |line| say(line))
+    };
+    tokio::task::spawn_blocking(work).await?
 }
 
 fn say(what: &str) {
@@ -88,17 +104,14 @@ struct Stack {
 }
 
 impl Stack {
-    async fn start(args: &Args) -> Result<Stack> {
+    async fn start(args: &Args, stop: &CancellationToken) -> Result<Stack> {
         let folder = fresh_folder(args.folder.as_deref())?;
         let program = std::env::current_exe().context("can't find this program's own file")?;
         let mut needed = Vec::new();
         needed.extend(args.redis.is_none().then_some(Need::Redis));
         needed.extend(args.postgres.is_none().then_some(Need::Postgres));
         needed.extend(args.kafka.is_none().then_some(Need::Kafka));
-        let policy = if args.yes { Installing::Yes } else { Installing::Ask };
-        let found =
-            tokio::task::spawn_blocking(move || install::ensure(&needed, policy, &mut |line| say(line)))
-                .await??;
+        let found = find(needed, args.yes, stop.clone()).await?;
         say(&format!("everything is kept in {} (emptied at each start)", folder.display()));
 
         let started = Instant::now();

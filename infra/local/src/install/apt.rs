@@ -7,12 +7,16 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::Missing;
 use crate::process::last_lines;
 
+/// How long other programs' locks are waited for.
+const LOCKED: Duration = Duration::from_secs(300);
+const LISTS_LOCKED: &str = "Could not get lock /var/lib/apt/lists/lock";
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const POLICY_TEXT: &str =
     "#!/bin/sh\n# Written by tidemark while it installs packages; can be removed.\nexit 101\n";
@@ -22,12 +26,14 @@ const CLUSTERS_LINE: &str = "create_main_cluster = false # by tidemark while it 
 
 /// Installs packages for what is missing. Needs root.
 pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    run(&["update", "-q"], say)?;
+    // A list that can't be had, of a source that has nothing of ours, is no reason to give up.
+    if let Err(error) = run(&["update", "-q"], say) {
+        say(&format!("{error:#}\n  going on with the package lists that are there"));
+    }
     let mut packages = Vec::new();
     for what in missing {
-        let names = candidates(*what);
-        let package = names.iter().find(|name| is_offered(name));
-        packages.push(*package.with_context(|| format!("apt-get offers none of {}", names.join(", ")))?);
+        let none = || format!("apt-get offers none of {}", candidates(*what).join(", "));
+        packages.push(offered(*what).with_context(none)?);
     }
     let _policy = Policy::forbid_starts(say)?;
     let _clusters = missing.contains(&Missing::Postgres).then(|| Clusters::make_none(say)).transpose()?;
@@ -46,6 +52,11 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
     }
 }
 
+/// The best package that brings it, of those that this machine's package lists have.
+pub(super) fn offered(missing: Missing) -> Option<&'static str> {
+    candidates(missing).iter().copied().find(|package| is_offered(package))
+}
+
 fn is_offered(package: &str) -> bool {
     let output = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output();
     output.is_ok_and(|output| {
@@ -54,25 +65,37 @@ fn is_offered(package: &str) -> bool {
     })
 }
 
-/// Runs `apt-get`, waiting up to five minutes for whoever holds dpkg's lock.
+/// Runs `apt-get`, waiting up to five minutes for whoever holds its locks.
 fn run(arguments: &[&str], say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     say(&format!("running apt-get {}", arguments.join(" ")));
-    let output = Command::new("apt-get")
-        .args(["-o", "DPkg::Lock::Timeout=300"])
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("UCF_FORCE_CONFFOLD", "1")
-        // Ubuntu would otherwise restart services whose libraries were upgraded.
-        .env("NEEDRESTART_SUSPEND", "1")
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null())
-        .output()
-        .context("can't run apt-get")?;
-    if !output.status.success() {
+    let give_up = Instant::now() + LOCKED;
+    let mut said = false;
+    loop {
+        let output = Command::new("apt-get")
+            .args(["-o", &format!("DPkg::Lock::Timeout={}", LOCKED.as_secs())])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("UCF_FORCE_CONFFOLD", "1")
+            // Ubuntu would otherwise restart services whose libraries were upgraded.
+            .env("NEEDRESTART_SUSPEND", "1")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(Stdio::null())
+            .output()
+            .context("can't run apt-get")?;
+        if output.status.success() {
+            return Ok(());
+        }
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        bail!("apt-get {} failed ({}):\n{}", arguments.join(" "), output.status, last_lines(&text, 15));
+        // It waits for dpkg's lock by itself, but not for that of its lists.
+        if !text.contains(LISTS_LOCKED) || Instant::now() >= give_up {
+            bail!("apt-get {} failed ({}):\n{}", arguments.join(" "), output.status, last_lines(&text, 15));
+        }
+        if !said {
+            say("waiting for another program that updates the package lists");
+            said = true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
     }
-    Ok(())
 }
 
 /// Forbids packages to start services, until dropped.

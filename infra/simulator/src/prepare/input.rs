@@ -105,8 +105,11 @@ impl std::fmt::Display for Location {
 /// The store of a URL, configured by the environment (`AWS_...`, `GOOGLE_...`, `AZURE_...`).
 fn store(url: &str) -> anyhow::Result<(Arc<dyn ObjectStore>, object_store::path::Path)> {
     let parsed = url::Url::parse(url).with_context(|| "not a URL")?;
-    let environment = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
-    let (store, path) = object_store::parse_url_opts(&parsed, environment)
+    // Other variables, such as a `TOKEN` or `TIMEOUT` of another program, would be taken as the store's own.
+    let settings = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of)));
+    let (store, path) = object_store::parse_url_opts(&parsed, settings)
         .with_context(|| format!("no object store for {}", Location::of(url)))?;
     Ok((store.into(), path))
 }
