@@ -160,10 +160,13 @@ impl Drop for Clusters {
     fn drop(&mut self) {
         let restored = match &self.before {
             Some(text) => std::fs::write(CLUSTERS, text),
-            // As the package would have made it.
-            None => std::fs::copy(CLUSTERS_SHIPPED, CLUSTERS)
-                .map(drop)
-                .or_else(|_| std::fs::remove_file(CLUSTERS)),
+            // As the package would have made it; it laid its own beside ours.
+            None => {
+                let _ = std::fs::remove_file(format!("{CLUSTERS}.ucf-dist"));
+                std::fs::copy(CLUSTERS_SHIPPED, CLUSTERS)
+                    .map(drop)
+                    .or_else(|_| std::fs::remove_file(CLUSTERS))
+            }
         };
         if let Err(error) = restored {
             tracing::error!(%error, "can't restore {CLUSTERS}");
