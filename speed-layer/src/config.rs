@@ -1,7 +1,7 @@
 //! Arguments of the program. Every URL can come from the environment, so that no secret need be on a command line.
 
 use clap::{Parser, Subcommand, ValueEnum};
-use shared_model::offsets::TopicPartition;
+use shared_model::offsets::{OffsetRange, TopicPartition};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +34,62 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Re-reads the log and compares: each group in Redis must equal the naive fold of exactly its range.
     Verify(Box<VerifyArgs>),
+    /// Shows the records that could not be counted, and replays them once they can be.
+    DeadLetters {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+}
+
+/// What can be done with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// Lists dead letters: position, reason, size, the bytes' beginning; at the end how many of each reason.
+    List(Box<LetterArgs>),
+    /// Produces the original bytes to the original topic and partition again, of each dead letter that the catalog now
+    /// admits. Do it once the workers run with the mended catalog. A record is replayed once however often this is
+    /// called; one that counts already (it lay above the tidemark when the catalog was mended) is recognised by its
+    /// identity, as any repeat.
+    Replay(Box<ReplayArgs>),
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LetterArgs {
+    /// The catalog (TOML): streams, metrics and layout.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// Kafka's bootstrap servers, host:port, comma-separated.
+    #[arg(long, env = "TIDEMARK_KAFKA")]
+    pub kafka: String,
+    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
+    pub kafka_property: Vec<(String, String)>,
+    /// Only records of this topic; may be repeated.
+    #[arg(long)]
+    pub topic: Vec<String>,
+    /// Only records of this partition; may be repeated.
+    #[arg(long)]
+    pub partition: Vec<i32>,
+    /// Only records refused for this reason (not_json, bad_field, no_event_time, event_time_out_of_bounds, empty,
+    /// too_large); may be repeated.
+    #[arg(long)]
+    pub reason: Vec<String>,
+    /// Only records at these offsets of their own topic: FROM..TO, without TO; either may be left out.
+    #[arg(long, value_parser = offsets)]
+    pub offsets: Option<OffsetRange>,
+}
+
+/// Arguments of `dead-letters replay`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReplayArgs {
+    /// Which.
+    #[command(flatten)]
+    pub letters: LetterArgs,
+    /// Says what would be replayed, and writes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `verify`.
@@ -103,6 +159,14 @@ fn partition(text: &str) -> Result<TopicPartition, String> {
     TopicPartition::parse(text).ok_or_else(|| format!("{text:?} is not topic/partition, as in page_views/0"))
 }
 
+fn offsets(text: &str) -> Result<OffsetRange, String> {
+    let end = |text: &str, open: i64| if text.is_empty() { Some(open) } else { text.parse().ok() };
+    let range = text
+        .split_once("..")
+        .and_then(|(from, to)| Some(OffsetRange { from: end(from, 0)?, to: end(to, i64::MAX)? }));
+    range.filter(|range| !range.is_empty()).ok_or_else(|| format!("{text:?} is not FROM..TO, as in 100..200"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +177,10 @@ mod tests {
         Args::command().debug_assert();
         assert_eq!(partition("a/3"), Ok(TopicPartition::new("a", 3)));
         assert!(partition("a").is_err());
+        assert_eq!(offsets("3..5"), Ok(OffsetRange { from: 3, to: 5 }));
+        assert_eq!(offsets("..5"), Ok(OffsetRange { from: 0, to: 5 }));
+        assert_eq!(offsets("3.."), Ok(OffsetRange { from: 3, to: i64::MAX }));
+        ["3", "5..5", "a..b"].iter().for_each(|text| assert!(offsets(text).is_err()));
         assert_eq!(property("ssl.ca.location=/a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
     }
 }

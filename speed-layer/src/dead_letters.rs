@@ -3,12 +3,15 @@
 //! A dead letter is acknowledged by all replicas before any position that passes its record is stored. Written again
 //! after a restart it has the same key, so that copies can be told.
 
+pub(crate) mod letters;
+pub(crate) mod replay;
+
 use anyhow::Context as _;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use shared_model::event::Reject;
+use shared_model::event::{PRODUCED_HEADER, Reject};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::time::Duration;
@@ -16,6 +19,14 @@ use std::time::Duration;
 /// The topic of a topic's dead letters.
 pub(crate) fn topic_of(topic: &str) -> String {
     format!("{topic}.dead-letters")
+}
+
+/// A producer that waits for all replicas and takes records of any size that a topic admits.
+fn producer(kafka: &ClientConfig) -> Result<FutureProducer, KafkaError> {
+    let mut config = kafka.clone();
+    config.set("acks", "all").set("enable.idempotence", "true").set("linger.ms", "20");
+    config.set("message.max.bytes", "10485760").set("message.timeout.ms", "30000");
+    config.create()
 }
 
 /// One record that can't be counted.
@@ -27,8 +38,19 @@ pub(crate) struct DeadLetter {
     pub(crate) append_time: Option<Millis>,
     /// Why.
     pub(crate) reject: Reject,
+    /// Its key.
+    pub(crate) key: Option<Vec<u8>>,
+    /// What its producer's header says of when it was made.
+    pub(crate) produced: Option<Vec<u8>>,
     /// Its value.
     pub(crate) value: Option<Vec<u8>>,
+}
+
+impl DeadLetter {
+    /// About how much memory it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len) + self.key.as_ref().map_or(0, Vec::len) + 256
+    }
 }
 
 /// The producer of dead letters, shared by all partitions.
@@ -38,10 +60,7 @@ pub(crate) struct DeadLetters(FutureProducer);
 impl DeadLetters {
     /// Makes the producer; it connects when needed.
     pub(crate) fn new(kafka: &ClientConfig) -> anyhow::Result<DeadLetters> {
-        let mut config = kafka.clone();
-        config.set("acks", "all").set("enable.idempotence", "true").set("linger.ms", "20");
-        config.set("message.max.bytes", "10485760").set("message.timeout.ms", "30000");
-        Ok(DeadLetters(config.create().context("cannot make the producer of dead letters")?))
+        Ok(DeadLetters(producer(kafka).context("cannot make the producer of dead letters")?))
     }
 
     /// Writes them all; returns when every one is acknowledged.
@@ -82,13 +101,15 @@ impl DeadLetters {
         let size = letter.value.as_ref().map_or(0, Vec::len);
         let truncated = (value.map_or(0, <[u8]>::len) < size).then(|| size.to_string());
         let headers = [
-            ("reason", Some(letter.reject.code())),
-            ("detail", Some(detail.as_str())),
-            ("topic", Some(&*tp.topic)),
-            ("partition", Some(numbers[0].as_str())),
-            ("offset", Some(numbers[1].as_str())),
-            ("append_time", append_time.as_deref()),
-            ("truncated_from", truncated.as_deref()),
+            ("reason", Some(letter.reject.code().as_bytes())),
+            ("detail", Some(detail.as_bytes())),
+            ("topic", Some(tp.topic.as_bytes())),
+            ("partition", Some(numbers[0].as_bytes())),
+            ("offset", Some(numbers[1].as_bytes())),
+            ("append_time", append_time.as_ref().map(String::as_bytes)),
+            ("truncated_from", truncated.as_ref().map(String::as_bytes)),
+            (KEY_HEADER, letter.key.as_deref()),
+            (PRODUCED_HEADER, letter.produced.as_deref()),
         ];
         let headers = headers.iter().filter(|(_, value)| value.is_some());
         let headers =
@@ -99,5 +120,7 @@ impl DeadLetters {
     }
 }
 
+/// The header with the record's own key.
+const KEY_HEADER: &str = "key";
 /// How much of a record is kept that is too long for the topic of dead letters.
 const TRUNCATED: usize = 64 << 10;

@@ -2,7 +2,7 @@
 
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers as _, Timestamp};
-use shared_model::event::TICK_HEADER;
+use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
 use shared_model::time::Millis;
 
 /// One record of a partition's log.
@@ -23,6 +23,12 @@ pub(crate) enum Payload<'a> {
     Tick,
     /// An event's bytes, or nothing where an event should be.
     Value(Option<&'a [u8]>),
+}
+
+/// What the producer's header says of when it made the record.
+pub(crate) fn produced(message: &BorrowedMessage<'_>) -> Option<Vec<u8>> {
+    let header = message.headers()?.iter().find(|header| header.key == PRODUCED_HEADER)?;
+    header.value.map(<[u8]>::to_vec)
 }
 
 /// Reads a message.

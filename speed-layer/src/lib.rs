@@ -29,6 +29,6 @@ mod service;
 #[cfg(test)]
 mod laws;
 
-pub use config::{Args, Command, LogFormat, RunArgs, VerifyArgs};
+pub use config::{Args, Command, DeadLettersCommand, LetterArgs, LogFormat, ReplayArgs, RunArgs, VerifyArgs};
 pub use service::{execute, run};
 pub use telemetry::start_logging;

@@ -1,7 +1,7 @@
 //! The service: waits for what it needs, then owns the partitions that it is given until it is told to stop.
 
 use crate::claim;
-use crate::config::{Args, Command, RunArgs};
+use crate::config::{Args, Command, DeadLettersCommand, RunArgs};
 use crate::consume::{self, Log, Member, Membership};
 use crate::counters::{self, Plan};
 use crate::dead_letters::{self, DeadLetters};
@@ -53,6 +53,24 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<
                 () = shutdown.cancelled() => bail!("interrupted"),
                 verified = verify::verify(*verify_args, &catalog) => verified,
             }
+        }
+        Command::DeadLetters { command } => tokio::select! {
+            () = shutdown.cancelled() => bail!("interrupted; what was replayed is marked, the rest can be replayed later"),
+            done = dead_letters(command) => done,
+        },
+    }
+}
+
+async fn dead_letters(command: DeadLettersCommand) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match command {
+        DeadLettersCommand::List(args) => {
+            let catalog = read_catalog(&args.catalog)?;
+            dead_letters::letters::list(&args, &catalog, &mut out).await
+        }
+        DeadLettersCommand::Replay(args) => {
+            let catalog = read_catalog(&args.letters.catalog)?;
+            dead_letters::replay::replay(&args, &catalog, &mut out).await
         }
     }
 }

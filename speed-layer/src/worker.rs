@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedMessage, Message as _};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Reach, reach};
 use shared_model::time::Millis;
@@ -38,7 +38,7 @@ const TURN: usize = 512;
 const QUIET: Duration = Duration::from_secs(1);
 /// How many dead letters may wait for a flush.
 const DEAD_LETTERS: usize = 2_000;
-/// How many bytes of waiting cells force a flush.
+/// How many bytes of waiting cells, or of dead letters, force a flush.
 const PENDING_BYTES: usize = 64 << 20;
 /// How many stored bytes one round may read back to merge.
 const MERGE_BYTES: usize = 16 << 20;
@@ -130,6 +130,7 @@ async fn spell(
         plan: plan.clone(),
         token,
         letters: Vec::new(),
+        letter_bytes: 0,
         caught_up: false,
         quiet_since: Instant::now(),
         mark: None,
@@ -152,6 +153,8 @@ struct Owner {
     metrics: PartitionMetrics,
     /// Dead letters that are not written yet.
     letters: Vec<DeadLetter>,
+    /// About how much memory they take.
+    letter_bytes: usize,
     /// Whether the end of the log was seen since the last record.
     caught_up: bool,
     /// When quiet groups were last written.
@@ -236,7 +239,10 @@ impl Owner {
                         decode::Payload::Tick => None,
                     };
                     let (offset, append_time) = (record.offset, record.append_time);
-                    self.letters.push(DeadLetter { offset, append_time, reject, value });
+                    let (key, produced) = (message.key().map(<[u8]>::to_vec), decode::produced(&message));
+                    let letter = DeadLetter { offset, append_time, reject, key, produced, value };
+                    self.letter_bytes += letter.bytes();
+                    self.letters.push(letter);
                 }
             }
         }
@@ -246,8 +252,8 @@ impl Owner {
     /// After some records: writes early where too much waits.
     async fn after_turn(&mut self, stop: &CancellationToken) -> Flow {
         let (cells, bytes) = self.partition.pending();
-        if cells >= self.shared.pending_cells || bytes >= PENDING_BYTES || self.letters.len() >= DEAD_LETTERS
-        {
+        let letters = self.letters.len() >= DEAD_LETTERS || self.letter_bytes >= PENDING_BYTES;
+        if cells >= self.shared.pending_cells || bytes >= PENDING_BYTES || letters {
             return self.flush(false, stop).await;
         }
         tokio::task::yield_now().await;
@@ -447,7 +453,10 @@ impl Owner {
     async fn write_dead_letters(&mut self, stop: &CancellationToken) -> anyhow::Result<ControlFlow<()>> {
         while !self.letters.is_empty() {
             match self.shared.dead_letters.write(&self.partition.tp, &self.letters).await {
-                Ok(()) => self.letters.clear(),
+                Ok(()) => {
+                    self.letters.clear();
+                    self.letter_bytes = 0;
+                }
                 Err(error) => {
                     self.unwell(format!("{error:#}"));
                     tokio::select! {

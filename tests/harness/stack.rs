@@ -93,6 +93,12 @@ impl Stack {
         }
     }
 
+    /// Gives the layers that are started from now on another catalog, of the same streams and layout.
+    pub fn rewrite_catalog(&mut self, text: &str) {
+        self.catalog = Catalog::from_toml(text).expect("a valid catalog");
+        std::fs::write(self.folder.join("catalog.toml"), text).expect("catalog file");
+    }
+
     fn arguments(&self, command: &[&str], connections: &[&str]) -> Vec<String> {
         let all = [
             ("--catalog", self.folder.join("catalog.toml").display().to_string()),
