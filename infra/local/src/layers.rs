@@ -87,9 +87,14 @@ impl Layer {
         self.child.logged()
     }
 
+    /// Asks it to end, and doesn't wait.
+    pub fn signal_stop(&self) {
+        self.child.signal(self.program.stop);
+    }
+
     /// Asks it to end, and waits until it has; it is killed if it takes too long. Gives its exit code.
     pub async fn stop(mut self) -> i32 {
-        self.child.signal(self.program.stop);
+        self.signal_stop();
         if tokio::time::timeout(GRACE, self.child.ended()).await.is_err() {
             tracing::warn!(layer = self.program.name, "didn't stop in time, is killed");
         }
@@ -152,6 +157,7 @@ pub async fn run_as(arguments: Vec<OsString>, clock: fn() -> i64) -> Option<anyh
         }
         _ => {
             let args = simulator::cli::Args::parse_from(arguments);
+            simulator::start_logging();
             let job = tokio::task::spawn_blocking(move || simulator::execute(args, clock, &shutdown));
             job.await.unwrap_or_else(|error| Err(error.into()))
         }

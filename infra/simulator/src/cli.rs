@@ -27,20 +27,23 @@ pub enum Command {
     ///
     /// Reads page_views.csv and events.csv of Outbrain, or the files of any other stream of the catalog: the header
     /// names the declared fields, in any order. NULL is \N; an empty cell is empty text, or NULL for other types.
-    /// One line is one record. Plain or gzip; local, or at a URL (s3://, gs://, az://, https://; credentials from the
-    /// environment, AWS_... and so on).
+    /// One line is one record. Plain or gzip; files and folders, on this machine or by URL: s3://, gs://, az://,
+    /// https://, file:// (endpoint and credentials from the environment, AWS_... and so on).
     ///
     /// Writes OUT/STREAM/platform=P/event_date=D/part-N.parquet (Zstd, sorted by event time; without
     /// platform= where the stream has no such field; NULL is platform=__HIVE_DEFAULT_PARTITION__) and
     /// OUT/STREAM/rejects.csv with file, line, reason and text of each line that is no row. The result replaces an
-    /// earlier one as a whole. The disk of OUT must hold the sorted rows twice for a while, about the size of the
-    /// plain CSV each.
+    /// earlier one as a whole. The disk of OUT (where that is a URL, --temp-dir) must hold the sorted rows twice for a
+    /// while, about the size of the plain CSV each. Objects can't be replaced as a whole: while they are, and if that
+    /// is interrupted, OUT/STREAM/_preparing lies beside them, and replay refuses them.
     #[command(verbatim_doc_comment)]
     Prepare(PrepareArgs),
     /// Send prepared files, or CSV directly, to Kafka in event-time order across streams
     ///
     /// All streams and platforms are merged at once. Open at a time are the files of one event day, with about 10 MB
-    /// each, beside 64 MB that wait for Kafka. CSV is sorted on disk first, within --memory. Messages are keyed by
+    /// each (by URL and one row group as it is stored: 131,072 rows or 32 MB at the most), beside 64 MB that wait for
+    /// Kafka. CSV is sorted on disk first, within --memory. Told to stop, it sends no more, waits for what is under
+    /// way, and says how many records were acknowledged. A broker that goes away is waited for. Messages are keyed by
     /// the stream's message key (uuid), the value is JSON of the declared fields, the header act_prod_time holds the
     /// time of sending in ms.
     #[command(verbatim_doc_comment)]
@@ -55,8 +58,8 @@ pub struct CatalogArgs {
     pub catalog: Option<PathBuf>,
 }
 
-/// How much may be used.
-#[derive(Debug, Clone, Copy, ClapArgs)]
+/// How much may be used, and where.
+#[derive(Debug, Clone, ClapArgs)]
 pub struct LimitArgs {
     /// Memory that the sorting stays within (at least 64MB)
     #[arg(long, default_value = "512MB", value_parser = memory)]
@@ -64,6 +67,9 @@ pub struct LimitArgs {
     /// Threads; without it one for each processor
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Where is sorted what has no place on this machine; without it the system's folder for temporary files
+    #[arg(long)]
+    pub temp_dir: Option<PathBuf>,
 }
 
 /// Arguments of `prepare`.
@@ -72,9 +78,9 @@ pub struct PrepareArgs {
     /// Files, folders or URLs of CSV; STREAM=FILE where the file's name doesn't begin with the stream's
     #[arg(required = true, value_name = "[STREAM=]INPUT")]
     pub inputs: Vec<String>,
-    /// The folder for the results
+    /// The folder for the results, or its URL
     #[arg(long)]
-    pub out: PathBuf,
+    pub out: String,
     /// The streams.
     #[command(flatten)]
     pub catalog: CatalogArgs,
@@ -86,8 +92,8 @@ pub struct PrepareArgs {
 /// Arguments of `replay`.
 #[derive(Debug, ClapArgs)]
 pub struct ReplayArgs {
-    /// Folders that `prepare` wrote, .parquet files, or .csv and .csv.gz files; STREAM=INPUT where neither the file's
-    /// name nor a folder's tells the stream
+    /// Folders that `prepare` wrote, .parquet files, or .csv and .csv.gz files, as paths or URLs; STREAM=INPUT where
+    /// neither the file's name nor a folder's tells the stream
     #[arg(required = true, value_name = "[STREAM=]INPUT")]
     pub inputs: Vec<String>,
     /// Only these platforms (comma-separated; \N is NULL)
@@ -114,9 +120,6 @@ pub struct ReplayArgs {
     /// For sorting CSV.
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Where CSV is sorted; without it the system's folder for temporary files
-    #[arg(long)]
-    pub temp_dir: Option<PathBuf>,
 }
 
 /// Arguments of `generate`.

@@ -5,9 +5,12 @@
 
 pub mod cli;
 pub mod generate;
+pub mod location;
 pub mod prepare;
 pub mod progress;
 pub mod replay;
 mod run;
+mod telemetry;
 
 pub use run::execute;
+pub use telemetry::start_logging;

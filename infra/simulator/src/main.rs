@@ -2,9 +2,8 @@
 
 use clap::Parser;
 use simulator::cli::Args;
-use std::io::IsTerminal;
+use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// The only place that reads the clock.
 #[allow(clippy::disallowed_methods)]
@@ -29,11 +28,9 @@ async fn stop_signal() {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    simulator::start_logging();
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
@@ -43,5 +40,12 @@ async fn main() -> anyhow::Result<()> {
         stop_signal().await;
         std::process::exit(130);
     });
-    tokio::task::spawn_blocking(move || simulator::execute(args, now, &shutdown)).await?
+    let job = tokio::task::spawn_blocking(move || simulator::execute(args, now, &shutdown));
+    match job.await.unwrap_or_else(|error| Err(error.into())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

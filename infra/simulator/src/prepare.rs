@@ -10,12 +10,13 @@ pub mod lines;
 mod place;
 pub mod row;
 pub mod sort;
+pub mod upload;
 pub mod write;
 
+use crate::location::Location;
 use crate::progress::Progress;
 use anyhow::{Context, bail, ensure};
 use csv::LineReader;
-use input::Location;
 use lines::{Piece, Pieces};
 use place::{Partitions, Rejects, Workshop};
 use shared_model::catalog::Stream;
@@ -24,9 +25,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use write::{PartitionWriter, folder_of};
+
+/// The name of the file that holds the lines that are no rows.
+pub const REJECTS: &str = "rejects.csv";
 
 /// What to prepare.
 #[derive(Debug, Clone)]
@@ -102,31 +105,26 @@ pub struct Summary {
     pub files: usize,
 }
 
-/// Does the job. Blocks; `runtime` serves object stores. Where it fails or is stopped, what was there before is as
-/// it was. One preparation at a time may work in a folder.
-pub fn prepare(
-    job: &Job,
-    runtime: &Handle,
-    progress: &Progress,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Summary> {
+/// Does the job. Blocks. Where it fails or is stopped, what was there before is as it was. One preparation at a time
+/// may work in a folder.
+pub fn prepare(job: &Job, progress: &Progress, shutdown: &CancellationToken) -> anyhow::Result<Summary> {
     let workshop = Workshop::open(&job.out, &job.stream.name)?;
     let shared = Shared {
         job,
         runs_folder: workshop.runs(),
         partitions: Partitions::default(),
-        rejects: Rejects::create(&workshop.result().join("rejects.csv"))?,
+        rejects: Rejects::create(&workshop.result().join(REJECTS))?,
         lines: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
         longest_row: AtomicUsize::new(0),
         shutdown,
     };
-    let runs = shared.sorted_runs(runtime, progress)?;
+    let runs = shared.sorted_runs(progress)?;
     // Each open run also holds one row, which may be long.
     let each = job.limits.read_ahead + shared.longest_row.load(Ordering::Relaxed);
     let fan_in = (job.limits.fan_in * job.limits.read_ahead / each).max(2);
-    let runs = sort::reduce(runs, fan_in, job.limits.read_ahead, &shared.runs_folder)
+    let runs = sort::reduce(runs, fan_in, job.limits.read_ahead, &shared.runs_folder, || shared.go_on())
         .context("cannot merge sorted runs on disk")?;
     let (rows, partitions, files) = shared.write_all(&runs, &workshop.result())?;
     let summary = Summary {
@@ -171,7 +169,7 @@ struct Work {
 
 impl Shared<'_> {
     /// Reads all files and leaves their rows as sorted runs.
-    fn sorted_runs(&self, runtime: &Handle, progress: &Progress) -> anyhow::Result<Vec<Run>> {
+    fn sorted_runs(&self, progress: &Progress) -> anyhow::Result<Vec<Run>> {
         let threads = self.job.limits.threads;
         let (sender, receiver) = sync_channel(threads * 2);
         // Held by the workers alone: when all have ended, the reader's next piece is refused instead of waiting.
@@ -183,7 +181,7 @@ impl Shared<'_> {
             };
             let workers: Vec<_> = (0..threads).map(spawn).collect();
             drop(receiver);
-            self.guarded(|| self.read_files(&sender, runtime, progress));
+            self.guarded(|| self.read_files(&sender, progress));
             drop(sender);
             let parts: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             self.outcome(parts).map(|runs| runs.into_iter().flatten().collect())
@@ -221,17 +219,12 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn read_files(
-        &self,
-        sender: &SyncSender<Work>,
-        runtime: &Handle,
-        progress: &Progress,
-    ) -> anyhow::Result<()> {
+    fn read_files(&self, sender: &SyncSender<Work>, progress: &Progress) -> anyhow::Result<()> {
         let limits = &self.job.limits;
         for location in &self.job.files {
             let shown = location.to_string();
             let context = || format!("cannot read {shown}");
-            let source = location.open(runtime, progress)?;
+            let source = input::open(location, progress)?;
             let mut pieces = Pieces::new(source, limits.piece_bytes, limits.longest_line);
             let header = pieces.first_line().with_context(context)?;
             let reader =

@@ -34,13 +34,9 @@ impl Progress {
         }
     }
 
-    /// Bytes of `what`, of a total where it is known.
-    pub fn of_bytes(what: &str, total: Option<u64>) -> Progress {
-        let template = match total {
-            Some(_) => "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
-            None => "{msg} {spinner} {bytes} {bytes_per_sec}",
-        };
-        Progress::shown(what, total, template)
+    /// Bytes of `what`, of a total.
+    pub fn of_bytes(what: &str, total: u64) -> Progress {
+        Progress::shown(what, Some(total), "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}")
     }
 
     /// Records of `what`, of a total where it is known.

@@ -3,79 +3,57 @@
 //! CSV is sorted first, on disk and within a memory limit, by the same code as `prepare`; what can't be read as a row
 //! is reported, never sent.
 
+mod batches;
 pub mod merge;
 pub mod pace;
 pub mod rows;
 pub mod send;
 pub mod source;
 
-use crate::prepare::{Job, Limits, prepare};
+use crate::location::Location;
+use crate::prepare::{Job, Limits, REJECTS, prepare};
 use crate::progress::Progress;
-use anyhow::Context;
 use shared_model::catalog::{Catalog, Stream};
 use source::SourceFile;
 use std::path::Path;
 use std::sync::Arc;
-use tempfile::TempDir;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use merge::Merged;
 pub use rows::Record;
 pub use send::{SendError, Sender};
-pub use source::{Filter, discover};
+pub use source::{Filter, discover, sources};
 
-/// Files that are sorted and ready to be merged.
-pub struct Sorted {
-    /// All of them Parquet.
-    pub files: Vec<SourceFile>,
-    /// Lines of CSV that were no rows.
-    pub rejects: u64,
-    /// Holds what was sorted for this replay alone.
-    _temporary: Option<TempDir>,
-}
-
-/// Sorts the CSV among `files` into a temporary folder under `folder`.
+/// Sorts the CSV among `files` into `folder`, and gives what is ready to be merged: all of it Parquet.
 pub fn sort_csv(
     files: Vec<SourceFile>,
     catalog: &Catalog,
     limits: Limits,
     folder: &Path,
-    runtime: &Handle,
     shutdown: &CancellationToken,
-) -> anyhow::Result<Sorted> {
+) -> anyhow::Result<Vec<SourceFile>> {
     let (mut ready, csv): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.parquet);
-    if csv.is_empty() {
-        return Ok(Sorted { files: ready, rejects: 0, _temporary: None });
-    }
-    let temporary = tempfile::Builder::new()
-        .prefix("simulator-replay-")
-        .tempdir_in(folder)
-        .with_context(|| format!("cannot make a temporary folder in {}", folder.display()))?;
-    let mut rejects = 0;
     for stream in &catalog.streams {
         let of_stream = |file: &&SourceFile| file.stream.name == stream.name;
-        let locations: Vec<_> = csv.iter().filter(of_stream).map(|file| file.location.clone()).collect();
-        if locations.is_empty() {
+        let files: Vec<_> = csv.iter().filter(of_stream).map(|file| file.location.clone()).collect();
+        if files.is_empty() {
             continue;
         }
-        let job = Job { stream: stream.clone(), files: locations, out: temporary.path().to_owned(), limits };
-        let progress = Progress::of_bytes(&format!("sorting {}", stream.name), total_bytes(&job, runtime)?);
-        let summary = prepare(&job, runtime, &progress, shutdown)?;
+        let job = Job { stream: stream.clone(), files, out: folder.to_owned(), limits };
+        let progress = Progress::of_bytes(&format!("sorting {}", stream.name), total_bytes(&job.files)?);
+        let summary = prepare(&job, &progress, shutdown)?;
         drop(progress);
-        report_rejects(stream, &temporary.path().join(&stream.name).join("rejects.csv"), summary.rejects);
-        rejects += summary.rejects;
+        report_rejects(stream, &folder.join(&stream.name).join(REJECTS), summary.rejects);
     }
     // Rows may all have been refused: then nothing is there.
-    let sorted = discover(&[temporary.path().display().to_string()], catalog).unwrap_or_default();
-    ready.extend(sorted);
-    Ok(Sorted { files: ready, rejects, _temporary: Some(temporary) })
+    let sorted = Location::Local(folder.to_owned()).below()?.unwrap_or_default();
+    ready.extend(sources(sorted, None, catalog)?);
+    Ok(ready)
 }
 
-/// The size of a job's input as stored.
-pub fn total_bytes(job: &Job, runtime: &Handle) -> anyhow::Result<Option<u64>> {
-    let sizes: Result<Vec<u64>, _> = job.files.iter().map(|file| file.size(runtime)).collect();
-    Ok(Some(sizes?.iter().sum()))
+/// The size of some files as stored.
+pub fn total_bytes(files: &[Location]) -> anyhow::Result<u64> {
+    files.iter().map(Location::size).sum()
 }
 
 /// The rejects go with the temporary folder, so the first are shown.
@@ -97,4 +75,4 @@ fn report_rejects(stream: &Arc<Stream>, path: &Path, count: u64) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

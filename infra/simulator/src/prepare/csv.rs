@@ -8,6 +8,7 @@ use super::row::{self, Cell};
 use shared_model::catalog::Stream;
 use shared_model::event::{FieldType, Reject, Value};
 use shared_model::time::{self, EventDay, Millis};
+use std::collections::HashMap;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -125,12 +126,18 @@ impl LineReader {
         let names: Vec<String> = reader.spans.iter().map(name).collect();
         let listed = |wanted: &dyn Fn(usize, &str) -> bool| {
             let chosen = names.iter().enumerate().filter(|(at, name)| wanted(*at, name));
-            chosen.map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ")
+            // A file that is no CSV at all may have a first line of any size.
+            let mut shown = chosen.map(|(_, name)| name.escape_debug().take(30).collect::<String>());
+            let first: Vec<String> = shown.by_ref().take(8).collect();
+            let more = if shown.next().is_some() { ", ..." } else { "" };
+            format!("{}{more}", first.join(", "))
         };
         let missing: Vec<&str> =
             declared.iter().copied().filter(|field| !names.iter().any(|name| name == field)).collect();
         let extra = listed(&|_, name| !declared.contains(&name));
-        let twice = listed(&|at, name| names[..at].iter().any(|before| before == name));
+        let last: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let twice = listed(&|at, name| last.get(name).is_some_and(|last| *last > at));
         if !(missing.is_empty() && extra.is_empty() && twice.is_empty()) {
             let (stream, missing) = (stream.name.clone(), missing.join(", "));
             return Err(HeaderError::Columns { stream, missing, extra, twice, expected });

@@ -189,7 +189,8 @@ impl Rejects {
     pub(super) fn add(&self, file: &str, line: u64, reason: &str, text: &[u8]) -> anyhow::Result<()> {
         let mut rejects = self.0.lock().map_err(|_| anyhow::anyhow!("another thread has failed"))?;
         let number = line.to_string();
-        rejects.0.write_record([file.as_bytes(), number.as_bytes(), reason.as_bytes(), text])?;
+        let record = [file.as_bytes(), number.as_bytes(), reason.as_bytes(), text];
+        rejects.0.write_record(record).context("cannot write to rejects.csv")?;
         rejects.1 += 1;
         Ok(())
     }
@@ -198,7 +199,7 @@ impl Rejects {
     pub(super) fn finish(self) -> anyhow::Result<u64> {
         let (mut writer, count) =
             self.0.into_inner().map_err(|_| anyhow::anyhow!("another thread has failed"))?;
-        writer.flush().context("cannot finish rejects.csv")?;
+        writer.flush().context("cannot write to rejects.csv")?;
         Ok(count)
     }
 }

@@ -170,15 +170,29 @@ impl OpenRuns {
     }
 }
 
-/// Merges runs into fewer until no more than `most` are left, never opening more than `most` at once.
-pub fn reduce(mut runs: Vec<Run>, most: usize, buffer: usize, folder: &Path) -> io::Result<Vec<Run>> {
+/// Merges runs into fewer until no more than `most` are left, never opening more than `most` at once. Now and then it
+/// asks whether to go on.
+pub fn reduce<E: From<io::Error>>(
+    mut runs: Vec<Run>,
+    most: usize,
+    buffer: usize,
+    folder: &Path,
+    go_on: impl Fn() -> Result<(), E>,
+) -> Result<Vec<Run>, E> {
     let most = most.max(2);
     while runs.len() > most {
         let some = runs.drain(..most.min(runs.len() - most + 1)).collect::<Vec<_>>();
         let open = OpenRuns::open(&some)?;
         let mut writer = RunWriter::new(folder)?;
         for partition in open.partitions() {
-            open.merge(partition, buffer)?.for_each(|time, row| writer.push(partition, time, row))?;
+            let mut rows = 0;
+            open.merge(partition, buffer)?.for_each(|time, row| {
+                if rows % 4_096 == 0 {
+                    go_on()?;
+                }
+                rows += 1;
+                Ok::<(), E>(writer.push(partition, time, row)?)
+            })?;
         }
         runs.push(writer.finish()?);
     }
@@ -324,7 +338,7 @@ mod tests {
                 sorter.push(*partition, *time, row);
             }
             runs.extend(sorter.spill(folder.path()).expect("spilled"));
-            let runs = reduce(runs, most, buffer, folder.path()).expect("reduced");
+            let runs = reduce(runs, most, buffer, folder.path(), || io::Result::Ok(())).expect("reduced");
             prop_assert!(runs.len() <= most);
             let open = OpenRuns::open(&runs).expect("opened");
             let mut found = Vec::new();

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::generate::{Generator, Options};
-use crate::replay::{Filter, Merged, Record, discover};
+use crate::location::Stores;
+use crate::replay::tests::records;
+use crate::replay::{Filter, Record, discover};
 use shared_model::catalog::Catalog;
 use shared_model::time::{Interval, Millis};
 use std::collections::BTreeMap;
@@ -22,6 +24,11 @@ bounds = { from = "2020-01-01", to = "2021-01-01" }
 fields = { shop = "string", at = "int", price = "decimal(2)", weight = "float", paid = "bool" }
 "#;
     Catalog::from_toml(&format!("{SHIPPED}\n{more}")).expect("a valid catalog")
+}
+
+/// Stores that nothing stops.
+pub(crate) fn stores() -> Stores {
+    Stores::start(&CancellationToken::new()).expect("threads")
 }
 
 fn limits(threads: usize, sort_bytes: usize) -> Limits {
@@ -46,19 +53,21 @@ fn run(stream: &str, files: &[(&str, &[u8])], limits: Limits) -> (TempDir, anyho
     });
     let stream = catalog().stream(stream).expect("a stream").clone();
     let job = Job { stream, files: files.collect(), out: folder.path().join("out"), limits };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let summary = prepare(&job, runtime.handle(), &Progress::silent(), &CancellationToken::new());
+    let summary = prepare(&job, &Progress::silent(), &CancellationToken::new());
     (folder, summary)
+}
+
+/// A folder in which rows of a stream have been prepared into `out`.
+pub(crate) fn prepared(stream: &str, rows: &str) -> TempDir {
+    let (folder, summary) = run(stream, &[("rows.csv", &with_header(rows))], limits(1, 4_000));
+    summary.expect("prepared");
+    folder
 }
 
 /// All records that a replay of the folder sends.
 fn replayed(folder: &TempDir, filter: &Filter) -> Vec<Record> {
-    let files = discover(&[folder.path().join("out").display().to_string()], &catalog()).expect("files");
-    let (mut merged, mut record, mut all) = (Merged::new(&files, filter), Record::default(), Vec::new());
-    while merged.next(&mut record).expect("read") {
-        all.push(record.clone());
-    }
-    all
+    let out = folder.path().join("out").display().to_string();
+    records(&discover(&[out], &catalog(), &stores()).expect("files"), filter).expect("read")
 }
 
 fn rejects(folder: &TempDir, stream: &str) -> Vec<(u64, String, Vec<u8>)> {
@@ -103,13 +112,17 @@ fn a_generated_file_comes_out_sorted_the_same_for_any_memory_and_threads() {
     assert!(outputs[0] == outputs[1] && outputs[0] == outputs[2], "memory or threads changed the result");
 }
 
-/// A file's text -> times after the first moment of the data, and the rejects as (line, part of the reason).
+/// A file of page views -> times after the first moment of the data, and the rejects as (line, part of the reason).
 fn check(text: &[u8], times: &[i64], expected: &[(u64, &str)]) {
+    check_stream("page_views", 1_465_876_799_998, text, times, expected);
+}
+
+/// The same for any stream, with times after `start`.
+fn check_stream(stream: &str, start: Millis, text: &[u8], times: &[i64], expected: &[(u64, &str)]) {
     let shown = String::from_utf8_lossy(&text[..text.len().min(300)]).into_owned();
-    let (folder, summary) = run("page_views", &[("page_views.csv", text)], limits(2, 4_000));
+    let (folder, summary) = run(stream, &[(&format!("{stream}.csv"), text)], limits(2, 4_000));
     let summary = summary.unwrap_or_else(|error| panic!("{shown}: {error:#}"));
-    let found = rejects(&folder, "page_views");
-    let start = 1_465_876_799_998;
+    let found = rejects(&folder, stream);
     let rows: Vec<i64> = if summary.rows == 0 {
         Vec::new()
     } else {
@@ -170,6 +183,50 @@ fn hard_inputs_become_rows_or_rejects() {
     check(&with_header(&long), &[6], &[(2, "the stream allows 1048576")]);
     check(&[b"\xef\xbb\xbf", &*with_header("u,1,5,1,US,1\n")].concat(), &[5], &[]);
     check(b"traffic_source,timestamp,uuid,platform,geo_location,document_id\n1,5,u,2,US,9\n", &[5], &[]);
+    check(format!("{}\r\n", HEADER.trim_end()).as_bytes(), &[], &[]);
+    check(
+        b"\"uuid\",\"document_id\",timestamp, platform ,geo_location,traffic_source\nu,1,5,1,US,1",
+        &[5],
+        &[],
+    );
+    check(&with_header("u\0,1,5,1,US,1\n\0\n"), &[5], &[(3, "1 columns instead of 6")]);
+    check(&with_header("u,-9223372036854775808,5,1,US,1\n"), &[5], &[]);
+    for number in ["+1", " 1", "1e3", "0x1", "-", "1_000", "\u{661}"] {
+        check(
+            &with_header(&format!("u,{number},5,1,US,1\n")),
+            &[],
+            &[(2, "field document_id: expected int")],
+        );
+    }
+    for time in ["9000000000000000000", "-9223372036854775808", "1e3"] {
+        check(&with_header(&format!("u,1,{time},1,US,1\nu,1,5,1,US,1\n")), &[5], &[(2, "timestamp")]);
+    }
+    for time in ["100000000000000", "-62135596800000"] {
+        check(&with_header(&format!("u,1,{time},1,US,1\nu,1,5,1,US,1\n")), &[5], &[(2, "is outside")]);
+    }
+}
+
+#[test]
+fn every_type_refuses_what_it_cannot_hold() {
+    let check = |row: &str, times: &[i64], expected: &[(u64, &str)]| {
+        let text = format!("at,shop,price,weight,paid\n{row}\n");
+        check_stream("sales", 1_577_836_800_000, text.as_bytes(), times, expected);
+    };
+    check("1577836800,a,92233720368547758.07,-1e308,false", &[0], &[]);
+    check("1577836800,a,-0.01,1e-400,true\n1577836800,a,-0.01,1e-400,true", &[0, 0], &[]);
+    for price in ["1.555", "99999999999999999999", "92233720368547758.08", "1,5", "NaN", "--1"] {
+        check(&format!("1577836800,a,\"{price}\",1,true"), &[], &[(2, "field price")]);
+    }
+    for weight in ["NaN", "inf", "-inf", "1e999", "1.2.3"] {
+        check(&format!("1577836800,a,1,{weight},true"), &[], &[(2, "field weight: expected float")]);
+    }
+    for paid in ["1", "TRUE", "yes", " true"] {
+        check(&format!("1577836800,a,1,1,{paid}"), &[], &[(2, "field paid: expected bool")]);
+    }
+    check("\\N,a,1,1,true", &[], &[(2, "must not be null")]);
+    check("1577836800.5,a,1,1,true", &[], &[(2, "field at: expected int")]);
+    check("0,a,1,1,true", &[], &[(2, "1970-01-01T00:00:00.000Z is outside")]);
+    check("4102444800,a,1,1,true", &[], &[(2, "2100-01-01T00:00:00.000Z is outside")]);
 }
 
 #[test]
@@ -191,6 +248,7 @@ fn wrong_files_are_refused_and_the_old_result_stays() {
     let refuse = |text: &[u8], parts: &[&str]| {
         let (folder, summary) = run("page_views", &[("page_views.csv", text)], limits(2, 4_000));
         let error = format!("{:#}", summary.expect_err("refused"));
+        assert!(error.len() < 1_000 && !error.contains('\n'), "{error}");
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         assert!(!folder.path().join("out/page_views").exists(), "{error}");
     };
@@ -198,9 +256,21 @@ fn wrong_files_are_refused_and_the_old_result_stays() {
     refuse(b"\n", &["the file is empty"]);
     let other = b"uuid,document_id,timestamp,platform,country,geo_location,uuid\n1\n";
     refuse(other, &["missing [traffic_source]", "not declared [country]", "twice [uuid]"]);
-    let mut gzip = gzip(&with_header("u,1,5,1,US,1\n"));
-    gzip.truncate(gzip.len() - 6);
-    refuse(&gzip, &["cannot read"]);
+    refuse(HEADER.replace(',', ";").as_bytes(), &["missing [uuid, document_id"]);
+    refuse(&with_header("u,1,5,1,US,1\n").repeat(2)[1..], &["missing [uuid]", "not declared [uid]"]);
+    let old_mac = String::from_utf8(with_header("u,1,5,1,US,1\n")).expect("text").replace('\n', "\r");
+    refuse(old_mac.as_bytes(), &["missing [traffic_source]"]);
+    let utf_16: Vec<u8> = HEADER.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    refuse(&[b"\xff\xfe", &utf_16[..]].concat(), &["missing [uuid, document_id"]);
+    refuse(&[0; 5_000], &["missing [uuid, document_id"]);
+    refuse(&vec![b'x'; 13 << 20], &["missing [uuid, document_id", "not declared [xxx"]);
+    refuse(&b"x,".repeat(1 << 20), &["missing [uuid, document_id", "not declared [x, x"]);
+    let columns: Vec<String> = (0..300_000).map(|at| format!("c{at}")).collect();
+    refuse(columns.join(",").as_bytes(), &["missing [uuid, document_id", "not declared [c0, c1"]);
+    let whole = gzip(&with_header("u,1,5,1,US,1\n"));
+    refuse(&whole[..whole.len() - 6], &["cannot read"]);
+    refuse(&[&whole[..], b"and then garbage"].concat(), &["cannot read"]);
+    refuse(&gzip(b""), &["the file is empty"]);
 
     let (folder, summary) =
         run("page_views", &[("page_views.csv", &with_header("u,1,5,1,US,1\n"))], limits(1, 4_000));
@@ -208,8 +278,7 @@ fn wrong_files_are_refused_and_the_old_result_stays() {
     let again = |files: Vec<Location>| {
         let stream = catalog().stream("page_views").expect("a stream").clone();
         let job = Job { stream, files, out: folder.path().join("out"), limits: limits(1, 4_000) };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        prepare(&job, runtime.handle(), &Progress::silent(), &CancellationToken::new())
+        prepare(&job, &Progress::silent(), &CancellationToken::new())
     };
     assert!(again(vec![Location::Local(folder.path().join("missing.csv"))]).is_err());
     assert_eq!(replayed(&folder, &Filter::all()).len(), 1);
@@ -237,23 +306,6 @@ fn gzip_of_several_members_and_several_files_are_one_input() {
 }
 
 #[test]
-fn an_object_store_is_read_like_a_file() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("page_views.csv.gz");
-    std::fs::write(&path, gzip(&with_header("u,1,5,1,US,1\nu,x,5,1,US,1\n"))).expect("written");
-    let stream = catalog().stream("page_views").expect("a stream").clone();
-    let files = vec![Location::of(&format!("file://{}", path.display()))];
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let job = Job { stream, files, out: folder.path().join("out"), limits: limits(2, 4_000) };
-    let progress = Progress::silent();
-    let summary = prepare(&job, runtime.handle(), &progress, &CancellationToken::new()).expect("prepared");
-    assert_eq!((summary.rows, summary.rejects), (1, 1));
-    assert_eq!(Some(progress.done()), crate::replay::total_bytes(&job, runtime.handle()).expect("a size"));
-    let missing = Job { files: vec![Location::of("file:///nowhere/page_views.csv")], ..job };
-    assert!(prepare(&missing, runtime.handle(), &progress, &CancellationToken::new()).is_err());
-}
-
-#[test]
 fn a_stopped_job_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("page_views.csv");
@@ -261,10 +313,9 @@ fn a_stopped_job_leaves_nothing_behind() {
     let stream = catalog().stream("page_views").expect("a stream").clone();
     let out = folder.path().join("out");
     let job = Job { stream, files: vec![Location::Local(path)], out: out.clone(), limits: limits(2, 4_000) };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let stop = CancellationToken::new();
     stop.cancel();
-    let error = prepare(&job, runtime.handle(), &Progress::silent(), &stop).expect_err("stopped").to_string();
+    let error = prepare(&job, &Progress::silent(), &stop).expect_err("stopped").to_string();
     assert!(error.contains("stopped before the end"), "{error}");
     let left: Vec<_> =
         std::fs::read_dir(out).expect("read").map(|entry| entry.expect("an entry").file_name()).collect();

@@ -1,23 +1,18 @@
 //! The rows of one prepared Parquet file, in order, as the JSON records that are sent.
 //!
-//! Memory is one page of each column and one batch of rows.
+//! Memory is one batch of rows beside what is held of the file (see [`super::batches`]).
 
+use super::batches::{self, Batches};
 use super::source::{Filter, SourceFile};
-use crate::prepare::input::Location;
 use crate::prepare::row::Cell;
-use anyhow::{Context, bail, ensure};
-use arrow::array::{Array, AsArray, RecordBatch, RecordBatchReader};
-use arrow::datatypes::{DataType, Float64Type, Int64Type};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use anyhow::{Context, ensure};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema};
 use shared_model::catalog::Stream;
 use shared_model::event::FieldType;
 use shared_model::time::Millis;
-use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-
-const BATCH_ROWS: usize = 4_096;
 
 /// One record, ready to be sent. Its buffers are used again for the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,10 +31,8 @@ pub struct Record {
 pub struct Rows {
     stream: Arc<Stream>,
     shown: String,
-    batches: ParquetRecordBatchReader,
+    batches: Batches,
     batch: RecordBatch,
-    /// The column of each declared field in a batch.
-    columns: Vec<usize>,
     /// Each field's name as JSON, with its colon.
     names: Vec<Vec<u8>>,
     platform: Option<usize>,
@@ -51,44 +44,19 @@ pub struct Rows {
 impl Rows {
     /// Opens a file and goes to its first wanted row; `None` where it has none.
     pub fn open(file: &SourceFile, filter: &Filter) -> anyhow::Result<Option<Rows>> {
-        let shown = file.location.to_string();
-        let Location::Local(path) = &file.location else {
-            bail!("{shown}: parquet files are replayed from local folders only; copy it here first");
-        };
-        let opened = File::open(path).with_context(|| format!("cannot read {shown}"))?;
-        let context = || format!("{shown} is no parquet file that can be read");
-        let builder = ParquetRecordBatchReaderBuilder::try_new(opened).with_context(context)?;
-        let wanted: Vec<usize> = file
-            .stream
-            .fields
-            .iter()
-            .map(|field| {
-                let at = builder.schema().index_of(&field.name);
-                at.with_context(|| {
-                    format!("{shown} has no column {}, which the catalog declares", field.name)
-                })
-            })
-            .collect::<anyhow::Result<_>>()?;
-        let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
-        let batches =
-            builder.with_projection(mask).with_batch_size(BATCH_ROWS).build().with_context(context)?;
-        let stream = file.stream.clone();
-        let schema = &batches.schema();
-        let columns = stream.fields.iter().map(|field| check_column(schema, field)).collect::<Result<_, _>>();
-        let columns = columns.with_context(|| format!("{shown} doesn't fit stream {}", stream.name))?;
+        let (stream, batches) = (file.stream.clone(), batches::open(file)?);
         let names =
             stream.fields.iter().map(|field| format!("{}:", serde_json::json!(field.name)).into_bytes());
         let mut rows = Rows {
-            batch: RecordBatch::new_empty(schema.clone()),
+            batch: RecordBatch::new_empty(Arc::new(Schema::empty())),
             names: names.collect(),
             platform: stream.field("platform"),
             filter: filter.clone(),
             row: 0,
             time: Millis::MIN,
             stream,
-            shown,
+            shown: file.location.to_string(),
             batches,
-            columns,
         };
         Ok(rows.settle()?.then_some(rows))
     }
@@ -188,7 +156,7 @@ impl Rows {
     }
 
     fn cell(&self, field: usize) -> Cell<'_> {
-        let column = self.batch.column(self.columns[field]);
+        let column = self.batch.column(self.batches.columns[field]);
         if column.is_null(self.row) {
             return Cell::Null;
         }
@@ -199,22 +167,6 @@ impl Rows {
             _ => Cell::Bool(column.as_boolean().value(self.row)),
         }
     }
-}
-
-fn check_column(
-    schema: &arrow::datatypes::Schema,
-    field: &shared_model::catalog::Field,
-) -> anyhow::Result<usize> {
-    let expected = match field.ty {
-        FieldType::String => DataType::Utf8,
-        FieldType::Int | FieldType::Decimal(_) => DataType::Int64,
-        FieldType::Float => DataType::Float64,
-        FieldType::Bool => DataType::Boolean,
-    };
-    let at = schema.index_of(&field.name)?;
-    let found = schema.field(at).data_type();
-    ensure!(*found == expected, "column {} is {found}, not {expected}; prepare it anew", field.name);
-    Ok(at)
 }
 
 fn put_json(out: &mut Vec<u8>, cell: Cell<'_>, ty: FieldType) {

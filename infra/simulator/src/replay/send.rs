@@ -1,12 +1,12 @@
 //! Sends records to Kafka, in order, each acknowledged by all replicas or reported as failed.
 //!
-//! At most 64 MB wait in the producer's queue; a full queue makes `send` wait. No failure is silent: each is logged,
-//! counted, and turns the final `flush` into an error.
+//! At most 64 MB wait in the producer's queue; a full queue makes `send` wait, a broker that is away too. No failure is
+//! silent: each is counted, and turns the final `flush` into an error with the first one's reason.
 
 use crate::generate::Delivery;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
-use rdkafka::config::{ClientConfig, FromClientConfig, FromClientConfigAndContext};
+use rdkafka::config::{ClientConfig, FromClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
@@ -14,8 +14,9 @@ use shared_model::event::PRODUCED_HEADER;
 use shared_model::time::Millis;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
 /// Why sending stopped.
 #[derive(Debug, Error)]
@@ -56,6 +57,9 @@ pub enum SendError {
         /// The first failure.
         first: String,
     },
+    /// It was told to stop while no record could be taken.
+    #[error("stopped before the record was sent")]
+    Stopped,
     /// Not all was acknowledged in time.
     #[error("{waiting} records were still not acknowledged after {seconds} s")]
     Unacknowledged {
@@ -73,12 +77,17 @@ pub struct Sender {
     properties: Vec<(String, String)>,
     clock: fn() -> Millis,
     sent: AtomicU64,
+    stop: CancellationToken,
 }
 
 /// So many failures end the sending: nothing good comes after them.
 const MOST_FAILURES: u64 = 1_000;
 const ANSWER_IN: Duration = Duration::from_secs(10);
+/// A little longer than a record waits for the broker (librdkafka's `message.timeout.ms`).
 const FLUSH_IN: Duration = Duration::from_secs(310);
+/// How long the broker may still take when it was told to stop.
+const STOP_IN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Reports are taken in every so many records.
 const POLL_EVERY: u64 = 512;
 
@@ -104,7 +113,13 @@ impl Sender {
             .fetch_metadata(None, ANSWER_IN)
             .map_err(|error| SendError::Unreachable { servers: servers.to_owned(), error })?;
         let (servers, properties) = (servers.to_owned(), properties.to_vec());
-        Ok(Sender { producer, servers, properties, clock, sent: AtomicU64::new(0) })
+        let stop = CancellationToken::new();
+        Ok(Sender { producer, servers, properties, clock, sent: AtomicU64::new(0), stop })
+    }
+
+    /// The same, but it waits for no broker longer than some seconds once `stop` is cancelled.
+    pub fn until(self, stop: &CancellationToken) -> Sender {
+        Sender { stop: stop.clone(), ..self }
     }
 
     /// Checks that the topics are there.
@@ -143,8 +158,18 @@ impl Sender {
                     Err((_, code)) => return Err(no_topic(code.to_string())),
                 }
             }
+            self.wait_for_topic(topic)?;
         }
         Ok(created)
+    }
+
+    /// A new topic is known to its controller before it is to every broker.
+    fn wait_for_topic(&self, topic: &str) -> Result<(), SendError> {
+        let started = Instant::now();
+        while self.missing(topic)?.is_some() && started.elapsed() < ANSWER_IN {
+            self.producer.poll(LOOK_EVERY);
+        }
+        Ok(())
     }
 
     /// What the broker says about a topic that is not there; `None` where it is.
@@ -176,13 +201,17 @@ impl Sender {
             .insert(Header { key: PRODUCED_HEADER, value: Some(&produced) });
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(value).headers(headers);
         record.key = key;
-        let sent = self.sent.fetch_add(1, Ordering::Relaxed);
-        if sent.is_multiple_of(POLL_EVERY) {
+        if self.sent.load(Ordering::Relaxed).is_multiple_of(POLL_EVERY) {
             self.producer.poll(Duration::ZERO);
         }
         loop {
             match self.producer.send(record) {
                 Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _))
+                    if self.stop.is_cancelled() =>
+                {
+                    return Err(SendError::Stopped);
+                }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     record = back;
                     self.producer.poll(Duration::from_millis(20));
@@ -193,12 +222,20 @@ impl Sender {
                 }
             }
         }
+        self.sent.fetch_add(1, Ordering::Relaxed);
         self.check()
     }
 
     /// Waits until every record is acknowledged or failed; an error where any failed since `connect`.
     pub fn flush(&self) -> Result<(), SendError> {
-        let flushed = self.producer.flush(FLUSH_IN);
+        let (started, mut stopped) = (Instant::now(), None);
+        let mut flushed = self.producer.flush(LOOK_EVERY);
+        while flushed.is_err() && started.elapsed() < FLUSH_IN {
+            if self.stop.is_cancelled() && stopped.get_or_insert_with(Instant::now).elapsed() > STOP_IN {
+                break;
+            }
+            flushed = self.producer.flush(LOOK_EVERY);
+        }
         self.check()?;
         let reports = self.producer.context();
         let failed = reports.failed.load(Ordering::Relaxed);
@@ -207,7 +244,7 @@ impl Sender {
         }
         flushed.map_err(|_| SendError::Unacknowledged {
             waiting: self.producer.in_flight_count(),
-            seconds: FLUSH_IN.as_secs(),
+            seconds: started.elapsed().as_secs(),
         })
     }
 
@@ -274,16 +311,33 @@ struct Reports {
 
 impl Reports {
     fn fail(&self, reason: &str) {
-        tracing::error!(reason, "a record was not stored");
-        if self.failed.fetch_add(1, Ordering::Relaxed) == 0
-            && let Ok(mut first) = self.first.lock()
-        {
-            reason.clone_into(&mut first);
+        if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::error!(reason, "a record was not stored; more that follow are counted");
+            if let Ok(mut first) = self.first.lock() {
+                reason.clone_into(&mut first);
+            }
         }
     }
 }
 
-impl ClientContext for Reports {}
+impl ClientContext for Reports {
+    /// The client's own words are for those who look for them.
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                tracing::warn!(
+                    reason,
+                    "no broker of kafka answers; records wait for it, minutes at the most"
+                );
+            }
+            _ => tracing::debug!(%error, reason, "kafka"),
+        }
+    }
+}
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = ();

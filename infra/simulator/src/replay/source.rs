@@ -2,14 +2,14 @@
 //!
 //! No file is opened here; a file that certainly holds nothing wanted is left out.
 
-use anyhow::{Context, bail, ensure};
+use crate::location::{Location, Stores};
+use crate::prepare::REJECTS;
+use crate::prepare::upload::MARK;
+use crate::prepare::write::HIVE_NULL;
+use anyhow::{bail, ensure};
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::time::{EventDay, Interval, Millis};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use crate::prepare::input::Location;
-use crate::prepare::write::HIVE_NULL;
 
 /// A file of one stream.
 #[derive(Debug, Clone)]
@@ -66,31 +66,21 @@ impl Filter {
     }
 }
 
-/// The files that `inputs` name, ordered by stream and path: folders (searched to the bottom, hidden ones left out),
-/// single files, URLs of CSV files, each perhaps with `STREAM=` before it.
-pub fn discover(inputs: &[String], catalog: &Catalog) -> anyhow::Result<Vec<SourceFile>> {
+/// The files that `inputs` name, ordered by stream and path: files and folders (searched to the bottom, hidden ones left
+/// out), on this machine or by URL, each perhaps with `STREAM=` before it.
+pub fn discover(inputs: &[String], catalog: &Catalog, stores: &Stores) -> anyhow::Result<Vec<SourceFile>> {
     let mut found = Vec::new();
     for input in inputs {
         let named = input.split_once('=').and_then(|(name, rest)| Some((catalog.stream(name)?, rest)));
         let (stream, text) = named.map_or((None, input.as_str()), |(stream, rest)| (Some(stream), rest));
-        let before = found.len();
-        match Location::of(text) {
-            Location::Local(path) if path.is_dir() => {
-                walk(&path, &mut |file| {
-                    if is_parquet(file) || is_csv(file) {
-                        found.push(source(Location::Local(file.to_owned()), file, stream, catalog)?);
-                    }
-                    Ok(())
-                })?;
-                ensure!(found.len() > before, "no .parquet, .csv or .csv.gz files in {}", path.display());
-            }
-            Location::Local(path) => {
-                ensure!(path.exists(), "{} is not there", path.display());
-                found.push(source(Location::Local(path.clone()), &path, stream, catalog)?);
-            }
-            remote => {
-                let path = PathBuf::from(remote.file_name());
-                found.push(source(remote, &path, stream, catalog)?);
+        let location = stores.locate(text)?;
+        let is_file = matches!(location, Location::Remote(_)) && (is_parquet(&location) || is_csv(&location));
+        match if is_file { None } else { location.below()? } {
+            None => found.push(source(location, stream, catalog)?),
+            Some(files) => {
+                let before = found.len();
+                found.extend(sources(files, stream, catalog)?);
+                ensure!(found.len() > before, "no .parquet, .csv or .csv.gz files in {location}");
             }
         }
     }
@@ -100,35 +90,30 @@ pub fn discover(inputs: &[String], catalog: &Catalog) -> anyhow::Result<Vec<Sour
     Ok(found)
 }
 
-fn walk(folder: &Path, take: &mut dyn FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    for entry in entries {
-        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-        if name.starts_with('.') || name == "rejects.csv" {
-            continue;
-        }
-        if path.is_dir() { walk(&path, take)? } else { take(&path)? }
+/// Those of a folder's files that hold rows.
+pub fn sources(
+    files: Vec<Location>,
+    stream: Option<&Arc<Stream>>,
+    catalog: &Catalog,
+) -> anyhow::Result<Vec<SourceFile>> {
+    if let Some(mark) = files.iter().find(|file| file.file_name() == MARK) {
+        bail!("{mark} says that what lies beside it is not whole; prepare it again");
     }
-    Ok(())
+    let holds_rows = |file: &Location| is_parquet(file) || is_csv(file) && file.file_name() != REJECTS;
+    files.into_iter().filter(holds_rows).map(|file| source(file, stream, catalog)).collect()
 }
 
-fn is_parquet(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"))
+fn is_parquet(file: &Location) -> bool {
+    file.path().extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"))
 }
 
-fn is_csv(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("").to_ascii_lowercase();
+fn is_csv(file: &Location) -> bool {
+    let name = file.file_name().to_ascii_lowercase();
     name.ends_with(".csv") || name.ends_with(".csv.gz")
 }
 
-fn source(
-    location: Location,
-    path: &Path,
-    stream: Option<&Arc<Stream>>,
-    catalog: &Catalog,
-) -> anyhow::Result<SourceFile> {
-    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+fn source(location: Location, stream: Option<&Arc<Stream>>, catalog: &Catalog) -> anyhow::Result<SourceFile> {
+    let parts: Vec<&str> = location.path().iter().filter_map(|part| part.to_str()).collect();
     let Some(stream) = stream.or_else(|| stream_of(&parts, catalog)) else {
         let known: Vec<&str> = catalog.streams.iter().map(|stream| stream.name.as_str()).collect();
         bail!("which stream is {location}? write STREAM={location}, with one of {}", known.join(", "));
@@ -136,7 +121,8 @@ fn source(
     let value = |key: &str| parts.iter().rev().find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
     let day = value("event_date").and_then(|date| date.parse().ok()).map(EventDay::from_date);
     let (stream, platform) = (stream.clone(), value("platform").map(str::to_owned));
-    Ok(SourceFile { location, stream, parquet: is_parquet(path), platform, day })
+    let parquet = is_parquet(&location);
+    Ok(SourceFile { location, stream, parquet, platform, day })
 }
 
 /// The stream that the file's name begins with, or that a folder is called as.
