@@ -5,6 +5,7 @@
 //! and says what it saw.
 
 pub mod s3;
+pub mod simulator;
 pub mod stack;
 
 use std::time::{Duration, Instant};

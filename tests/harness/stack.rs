@@ -245,7 +245,11 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-async fn found() -> Found {
+/// The servers' programs, found or installed.
+///
+/// # Panics
+/// When they can't be had.
+pub async fn found() -> Found {
     let ensure =
         || install::ensure(&[Need::Redis, Need::Postgres, Need::Kafka], Installing::Yes, &mut |_| {});
     tokio::task::spawn_blocking(ensure).await.expect("the search for servers").expect("servers")
