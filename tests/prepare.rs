@@ -1,5 +1,9 @@
 //! Preparing as a real process that is stopped, killed, or out of disk: nothing half-written looks whole.
 
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::get;
 use local::layers::Layer;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -146,4 +150,36 @@ async fn generated_files_get_their_names_when_they_are_whole() {
     let error = the_error(code, &process.logged());
     assert!(error.contains("stopped before the end; nothing was written"), "{error}");
     assert!(place.output().is_empty(), "{:?}", place.output());
+}
+
+/// A web server with one file, whatever path it is asked for.
+async fn web(file: Vec<u8>) -> String {
+    let answer = async move |headers: HeaderMap| {
+        let range = headers
+            .get("range")
+            .and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
+        let Some((start, end)) = range else { return file.into_response() };
+        let (start, end): (usize, usize) = (start.parse().expect("a start"), end.parse().expect("an end"));
+        let place = format!("bytes {start}-{end}/{}", file.len());
+        (StatusCode::PARTIAL_CONTENT, [("content-range", place)], file[start..=end].to_vec()).into_response()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let router = Router::new().route("/{*path}", get(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await.expect("serving") });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_on_the_web_is_read_like_one_on_this_machine() {
+    let place = Place::new();
+    // Several pieces of it are fetched.
+    let file = std::fs::read(place.views("page_views.csv", 200_000)).expect("written");
+    assert!(file.len() > 5_000_000, "{} bytes", file.len());
+    let url = web(file).await;
+    place.prepare(&place.path("page_views.csv")).await;
+    let local = place.output();
+    let said = place.prepare(&format!("{url}/dir/page_views.csv")).await;
+    assert_eq!((number(&said, "lines"), number(&said, "rows")), (200_000.0, 200_000.0), "{said}");
+    assert_eq!(place.output(), local);
 }

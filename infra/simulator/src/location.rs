@@ -136,9 +136,12 @@ impl Stores {
         let settings = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of)));
-        let (store, key) = object_store::parse_url_opts(&url, settings).with_context(|| {
-            format!("no object store for {shown}; give s3://, gs://, az://, http:// or a path")
-        })?;
+        // Who writes http:// means it.
+        let unsecured = (url.scheme() == "http").then(|| ("ALLOW_HTTP".to_owned(), "true".to_owned()));
+        let (store, key) =
+            object_store::parse_url_opts(&url, settings.chain(unsecured)).with_context(|| {
+                format!("no object store for {shown}; give s3://, gs://, az://, http:// or a path")
+            })?;
         Ok(Location::Remote(self.object(store.into(), key, shown)))
     }
 
