@@ -24,9 +24,9 @@ use polars::prelude::{BooleanChunked, DataFrame, Engine, LazyFrame, ParquetWrite
 use shared_model::catalog::Stream;
 use shared_model::metric::{Binding, Metric};
 use shared_model::time::EventDay;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 /// What the computation of one metric and day may take; what that means is said above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +69,9 @@ pub struct Day {
 struct Input {
     stream: Arc<Stream>,
     segments: Vec<Segments>,
+    slices: u64,
     /// Of each slice the positions of the deliveries that must go, where there are any: a Parquet file.
-    gone: Vec<Option<NamedTempFile>>,
+    gone: Vec<Option<TempPath>>,
 }
 
 impl Day {
@@ -102,9 +103,9 @@ impl Day {
             let Some(binding) = metric.bindings.iter().find(|binding| binding.stream == *stream) else {
                 continue;
             };
-            for slice in 0..input.gone.len() {
+            for (slice, gone) in (0..).zip(&input.gone) {
                 let failed = || format!("metric {}, stream {stream}, day {}", metric.name, self.day);
-                let frame = input.cells(metric, binding, slice).with_context(failed)?;
+                let frame = input.cells(metric, binding, slice, gone.as_deref()).with_context(failed)?;
                 cells::take(metric, binding, &frame, &mut cells).with_context(failed)?;
             }
         }
@@ -120,20 +121,19 @@ impl Input {
             "the files have {rows} rows, the ledger {}: fetch them anew",
             source.rows
         );
-        let slices = budget.slices(rows) as usize;
-        let mut input = Input { stream: source.stream, segments, gone: Vec::new() };
-        input.gone.resize_with(slices, || None);
-        // Without an identity each delivery is an event of its own.
-        if !input.stream.identity.is_empty() {
-            for slice in 0..slices {
-                input.gone[slice] = input.repeats(slice).context("repeats can't be found")?;
-            }
-        }
+        let slices = budget.slices(rows);
+        let mut input = Input { stream: source.stream, segments, slices, gone: Vec::new() };
+        let gone = (0..slices).map(|slice| input.repeats(slice).context("repeats can't be found"));
+        input.gone = gone.collect::<Result<_>>()?;
         Ok(input)
     }
 
     /// The positions of a slice's deliveries that don't survive.
-    fn repeats(&self, slice: usize) -> Result<Option<NamedTempFile>> {
+    fn repeats(&self, slice: u64) -> Result<Option<TempPath>> {
+        if self.stream.identity.is_empty() {
+            // Each delivery is an event of its own.
+            return Ok(None);
+        }
         let repeated = collect(plan::repeated(self.deliveries(slice)?))?;
         if repeated.height() == 0 {
             return Ok(None);
@@ -142,21 +142,27 @@ impl Input {
         let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
         let file = file.context("a temporary file can't be made (TMPDIR)")?;
         ParquetWriter::new(file.as_file()).finish(&mut gone).context("repeats can't be written (TMPDIR)")?;
-        Ok(Some(file))
+        Ok(Some(file.into_temp_path()))
     }
 
     /// What the plan of a metric gives for a slice of the day.
-    fn cells(&self, metric: &Metric, binding: &Binding, slice: usize) -> PolarsResult<DataFrame> {
+    fn cells(
+        &self,
+        metric: &Metric,
+        binding: &Binding,
+        slice: u64,
+        gone: Option<&Path>,
+    ) -> PolarsResult<DataFrame> {
         let mut rows = self.deliveries(slice)?;
-        if let Some(gone) = &self.gone[slice] {
-            rows = plan::survivors(rows, plan::scan(&[gone.path().to_owned()])?);
+        if let Some(gone) = gone {
+            rows = plan::survivors(rows, plan::scan(&[gone.to_owned()])?);
         }
         collect(plan::cells(&self.stream, metric, binding, rows))
     }
 
-    fn deliveries(&self, slice: usize) -> PolarsResult<LazyFrame> {
+    fn deliveries(&self, slice: u64) -> PolarsResult<LazyFrame> {
         let rows = plan::deliveries(&self.stream, &self.segments)?;
-        Ok(plan::slice(rows, slice as u64, self.gone.len() as u64))
+        Ok(plan::slice(rows, slice, self.slices))
     }
 }
 

@@ -94,8 +94,9 @@ pub struct WorkArgs {
     /// How long a partition may bring nothing before it is held back and named.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub patience: Duration,
-    /// How much memory computing may take, in MiB, all workers together. A day that would take more is cut into slices,
-    /// and its cells are sorted in the folder for temporary files (TMPDIR); the result is the same.
+    /// How much memory the process may take while it computes, in MiB; 128, and 32 for each worker, are its own. A day
+    /// that would take more is cut into slices, and its cells are sorted in the folder for temporary files (TMPDIR); the
+    /// result is the same.
     #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "1024", value_parser = mebibytes)]
     pub memory: u64,
     /// How many metrics of days are computed, and written to tables, at once. The default is the number of cores.

@@ -14,6 +14,9 @@ use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
+/// So many runs are merged into one.
+const RUNS: usize = 64;
+
 /// Takes cells in any order, several of one key and bucket too.
 pub struct Sorter {
     metric: Arc<Metric>,
@@ -49,18 +52,14 @@ impl Sorter {
         Ok(())
     }
 
-    /// Writes what is held, in order, as a run.
+    /// Writes what is held, in order, as a run. Runs don't become too many to be read at once.
     fn spill(&mut self) -> Result<()> {
-        let mut file = BufWriter::new(tempfile::tempfile()?);
-        let mut bytes = Vec::new();
-        for cell in self.held.drain(..) {
-            bytes.clear();
-            encode(&cell, &mut bytes);
-            file.write_all(&u32::try_from(bytes.len())?.to_le_bytes())?;
-            file.write_all(&bytes)?;
-        }
-        self.runs.push(file.into_inner()?);
+        self.runs.push(write(self.held.drain(..).map(Ok))?);
         self.bytes = 0;
+        if self.runs.len() == RUNS {
+            let mut runs = std::mem::take(&mut self.runs);
+            self.runs.push(write(merge(&[], &mut runs, &self.metric)?)?);
+        }
         Ok(())
     }
 
@@ -125,15 +124,33 @@ impl Cells {
     /// # Errors
     /// Where a run can't be read back.
     pub fn read(&mut self) -> Result<impl Iterator<Item = Result<Cell>>> {
-        let keys = self.metric.by.len() + usize::from(self.metric.item.is_some());
-        let aggregate = &self.metric.aggregate;
-        let mut sources: Vec<Source<'_>> = vec![Box::new(self.held.iter().cloned().map(Ok))];
-        for run in &mut self.runs {
-            run.rewind()?;
-            sources.push(Box::new(Run { file: BufReader::new(run), keys, aggregate, bytes: Vec::new() }));
-        }
-        Merged::new(sources)
+        merge(&self.held, &mut self.runs, &self.metric)
     }
+}
+
+/// Writes canonical cells as a run.
+fn write(cells: impl Iterator<Item = Result<Cell>>) -> Result<File> {
+    let mut file = BufWriter::new(tempfile::tempfile()?);
+    let mut bytes = Vec::new();
+    for cell in cells {
+        bytes.clear();
+        encode(&cell?, &mut bytes);
+        file.write_all(&u32::try_from(bytes.len())?.to_le_bytes())?;
+        file.write_all(&bytes)?;
+    }
+    Ok(file.into_inner()?)
+}
+
+/// Canonical cells that are held, and runs of a metric, as one.
+fn merge<'a>(held: &'a [Cell], runs: &'a mut [File], metric: &'a Metric) -> Result<Merged<'a>> {
+    let keys = metric.by.len() + usize::from(metric.item.is_some());
+    let aggregate = &metric.aggregate;
+    let mut sources: Vec<Source<'_>> = vec![Box::new(held.iter().cloned().map(Ok))];
+    for run in runs {
+        run.rewind()?;
+        sources.push(Box::new(Run { file: BufReader::new(run), keys, aggregate, bytes: Vec::new() }));
+    }
+    Merged::new(sources)
 }
 
 type Source<'a> = Box<dyn Iterator<Item = Result<Cell>> + 'a>;

@@ -13,7 +13,6 @@ use shared_model::offsets::TopicPartition;
 use shared_model::time::{DAY, Millis};
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
 
 const EVERY_AGGREGATE: &str = r#"
 [streams.orders]
@@ -441,6 +440,40 @@ fn old_segments_may_lack_fields_and_have_others_but_not_change_types() {
     let error = compute(&catalog, &catalog.metrics, day, &segments, UNLIMITED).expect_err("a text");
     let error = format!("{error:#}");
     assert!(error.contains("field qty of stream orders is str there, but i64 in the catalog"), "{error}");
+}
+
+/// With no memory each cell is a run of its own, and runs are merged into others.
+#[test]
+fn cells_on_disk_are_those_in_memory() {
+    let catalog = Catalog::from_toml(EVERY_AGGREGATE).expect("valid");
+    for name in ["revenue", "shops", "last_shop", "top_shops", "price_spread", "mean_price"] {
+        let metric = catalog.metric(name).expect("there");
+        let keys = metric.by.len() + usize::from(metric.item.is_some());
+        let cell = |at: i64| {
+            let key = (0..keys as i64).map(|key| [Value::Null, Value::str(&format!("{}", at * key % 7))]);
+            let key = key.map(|[null, text]| if at % 5 == 0 { null } else { text }).collect();
+            let mut state = State::empty(&metric.aggregate);
+            let value = if name == "last_shop" { Value::str(&format!("{at}")) } else { Value::Int(at) };
+            state.add(&value);
+            Cell { key, bucket: at * 31 % 40 - 20, state }
+        };
+        let sorted = |memory: u64| {
+            let mut sorter = Sorter::new(metric, memory);
+            (0..500).for_each(|at| sorter.push(cell(at)).expect("taken"));
+            let mut cells = sorter.finish().expect("sorted");
+            let twice =
+                [(); 2].map(|()| cells.read().expect("opened").collect::<Result<Vec<Cell>>>().expect("read"));
+            assert_eq!(twice[0], twice[1], "{name}: read from the first each time");
+            assert_eq!(cells.rows(), twice[0].len() as u64);
+            table(&twice[0]);
+            (cells.hash().to_owned(), twice[0].clone())
+        };
+        let held = sorted(u64::MAX);
+        assert!(held.1.len() > 20 && held.1.len() < 500, "{name}: {} cells", held.1.len());
+        for memory in [0, 5_000] {
+            assert_eq!(sorted(memory), held, "{name} with {memory} bytes");
+        }
+    }
 }
 
 #[test]

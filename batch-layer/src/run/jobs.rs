@@ -85,6 +85,14 @@ fn bar(jobs: usize) -> indicatif::ProgressBar {
     }
 }
 
+/// What each of the workers may take. The process itself and what each worker reads ahead come off first: measured, so
+/// that the process stays below `memory`.
+fn share(memory: u64, workers: u16) -> Budget {
+    const MIB: u64 = 1 << 20;
+    let workers = u64::from(workers);
+    Budget { memory: memory.saturating_sub((128 + 32 * workers) * MIB).max(MIB) / workers }
+}
+
 struct Jobs<'a> {
     context: &'a Context,
     files: &'a Files,
@@ -172,8 +180,7 @@ impl Jobs<'_> {
 
     async fn day(&self, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
         let sources = input.sources(self.context, self.files, new_only).await?;
-        let options = &self.context.options;
-        let (day, budget) = (input.day, Budget { memory: options.memory / u64::from(options.workers) });
+        let (day, budget) = (input.day, share(self.context.options.memory, self.context.options.workers));
         Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
     }
 }
