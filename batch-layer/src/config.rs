@@ -99,7 +99,8 @@ pub struct WorkArgs {
     /// result is the same.
     #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "1024", value_parser = mebibytes)]
     pub memory: u64,
-    /// How many metrics of days are computed, and written to tables, at once. The default is the number of cores.
+    /// How many metrics of days are computed, and written to tables, at once, where the memory is enough for so many. The
+    /// default is the number of cores.
     #[arg(long, env = "TIDEMARK_WORKERS", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: u16,
     /// How long a version that was replaced is kept for readers that still use it.

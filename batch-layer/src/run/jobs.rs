@@ -43,7 +43,8 @@ pub(super) async fn compute(
 ) -> Result<Vec<Staged>> {
     create_parents(context, work).await?;
     let bar = bar(work.values().map(Vec::len).sum());
-    let jobs = Jobs { context, files, attempt, fresh, stop: context.stop.child_token() };
+    let (workers, budget) = share(context.options.memory, context.options.workers);
+    let jobs = Jobs { context, files, attempt, fresh, budget, stop: context.stop.child_token() };
     let each = work.iter().flat_map(|(day, metrics)| {
         let shared = Arc::new(OnceCell::new());
         metrics.iter().map(move |metric| (*day, metric, shared.clone()))
@@ -57,7 +58,6 @@ pub(super) async fn compute(
         bar.inc(1);
         done
     });
-    let workers = usize::from(context.options.workers);
     let done: Vec<Result<Option<Staged>>> = futures::stream::iter(started).buffered(workers).collect().await;
     bar.finish_and_clear();
     done.into_iter().filter_map(Result::transpose).collect()
@@ -85,12 +85,15 @@ fn bar(jobs: usize) -> indicatif::ProgressBar {
     }
 }
 
-/// What each of the workers may take. The process itself and what each worker reads ahead come off first: measured, so
-/// that the process stays below `memory`.
-fn share(memory: u64, workers: u16) -> Budget {
+/// How many jobs are at work at once, and what each may take, so that the process stays below `memory`: it takes 128 MiB
+/// itself, and 32 for what each worker reads ahead (as measured). Workers that would have less than 16 beside are left
+/// out.
+fn share(memory: u64, workers: u16) -> (usize, Budget) {
     const MIB: u64 = 1 << 20;
-    let workers = u64::from(workers);
-    Budget { memory: memory.saturating_sub((128 + 32 * workers) * MIB).max(MIB) / workers }
+    let left = memory.saturating_sub(128 * MIB);
+    let workers = u64::from(workers).min(left / (48 * MIB)).max(1);
+    let memory = (left / workers).saturating_sub(32 * MIB).max(MIB);
+    (workers as usize, Budget { memory })
 }
 
 struct Jobs<'a> {
@@ -98,6 +101,7 @@ struct Jobs<'a> {
     files: &'a Files,
     attempt: Attempt,
     fresh: &'a Fresh,
+    budget: Budget,
     /// Cancelled when the program is, or when a job has failed.
     stop: CancellationToken,
 }
@@ -180,7 +184,28 @@ impl Jobs<'_> {
 
     async fn day(&self, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
         let sources = input.sources(self.context, self.files, new_only).await?;
-        let (day, budget) = (input.day, share(self.context.options.memory, self.context.options.workers));
+        let (day, budget) = (input.day, self.budget);
         Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_the_memory() {
+        // MiB and workers; expected: workers and MiB of each.
+        for (memory, workers, expected) in [
+            (1024, 1, (1, 864)),
+            (1024, 2, (2, 416)),
+            (1024, 64, (18, 17)),
+            (256, 4, (2, 32)),
+            (128, 4, (1, 1)),
+            (1, 4, (1, 1)),
+        ] {
+            let (at_once, budget) = share(memory << 20, workers);
+            assert_eq!((at_once, budget.memory >> 20), expected, "{memory} MiB, {workers} workers");
+        }
     }
 }
