@@ -1,5 +1,6 @@
 //! The layers as the tests start them: this binary, re-executed as each of them.
 
+use shared_model::causes::Causes;
 use std::process::ExitCode;
 
 /// The only place that reads the clock.
@@ -13,7 +14,7 @@ async fn main() -> ExitCode {
     match local::layers::run_as(std::env::args_os().collect(), now).await {
         Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(error)) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", Causes(error.as_ref()));
             ExitCode::FAILURE
         }
         None => {

@@ -1,6 +1,7 @@
 //! The batch layer's program: reads arguments, starts the log, turns signals into a stop, and runs.
 
 use clap::Parser as _;
+use shared_model::causes::Causes;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ async fn main() -> ExitCode {
     match batch_layer::execute(args, shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", Causes(error.as_ref()));
             ExitCode::from(batch_layer::exit_code(&error))
         }
     }

@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 use input::{Fresh, Inputs};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
+use shared_model::causes::Causes;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{PgConnection, PgPool};
@@ -105,7 +106,7 @@ async fn close(context: &Context, run: i64, outcome: &Result<Outcome>) {
     let (status, error) = match outcome {
         Ok(outcome) if outcome.generation.is_some() => return,
         Ok(_) => ("nothing", None),
-        Err(error) => ("failed", Some(format!("{error:#}"))),
+        Err(error) => ("failed", Some(Causes(error.as_ref()).to_string())),
     };
     let sql = "update tidemark.run set status = $2, error = $3, finished_at = $4 where run_id = $1";
     let query = sqlx::query(sql).bind(run).bind(status).bind(error).bind(timestamp((context.now)()));

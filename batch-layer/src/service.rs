@@ -11,6 +11,7 @@ use crate::telemetry::Health;
 use crate::{history, ledger, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use shared_model::catalog::Catalog;
+use shared_model::causes::Causes;
 use shared_model::time::Millis;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgPool};
@@ -218,7 +219,7 @@ async fn scheduled(args: ScheduleArgs, stop: CancellationToken) -> Result<()> {
             Err(_) if stop.is_cancelled() => break,
             Err(error) => {
                 health.ran(began.elapsed().as_secs_f64(), false, None, 0);
-                tracing::error!("run failed: {error:#}");
+                tracing::error!("run failed: {}", Causes(error.as_ref()));
             }
         }
     }

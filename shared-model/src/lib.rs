@@ -15,5 +15,6 @@ pub mod catalog;
 pub mod metric;
 pub mod aggregate;
 pub mod view;
+pub mod causes;
 #[cfg(any(test, feature = "testing"))]
 pub mod laws;

@@ -48,7 +48,6 @@ pub(crate) fn client_config(bootstrap: &str, properties: &[(String, String)]) ->
 #[derive(Clone)]
 pub(crate) struct Log {
     data: Arc<StreamConsumer<LogContext>>,
-    replaced: Arc<Replaced>,
 }
 
 /// How often each topic was replaced by another of its name while the client read it.
@@ -79,16 +78,15 @@ impl Log {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100");
         watch_topic_ids(&mut config);
-        let replaced = Arc::new(Replaced::default());
-        let context = LogContext { replaced: replaced.clone() };
-        let data = config.create_with_context(context).context("cannot make the kafka consumer")?;
-        Ok(Log { data: Arc::new(data), replaced })
+        let data =
+            config.create_with_context(LogContext::default()).context("cannot make the kafka consumer")?;
+        Ok(Log { data: Arc::new(data) })
     }
 
     /// How often a topic was deleted and made anew while it was read. The client says so before it brings the first
     /// record of the new log.
     pub(crate) fn replaced(&self, topic: &str) -> u64 {
-        self.replaced.lock().get(topic).copied().unwrap_or_default()
+        self.data.context().replaced.lock().get(topic).copied().unwrap_or_default()
     }
 
     /// Serves the client's events until the stop; logs what it says. Records never come this way.
@@ -107,7 +105,14 @@ impl Log {
     pub(crate) async fn partitions(&self, topics: Vec<Arc<str>>) -> anyhow::Result<BTreeMap<Arc<str>, i32>> {
         let data = self.data.clone();
         blocking(move || {
-            let metadata = data.fetch_metadata(None, ASK).context("kafka does not answer")?;
+            let metadata = data.fetch_metadata(None, ASK);
+            let metadata = metadata.map_err(|error| match data.context().trouble() {
+                // What the call itself says is only that nothing came.
+                Some(reason) => anyhow!(reason),
+                None => error.into(),
+            });
+            let metadata = metadata.context("kafka does not answer")?;
+            data.context().forget_trouble();
             let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
             let counts: BTreeMap<&str, usize> = there.map(|t| (t.name(), t.partitions().len())).collect();
             Ok(topics.into_iter().filter_map(|t| counts.get(&*t).map(|&n| (t.clone(), n as i32))).collect())
@@ -186,9 +191,23 @@ fn replaced_topic(message: &str) -> Option<&str> {
     (!ids.starts_with(NO_ID)).then_some(topic)
 }
 
-/// Callbacks of the data consumer: its log and its statistics.
+/// Callbacks of the data consumer: its log, its statistics, what it last had trouble with and which topics were
+/// replaced.
+#[derive(Default)]
 pub(crate) struct LogContext {
-    replaced: Arc<Replaced>,
+    trouble: Mutex<Option<String>>,
+    replaced: Replaced,
+}
+
+impl LogContext {
+    /// Why brokers can't be reached, as the client said last: a wrong password, a certificate, a refused connection.
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget_trouble(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl ClientContext for LogContext {
@@ -201,10 +220,14 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // The end of a partition is told to its own queue.
-        if !matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF)) {
-            tracing::warn!("kafka: {error}: {reason}");
+        match error {
+            // The end of a partition is told to its own queue.
+            KafkaError::Global(RDKafkaErrorCode::PartitionEOF) => return,
+            // That all are down says less than what was said of each.
+            KafkaError::Global(RDKafkaErrorCode::AllBrokersDown) => {}
+            _ => *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned()),
         }
+        tracing::warn!("kafka: {error}: {reason}");
     }
 
     fn stats(&self, statistics: Statistics) {

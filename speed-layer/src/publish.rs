@@ -9,6 +9,7 @@ use ::redis::cmd;
 use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 use shared_model::catalog::Catalog;
+use shared_model::causes::Causes;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
@@ -68,7 +69,7 @@ impl Publisher {
                 _ = round.tick() => {}
             }
             if let Err(error) = self.round(pane).await {
-                tracing::debug!("publishing: {error:#}");
+                tracing::debug!("publishing: {}", Causes(error.as_ref()));
                 // What was written before the error isn't known: take stock anew.
                 self.standing = None;
             }

@@ -18,6 +18,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use shared_model::catalog::Catalog;
+use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::collections::BTreeMap;
@@ -267,7 +268,7 @@ async fn wait_for_redis(
                 return Ok(Some(redis));
             }
             Ok(Err(refused)) => bail!(refused),
-            Err(error) => health.set("redis", Some(format!("waiting for redis: {error:#}"))),
+            Err(error) => health.set("redis", Some(format!("waiting for redis: {}", Causes(error.as_ref())))),
         }
         if !pause(stop).await {
             return Ok(None);
@@ -300,13 +301,13 @@ async fn wait_for_topics(
                             return Ok(Some(found));
                         }
                         Ok(Err(refused)) => bail!(refused),
-                        Err(error) => format!("waiting for kafka: {error:#}"),
+                        Err(error) => format!("waiting for kafka: {}", Causes(error.as_ref())),
                     }
                 } else {
                     format!("waiting for topics: {}", missing.join(", "))
                 }
             }
-            Err(error) => format!("waiting for kafka: {error:#}"),
+            Err(error) => format!("waiting for kafka: {}", Causes(error.as_ref())),
         };
         health.set("kafka", Some(trouble));
         if !pause(stop).await {

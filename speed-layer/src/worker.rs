@@ -20,6 +20,7 @@ use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
+use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Reach, reach};
 use shared_model::time::Millis;
@@ -91,7 +92,7 @@ pub(crate) async fn own(
                 return ended;
             }
             Ok(Spell::Again(why)) => why,
-            Err(error) => format!("{error:#}"),
+            Err(error) => Causes(error.as_ref()).to_string(),
         };
         if begun.elapsed() > Duration::from_secs(30) {
             pause = Duration::from_millis(50);
@@ -458,7 +459,7 @@ impl Owner {
                     self.letter_bytes = 0;
                 }
                 Err(error) => {
-                    self.unwell(format!("{error:#}"));
+                    self.unwell(Causes(error.as_ref()).to_string());
                     tokio::select! {
                         () = stop.cancelled() => return Ok(ControlFlow::Break(())),
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}

@@ -3,6 +3,7 @@
 use clap::Parser as _;
 use local::cli::Args;
 use local::{layers, stack};
+use shared_model::causes::Causes;
 use std::process::ExitCode;
 
 /// The only place that reads the clock.
@@ -22,7 +23,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", Causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }
