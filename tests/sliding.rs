@@ -1,7 +1,6 @@
 //! Sliding counters on real servers: the plain keys that `redis-cli` alone reads, what happens when event time moves
 //! on, and a speed worker's start and stop.
 
-use local::compare;
 use local::install::{self, Installing, Need};
 use local::layers::Layer;
 use local::oracle::{self, METRICS, Metric, Oracle};
@@ -460,23 +459,12 @@ async fn a_redis_cluster_of_three_masters_does_as_well() {
     let (_process, serving) = stack.serving().await;
     let all = deliveries(4_000, 25);
     let (first, second) = all.split_at(2_000);
-    let settled = async |oracle: &Oracle, when: &str| {
-        // A probe reads one server; here the answers themselves tell when all is there.
-        wait_for(&format!("the answers equalling the oracle {when}"), async || {
-            let grain = |name: &str| stack.catalog.metric(name).expect("shipped").grain.width();
-            let compared =
-                compare::all(&serving, oracle, grain).await.map_err(|error| format!("{error:#}"))?;
-            let right = compared.iter().all(compare::Comparison::is_right);
-            if right { Ok(()) } else { Err(compare::table(&compared)) }
-        })
-        .await;
-    };
     stack.send(first);
-    settled(&stack.oracle(), "before the run").await;
+    stack.becomes(&serving, &stack.oracle(), "before the run").await;
     stack.batch(&["run"]).await;
     stack.send(second);
     let oracle = stack.oracle();
-    settled(&oracle, "after the run").await;
+    stack.becomes(&serving, &oracle, "after the run").await;
 
     let end = window_end(&serving).await;
     let expected = expected(&oracle, end);

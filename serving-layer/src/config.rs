@@ -31,10 +31,9 @@ pub struct ServeArgs {
     /// The catalog: one definition for all layers.
     #[arg(long, env = "TIDEMARK_CATALOG")]
     pub catalog: PathBuf,
-    /// Redis or Valkey, standalone or Cluster: redis://user:password@host:port/ (rediss:// for TLS); several nodes
-    /// of a cluster separated by commas.
-    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: String,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: RedisArgs,
     /// Postgres, the primary: postgres://user:password@host:port/database.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
     pub postgres: String,
@@ -59,6 +58,24 @@ pub struct ServeArgs {
     /// How many groups of the realtime view one query reads at once.
     #[arg(long, default_value_t = Limits::default().redis_reads)]
     pub redis_reads: usize,
+}
+
+/// Where Redis is, and how to trust it.
+#[derive(Clone, clap::Args)]
+pub struct RedisArgs {
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised; several of its
+    /// nodes are separated by commas.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: String,
+    /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
+    #[arg(long, env = "TIDEMARK_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
+    /// A PEM file with the certificate that we show to Redis, and those that lead to its authority.
+    #[arg(long, env = "TIDEMARK_REDIS_CERT", requires = "redis_key")]
+    pub redis_cert: Option<PathBuf>,
+    /// A PEM file with that certificate's private key.
+    #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
+    pub redis_key: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for ServeArgs {

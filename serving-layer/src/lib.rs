@@ -27,7 +27,7 @@ pub use telemetry::{LogFormat, start_logging};
 use answer::Views;
 use anyhow::Context;
 use batch_view::PostgresBatchView;
-use realtime_view::RedisRealtimeView;
+use realtime_view::{Address, RedisRealtimeView};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<
     let catalog = Arc::new(service::read_catalog(&args.catalog)?);
     let batch = PostgresBatchView::new(&args.postgres, args.postgres_connections)
         .context("--postgres is no URL of a Postgres database")?;
-    let realtime = RedisRealtimeView::new(&args.redis).context("--redis is no URL of a Redis server")?;
+    let realtime = RedisRealtimeView::new(Address::new(&args.redis)?);
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
     let listener = TcpListener::bind(&args.listen)

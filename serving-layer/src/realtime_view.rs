@@ -5,7 +5,7 @@
 mod memory;
 mod redis;
 
-pub use self::redis::RedisRealtimeView;
+pub use self::redis::{Address, RedisRealtimeView};
 pub use memory::MemoryRealtimeView;
 
 use futures::future::BoxFuture;

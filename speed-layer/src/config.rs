@@ -104,9 +104,9 @@ pub struct VerifyArgs {
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
     #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
-    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
-    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: String,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: RedisArgs,
 }
 
 /// Arguments of `run`.
@@ -121,9 +121,9 @@ pub struct RunArgs {
     /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
     #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
     pub kafka_property: Vec<(String, String)>,
-    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised.
-    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: String,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: RedisArgs,
     /// Postgres, where the tidemark is: postgres://user:password@host:port/database.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
     pub postgres: String,
@@ -148,6 +148,31 @@ pub struct RunArgs {
     /// Don't publish finished values as plain keys from this worker.
     #[arg(long)]
     pub no_publish: bool,
+}
+
+/// Where Redis is, and how to trust it.
+#[derive(Clone, clap::Args)]
+pub struct RedisArgs {
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised; several of its
+    /// nodes are separated by commas.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: String,
+    /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
+    #[arg(long, env = "TIDEMARK_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
+    /// A PEM file with the certificate that we show to Redis, and those that lead to its authority.
+    #[arg(long, env = "TIDEMARK_REDIS_CERT", requires = "redis_key")]
+    pub redis_cert: Option<PathBuf>,
+    /// A PEM file with that certificate's private key.
+    #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
+    pub redis_key: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for RedisArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("RedisArgs").field("redis_ca", &self.redis_ca).finish_non_exhaustive()
+    }
 }
 
 fn property(text: &str) -> Result<(String, String), String> {

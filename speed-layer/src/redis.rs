@@ -3,14 +3,17 @@
 //! Every command names one key, so that a cluster routes it; commands of one round are sent together on multiplexed
 //! connections. What an error means for a write is decided here: refused, stored, or unknown.
 
+mod address;
+
+pub(crate) use address::Address;
+
 use crate::flush::{Answer, Found};
 use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
-use ::redis::cluster::ClusterClientBuilder;
 use ::redis::cluster_async::ClusterConnection;
 use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use ::redis::{Client, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
-use anyhow::{Context as _, bail};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
+use anyhow::{Context as _, anyhow, bail};
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,24 +32,27 @@ pub(crate) enum Redis {
 }
 
 impl Redis {
-    /// Connects by a URL, and finds out whether a cluster answers.
-    pub(crate) async fn connect(url: &str) -> anyhow::Result<Redis> {
-        let client = Client::open(url).context("the redis url is not valid (expected redis://host:port)")?;
+    /// Connects to the first server that answers, and finds out whether it is part of a cluster.
+    pub(crate) async fn connect(address: &Address) -> anyhow::Result<Redis> {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(RESPONSE))
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_secs(1));
-        let single = Redis::Single(ConnectionManager::new_with_config(client, config).await?);
+        let mut answer = Err(anyhow!("no redis url"));
+        for client in address.clients() {
+            answer = ConnectionManager::new_with_config(client?, config.clone()).await.map_err(Into::into);
+            if answer.is_ok() {
+                break;
+            }
+        }
+        let single = Redis::Single(answer?);
         let info: String = single.ask(cmd("INFO").arg("cluster")).await?;
         if !info.contains("cluster_enabled:1") {
             return Ok(single);
         }
-        let client = ClusterClientBuilder::new([url])
-            .connection_timeout(CONNECT)
-            .response_timeout(RESPONSE)
-            .retries(3)
-            .build()?;
+        let client =
+            address.cluster().connection_timeout(CONNECT).response_timeout(RESPONSE).retries(3).build()?;
         Ok(Redis::Cluster(client.get_async_connection().await?))
     }
 

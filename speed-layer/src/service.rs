@@ -7,7 +7,7 @@ use crate::counters::{self, Plan};
 use crate::dead_letters::{self, DeadLetters};
 use crate::health::{self, Health};
 use crate::publish::Publisher;
-use crate::redis::{self, Redis};
+use crate::redis::{self, Address, Redis};
 use crate::telemetry;
 use crate::tidemark_source::TidemarkSource;
 use crate::verify;
@@ -119,7 +119,9 @@ async fn serve(
         async move { log.serve(behind).await }
     });
     let source = TidemarkSource::new(&args.postgres)?;
-    let Some(redis) = wait_for_redis(&args.redis, health, shutdown).await? else { return Ok(()) };
+    let Some(redis) = wait_for_redis(&Address::new(&args.redis)?, health, shutdown).await? else {
+        return Ok(());
+    };
     let Some(tidemarks) = source.wait(catalog, health, shutdown).await? else { return Ok(()) };
     let Some(topics) = wait_for_topics(&log, &kafka, catalog, health, shutdown).await? else { return Ok(()) };
     let (moves, tidemarks) = watch::channel(tidemarks);
@@ -248,14 +250,13 @@ async fn pause(stop: &CancellationToken) -> bool {
 }
 
 async fn wait_for_redis(
-    url: &str,
+    address: &Address,
     health: &Health,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Redis>> {
-    ::redis::Client::open(url).context("the redis url is not valid (expected redis://host:port)")?;
     loop {
         let connected = async {
-            let redis = Redis::connect(url).await?;
+            let redis = Redis::connect(address).await?;
             if let Err(refused) = redis.check_policy().await? {
                 return Ok(Err(refused));
             }

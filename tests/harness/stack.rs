@@ -225,6 +225,19 @@ impl Stack {
         .await;
     }
 
+    /// Waits until every metric, in every bucket and key, equals the oracle in a complete answer: for a realtime view
+    /// that can't be looked into.
+    pub async fn becomes(&self, serving: &Serving, oracle: &Oracle, when: &str) {
+        wait_for(&format!("the answers equalling the oracle {when}"), async || {
+            let grain = |name: &str| self.catalog.metric(name).expect("a shipped metric").grain.width();
+            let compared =
+                compare::all(serving, oracle, grain).await.map_err(|error| format!("{error:#}"))?;
+            let right = compared.iter().all(compare::Comparison::is_right);
+            if right { Ok(()) } else { Err(compare::table(&compared)) }
+        })
+        .await;
+    }
+
     /// Compares every metric, in every bucket and key, with the oracle. Every answer must say that it is complete.
     ///
     /// # Panics

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 pub use kafka::{Kafka, KafkaOptions};
 pub use postgres::{Postgres, PostgresOptions};
-pub use redis::{Redis, RedisCluster, RedisOptions};
+pub use redis::{Redis, RedisCluster, RedisOptions, Tls};
 
 use crate::ports::Lease;
 use crate::process::{Child, Folder, Program, last_lines};

@@ -3,10 +3,13 @@
 //! Only read-only commands are sent, to the primary of each key. A connection is made when first needed, and again
 //! after it broke: by then it may lead to another kind of server.
 
+mod address;
+
+pub use address::Address;
+
 use super::{Group, RealtimeError, RealtimeView, Want};
 use futures::future::BoxFuture;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
 use shared_model::offsets::TopicPartition;
@@ -21,7 +24,7 @@ const RESPOND: Duration = Duration::from_secs(10);
 
 /// The realtime view behind one or several Redis URLs.
 pub struct RedisRealtimeView {
-    urls: Vec<String>,
+    address: Address,
     connection: Mutex<Option<Connection>>,
     /// Whether the speed layer's function library was found missing: panes are then read with whole groups.
     without_library: AtomicBool,
@@ -29,8 +32,7 @@ pub struct RedisRealtimeView {
 
 impl std::fmt::Debug for RedisRealtimeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The URLs may hold passwords.
-        write!(f, "RedisRealtimeView({} url(s))", self.urls.len())
+        write!(f, "RedisRealtimeView({:?})", self.address)
     }
 }
 
@@ -50,15 +52,9 @@ impl Connection {
 }
 
 impl RedisRealtimeView {
-    /// Names the server, or several nodes of a cluster separated by commas; nothing is connected yet.
-    ///
-    /// # Errors
-    /// Where one of the URLs is none.
-    pub fn new(urls: &str) -> Result<RedisRealtimeView, RedisError> {
-        let urls: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        urls.iter().try_for_each(|url| Client::open(url.as_str()).map(drop))?;
-        let (connection, without_library) = (Mutex::new(None), AtomicBool::new(false));
-        Ok(RedisRealtimeView { urls, connection, without_library })
+    /// Of the servers at an address; nothing is connected yet.
+    pub fn new(address: Address) -> RedisRealtimeView {
+        RedisRealtimeView { address, connection: Mutex::default(), without_library: AtomicBool::default() }
     }
 
     async fn connection(&self) -> Result<Connection, RedisError> {
@@ -66,7 +62,7 @@ impl RedisRealtimeView {
         if let Some(connection) = &*held {
             return Ok(connection.clone());
         }
-        let connection = connect(&self.urls).await?;
+        let connection = connect(&self.address).await?;
         self.without_library.store(false, Ordering::Relaxed);
         Ok(held.insert(connection).clone())
     }
@@ -136,14 +132,14 @@ impl RealtimeView for RedisRealtimeView {
 }
 
 /// Connects, and finds out whether the server is part of a cluster.
-async fn connect(urls: &[String]) -> Result<Connection, RedisError> {
+async fn connect(address: &Address) -> Result<Connection, RedisError> {
     let mut last = None;
-    for url in urls {
-        match connect_one(url).await {
+    for client in address.clients() {
+        match connect_one(client?).await {
             Err(error) => last = Some(error),
             Ok((_, true)) => {
-                let builder = ClusterClient::builder(urls.iter().map(String::as_str));
-                let client = builder.connection_timeout(CONNECT).response_timeout(RESPOND).build()?;
+                let client =
+                    address.cluster().connection_timeout(CONNECT).response_timeout(RESPOND).build()?;
                 return Ok(Connection::Cluster(client.get_async_connection().await?));
             }
             Ok((connection, false)) => return Ok(Connection::One(connection)),
@@ -152,12 +148,12 @@ async fn connect(urls: &[String]) -> Result<Connection, RedisError> {
     Err(last.unwrap_or_else(|| RedisError::from((redis::ErrorKind::InvalidClientConfig, "no Redis URL"))))
 }
 
-async fn connect_one(url: &str) -> Result<(ConnectionManager, bool), RedisError> {
+async fn connect_one(client: Client) -> Result<(ConnectionManager, bool), RedisError> {
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(RESPOND))
         .set_number_of_retries(1);
-    let mut connection = ConnectionManager::new_with_config(Client::open(url)?, config).await?;
+    let mut connection = ConnectionManager::new_with_config(client, config).await?;
     let mut command = redis::cmd("INFO");
     command.arg("cluster");
     let info: String = command.query_async(&mut connection).await?;

@@ -7,9 +7,10 @@ use super::law::queries;
 use super::world::{World, fixed, span};
 use crate::answer::{Answer, Views, answer};
 use crate::batch_view::{MemoryVersion, PostgresBatchView};
+use crate::config::RedisArgs;
 use crate::live::{LiveRequest, live};
 use crate::merge::Cell;
-use crate::realtime_view::RedisRealtimeView;
+use crate::realtime_view::{Address, RedisRealtimeView};
 use crate::service::Service;
 use serde_json::json;
 use shared_model::aggregate::{Column, ColumnType};
@@ -187,10 +188,11 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
         command.arg(MARKS_KEY).arg(tp.to_string()).arg(mark.to_string());
         command.exec_async(&mut connection).await.unwrap();
     }
+    let redis = RedisArgs { redis: redis.to_owned(), redis_ca: None, redis_cert: None, redis_key: None };
     Views {
         catalog: world.catalog.clone(),
         batch: Arc::new(PostgresBatchView::new(postgres, 4).unwrap()),
-        realtime: Arc::new(RedisRealtimeView::new(redis).unwrap()),
+        realtime: Arc::new(RedisRealtimeView::new(Address::new(&redis).unwrap())),
         limits: Default::default(),
     }
 }

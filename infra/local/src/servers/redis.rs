@@ -6,10 +6,11 @@
 mod cluster;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use redis::{ClientTlsConfig, TlsCertificates};
 use rustix::process::Signal;
 
 pub use cluster::RedisCluster;
@@ -23,8 +24,26 @@ use crate::process::{Folder, Program};
 pub struct RedisOptions {
     /// Keeps data over kills and restarts by an append-only file, synced every second.
     pub appendonly: bool,
+    /// Admits clients by TLS alone.
+    pub tls: Option<Tls>,
+    /// The password of its default user.
+    pub password: Option<String>,
     /// More settings, as in redis.conf: name and value. They win over ours.
     pub settings: Vec<(String, String)>,
+}
+
+/// The certificates of a server, as PEM files. Its certificate is also what we show to it, and what the nodes of a
+/// cluster show to one another.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The authority that signs servers and clients.
+    pub ca: PathBuf,
+    /// The certificate, of 127.0.0.1.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Whether clients must show a certificate too.
+    pub clients_too: bool,
 }
 
 /// A running Redis; ended when dropped.
@@ -44,9 +63,17 @@ impl Redis {
         Ok(Redis { seat })
     }
 
-    /// Its address: `redis://127.0.0.1:port`.
+    /// Its address: `redis://127.0.0.1:port`, `rediss://:password@127.0.0.1:port`.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port())
+        self.seat.kind.url(self.port())
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// When its certificates can't be read.
+    pub fn client(&self) -> anyhow::Result<redis::Client> {
+        self.seat.kind.client(self.port())
     }
 
     /// Its port on 127.0.0.1.
@@ -90,8 +117,7 @@ impl Redis {
 
 fn arguments(folder: &Path, port: u16, options: &RedisOptions) -> Vec<OsString> {
     let appendonly = if options.appendonly { "yes" } else { "no" };
-    let ours: [(&str, OsString); 8] = [
-        ("port", port.to_string().into()),
+    let mut ours: Vec<(&str, OsString)> = vec![
         ("bind", "127.0.0.1".into()),
         ("dir", folder.into()),
         ("save", "".into()),
@@ -100,6 +126,20 @@ fn arguments(folder: &Path, port: u16, options: &RedisOptions) -> Vec<OsString> 
         ("daemonize", "no".into()),
         ("logfile", "".into()),
     ];
+    if let Some(password) = &options.password {
+        ours.push(("requirepass", password.into()));
+    }
+    match &options.tls {
+        None => ours.push(("port", port.to_string().into())),
+        Some(Tls { ca, cert, key, clients_too }) => ours.extend([
+            ("port", "0".into()),
+            ("tls-port", port.to_string().into()),
+            ("tls-ca-cert-file", ca.into()),
+            ("tls-cert-file", cert.into()),
+            ("tls-key-file", key.into()),
+            ("tls-auth-clients", if *clients_too { "yes" } else { "no" }.into()),
+        ]),
+    }
     let theirs = options.settings.iter().map(|(name, value)| (name.as_str(), value.into()));
     ours.into_iter()
         .chain(theirs)
@@ -112,6 +152,25 @@ fn arguments(folder: &Path, port: u16, options: &RedisOptions) -> Vec<OsString> 
 struct Kindred {
     at: RedisAt,
     options: RedisOptions,
+}
+
+impl Kindred {
+    fn url(&self, port: u16) -> String {
+        let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
+        let user = self.options.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
+        format!("{scheme}://{user}127.0.0.1:{port}")
+    }
+
+    fn client(&self, port: u16) -> anyhow::Result<redis::Client> {
+        let Some(Tls { ca, cert, key, .. }) = &self.options.tls else {
+            return Ok(redis::Client::open(self.url(port))?);
+        };
+        let read =
+            |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
+        let client_tls = Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? });
+        let certificates = TlsCertificates { client_tls, root_cert: Some(read(ca)?) };
+        Ok(redis::Client::build_with_tls(self.url(port), certificates)?)
+    }
 }
 
 impl Kind<1> for Kindred {
@@ -131,8 +190,7 @@ impl Kind<1> for Kindred {
 
     /// When our process answers PING, which it doesn't while it loads.
     async fn answers(&self, [port]: [u16; 1], pid: i32) -> anyhow::Result<()> {
-        let client = redis::Client::open(("127.0.0.1", port))?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = self.client(port)?.get_multiplexed_async_connection().await?;
         let pong: String = redis::cmd("PING").query_async(&mut connection).await?;
         ensure!(pong == "PONG", "PING was answered with {pong}");
         let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;

@@ -38,6 +38,9 @@ impl RedisCluster {
             let lease = Lease::take()?;
             let mut options = options.clone();
             let ours = [("cluster-enabled", "yes".to_owned()), ("cluster-port", lease.port().to_string())];
+            if options.tls.is_some() {
+                options.settings.push(("tls-cluster".to_owned(), "yes".to_owned()));
+            }
             options.settings.extend(ours.map(|(name, value)| (name.to_owned(), value)));
             nodes.push(Redis::start(found, &home, options).await?);
             bus.push(lease);
@@ -60,7 +63,7 @@ impl RedisCluster {
 async fn join(nodes: &[Redis], bus: &[Lease]) -> anyhow::Result<()> {
     let mut connections = Vec::new();
     for (node, (epoch, (first, last))) in nodes.iter().zip((1..).zip(SLOTS)) {
-        let mut connection = redis::Client::open(node.url())?.get_multiplexed_async_connection().await?;
+        let mut connection = node.client()?.get_multiplexed_async_connection().await?;
         // Own epochs from the start spare them from settling a collision.
         let () = cluster("SET-CONFIG-EPOCH").arg(epoch).query_async(&mut connection).await?;
         let () = cluster("ADDSLOTSRANGE").arg(first).arg(last).query_async(&mut connection).await?;
