@@ -394,6 +394,66 @@ async fn a_worker_told_to_stop_flushes_and_nothing_is_counted_anew() {
     stack.compare(&serving, &stack.oracle(), "after a stop when quiet").await;
 }
 
+/// Waits until what Kafka was told, which is what lag tools show, is the end of each partition's log.
+async fn told_the_ends(stack: &Stack, when: &str) {
+    wait_for(&format!("committed offsets at the log's ends {when}"), async || {
+        let ends = stack.probe.ends().map_err(|error| format!("{error:#}"))?;
+        let ends: BTreeMap<_, _> =
+            ends.into_iter().map(|(tp, end)| ((tp.topic.to_string(), tp.partition), end)).collect();
+        let committed = committed(stack);
+        if committed == ends { Ok(()) } else { Err(format!("{committed:?} instead of {ends:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_offsets_are_the_logs_ends_in_a_group_and_with_fixed_assignment() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let (_process, serving) = stack.serving().await;
+    let assigned = |partitions: &str| {
+        let command = ["run", "--listen", "127.0.0.1:0", "--assign", partitions];
+        stack.process("speed-layer", &command, &["catalog", "kafka", "redis", "postgres"])
+    };
+    let all = deliveries(6_000, 27);
+    let mut parts = all.chunks(2_000);
+    let mut send = || stack.send(parts.next().expect("three parts"));
+
+    let nowhere = assigned("page_views/0,page_views/2");
+    assert_eq!(nowhere.ended().await, 1);
+    assert!(nowhere.logged().contains("the topic has 2 partitions"), "{}", nowhere.logged());
+
+    // One worker alone leaves alone what isn't its own.
+    let one = assigned("page_views/0,events/1");
+    send();
+    let ends = stack.probe.ends().expect("ends");
+    let own: BTreeMap<_, _> = ends
+        .into_iter()
+        .filter(|(tp, _)| ["page_views/0", "events/1"].contains(&tp.to_string().as_str()))
+        .collect();
+    wait_for("its partitions read", async || match stack.probe.lag(&own).await {
+        Ok(0) => Ok(()),
+        other => Err(format!("{other:?}: {}", one.logged())),
+    })
+    .await;
+    let headers = stack.probe.headers().await.expect("headers");
+    assert!(headers.keys().all(|(tp, _)| own.contains_key(tp)), "{:?}", headers.keys());
+
+    let other = assigned("page_views/1,events/0");
+    send();
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "with fixed assignment").await;
+    told_the_ends(&stack, "with fixed assignment").await;
+    assert_eq!([one.stop().await, other.stop().await], [0, 0]);
+
+    let speed = stack.speed();
+    send();
+    stack.settle().await;
+    stack.compare(&serving, &stack.oracle(), "in a group").await;
+    told_the_ends(&stack, "in a group").await;
+    assert_eq!(speed.stop().await, 0);
+}
+
 /// Waits until the worker says on /readyz that it is not ready because of `why`; empty: that it is ready.
 async fn says(layer: &Layer, why: &str) {
     wait_for(&format!("the worker saying {why:?}"), async || {
