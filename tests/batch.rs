@@ -208,7 +208,7 @@ async fn runs_imports_views_and_facts() {
 }
 
 fn logged(topic: &str, value: &[u8]) -> Logged {
-    Logged { topic: topic.to_owned(), partition: 0, offset: 0, value: value.to_vec() }
+    Logged { topic: topic.to_owned(), partition: 0, offset: 0, append_time: 0, value: value.to_vec() }
 }
 
 async fn a_dry_run_shows_and_writes_nothing(stack: &Stack, pool: &PgPool) {

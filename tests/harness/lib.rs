@@ -6,6 +6,7 @@
 
 pub mod s3;
 pub mod simulator;
+pub mod shop;
 pub mod stack;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
 //! One Tidemark of its own for a test: Kafka, Redis and Postgres on free ports, a catalog with epochs of a second,
 //! and the layers as processes that can be killed.
 
+use crate::shop::events::Record;
 use crate::wait_for;
 use local::compare;
 use local::install::{self, Found, Installing, Need};
@@ -14,9 +15,6 @@ use simulator::generate::Delivery;
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-
-/// The topics of the shipped catalog.
-pub const TOPICS: [&str; 2] = ["page_views", "events"];
 
 /// Servers, catalog and archive of one test. Layers are started from it.
 pub struct Stack {
@@ -54,8 +52,10 @@ impl Stack {
         Stack::with_catalog(program, partitions, &with_layout(OUTBRAIN, layout)).await
     }
 
-    /// The same with a whole catalog of one's own, over the shipped one's topics.
+    /// The same with a whole catalog of one's own, over its own topics.
     pub async fn with_catalog(program: &str, partitions: i32, text: &str) -> Stack {
+        let catalog = Catalog::from_toml(text).expect("a valid catalog");
+        let topics: Vec<String> = catalog.streams.iter().map(|stream| stream.topic.to_string()).collect();
         let found = found().await;
         let scratch = local::servers::scratch().expect("a temporary folder");
         let folder = scratch.path().to_owned();
@@ -67,14 +67,12 @@ impl Stack {
             Postgres::start(&found, &postgres, fast),
         )
         .expect("servers");
-        for topic in TOPICS {
+        for topic in &topics {
             kafka.create_topic(topic, partitions, &[]).await.expect("topic");
         }
         let database = postgres.create_database("tidemark").await.expect("database");
-        let catalog = Catalog::from_toml(text).expect("a valid catalog");
         std::fs::write(folder.join("catalog.toml"), text).expect("catalog file");
         let archive = format!("file://{}", folder.join("archive").display());
-        let topics = TOPICS.map(str::to_owned).to_vec();
         let (bootstrap, groups) = (kafka.bootstrap(), catalog.layout.groups);
         let probe = Probe { kafka: bootstrap, topics, redis: redis.url(), groups };
         let program = PathBuf::from(program);
@@ -166,6 +164,15 @@ impl Stack {
         sender.flush().expect("acknowledged");
     }
 
+    /// Sends records of the shop and waits until the broker has acknowledged them all.
+    pub fn send_records(&self, records: &[Record]) {
+        let sender = Sender::connect(&self.kafka.bootstrap(), &[], || 1_700_000_000_000).expect("a producer");
+        for Record { topic, key, value } in records {
+            sender.send_to(topic, Some(key.as_bytes()), value).expect("sent");
+        }
+        sender.flush().expect("acknowledged");
+    }
+
     /// The oracle of all that the log holds.
     pub fn oracle(&self) -> Oracle {
         let mut oracle = Oracle::default();
@@ -187,7 +194,7 @@ impl Stack {
     /// How many distinct records lie in the dead-letter topics.
     pub fn dead_letters(&self) -> Result<usize, String> {
         let keys = |topic: &str| self.probe.keys(&format!("{topic}.dead-letters")).map(|keys| keys.len());
-        let counted: Result<usize, _> = TOPICS.into_iter().map(keys).sum();
+        let counted: Result<usize, _> = self.probe.topics.iter().map(|topic| keys(topic)).sum();
         counted.map_err(|error| format!("{error:#}"))
     }
 

@@ -21,6 +21,8 @@ pub struct Logged {
     pub partition: i32,
     /// Its offset.
     pub offset: i64,
+    /// When the broker appended it, ms since 1970.
+    pub append_time: i64,
     /// Its bytes.
     pub value: Vec<u8>,
 }

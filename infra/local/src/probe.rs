@@ -86,8 +86,24 @@ impl Probe {
         read(&self.consumer()?, starts.map(|(from, tp)| (tp, from)).collect(), |message| {
             let Some(value) = message.payload() else { return };
             let (topic, partition) = (message.topic().to_owned(), message.partition());
-            each(Logged { topic, partition, offset: message.offset(), value: value.to_vec() });
+            let append_time = message.timestamp().to_millis().unwrap_or(0);
+            each(Logged { topic, partition, offset: message.offset(), append_time, value: value.to_vec() });
         })
+    }
+
+    /// The append times of all ticks in the log. Blocks.
+    ///
+    /// # Errors
+    /// When the broker doesn't answer.
+    pub fn ticks(&self) -> Result<Vec<i64>> {
+        let starts = self.partitions()?.into_iter().map(|tp| (tp, None)).collect();
+        let mut ticks = Vec::new();
+        read(&self.consumer()?, starts, |message| {
+            if message.payload().is_none() {
+                ticks.extend(message.timestamp().to_millis());
+            }
+        })?;
+        Ok(ticks)
     }
 
     /// The keys of all records of a topic, each once. Blocks.
