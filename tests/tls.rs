@@ -1,18 +1,23 @@
-//! Servers that are reached by TLS alone, with certificates of our own authority, on real servers: a Redis Cluster that
-//! wants a password and a client's certificate.
+//! The whole path by TLS, with passwords and client certificates of an authority of our own, on real servers: Kafka, a
+//! Redis Cluster of several nodes, and Postgres.
 
 use local::install::{self, Installing, Need};
 use local::layers::Layer;
 use local::servers::{RedisCluster, RedisOptions, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use simulator::generate::{Delivery, Generator, Options};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use tidemark_tests::stack::{Stack, free_port};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+/// What must not be told.
+const PASSWORD: &str = "open-sesame";
+const WRONG: &str = "open-barley";
 
-/// Writes an authority's certificate, and one of 127.0.0.1 that it has signed with its key, as PEM files.
+/// Writes an authority's certificate, and one that it has signed, as PEM files: of the server at 127.0.0.1 and of the
+/// client `tidemark`.
 fn certificates(folder: &Path) -> Tls {
     let write = |name: &str, text: &str| -> PathBuf {
         let path = folder.join(name);
@@ -25,8 +30,7 @@ fn certificates(folder: &Path) -> Tls {
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"));
     let authority = authority.expect("an authority");
     let key = KeyPair::generate().expect("a key");
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let mut certificate = CertificateParams::new(names).expect("names");
+    let mut certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("names");
     certificate.distinguished_name.push(DnType::CommonName, "tidemark");
     let certificate = certificate.signed_by(&key, &authority);
     Tls {
@@ -37,64 +41,164 @@ fn certificates(folder: &Path) -> Tls {
     }
 }
 
-fn set(environment: &mut Vec<(String, String)>, name: &str, path: &Path) {
-    environment.push((name.to_owned(), path.display().to_string()));
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What a speed worker says on /readyz, once that names Redis.
-async fn says_of_redis(speed: &Layer) -> String {
-    wait_for("the worker saying what is wrong with redis", async || {
+/// Gives Kafka one more listener, which wants a password and a client's certificate, and tells its address.
+async fn secure_kafka(stack: &mut Stack, tls: &Tls) -> String {
+    let address = format!("127.0.0.1:{}", free_port());
+    let home = stack.kafka.log().parent().expect("its folder").to_owned();
+    let both = home.join("both.pem");
+    std::fs::write(&both, read(&tls.key) + &read(&tls.cert)).expect("a PEM file");
+    let settings = home.join("server.properties");
+    let more = |line: &str| match line.split_once('=') {
+        Some(("listeners" | "advertised.listeners", _)) => format!("{line},SECURE://{address}\n"),
+        Some(("listener.security.protocol.map", _)) => format!("{line},SECURE:SASL_SSL\n"),
+        _ => format!("{line}\n"),
+    };
+    let mut text: String = read(&settings).lines().map(more).collect();
+    text.push_str(&format!(
+        "sasl.enabled.mechanisms=PLAIN\n\
+         listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+         required user_tidemark=\"{PASSWORD}\";\n\
+         listener.name.secure.ssl.client.auth=required\n\
+         ssl.keystore.type=PEM\nssl.keystore.location={}\nssl.truststore.type=PEM\nssl.truststore.location={}\n",
+        both.display(),
+        tls.ca.display(),
+    ));
+    std::fs::write(&settings, text).expect("its settings");
+    stack.kafka.restart().await.expect("kafka with one more listener");
+    address
+}
+
+/// Lets Postgres admit clients by TLS with a certificate only, where they use TLS, and tells the database's URL
+/// without that certificate.
+async fn secure_postgres(stack: &Stack, tls: &Tls) -> String {
+    let data = stack.postgres.data();
+    let owner = std::fs::metadata(data).expect("its folder");
+    let own = |name: &str, text: &str| {
+        let path = data.join(name);
+        std::fs::write(&path, text).expect("a file of postgres'");
+        chown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("its mode");
+    };
+    own("ca.pem", &read(&tls.ca));
+    own("cert.pem", &read(&tls.cert));
+    own("key.pem", &read(&tls.key));
+    own("pg_hba.conf", "hostssl all all 127.0.0.1/32 cert\nhostnossl all all 127.0.0.1/32 trust\n");
+    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
+    for statement in [
+        "alter system set ssl_ca_file = 'ca.pem'",
+        "alter system set ssl_cert_file = 'cert.pem'",
+        "alter system set ssl_key_file = 'key.pem'",
+        "alter system set ssl = 'on'",
+        "select pg_reload_conf()",
+    ] {
+        sqlx::query(statement).execute(&pool).await.expect(statement);
+    }
+    let ca = tls.ca.display();
+    format!(
+        "postgres://tidemark@127.0.0.1:{}/tidemark?sslmode=verify-full&sslrootcert={ca}",
+        stack.postgres.port()
+    )
+}
+
+/// Variables of the layers' environment: a later one of a name stands for an earlier one, an empty one for none.
+fn environment(whole: &[(&str, String)], changes: &[(&str, String)]) -> Vec<(String, String)> {
+    let value = |(name, value): &(&str, String)| {
+        let changed = changes.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+        ((*name).to_owned(), changed.unwrap_or(value).clone())
+    };
+    whole.iter().map(value).filter(|(_, value)| !value.is_empty()).collect()
+}
+
+fn speed(stack: &Stack) -> Layer {
+    let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
+    stack.process("speed-layer", &command, &["catalog"])
+}
+
+/// Waits until a speed worker says on /readyz that it is not ready because of `why`, and tells no secret.
+async fn says(speed: &Layer, why: &str) {
+    let said = wait_for(&format!("the worker saying {why:?}"), async || {
         assert_eq!(speed.exited(), None, "the worker ended:\n{}", speed.logged());
         let log = speed.logged();
         let (_, url) = log.rsplit_once("listening on ").ok_or("not listening")?;
         let url = format!("{}/readyz", url.split_whitespace().next().unwrap_or_default());
         let answer = reqwest::get(&url).await.map_err(|error| error.to_string())?;
         let text = answer.text().await.map_err(|error| error.to_string())?;
-        if text.contains("waiting for redis") { Ok(text) } else { Err(text) }
+        if text.contains(why) { Ok(text) } else { Err(text) }
     })
-    .await
+    .await;
+    println!("{}", said.trim());
+    let told = said + &speed.logged();
+    assert!(!told.contains(PASSWORD) && !told.contains(WRONG), "a secret is told: {told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_cluster_by_tls_with_password_and_client_certificates_answers_completely() {
+async fn by_tls_with_passwords_and_client_certificates_answers_are_complete() {
     let mut stack = Stack::start(LAYERS, 2).await;
     let found = tokio::task::spawn_blocking(|| install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}));
     let found = found.await.expect("the search").expect("redis");
     let folder = local::servers::scratch().expect("a folder");
     let tls = certificates(folder.path());
-    let (ca, cert, key) = (tls.ca.clone(), tls.cert.clone(), tls.key.clone());
-    let password = Some("open-sesame".to_owned());
-    let options = RedisOptions { tls: Some(tls), password, ..RedisOptions::default() };
+    let options = RedisOptions {
+        tls: Some(tls.clone()),
+        password: Some(PASSWORD.to_owned()),
+        ..RedisOptions::default()
+    };
     let cluster =
         RedisCluster::start(&found, &folder.path().join("cluster"), options).await.expect("a cluster");
-    let urls = cluster.urls();
-    stack.batch(&["run"]).await;
+    let kafka = secure_kafka(&mut stack, &tls).await;
+    let postgres = secure_postgres(&stack, &tls).await;
+    let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
 
-    // Neither the authority nor a certificate of one's own may be missing, and the password must be right.
-    let wrong = urls[0].replace("open-sesame", "open-barley");
-    let whole = [("TIDEMARK_REDIS_CA", &ca), ("TIDEMARK_REDIS_CERT", &cert), ("TIDEMARK_REDIS_KEY", &key)];
-    let cases: [(&[(&str, &PathBuf)], &str, &str); 3] = [
-        (&whole[1..], &urls[0], "UnknownIssuer"),
-        (&whole[..1], &urls[0], "CertificateRequired"),
-        (&whole, &wrong, "Password authentication failed"),
+    // Of the cluster any node will do, and one that is not there is passed over.
+    let gone = format!("rediss://:{PASSWORD}@127.0.0.1:{}", free_port());
+    let redis = format!("{gone},{}", cluster.urls().join(","));
+    let properties = format!(
+        "security.protocol=SASL_SSL;ssl.ca.location={ca};sasl.mechanism=PLAIN;sasl.username=tidemark"
+    );
+    let shown = format!("ssl.certificate.location={cert};ssl.key.location={key}");
+    let whole = [
+        ("TIDEMARK_REDIS", redis.clone()),
+        ("TIDEMARK_REDIS_CA", ca),
+        ("TIDEMARK_REDIS_CERT", cert.clone()),
+        ("TIDEMARK_REDIS_KEY", key.clone()),
+        ("TIDEMARK_POSTGRES", format!("{postgres}&sslcert={cert}&sslkey={key}")),
+        ("TIDEMARK_KAFKA", kafka),
+        ("TIDEMARK_KAFKA_PROPERTIES", format!("{properties};sasl.password={PASSWORD};{shown}")),
     ];
-    for (given, url, why) in cases {
-        stack.environment.clear();
-        given.iter().for_each(|(name, path)| set(&mut stack.environment, name, path));
-        stack.probe.redis = url.to_owned();
-        let speed = stack.speed();
-        let said = says_of_redis(&speed).await;
-        assert!(said.contains(why), "{why}: {said}");
-        assert!(!said.contains("open-"), "a secret is told: {said}");
+    stack.environment = environment(&whole, &[]);
+    let batch = async |stack: &Stack| {
+        let run = stack.process("batch-layer", &["run"], &["catalog", "archive"]);
+        assert_eq!(run.ended().await, 0, "{}", run.logged());
+    };
+    batch(&stack).await;
+
+    // What is missing or wrong is said.
+    let none = String::new;
+    let cases: [(&[(&str, String)], &str); 6] = [
+        (&[("TIDEMARK_REDIS_CA", none())], "UnknownIssuer"),
+        (&[("TIDEMARK_REDIS_CERT", none()), ("TIDEMARK_REDIS_KEY", none())], "CertificateRequired"),
+        (&[("TIDEMARK_REDIS", redis.replace(PASSWORD, WRONG))], "Password authentication failed"),
+        (&[("TIDEMARK_POSTGRES", postgres)], "requires a valid client certificate"),
+        (
+            &[("TIDEMARK_KAFKA_PROPERTIES", format!("{properties};sasl.password={WRONG};{shown}"))],
+            "Authentication failed",
+        ),
+        (&[("TIDEMARK_KAFKA_PROPERTIES", format!("{properties};sasl.password={PASSWORD}"))], "certificate"),
+    ];
+    for (changes, why) in cases {
+        stack.environment = environment(&whole, changes);
+        let speed = speed(&stack);
+        says(&speed, why).await;
         assert_eq!(speed.stop().await, 0);
     }
 
-    stack.environment.clear();
-    whole.iter().for_each(|(name, path)| set(&mut stack.environment, name, path));
-    // Any node will do, and one that is not there is passed over.
-    let gone = format!("rediss://:open-sesame@127.0.0.1:{}", free_port());
-    stack.probe.redis = format!("{gone},{}", urls.join(","));
-    let speed = stack.speed();
+    stack.environment = environment(&whole, &[]);
+    let speed = speed(&stack);
+    (stack.probe.redis, stack.database) = (redis, whole[4].1.clone());
     let (_process, serving) = stack.serving().await;
     let options = Options { records: 3_000, span: 3_600_000, near_repeats: 0.05, ..Options::default() };
     let all: Vec<Delivery> = Generator::new(options, 26).collect();
@@ -103,10 +207,10 @@ async fn a_redis_cluster_by_tls_with_password_and_client_certificates_answers_co
         stack.send(part);
         let oracle = stack.oracle();
         stack.becomes(&serving, &oracle, "in realtime").await;
-        stack.batch(&["run"]).await;
+        batch(&stack).await;
         stack.becomes(&serving, &oracle, "after the run").await;
     }
-    let verify = stack.process("speed-layer", &["verify"], &["catalog", "kafka", "redis"]);
+    let verify = stack.process("speed-layer", &["verify"], &["catalog"]);
     assert_eq!(verify.ended().await, 0, "{}", verify.logged());
     assert_eq!(speed.stop().await, 0, "the speed layer stops cleanly");
 }
