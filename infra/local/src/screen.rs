@@ -72,15 +72,16 @@ impl Screen {
         let rate = self.last.map_or(0.0, |(at, before)| (total - before) as f64 / at.elapsed().as_secs_f64());
         self.last = Some((Instant::now(), total));
         let lag = self.probe.lag(&self.read).await?;
-        let views =
-            METRICS.iter().find(|metric| metric.name == "user_view_cnt").context("a shipped metric")?;
-        let counted: i64 = self.oracle.count(views, i64::MIN, i64::MAX, i64::MAX).values().sum();
+        let before = self.page_views()?;
         let query = json!({
             "metrics": ["user_view_cnt"], "granularity": "none",
             "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
         });
         let merged = self.serving.query(&query).await?;
         let answered = merged["rows"][0]["values"]["user_view_cnt"].as_i64().unwrap_or(0);
+        // Events come while it answers.
+        self.take_log().await?;
+        let after = self.page_views()?;
         let top = self.serving.live("geo_top_5m", &[]).await?;
         Ok(vec![
             format!("log        {total} records, {rate:.0}/s, realtime view {lag} behind"),
@@ -91,11 +92,19 @@ impl Screen {
                 merged["complete"]
             ),
             format!(
-                "page views {answered} merged ({} batch rows + {} realtime cells), oracle {counted}",
+                "page views {answered} merged ({} batch rows + {} realtime cells), \
+                 oracle {before} just before, {after} just after",
                 merged["parts"]["batch"]["rows"], merged["parts"]["realtime"]["cells"]
             ),
             format!("top places {} (5 min to {})", ranking(&top["items"]), plain(&top["window_end"])),
         ])
+    }
+
+    /// How many the log holds, naively.
+    fn page_views(&self) -> Result<i64> {
+        let views = METRICS.iter().find(|metric| metric.name == "user_view_cnt");
+        let views = views.context("a shipped metric")?;
+        Ok(self.oracle.count(views, i64::MIN, i64::MAX, i64::MAX).values().sum())
     }
 
     async fn take_log(&mut self) -> Result<()> {
