@@ -3,8 +3,10 @@
 //! Everything that is started here is a child of this process and ends with it; servers given by URL are used as they
 //! are and never stopped.
 
+mod files;
+
 use crate::cli::Args;
-use crate::install::{self, Found, Installing, Need};
+use crate::install::Need;
 use crate::layers::{self, Layer};
 use crate::oracle::Oracle;
 use crate::probe::{Probe, Serving};
@@ -13,10 +15,10 @@ use crate::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, Redi
 use crate::{ask, compare, screen};
 use anyhow::{Context, Result, bail, ensure};
 use shared_model::catalog::{Catalog, OUTBRAIN};
+use shared_model::offsets::TopicPartition;
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -51,21 +53,6 @@ pub async fn run(args: Args, clock: fn() -> i64) -> Result<bool> {
     say("stopping all that was started");
     stack.stop().await;
     done
-}
-
-/// Finds the servers; installs what is missing, after asking if someone sits at a terminal.
-async fn find(needed: Vec<Need>, yes: bool, stop: CancellationToken) -> Result<Found> {
-    let work = move || {
-        let runtime = tokio::runtime::Handle::current();
-        let ask = |question: &str| {
-            let agreed = ask::agreed(question, || Box::new(std::io::stdin().lock()));
-            runtime.block_on(stop.run_until_cancelled(agreed)).unwrap_or(Ok(false))
-        };
-        let asks = !yes && std::io::stdin().is_terminal();
-        let policy = if asks { Installing::Ask(&ask) } else { Installing::Yes };
-        install::ensure(&needed, policy, &mut |line| say(line))
-    };
-    tokio::task::spawn_blocking(work).await?
 }
 
 fn say(what: &str) {
@@ -111,7 +98,7 @@ impl Stack {
         needed.extend(args.redis.is_none().then_some(Need::Redis));
         needed.extend(args.postgres.is_none().then_some(Need::Postgres));
         needed.extend(args.kafka.is_none().then_some(Need::Kafka));
-        let found = find(needed, args.yes, stop.clone()).await?;
+        let found = ask::servers(needed, args.yes, stop.clone(), say).await?;
         say(&format!("everything is kept in {} (emptied at each start)", folder.display()));
 
         let started = Instant::now();
@@ -243,8 +230,7 @@ impl Stack {
     }
 
     async fn settle(&self) -> Result<()> {
-        let probe = self.probe.clone();
-        let ends = tokio::task::spawn_blocking(move || probe.ends()).await??;
+        let ends = self.ends().await?;
         let caught_up = async || match self.probe.lag(&ends).await? {
             0 => Ok(()),
             lag => bail!("it is {lag} records behind"),
@@ -274,12 +260,7 @@ impl Stack {
     async fn once(&self, args: &Args, clock: fn() -> i64) -> Result<bool> {
         let records = args.records.unwrap_or(40_000);
         match &args.data {
-            Some(data) => {
-                say(&format!("sending the files in {}", data.display()));
-                let replay = self.replay(data, "max")?;
-                self.batch_run().await?;
-                ensure!(replay.ended().await == 0, "the replay failed: {}", replay.logged());
-            }
+            Some(data) => self.send_files(data).await?,
             None => {
                 say(&format!("sending {records} events with repeats, disorder, late and malformed ones"));
                 let (first, second) = halves(records, args.seed);
@@ -307,12 +288,12 @@ impl Stack {
         say("started batch-layer schedule --every 5s (log: batch-layer.log)");
         let source = match &args.data {
             Some(data) => {
-                let replay = self.replay(data, "600")?;
+                let replay = self.replay(data, ["--speed", "600"])?;
                 say(&format!(
                     "replaying the files in {} at 600 x real time (log: simulator.log)",
                     data.display()
                 ));
-                tokio::spawn(async move { ensure_zero(replay.ended().await, "the replay") })
+                tokio::spawn(async move { files::ended(&replay).await })
             }
             None => {
                 let (rate, options) = (args.rate, options(args.records.unwrap_or(2_000_000)));
@@ -347,23 +328,9 @@ impl Stack {
         Ok(true)
     }
 
-    /// Starts a replay of the user's own files.
-    fn replay(&self, data: &Path, speed: &str) -> Result<Layer> {
-        let data = data.canonicalize().with_context(|| format!("--data {}", data.display()))?;
-        let mut command = vec!["replay".to_owned(), "--speed".to_owned(), speed.to_owned()];
-        for stream in &self.catalog.streams {
-            let names = [format!("{}.csv", stream.name), format!("{}.csv.gz", stream.name)];
-            if let Some(file) = names.iter().map(|name| data.join(name)).find(|file| file.is_file()) {
-                command.push(format!("{}={}", stream.name, file.display()));
-            }
-        }
-        ensure!(
-            command.len() > 3,
-            "--data {}: neither page_views.csv nor events.csv (or .gz) is in it",
-            data.display()
-        );
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        self.layer("simulator", &command, &["catalog", "kafka"])
+    async fn ends(&self) -> Result<BTreeMap<TopicPartition, i64>> {
+        let probe = self.probe.clone();
+        tokio::task::spawn_blocking(move || probe.ends()).await?
     }
 
     async fn send(&self, deliveries: Vec<simulator::generate::Delivery>, clock: fn() -> i64) -> Result<()> {
@@ -376,11 +343,6 @@ impl Stack {
         })
         .await?
     }
-}
-
-fn ensure_zero(code: i32, what: &str) -> Result<()> {
-    ensure!(code == 0, "{what} failed with {code}");
-    Ok(())
 }
 
 fn options(records: u64) -> Options {
