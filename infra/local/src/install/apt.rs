@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Missing;
+use super::find::OLDEST_REDIS;
 use crate::process::last_lines;
 
 /// How long other programs' locks are waited for.
@@ -32,7 +33,13 @@ pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow:
     }
     let mut packages = Vec::new();
     for what in missing {
-        let none = || format!("apt-get offers none of {}", candidates(*what).join(", "));
+        let none = || {
+            let names = candidates(*what).join(", ");
+            match oldest(*what) {
+                0 => format!("apt-get offers none of {names}"),
+                oldest => format!("apt-get offers none of {names} of version {oldest} or later"),
+            }
+        };
         packages.push(offered(*what).with_context(none)?);
     }
     let _policy = Policy::forbid_starts(say)?;
@@ -52,17 +59,29 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
     }
 }
 
-/// The best package that brings it, of those that this machine's package lists have.
-pub(super) fn offered(missing: Missing) -> Option<&'static str> {
-    candidates(missing).iter().copied().find(|package| is_offered(package))
+/// The oldest version of its packages that will do, major. Java's tell it by their names.
+fn oldest(missing: Missing) -> u32 {
+    match missing {
+        Missing::Redis => OLDEST_REDIS,
+        Missing::Postgres | Missing::Java | Missing::Maven => 0,
+    }
 }
 
-fn is_offered(package: &str) -> bool {
-    let output = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output();
-    output.is_ok_and(|output| {
-        let text = String::from_utf8_lossy(&output.stdout);
-        text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
-    })
+/// The best package that brings it, of those that this machine's package lists have.
+pub(super) fn offered(missing: Missing) -> Option<&'static str> {
+    let will_do = |package: &&str| {
+        let output = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output();
+        let major = output.ok().and_then(|output| candidate(&String::from_utf8_lossy(&output.stdout)));
+        major.is_some_and(|major| major >= oldest(missing))
+    };
+    candidates(missing).iter().copied().find(will_do)
+}
+
+/// The major version that would be installed, of what `apt-cache policy` says of a package.
+fn candidate(policy: &str) -> Option<u32> {
+    let version = policy.lines().find_map(|line| line.trim_start().strip_prefix("Candidate: "))?;
+    let upstream = version.split_once(':').map_or(version, |(_epoch, upstream)| upstream);
+    upstream.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Runs `apt-get`, waiting up to five minutes for whoever holds its locks.
@@ -200,5 +219,16 @@ mod tests {
             assert_eq!(without_cluster(Some(before)).replace(CLUSTERS_LINE, ""), before);
         }
         assert_eq!(without_cluster(Some("ssl = on")), format!("ssl = on\n{CLUSTERS_LINE}"));
+    }
+
+    #[test]
+    fn candidates_major_versions() {
+        for (version, expected) in
+            [("5:6.0.16-1ubuntu1", Some(6)), ("5:8.0.2-3", Some(8)), ("17+278", Some(17)), ("(none)", None)]
+        {
+            let policy = format!("package:\n  Installed: 5:7.0\n  Candidate: {version}\n  Version table:\n");
+            assert_eq!(candidate(&policy), expected, "{version}");
+        }
+        assert_eq!(candidate(""), None);
     }
 }

@@ -11,7 +11,7 @@ use super::{Missing, Need};
 /// The oldest Java that runs a Kafka 4 broker.
 const OLDEST_JAVA: u32 = 17;
 /// The oldest Redis that has what the speed layer needs (functions).
-const OLDEST_REDIS: u32 = 7;
+pub(super) const OLDEST_REDIS: u32 = 7;
 
 /// Redis or Valkey.
 #[derive(Debug, Clone)]
