@@ -34,11 +34,12 @@ pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow:
     let mut packages = Vec::new();
     for what in missing {
         let none = || {
-            let names = candidates(*what).join(", ");
-            match oldest(*what) {
-                0 => format!("apt-get offers none of {names}"),
-                oldest => format!("apt-get offers none of {names} of version {oldest} or later"),
-            }
+            let (names, oldest) = (candidates(*what).join(", "), oldest(*what));
+            let version = if oldest > 0 { format!(" of version {oldest} or later") } else { String::new() };
+            format!(
+                "apt-get offers none of {names}{version}; install one by hand, or give a running server by URL \
+                 (--kafka, --redis, --postgres)"
+            )
         };
         packages.push(offered(*what).with_context(none)?);
     }
