@@ -13,7 +13,7 @@ use simulator::generate::{Delivery, Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tidemark_tests::stack::{Stack, TOPICS};
+use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
@@ -221,7 +221,7 @@ fn scan(probe: &Probe, topic: &str, mut each: impl FnMut(&BorrowedMessage<'_>)) 
 /// What the log should have dead-lettered, by position: the oracle's word, and what the catalog at fault doesn't admit.
 fn expected(stack: &Stack, counted: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<String, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
-    for topic in TOPICS {
+    for topic in &stack.probe.topics {
         scan(&stack.probe, topic, |message| {
             let value = message.payload();
             let is_tick =
@@ -319,7 +319,7 @@ async fn poison_stops_nothing_and_counts_once_after_a_fix() {
 
     let wanted = expected(&stack, &counted);
     let mut found = BTreeMap::new();
-    for topic in TOPICS {
+    for topic in &stack.probe.topics {
         found.extend(letters(&stack.probe, topic).0);
     }
     let values: BTreeMap<_, _> =
