@@ -106,6 +106,10 @@ pub struct WorkArgs {
     /// How long a version that was replaced is kept for readers that still use it.
     #[arg(long, env = "TIDEMARK_VERSION_GRACE", default_value = "10m", value_parser = humantime::parse_duration)]
     pub version_grace: Duration,
+    /// How long the versions of metrics that the catalog has no more, since they were changed or removed, are kept for
+    /// processes that still work by an older catalog.
+    #[arg(long, env = "TIDEMARK_REMOVED_GRACE", default_value = "7d", value_parser = humantime::parse_duration)]
+    pub removed_grace: Duration,
     /// After a run, remove the archive's segments of event days that are more than so many days older than their
     /// stream's newest. Such a day can't be computed anew; the views keep its rows. Without it, all are kept.
     #[arg(long, env = "TIDEMARK_ARCHIVE_DAYS")]

@@ -222,6 +222,9 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
     }
     let now = (context.now)();
     let grace = i64::try_from(context.options.version_grace.as_millis()).unwrap_or(i64::MAX);
+    if let Err(error) = orphans(context, connection, now).await {
+        tracing::warn!("versions of metrics that the catalog doesn't have stay for now: {error:#}");
+    }
     match retire::sweep(connection, now.saturating_sub(grace), now).await {
         Ok(0) => {}
         Ok(dropped) => tracing::info!(dropped, "versions that no reader needs were dropped"),
@@ -233,6 +236,18 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
     {
         tracing::warn!("old event days are not removed yet: {error:#}");
     }
+}
+
+/// Lets go of metric versions that the catalog has not had for the grace.
+async fn orphans(context: &Context, connection: &mut PgConnection, now: Millis) -> Result<()> {
+    let versions: Vec<String> =
+        context.catalog.metrics.iter().map(|metric| metric.version.to_string()).collect();
+    let grace = i64::try_from(context.options.removed_grace.as_millis()).unwrap_or(i64::MAX);
+    let gone = retire::orphans(connection, &versions, now.saturating_sub(grace), now).await?;
+    if gone > 0 {
+        tracing::info!(days = gone, "versions of metrics that were changed or removed are retired");
+    }
+    Ok(())
 }
 
 /// Applies the retention that is configured.

@@ -22,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 /// The key of the lease.
 const LEASE: &str = "tm1:publisher";
+/// The hash of all live names that were ever published and still stand, each with the pattern of its keys: what tells the
+/// keys of a metric that is published no more.
+const PUBLISHED: &str = "tm1:published";
 /// How long a lease lasts without renewal.
 const LEASE_MS: u64 = 5_000;
 /// The lease was ours and is renewed.
@@ -41,6 +44,8 @@ pub(crate) struct Publisher {
     token: String,
     /// What stands in Redis, while we hold the lease. A value of `None` is known by its name alone.
     standing: Option<BTreeMap<String, Option<Published>>>,
+    /// Live names whose keys go with the next pass, being published no more.
+    stale: Vec<String>,
     marks: BTreeMap<String, Mark>,
     window_end: Option<Millis>,
     passed: Instant,
@@ -52,7 +57,19 @@ impl Publisher {
         let metrics = live::published_metrics(&catalog);
         let passed = Instant::now();
         let (marks, settled) = (BTreeMap::new(), false);
-        Publisher { redis, catalog, metrics, token, standing: None, marks, window_end: None, passed, settled }
+        let (standing, stale) = (None, Vec::new());
+        Publisher {
+            redis,
+            catalog,
+            metrics,
+            token,
+            standing,
+            stale,
+            marks,
+            window_end: None,
+            passed,
+            settled,
+        }
     }
 
     /// Publishes while it holds the lease, until the stop; then lets the lease go.
@@ -60,9 +77,6 @@ impl Publisher {
         let pane = Duration::from_millis(self.catalog.layout.pane.unsigned_abs());
         let mut round = tokio::time::interval((pane / 4).clamp(Duration::from_millis(100), PACE));
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        if self.metrics.is_empty() {
-            return;
-        }
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -147,7 +161,12 @@ impl Publisher {
         }
         drop(groups);
         let names = live.finish()?;
-        self.write(names).await
+        self.write(names).await?;
+        if !self.stale.is_empty() {
+            self.redis.ask::<()>(cmd("HDEL").arg(PUBLISHED).arg(&self.stale)).await?;
+            self.stale.clear();
+        }
+        Ok(())
     }
 
     /// The groups of the partitions that feed a published metric.
@@ -195,13 +214,26 @@ impl Publisher {
         Ok(())
     }
 
-    /// The names that stand in Redis already, whoever wrote them.
-    async fn take_stock(&self) -> anyhow::Result<BTreeMap<String, Option<Published>>> {
+    /// The keys that stand in Redis already, whoever wrote them, those of metrics that are published no more included.
+    async fn take_stock(&mut self) -> anyhow::Result<BTreeMap<String, Option<Published>>> {
+        let mut named: BTreeMap<String, String> = self.redis.ask(cmd("HGETALL").arg(PUBLISHED)).await?;
+        let ours = self.metrics.iter().map(|metric| {
+            let name = metric.live_name.clone().unwrap_or_else(|| metric.name.clone());
+            let pattern = if metric.by.is_empty() { name.clone() } else { format!("{name}:*") };
+            (name, pattern)
+        });
+        let ours: BTreeMap<String, String> = ours.collect();
+        self.stale = named.keys().filter(|name| !ours.contains_key(*name)).cloned().collect();
+        if !ours.is_empty() {
+            let mut note = cmd("HSET");
+            note.arg(PUBLISHED);
+            ours.iter().for_each(|(name, pattern)| _ = note.arg(name).arg(pattern));
+            self.redis.ask::<()>(&note).await?;
+        }
+        named.extend(ours);
         let mut standing = BTreeMap::new();
-        for metric in &self.metrics {
-            let name = metric.live_name.as_deref().unwrap_or(&metric.name);
-            let pattern = if metric.by.is_empty() { name.to_owned() } else { format!("{name}:*") };
-            standing.extend(self.redis.scan(&pattern).await?.into_iter().map(|key| (key, None)));
+        for pattern in named.values() {
+            standing.extend(self.redis.scan(pattern).await?.into_iter().map(|key| (key, None)));
         }
         Ok(standing)
     }

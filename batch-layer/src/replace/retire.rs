@@ -47,6 +47,26 @@ pub(crate) async fn sweep(connection: &mut PgConnection, before: Millis, now: Mi
     Ok(dropped)
 }
 
+/// Takes away the pointers of metric versions that are not among the catalog's `versions` and were found so before
+/// `before`; those that are found so now are marked, for processes that still work by an older catalog. Their tables
+/// follow as those of any version that was replaced. Returns how many pointers went.
+pub(crate) async fn orphans(
+    connection: &mut PgConnection,
+    versions: &[String],
+    before: Millis,
+    now: Millis,
+) -> Result<u64> {
+    let mark = "update tidemark.live_version
+                set orphaned_at = case when version = any($1) then null else $2 end
+                where (version = any($1)) = (orphaned_at is not null)";
+    sqlx::query(mark).bind(versions).bind(timestamp(now)).execute(&mut *connection).await?;
+    let go = "with gone as (delete from tidemark.live_version where orphaned_at <= $1 returning version_id)
+              update tidemark.view_version set retired_at = $2, retired_xid = pg_current_xact_id()
+              where version_id in (select version_id from gone)";
+    let gone = sqlx::query(go).bind(timestamp(before)).bind(timestamp(now)).execute(connection).await?;
+    Ok(gone.rows_affected())
+}
+
 /// Detaches a partition, waiting briefly for its readers, and drops it.
 pub(crate) async fn drop_partition(connection: &mut PgConnection, schema: &str, table: &str) -> Result<()> {
     sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut *connection).await?;
