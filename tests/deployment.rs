@@ -55,7 +55,7 @@ fn command_line(name: &str) -> Vec<String> {
     let environment = layer.as_mapping_get("environment").and_then(Yaml::as_mapping).expect("environment");
     let uses: &[&str] = match name {
         "speed-layer" => &["KAFKA", "REDIS", "POSTGRES"],
-        "batch-layer" => &["KAFKA", "POSTGRES", "ARCHIVE"],
+        "batch-layer" => &["KAFKA", "REDIS", "POSTGRES", "ARCHIVE"],
         _ => &["REDIS", "POSTGRES"],
     };
     for (variable, value) in environment {

@@ -15,7 +15,7 @@ async fn main() -> ExitCode {
         Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(error)) => {
             eprintln!("error: {}", Causes(error.as_ref()));
-            ExitCode::FAILURE
+            ExitCode::from(batch_layer::exit_code(&error))
         }
         None => {
             eprintln!("error: the first argument must be one of {:?}", local::layers::NAMES);

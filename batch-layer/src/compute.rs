@@ -14,6 +14,7 @@
 mod segments;
 mod cells;
 mod sorted;
+pub(crate) mod healed;
 
 pub use cells::Cell;
 pub use sorted::{Cells, Sorter};
@@ -138,11 +139,8 @@ impl Input {
         if repeated.height() == 0 {
             return Ok(None);
         }
-        let mut gone = all_but_first(&collect(plan::contenders(self.deliveries(slice)?, repeated))?)?;
-        let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
-        let file = file.context("a temporary file can't be made (TMPDIR)")?;
-        ParquetWriter::new(file.as_file()).finish(&mut gone).context("repeats can't be written (TMPDIR)")?;
-        Ok(Some(file.into_temp_path()))
+        let gone = all_but_first(&collect(plan::contenders(self.deliveries(slice)?, repeated))?)?;
+        positions_file(gone).map(Some)
     }
 
     /// What the plan of a metric gives for a slice of the day.
@@ -164,6 +162,14 @@ impl Input {
         let rows = plan::deliveries(&self.stream, &self.segments)?;
         Ok(plan::slice(rows, slice, self.slices))
     }
+}
+
+/// Writes positions of deliveries to a temporary file.
+fn positions_file(mut positions: DataFrame) -> Result<TempPath> {
+    let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
+    let file = file.context("a temporary file can't be made (TMPDIR)")?;
+    ParquetWriter::new(file.as_file()).finish(&mut positions).context("repeats can't be written (TMPDIR)")?;
+    Ok(file.into_temp_path())
 }
 
 /// Runs a plan with the streaming engine.

@@ -139,12 +139,51 @@ impl WorkArgs {
     }
 }
 
+/// How moves of the tidemark are audited.
+#[derive(Clone, Default, ClapArgs)]
+pub struct AuditArgs {
+    /// Redis, for the audit: what a reader would have had, by the realtime view, is compared with what a run is about to
+    /// publish. redis://user:password@host:port (rediss:// for TLS); several nodes of a cluster separated by commas.
+    /// Without it runs are not audited. The audit keeps to --memory: it holds an eighth of it in packed cells at a time,
+    /// sorts those of one metric and day in the folder for temporary files, and reads the batch view row by row.
+    #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
+    pub redis: Option<String>,
+    /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
+    #[arg(long, env = "TIDEMARK_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
+    /// A PEM file with the certificate that we show to Redis, and those that lead to its authority.
+    #[arg(long, env = "TIDEMARK_REDIS_CERT", requires = "redis_key")]
+    pub redis_cert: Option<PathBuf>,
+    /// A PEM file with that certificate's private key.
+    #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
+    pub redis_key: Option<PathBuf>,
+    /// Don't publish a run in which a metric has a greater unexplained error than this, relative to what the run brings:
+    /// 0.0001 for one in ten thousand, 0 for none at all. Such a run exits with 5 and is recorded as refused. What could
+    /// not be audited refuses nothing.
+    #[arg(long, requires = "redis", value_name = "THRESHOLD", value_parser = share)]
+    pub strict_audit: Option<f64>,
+    /// How long the audit waits for the realtime view to reach the new tidemark; what hasn't by then is not audited, and
+    /// named.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub audit_patience: Duration,
+}
+
+impl std::fmt::Debug for AuditArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("AuditArgs").field("strict_audit", &self.strict_audit).finish_non_exhaustive()
+    }
+}
+
 /// Options of `run`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct RunArgs {
     /// Servers and catalog.
     #[command(flatten)]
     pub base: BaseArgs,
+    /// The audit.
+    #[command(flatten)]
+    pub audit: AuditArgs,
     /// Also recompute this event day (2016-06-14), dirty or not.
     #[arg(long)]
     pub day: Option<NaiveDate>,
@@ -159,6 +198,9 @@ pub struct ScheduleArgs {
     /// Servers and catalog.
     #[command(flatten)]
     pub base: BaseArgs,
+    /// The audit.
+    #[command(flatten)]
+    pub audit: AuditArgs,
     /// When: a cron expression of 5 fields (or 6, seconds first), such as "*/10 * * * *".
     #[arg(long, env = "TIDEMARK_CRON", required_unless_present = "every", conflicts_with = "every")]
     pub cron: Option<String>,
@@ -240,6 +282,9 @@ pub struct RetryArgs {
     /// Servers and catalog.
     #[command(flatten)]
     pub base: BaseArgs,
+    /// The audit, where the tidemark moves.
+    #[command(flatten)]
+    pub audit: AuditArgs,
     /// The run, as `runs` lists it.
     pub run: i64,
     /// Show what would be done; write nothing.
@@ -333,6 +378,11 @@ impl std::fmt::Debug for CatalogOfArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CatalogOfArgs").field("run", &self.run).finish_non_exhaustive()
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("{text} is not between 0 and 1")) }
 }
 
 /// A number of MiB as bytes.

@@ -5,6 +5,7 @@ use crate::run::Order;
 use anyhow::{Result, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use serde_json::Value;
 use shared_model::time::Millis;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, PgPool};
@@ -50,20 +51,24 @@ pub(crate) struct Record {
     status: String,
     started_at: DateTime<Utc>,
     finished_at: Option<DateTime<Utc>>,
-    parameters: Json<serde_json::Value>,
+    parameters: Json<Value>,
     generation_before: Option<i64>,
     generation_after: Option<i64>,
     days: i32,
     rows: i64,
-    imports: Json<serde_json::Value>,
+    imports: Json<Value>,
     error: Option<String>,
+    /// What the audit found, as its row says.
+    audit: Option<Json<Value>>,
 }
 
 /// The newest runs, the newest first.
 pub(crate) async fn list(pool: &PgPool, limit: i64) -> Result<Vec<Record>> {
     let sql = "select run_id, kind, status, started_at, finished_at, parameters, generation_before, generation_after,
-                      days, rows, imports, error
-               from tidemark.run order by run_id desc limit $1";
+                      days, rows, imports, error, audit
+               from tidemark.run left join (select run_id, to_jsonb(a) - 'run_id' as audit from tidemark.audit a) a
+                    using (run_id)
+               order by run_id desc limit $1";
     Ok(sqlx::query_as(sql).bind(limit).fetch_all(pool).await?)
 }
 
@@ -79,7 +84,7 @@ impl Record {
         let show = |generation: Option<i64>| generation.map_or("-".to_owned(), |number| number.to_string());
         let moved = format!("{} -> {}", show(self.generation_before), show(self.generation_after));
         format!(
-            "{:>6}  {:<8}  {:<7}  {:<20}  {:>8}  {:>12}  {:>5}  {:>10}  {}{}",
+            "{:>6}  {:<8}  {:<7}  {:<20}  {:>8}  {:>12}  {:>5}  {:>10}  {:<14}  {}{}",
             self.run_id,
             self.kind,
             self.status,
@@ -88,12 +93,24 @@ impl Record {
             moved,
             self.days,
             self.rows,
+            self.audit.as_ref().map_or("-".to_owned(), |audit| verdict(&audit.0)),
             self.parameters.0,
             self.error.as_ref().map(|error| format!("  {error}")).unwrap_or_default()
         )
     }
 }
 
+/// An audit in a word or two.
+fn verdict(audit: &Value) -> String {
+    let error = audit["error"].as_f64().unwrap_or_default();
+    match (audit["alarm"].as_bool(), audit["status"].as_str()) {
+        (Some(true), _) if error > 0.0 => format!("ERROR {error:.6}"),
+        (Some(true), _) => "BOUNDARIES".to_owned(),
+        (_, Some("whole")) => format!("ok, {} cells", audit["cells"]),
+        (_, Some("partly")) => "ok in part".to_owned(),
+        _ => "not audited".to_owned(),
+    }
+}
+
 /// The heading of the table.
-pub(crate) const HEADING: &str =
-    "   run  kind      status   started               seconds     tidemark  days        rows  parameters";
+pub(crate) const HEADING: &str = "   run  kind      status   started               seconds     tidemark  days        rows  audit           parameters";

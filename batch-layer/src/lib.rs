@@ -13,6 +13,7 @@ pub mod compute;
 mod ledger;
 mod stored;
 mod replace;
+mod audit;
 mod facts;
 mod retention;
 mod views;
@@ -23,8 +24,8 @@ mod telemetry;
 mod service;
 
 pub use config::{
-    ArchiveArgs, Args, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, CatalogOfArgs, Command,
-    ImportArgs, LogFormat, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs, ScheduleArgs,
+    ArchiveArgs, Args, AuditArgs, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, CatalogOfArgs,
+    Command, ImportArgs, LogFormat, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs, ScheduleArgs,
     SweepArgs, WorkArgs,
 };
 pub use service::{execute, exit_code};

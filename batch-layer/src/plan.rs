@@ -74,6 +74,13 @@ pub(crate) fn repeated(rows: LazyFrame) -> LazyFrame {
     counted.filter(col("deliveries").gt(lit(1u32))).select(IDENTITY.map(col))
 }
 
+/// The same of those identities alone that `new` rows have.
+pub(crate) fn repeated_of(new: LazyFrame, rows: LazyFrame) -> LazyFrame {
+    let (new, rows) = (new.select(IDENTITY.map(col)), rows.select(IDENTITY.map(col)));
+    let join = JoinArgs::new(JoinType::Semi);
+    repeated(rows.join(new, IDENTITY.map(col), IDENTITY.map(col), join))
+}
+
 /// Those deliveries whose identities are repeated, the ones of one identity together, the survivor first.
 pub(crate) fn contenders(rows: LazyFrame, repeated: DataFrame) -> LazyFrame {
     let columns: Vec<Expr> = IDENTITY.iter().chain(&POSITION).map(|name| col(*name)).collect();

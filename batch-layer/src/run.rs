@@ -7,24 +7,26 @@ mod input;
 mod jobs;
 mod order;
 
+pub(crate) use input::{Fresh, Inputs};
+pub(crate) use jobs::share;
 pub(crate) use order::{Order, Outcome};
 
 use crate::archive::{self, Archiver, Store, Until};
+use crate::audit::{self, Audit, Move, Refused};
 use crate::config::WorkArgs;
 use crate::files::Files;
 use crate::ledger::{self, timestamp};
 use crate::replace::flip::{Flip, flip};
 use crate::replace::retire;
-use crate::{facts, history, retention, views, work};
+use crate::{facts, history, retention, telemetry, views, work};
 use anyhow::{Context as _, Result};
-use input::{Fresh, Inputs};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{PgConnection, PgPool};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,8 @@ pub(crate) struct Context {
     pub(crate) kafka: ClientConfig,
     /// Options.
     pub(crate) options: WorkArgs,
+    /// Options of the audit.
+    pub(crate) audit: audit::Options,
     /// The clock.
     pub(crate) now: fn() -> Millis,
     /// Stops the archive step.
@@ -106,6 +110,7 @@ async fn close(context: &Context, run: i64, outcome: &Result<Outcome>) {
     let (status, error) = match outcome {
         Ok(outcome) if outcome.generation.is_some() => return,
         Ok(_) => ("nothing", None),
+        Err(error) if error.is::<Refused>() => ("refused", Some(Causes(error.as_ref()).to_string())),
         Err(error) => ("failed", Some(Causes(error.as_ref()).to_string())),
     };
     let sql = "update tidemark.run set status = $2, error = $3, finished_at = $4 where run_id = $1";
@@ -128,7 +133,7 @@ async fn locked_run(
         let sql = "update tidemark.run set generation_before = $2 where run_id = $1";
         sqlx::query(sql).bind(run).bind(current.generation).execute(&mut *connection).await?;
     }
-    let (next, fresh) = match order.moves_tidemark() {
+    let (next, fresh, reached) = match order.moves_tidemark() {
         true => {
             let until = Until { patience: context.options.patience, ..Until::at((context.now)()) };
             let advanced = archive::advance(&context.archiver(), &current.cuts, until).await?;
@@ -138,9 +143,12 @@ async fn locked_run(
             let next = advanced.next_tidemark(&current);
             let imports = input::new_imports(context, connection).await?;
             let fresh = Fresh::collect(advanced.below(&next), imports);
-            (next, fresh)
+            (next, fresh, advanced.reached)
         }
-        false => (Tidemark { generation: current.generation + 1, ..current.clone() }, Fresh::default()),
+        false => {
+            let next = Tidemark { generation: current.generation + 1, ..current.clone() };
+            (next, Fresh::default(), BTreeMap::new())
+        }
     };
     let known = order.known(context, connection, &fresh).await?;
     let work = work::decide(&context.catalog, &known);
@@ -157,6 +165,11 @@ async fn locked_run(
     let publish = jobs::compute(context, &files, attempt, &fresh, &work).await?;
     if !moved && publish.is_empty() {
         return Ok(outcome);
+    }
+    if order.moves_tidemark() {
+        let (current, next, reached, fresh) = (&current, &next, &reached, &fresh);
+        let of = Move { current, next, reached, fresh, publish: &publish, files: &files };
+        outcome.audit = audited(context, connection, run, &of).await?;
     }
     let facts = prepare_facts(context, connection, &files, &fresh).await?;
     let versions: Vec<String> =
@@ -213,6 +226,38 @@ async fn prepare_facts(
         found.push((table, files.local(&entry.segment).await?));
     }
     Ok(found)
+}
+
+/// Audits a move of the tidemark before it is published, and stores what was found; nothing without Redis.
+///
+/// # Errors
+/// [`Refused`] where the run must not publish; where what was found can't be stored.
+async fn audited(
+    context: &Context,
+    connection: &mut PgConnection,
+    run: i64,
+    of: &Move<'_>,
+) -> Result<Option<Audit>> {
+    let options = &context.audit;
+    let Some(redis) = &options.redis else {
+        tracing::info!(run, "not audited: --redis (TIDEMARK_REDIS) is not given");
+        return Ok(None);
+    };
+    // What the audit can't do stops no run.
+    let audit = match audit::audit(context, redis, of).await {
+        Ok(audit) => audit,
+        Err(error) => Audit::none(Causes(error.as_ref()).to_string()),
+    };
+    match audit.alarm() {
+        true => tracing::error!(run, "{audit}"),
+        false => tracing::info!(run, "{audit}"),
+    }
+    telemetry::audited(&audit);
+    audit::store(connection, run, &audit, options.strict, (context.now)()).await?;
+    if let Some(threshold) = options.strict {
+        audit.admit(threshold)?;
+    }
+    Ok(Some(audit))
 }
 
 /// What follows a run that succeeded, and may fail without harm: the next run does it again.

@@ -2,13 +2,13 @@
 
 use crate::archive::{self, Store, Until};
 use crate::config::{
-    Args, BaseArgs, CatalogCommand, Command, ImportArgs, RetentionArgs, RollbackArgs, RunsArgs, ScheduleArgs,
-    SweepArgs, WorkArgs,
+    Args, AuditArgs, BaseArgs, CatalogCommand, Command, ImportArgs, RetentionArgs, RollbackArgs, RunsArgs,
+    ScheduleArgs, SweepArgs, WorkArgs,
 };
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{history, ledger, replace, retention};
+use crate::{audit, history, ledger, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
@@ -32,14 +32,14 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
     match args.command {
         Command::Run(args) => {
             let order = Order::Run { day: args.day };
-            once(&args.base, shutdown, &order, args.dry_run).await
+            once(&args.base, &args.audit, shutdown, &order, args.dry_run).await
         }
         Command::Backfill(args) => {
             let order = Order::Backfill { from: args.from, to: args.to, metrics: args.metric };
-            once(&args.base, shutdown, &order, args.dry_run).await
+            once(&args.base, &AuditArgs::default(), shutdown, &order, args.dry_run).await
         }
         Command::Retry(args) => {
-            once(&args.base, shutdown, &Order::Retry { run: args.run }, args.dry_run).await
+            once(&args.base, &args.audit, shutdown, &Order::Retry { run: args.run }, args.dry_run).await
         }
         Command::Rollback(args) => rollback(args, shutdown).await,
         Command::Schedule(args) => scheduled(args, shutdown).await,
@@ -52,12 +52,15 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
     }
 }
 
-/// The exit code for an error: 3 where another run is at work, 4 where another run moved the tidemark first, else 1.
+/// The exit code for an error: 3 where another run is at work, 4 where another run moved the tidemark first, 5 where the
+/// audit let nothing be published, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<run::Busy>() {
         3
     } else if error.is::<replace::flip::Overtaken>() {
         4
+    } else if error.is::<audit::Refused>() {
+        5
     } else {
         1
     }
@@ -117,11 +120,29 @@ fn context(
     stop: CancellationToken,
 ) -> run::Context {
     let (catalog, options) = (Arc::new(catalog), work.clone());
-    run::Context { catalog, catalog_text, pool, store, kafka: work.kafka(), options, now, stop }
+    run::Context {
+        catalog,
+        catalog_text,
+        pool,
+        store,
+        kafka: work.kafka(),
+        options,
+        audit: audit::Options::default(),
+        now,
+        stop,
+    }
 }
 
-async fn once(base: &BaseArgs, stop: CancellationToken, order: &Order, dry_run: bool) -> Result<()> {
-    run_once(open(base, stop).await?, order, dry_run).await
+async fn once(
+    base: &BaseArgs,
+    audit: &AuditArgs,
+    stop: CancellationToken,
+    order: &Order,
+    dry_run: bool,
+) -> Result<()> {
+    let audit = audit::Options::new(audit)?;
+    let context = run::Context { audit, ..open(base, stop).await? };
+    run_once(context, order, dry_run).await
 }
 
 async fn run_once(context: run::Context, order: &Order, dry_run: bool) -> Result<()> {
@@ -170,6 +191,9 @@ fn report(outcome: &Outcome) -> Result<()> {
     for (tp, why) in &outcome.held {
         say(&format!("held back: {tp}: {why}"))?;
     }
+    if let Some(audit) = &outcome.audit {
+        say(&audit.to_string())?;
+    }
     match (outcome.run, outcome.generation) {
         (Some(run), Some(generation)) => say(&format!(
             "run {run}: tidemark generation {generation}; {} days computed, {} versions with {} rows published",
@@ -187,7 +211,8 @@ async fn scheduled(args: ScheduleArgs, stop: CancellationToken) -> Result<()> {
         (Some(expression), None) => Plan::cron(expression, args.time_zone)?,
         (None, None) => return Err(anyhow!("say when: --cron or --every")),
     };
-    let context = open(&args.base, stop.clone()).await?;
+    let audit = audit::Options::new(&args.audit)?;
+    let context = run::Context { audit, ..open(&args.base, stop.clone()).await? };
     let health = Health::new();
     let server = tokio::spawn(health.clone().serve(args.listen, stop.clone()));
     let mut first = true;

@@ -1,11 +1,13 @@
-//! Reads a version's rows back as cells: what new records are merged into where a day's archive is no longer whole.
+//! Reads a version's rows back as cells: what new records are merged into where a day's archive is no longer whole, and
+//! what the audit compares.
 
 use crate::compute::{Cell, Sorter};
 use crate::ledger::Version;
 use crate::replace::names;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use shared_model::aggregate::{Column, ColumnType, State};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
@@ -20,22 +22,51 @@ pub(crate) async fn cells(
     cells: &mut Sorter,
 ) -> Result<()> {
     let Some(table) = &version.table else { return Ok(()) };
-    let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
+    let columns = state_columns(metric);
+    let failed = || format!("reading version {} of {}", version.id, metric.name);
+    let mut rows = sqlx::query(AssertSqlSafe(select(metric, &columns, table))).fetch(connection);
+    while let Some(row) = rows.try_next().await.with_context(failed)? {
+        cells.push(cell(metric, &columns, &row).with_context(failed)?)?;
+    }
+    Ok(())
+}
+
+/// All cells of a version's table, one after the other, by key, then bucket: the canonical order. Postgres sorts them,
+/// in its `work_mem` or on its disk; none without a table.
+pub(crate) fn ordered<'a>(
+    connection: &'a mut PgConnection,
+    metric: &'a Metric,
+    table: Option<&str>,
+) -> BoxStream<'a, Result<Cell>> {
+    let Some(table) = table else { return futures::stream::empty().boxed() };
+    let order = names::key_columns(metric).map(|key| match key.ty {
+        // Text by its bytes, as everywhere.
+        FieldType::String => format!("{} collate \"C\" nulls first, ", names::quote(&key.name)),
+        _ => format!("{} nulls first, ", names::quote(&key.name)),
+    });
+    let columns = state_columns(metric);
+    let sql = format!("{} order by {}bucket", select(metric, &columns, table), order.collect::<String>());
+    let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(connection);
+    rows.map(move |row| cell(metric, &columns, &row?)).boxed()
+}
+
+type Columns = Vec<(&'static str, ColumnType)>;
+
+fn state_columns(metric: &Metric) -> Columns {
     let mut columns = metric.aggregate.columns();
     columns.truncate(metric.aggregate.state_columns());
+    columns
+}
+
+fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
+    let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
     // A numeric comes as text: its 128 bits are ours to read.
     let states = columns.iter().map(|(name, ty)| match ty {
         ColumnType::Numeric => format!("{}::text", names::quote(name)),
         _ => names::quote(name),
     });
     let list: Vec<String> = std::iter::once("bucket".to_owned()).chain(keys).chain(states).collect();
-    let sql = format!("select {} from views.{}", list.join(", "), names::quote(table));
-    let failed = || format!("reading version {} of {}", version.id, metric.name);
-    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(connection);
-    while let Some(row) = rows.try_next().await.with_context(failed)? {
-        cells.push(cell(metric, &columns, &row).with_context(failed)?)?;
-    }
-    Ok(())
+    format!("select {} from views.{}", list.join(", "), names::quote(table))
 }
 
 fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {

@@ -1,5 +1,6 @@
 //! Logs, metrics and health.
 
+use crate::audit::Audit;
 use crate::config::LogFormat;
 use anyhow::{Context, Result};
 use axum::Router;
@@ -23,6 +24,24 @@ pub fn start_logging(format: LogFormat) {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
     };
+}
+
+/// Records what the audit of a move of the tidemark found.
+pub(crate) fn audited(audit: &Audit) {
+    let total = audit.total();
+    metrics::counter!("tidemark_audit_runs_total", "status" => audit.status()).increment(1);
+    metrics::counter!("tidemark_audit_cells_total").increment(total.cells);
+    for (kind, cells) in [("missing", total.missing), ("extra", total.extra), ("different", total.different)]
+    {
+        metrics::counter!("tidemark_audit_wrong_cells_total", "kind" => kind).increment(cells);
+    }
+    metrics::counter!("tidemark_audit_healed_repeats_total").increment(audit.repeats.healed());
+    metrics::counter!("tidemark_audit_boundaries_total").increment(audit.cuts.len() as u64);
+    metrics::gauge!("tidemark_audit_alarm").set(if audit.alarm() { 1.0 } else { 0.0 });
+    metrics::gauge!("tidemark_audit_not_audited").set(audit.not_audited.len() as f64);
+    for (metric, figures) in &audit.metrics {
+        metrics::gauge!("tidemark_audit_error", "metric" => metric.clone()).set(figures.error());
+    }
 }
 
 /// What a scheduled program says of itself.

@@ -127,6 +127,9 @@ pub trait BatchView: Send + Sync {
         &'a self,
         known: Option<&'a Position>,
     ) -> BoxFuture<'a, Result<Option<Position>, BatchError>>;
+
+    /// The newest runs that were audited, the newest first, each as its record and its audit's say.
+    fn audits(&self, limit: i64) -> BoxFuture<'_, Result<Vec<serde_json::Value>, BatchError>>;
 }
 
 /// One consistent sight of the batch view.

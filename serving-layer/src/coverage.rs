@@ -8,7 +8,7 @@ use crate::batch_view::Lost;
 use shared_model::catalog::Catalog;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, Tidemark, reach};
+use shared_model::tidemark::{Cut, Reach, Tidemark, reach_of};
 use shared_model::time::Millis;
 use shared_model::view::{Header, Mark};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,8 +55,7 @@ impl Coverage {
     ) -> bool {
         let below = batch_reach(catalog, tp, cut);
         // A group that is being rebuilt may not have reached the cut yet: its panes start earlier.
-        let reach =
-            header.filter(|header| header.to >= cut.offset).map_or(Reach::Below, |h| reach(&h.cuts, cut));
+        let reach = header.map_or(Reach::Below, |header| reach_of(&header.cuts, header.to, cut));
         let (Some(header), Reach::Covers) = (header, reach) else {
             if reach == Reach::Differs {
                 let why = "the realtime view was not cut where the tidemark is, and is left out until the speed \
@@ -246,7 +245,10 @@ mod tests {
         };
         let (cut_time, end) = (50_000, 95_000);
         check(None, (false, true, cut_time));
-        check(Some(header(&[(3, 20)], 20, &[])), (false, true, cut_time));
+        // It ends at 100, beyond the cut's 40, and has no boundary there.
+        check(Some(header(&[(3, 20)], 20, &[])), (false, false, cut_time));
+        check(Some(Header { to: 40, ..header(&[(3, 20)], 20, &[]) }), (false, true, cut_time));
+        check(Some(Header { to: 39, ..header(&[(5, 41)], 20, &[]) }), (false, true, cut_time));
         check(Some(header(&[(3, 20), (5, 40)], 20, &[])), (true, true, end));
         check(Some(header(&[(3, 20), (8, 40)], 20, &[])), (true, true, end));
         check(Some(header(&[(3, 20), (5, 41)], 20, &[])), (false, false, cut_time));

@@ -61,6 +61,30 @@ pub(crate) async fn live_value(
     Ok(Json(reply).into_response())
 }
 
+/// What may be asked of the audits.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuditRequest {
+    /// How many, the newest first.
+    #[serde(default = "twenty")]
+    limit: u16,
+}
+
+fn twenty() -> u16 {
+    20
+}
+
+/// `GET /api/v1/audit`
+pub(crate) async fn audit(
+    State(service): State<Service>,
+    parameters: Result<Parameters<AuditRequest>, QueryRejection>,
+) -> Result<Response, ServeError> {
+    let Parameters(request) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
+    let limit = i64::from(request.limit.min(1_000));
+    let read = async { Ok(service.views.batch.audits(limit).await?) };
+    Ok(Json(serde_json::json!({ "runs": within_limit(&service, read).await? })).into_response())
+}
+
 /// The metric of a live name, or of its own name.
 fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, SlidingWindow), ServeError> {
     let catalog = &service.views.catalog;

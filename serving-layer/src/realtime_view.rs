@@ -7,10 +7,11 @@ mod redis;
 
 pub use self::redis::{Address, RedisRealtimeView};
 pub use memory::MemoryRealtimeView;
+pub use shared_model::view::Group;
 
 use futures::future::BoxFuture;
 use shared_model::offsets::TopicPartition;
-use shared_model::view::{self, Mark, Slice};
+use shared_model::view::Mark;
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -26,36 +27,6 @@ pub enum Want {
     Epochs,
     /// The pane cells.
     Panes,
-}
-
-/// One group, undecoded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Group {
-    /// The header's JSON.
-    pub header: Vec<u8>,
-    /// The segments wanted, perhaps others too.
-    pub segments: Vec<(Slice, Vec<u8>)>,
-    /// Fields that no known layout has.
-    pub unknown: Vec<String>,
-}
-
-impl Group {
-    /// The group that a hash's fields are; `None` where there is no header, as before its first flush.
-    pub fn from_fields(fields: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Option<Group> {
-        let mut group = Group::default();
-        let mut header = None;
-        for (field, value) in fields {
-            let name = String::from_utf8_lossy(&field);
-            match (&*name, view::parse_segment_field(&name)) {
-                (view::HEADER_FIELD, _) => header = Some(value),
-                (view::FENCE_FIELD | view::OWNER_FIELD, _) => {}
-                (_, Some((slice, _))) => group.segments.push((slice, value)),
-                (_, None) => group.unknown.push(name.into_owned()),
-            }
-        }
-        group.header = header?;
-        Some(group)
-    }
 }
 
 /// Where groups are read from.

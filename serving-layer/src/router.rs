@@ -23,6 +23,7 @@ pub fn router(service: Service) -> Router {
         .route("/api/v1/metrics", get(http::catalog))
         .route("/api/v1/live/{name}", get(http::live_value))
         .route("/api/v1/query", post(http::query))
+        .route("/api/v1/audit", get(http::audit))
         .route("/healthz", get(http::healthz))
         .route("/readyz", get(http::readyz))
         .route("/metrics", get(http::prometheus))

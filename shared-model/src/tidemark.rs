@@ -74,6 +74,16 @@ pub fn reach(cuts: &[(i64, i64)], cut: &Cut) -> Reach {
     }
 }
 
+/// The same of a position that ends at the offset `to`: one that goes beyond the cut's offset and has no boundary there
+/// doesn't merely end below it, it places the boundary elsewhere.
+pub fn reach_of(cuts: &[(i64, i64)], to: i64, cut: &Cut) -> Reach {
+    match reach(cuts, cut) {
+        _ if to < cut.offset => Reach::Below,
+        Reach::Below if to > cut.offset => Reach::Differs,
+        reach => reach,
+    }
+}
+
 /// A tidemark's cuts as they are stored (a JSON array in Postgres): one entry a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredCut {
@@ -140,5 +150,11 @@ mod tests {
         assert_eq!(reach(&[], &cut(0, 0)), Reach::Below);
         // Started above the cut.
         assert_eq!(reach(&[(5, 40)], &cut(3, 20)), Reach::Differs);
+        // What ends below or at the cut's offset may yet see its boundary; what ends beyond has missed it.
+        assert_eq!(reach_of(&cuts, 89, &cut(10, 90)), Reach::Below);
+        assert_eq!(reach_of(&cuts, 90, &cut(10, 90)), Reach::Below);
+        assert_eq!(reach_of(&cuts, 91, &cut(10, 90)), Reach::Differs);
+        assert_eq!(reach_of(&cuts, 71, &cut(9, 70)), Reach::Covers);
+        assert_eq!(reach_of(&cuts, 70, &cut(7, 69)), Reach::Differs);
     }
 }

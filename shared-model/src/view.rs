@@ -121,6 +121,36 @@ pub fn parse_segment_field(field: &str) -> Option<(Slice, u64)> {
     }
 }
 
+/// One group as it is read, undecoded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The header's JSON.
+    pub header: Vec<u8>,
+    /// The segments wanted, perhaps others too.
+    pub segments: Vec<(Slice, Vec<u8>)>,
+    /// Fields that no known layout has.
+    pub unknown: Vec<String>,
+}
+
+impl Group {
+    /// The group that a hash's fields are; `None` where there is no header, as before its first flush.
+    pub fn from_fields(fields: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Option<Group> {
+        let mut group = Group::default();
+        let mut header = None;
+        for (field, value) in fields {
+            let name = String::from_utf8_lossy(&field);
+            match (&*name, parse_segment_field(&name)) {
+                (HEADER_FIELD, _) => header = Some(value),
+                (FENCE_FIELD | OWNER_FIELD, _) => {}
+                (_, Some((slice, _))) => group.segments.push((slice, value)),
+                (_, None) => group.unknown.push(name.into_owned()),
+            }
+        }
+        group.header = header?;
+        Some(group)
+    }
+}
+
 /// Names a cell: (metric version, key, bucket). `key` is the encoded `by` values and, for a top-k, the item's;
 /// `bucket` is the start of the grain's bucket, or of the pane.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

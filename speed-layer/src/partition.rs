@@ -13,7 +13,7 @@ use shared_model::catalog::{Bounds, Stream};
 use shared_model::epoch::{EventClockRule, IngestClock, TrustedTime};
 use shared_model::event::{self, Event, Reject};
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::Cut;
+use shared_model::tidemark::{Cut, Reach, reach, reach_of};
 use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::sync::Arc;
@@ -239,6 +239,16 @@ impl Partition {
     pub(crate) fn position(&self) -> Position {
         let watermark = self.trusted.newest.map(|newest| newest.saturating_sub(self.plan.stream.lateness));
         Position { to: self.next, clock: self.clock.0, trusted: self.trusted.clone(), watermark }
+    }
+
+    /// A group that places a tidemark's boundary elsewhere: that starts above it, has it at another offset, or has
+    /// folded records beyond it without seeing it.
+    pub(crate) fn differs(&self, cut: &Cut) -> Option<&Group> {
+        let differs = |group: &&Group| {
+            let cuts = group.cuts();
+            reach(&cuts, cut) == Reach::Differs || reach_of(&cuts, self.next, cut) == Reach::Differs
+        };
+        self.groups.iter().find(differs)
     }
 
     /// The epoch in which the fold stands.

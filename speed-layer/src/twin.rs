@@ -10,7 +10,7 @@ use crate::group::{Claimed, Expired, Group, Merge, Write};
 use crate::partition::{self, Partition, Taken};
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, reach};
+use shared_model::tidemark::Cut;
 use shared_model::time::Millis;
 use shared_model::view::{Header, Slice};
 use std::collections::BTreeMap;
@@ -121,8 +121,7 @@ impl Twin {
 
     /// Whether the worker's cuts differ from a tidemark's, upon which it claims anew.
     pub fn differs(&self, cut: &Cut) -> bool {
-        let mut groups = self.owner.iter().flat_map(|owner| owner.groups());
-        groups.any(|group| reach(&group.cuts(), cut) == Reach::Differs)
+        self.owner.iter().any(|owner| owner.differs(cut).is_some())
     }
 
     /// The store loses one group, or goes back to an earlier state of it.

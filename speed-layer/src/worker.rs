@@ -22,7 +22,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Reach, reach};
 use shared_model::time::Millis;
 use shared_model::view::{Mark, Slice};
 use std::collections::BTreeMap;
@@ -261,20 +260,19 @@ impl Owner {
         ON
     }
 
-    /// At a move of the tidemark: our cut must be its cut.
+    /// Our cut must be the tidemark's: looked at when it moves, and now and then, since we may come to its boundary
+    /// later only.
     fn compare(&mut self, tidemarks: &Tidemarks) -> ControlFlow<Spell> {
         let cut = tidemarks.current().cut(&self.partition.tp);
-        for group in self.partition.groups().iter() {
-            if reach(&group.cuts(), &cut) == Reach::Differs {
-                let (epoch, offset) = (cut.epoch, cut.offset);
-                tracing::error!(
-                    "{}: the tidemark has the boundary of epoch {epoch} at offset {offset}, we have cuts {:?}",
-                    group.key,
-                    group.cuts()
-                );
-                self.metrics.refused("cut");
-                return ControlFlow::Break(Spell::Again("a cut differs from the tidemark's".into()));
-            }
+        if let Some(group) = self.partition.differs(&cut) {
+            let (epoch, offset) = (cut.epoch, cut.offset);
+            tracing::error!(
+                "{}: the tidemark has the boundary of epoch {epoch} at offset {offset}, we have cuts {:?}",
+                group.key,
+                group.cuts()
+            );
+            self.metrics.refused("cut");
+            return ControlFlow::Break(Spell::Again("a cut differs from the tidemark's".into()));
         }
         ControlFlow::Continue(())
     }
@@ -305,6 +303,10 @@ impl Owner {
         self.took = [0; 3];
         if quiet {
             self.quiet_since = Instant::now();
+            let tidemarks = self.shared.tidemarks.borrow().clone();
+            if let ControlFlow::Break(spell) = self.compare(&tidemarks) {
+                return Ok(ControlFlow::Break(spell));
+            }
             self.commit();
             let event_time = position.trusted.newest;
             self.metrics.stands(0, self.partition.remembered(), position.clock, event_time);

@@ -166,9 +166,12 @@ impl ImportManifest {
     }
 }
 
+/// How the `_topic` of an import's rows begins: no topic's name can.
+pub const IMPORT_PREFIX: &str = "import:";
+
 /// The `_topic` of an import's rows.
 pub fn import_topic(import_id: &str) -> String {
-    format!("import:{import_id}")
+    format!("{IMPORT_PREFIX}{import_id}")
 }
 
 /// Where the manifest of a partition that begins at `from` lies.

@@ -153,7 +153,7 @@ fn merge<'a>(held: &'a [Cell], runs: &'a mut [File], metric: &'a Metric) -> Resu
     Merged::new(sources)
 }
 
-type Source<'a> = Box<dyn Iterator<Item = Result<Cell>> + 'a>;
+type Source<'a> = Box<dyn Iterator<Item = Result<Cell>> + Send + 'a>;
 
 /// Reads a run back.
 struct Run<'a> {

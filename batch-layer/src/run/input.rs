@@ -147,6 +147,12 @@ impl Inputs {
         self.entries.iter().any(|(_, new)| *new)
     }
 
+    /// The streams that had files of the day before.
+    pub(crate) fn known_streams(&self) -> BTreeSet<String> {
+        let known = self.entries.iter().filter(|(_, new)| !new);
+        known.map(|(entry, _)| entry.stream.clone()).collect()
+    }
+
     /// All rows.
     pub(crate) fn rows(&self) -> u64 {
         self.entries.iter().map(|(entry, _)| entry.segment.rows).sum()

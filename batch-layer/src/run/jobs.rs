@@ -88,7 +88,7 @@ fn bar(jobs: usize) -> indicatif::ProgressBar {
 /// How many jobs are at work at once, and what each may take, so that the process stays below `memory`: it takes 128 MiB
 /// itself, and 32 for what each worker reads ahead (as measured). Workers that would have less than 16 beside are left
 /// out.
-fn share(memory: u64, workers: u16) -> (usize, Budget) {
+pub(crate) fn share(memory: u64, workers: u16) -> (usize, Budget) {
     const MIB: u64 = 1 << 20;
     let left = memory.saturating_sub(128 * MIB);
     let workers = u64::from(workers).min(left / (48 * MIB)).max(1);

@@ -1,5 +1,6 @@
 //! What a run is told to do, and what came of it.
 
+use crate::audit::Audit;
 use crate::ledger;
 use crate::run::Context;
 use crate::run::input::{Fresh, Inputs};
@@ -134,6 +135,8 @@ pub(crate) struct Outcome {
     pub(crate) rows: i64,
     /// Partitions that hold the tidemark back.
     pub(crate) held: BTreeMap<TopicPartition, String>,
+    /// What the audit found; none where the tidemark didn't move, or without Redis.
+    pub(crate) audit: Option<Audit>,
 }
 
 /// One day of a run.

@@ -200,7 +200,7 @@ impl Stack {
     }
 
     fn batch(&self, command: &[&str]) -> Result<Layer> {
-        self.layer("batch-layer", command, &["catalog", "kafka", "postgres", "archive"])
+        self.layer("batch-layer", command, &["catalog", "kafka", "redis", "postgres", "archive"])
     }
 
     async fn batch_run(&self) -> Result<()> {

@@ -22,6 +22,7 @@ struct Held {
     days: BTreeSet<(String, EventDay)>,
     versions: Vec<MemoryVersion>,
     lost: Vec<Lost>,
+    audits: Vec<serde_json::Value>,
 }
 
 /// One day of one metric as a run made it. The newest of a day is live.
@@ -74,6 +75,11 @@ impl MemoryBatchView {
         self.with(|held| held.get_or_insert_default().lost.push(lost));
     }
 
+    /// Adds a run's audit.
+    pub fn audit(&self, audit: serde_json::Value) {
+        self.with(|held| held.get_or_insert_default().audits.push(audit));
+    }
+
     /// Puts it out of reach.
     pub fn fail(&self) {
         self.with(|held| *held = None);
@@ -100,6 +106,12 @@ impl BatchView for MemoryBatchView {
             Some(Position { layout: held.layout?, first, current })
         });
         Box::pin(async move { position })
+    }
+
+    fn audits(&self, limit: i64) -> BoxFuture<'_, Result<Vec<serde_json::Value>, BatchError>> {
+        let limit = usize::try_from(limit).unwrap_or_default();
+        let newest = self.copy().map(|held| held.audits.into_iter().rev().take(limit).collect());
+        Box::pin(async move { newest })
     }
 }
 

@@ -99,6 +99,19 @@ impl BatchView for PostgresBatchView {
             }
         })
     }
+
+    fn audits(&self, limit: i64) -> BoxFuture<'_, Result<Vec<serde_json::Value>, BatchError>> {
+        let sql = "select json_build_object('run', run_id, 'kind', r.kind, 'status', r.status,
+                          'generation_before', r.generation_before, 'generation_after', r.generation_after,
+                          'audit', to_jsonb(a) - 'run_id')
+                   from tidemark.audit a join tidemark.run r using (run_id) order by run_id desc limit $1";
+        Box::pin(async move {
+            match sqlx::query_scalar(sql).bind(limit).fetch_all(&self.pool).await {
+                Err(error) if is_undefined(&error) => Ok(Vec::new()),
+                other => other.map_err(unavailable),
+            }
+        })
+    }
 }
 
 struct PostgresSnapshot(Transaction<'static, Postgres>);

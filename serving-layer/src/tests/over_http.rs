@@ -90,6 +90,22 @@ async fn a_query_is_answered_with_its_envelope() {
 }
 
 #[tokio::test]
+async fn audits_are_listed_the_newest_first() {
+    let served = Served::new().await;
+    assert_eq!(served.get("/api/v1/audit").await, (200, json!({ "runs": [] })));
+    (1..=3).for_each(|run| served.batch.audit(json!({ "run": run })));
+    assert_eq!(
+        served.get("/api/v1/audit?limit=2").await,
+        (200, json!({ "runs": [{ "run": 3 }, { "run": 2 }] }))
+    );
+    for wrong in ["limit=-1", "limit=x", "limits=2"] {
+        assert_eq!(served.get(&format!("/api/v1/audit?{wrong}")).await.0, 400, "{wrong}");
+    }
+    served.batch.fail();
+    assert_eq!(served.get("/api/v1/audit").await.0, 503);
+}
+
+#[tokio::test]
 async fn final_is_what_the_watermark_has_passed() {
     let served = Served::new().await;
     let asked = |to: &str| json!({ "metrics": ["user_view_cnt"], "from": "2016-06-15", "to": to });
@@ -100,11 +116,13 @@ async fn final_is_what_the_watermark_has_passed() {
 #[tokio::test]
 async fn whatever_a_group_cannot_promise_makes_the_answer_incomplete() {
     type Change = fn(&mut Header);
-    let cases: [(Change, &str); 4] = [
+    let cases: [(Change, &str); 5] = [
         (
             |header| header.cuts.iter_mut().for_each(|(_, offset)| *offset += 1),
             "was not cut where the tidemark is",
         ),
+        // It went on beyond the boundary without seeing it.
+        (|header| header.cuts.truncate(1), "was not cut where the tidemark is"),
         (|header| header.metrics.clear(), "is not in the realtime view in the catalog's version"),
         (|header| header.metrics.values_mut().for_each(|from| *from = 1_000), "only from above the tidemark"),
         (|header| header.gaps.push((0, 1_000)), "lost offsets 0 to 1000"),

@@ -1,0 +1,61 @@
+//! Where Redis is, and the certificates that TLS needs beside the URL.
+
+use crate::config::AuditArgs;
+use anyhow::Context as _;
+use redis::cluster::ClusterClientBuilder;
+use redis::{Client, ClientTlsConfig, RedisResult, TlsCertificates};
+use std::path::Path;
+
+/// One server, or several nodes of a cluster. Files are read once: a new certificate is taken up at the next start.
+#[derive(Clone)]
+pub(crate) struct Address {
+    urls: Vec<String>,
+    certificates: Option<TlsCertificates>,
+}
+
+impl Address {
+    /// Reads the certificates and checks the URLs; nothing is connected. None without URLs.
+    ///
+    /// # Errors
+    /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
+    pub(crate) fn new(args: &AuditArgs) -> anyhow::Result<Option<Address>> {
+        let Some(redis) = &args.redis else { return Ok(None) };
+        let urls = redis.split(',').map(|url| url.trim().to_owned()).collect();
+        let client_tls = match (&args.redis_cert, &args.redis_key) {
+            (Some(cert), Some(key)) => Some(ClientTlsConfig {
+                client_cert: read(cert, "--redis-cert")?,
+                client_key: read(key, "--redis-key")?,
+            }),
+            _ => None,
+        };
+        let root_cert = args.redis_ca.as_deref().map(|path| read(path, "--redis-ca")).transpose()?;
+        let given = client_tls.is_some() || root_cert.is_some();
+        let certificates = given.then_some(TlsCertificates { client_tls, root_cert });
+        let address = Address { urls, certificates };
+        address.clients().try_for_each(|client| client.map(drop)).context(
+            "--redis is not valid (expected redis://host:port, or rediss:// where certificates are given)",
+        )?;
+        Ok(Some(address))
+    }
+
+    /// A client of each server that was named.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = RedisResult<Client>> {
+        self.urls.iter().map(|url| match &self.certificates {
+            Some(certificates) => Client::build_with_tls(url.as_str(), certificates.clone()),
+            None => Client::open(url.as_str()),
+        })
+    }
+
+    /// A client of the cluster that the servers belong to.
+    pub(crate) fn cluster(&self) -> ClusterClientBuilder {
+        let builder = ClusterClientBuilder::new(self.urls.iter().map(String::as_str));
+        match &self.certificates {
+            Some(certificates) => builder.certs(certificates.clone()),
+            None => builder,
+        }
+    }
+}
+
+fn read(path: &Path, option: &str) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {} ({option})", path.display()))
+}
