@@ -10,7 +10,7 @@ use serde_json::json;
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
-use tidemark_tests::shop::Record;
+use tidemark_tests::shop::events::Record;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
 
