@@ -6,6 +6,7 @@ use crate::archive::manifest::Segment;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, NaiveDate, Utc};
 use shared_model::catalog::{Catalog, Layout};
+use shared_model::failpoint;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, StoredCut, Tidemark};
@@ -91,6 +92,7 @@ pub(crate) async fn initialise(
     .execute(&mut *transaction)
     .await?;
     if written.rows_affected() == 1 {
+        failpoint::hit("batch.initialise.before");
         transaction.commit().await?;
         tracing::info!(partitions = first.cuts.len(), "the first tidemark is written");
     }

@@ -12,6 +12,7 @@ use crate::compute::Cells;
 use crate::ledger::timestamp;
 use anyhow::{Context, Result};
 use copy::BinaryCopy;
+use shared_model::failpoint;
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -93,7 +94,9 @@ pub(crate) async fn stage(
         .bind(timestamp(origin.now))
         .execute(&mut *transaction)
         .await?;
+    failpoint::hit("batch.stage.before");
     transaction.commit().await?;
+    failpoint::hit("batch.stage.after");
     if let Some(table) = &table {
         let analyze = format!("analyze views.{}", names::quote(table));
         sqlx::raw_sql(AssertSqlSafe(analyze)).execute(connection).await?;

@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
+use shared_model::failpoint;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{PgConnection, PgPool};
@@ -64,9 +65,13 @@ pub(crate) struct Context {
 impl Context {
     /// Brings the schema up to date, and writes generation 0 where there is none.
     pub(crate) async fn prepare(&self) -> Result<()> {
+        failpoint::hit("batch.migrate.before");
         ledger::migrate(&self.pool).await?;
+        failpoint::hit("batch.migrate.after");
         let initial = archive::initial_cuts(&self.kafka, &self.catalog);
-        ledger::initialise(&self.pool, &self.catalog.layout, initial, (self.now)()).await
+        ledger::initialise(&self.pool, &self.catalog.layout, initial, (self.now)()).await?;
+        failpoint::hit("batch.initialise.after");
+        Ok(())
     }
 
     /// The archive step's settings.
@@ -96,7 +101,9 @@ pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Resu
     if dry_run {
         return locked_run(context, &mut connection, order, None).await;
     }
+    failpoint::hit("batch.begin.before");
     let run = history::open(&mut connection, order, &context.catalog_text, (context.now)()).await?;
+    failpoint::hit("batch.begin.after");
     let outcome = locked_run(context, &mut connection, order, Some(run)).await;
     close(context, run, &outcome).await;
     if outcome.is_ok() {
@@ -115,9 +122,11 @@ async fn close(context: &Context, run: i64, outcome: &Result<Outcome>) {
     };
     let sql = "update tidemark.run set status = $2, error = $3, finished_at = $4 where run_id = $1";
     let query = sqlx::query(sql).bind(run).bind(status).bind(error).bind(timestamp((context.now)()));
+    failpoint::hit("batch.close.before");
     if let Err(error) = query.execute(&context.pool).await {
         tracing::warn!(run, "the run's record can't be closed: {error}");
     }
+    failpoint::hit("batch.close.after");
 }
 
 /// `run`: the record of the run; none for a run that only shows what it would do.
@@ -219,9 +228,11 @@ async fn prepare_facts(
         };
         let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
         if prepared.insert((stream.name.clone(), table.day)) {
+            failpoint::hit("batch.facts.before");
             facts::prepare(connection, &table)
                 .await
                 .with_context(|| format!("table facts.{}", stream.name))?;
+            failpoint::hit("batch.facts.after");
         }
         found.push((table, files.local(&entry.segment).await?));
     }
@@ -262,9 +273,11 @@ async fn audited(
 
 /// What follows a run that succeeded, and may fail without harm: the next run does it again.
 async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
+    failpoint::hit("batch.views.before");
     if let Err(error) = views::refresh(connection, &context.catalog).await {
         tracing::warn!("the views for people are not up to date: {error:#}");
     }
+    failpoint::hit("batch.views.after");
     let now = (context.now)();
     let grace = i64::try_from(context.options.version_grace.as_millis()).unwrap_or(i64::MAX);
     if let Err(error) = orphans(context, connection, now).await {

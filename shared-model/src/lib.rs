@@ -2,7 +2,8 @@
 //! stored forms of both views.
 //!
 //! Nothing here does I/O, is asynchronous or reads a clock: every function is a pure function of its arguments, so
-//! that the speed layer, the batch layer and the serving layer can't disagree about what a record means.
+//! that the speed layer, the batch layer and the serving layer can't disagree about what a record means. The one exception
+//! is [`failpoint`], by which tests kill processes.
 
 pub mod time;
 pub mod offsets;
@@ -16,5 +17,6 @@ pub mod metric;
 pub mod aggregate;
 pub mod view;
 pub mod causes;
+pub mod failpoint;
 #[cfg(any(test, feature = "testing"))]
 pub mod laws;

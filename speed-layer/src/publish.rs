@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
+use shared_model::failpoint;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
@@ -132,7 +133,10 @@ impl Publisher {
     async fn lease(&self, millis: u64) -> ::redis::RedisResult<u8> {
         let mut lease = cmd("FCALL");
         lease.arg("tm1_lease").arg(1).arg(LEASE).arg(&self.token).arg(millis);
-        self.redis.ask(&lease).await
+        failpoint::hit("speed.lease.before");
+        let reply = self.redis.ask(&lease).await;
+        failpoint::hit("speed.lease.after");
+        reply
     }
 
     /// Reads all groups, merges, and writes what differs from what stands.
@@ -205,7 +209,12 @@ impl Publisher {
         let mut sent = stream::iter(commands)
             .map(|command| {
                 let redis = self.redis.clone();
-                async move { redis.ask::<::redis::Value>(&command).await }
+                async move {
+                    failpoint::hit("speed.publish.before");
+                    let answer = redis.ask::<::redis::Value>(&command).await;
+                    failpoint::hit("speed.publish.after");
+                    answer
+                }
             })
             .buffer_unordered(ABREAST);
         while let Some(answer) = sent.next().await {

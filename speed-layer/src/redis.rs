@@ -14,6 +14,7 @@ use ::redis::cluster_async::ClusterConnection;
 use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
 use anyhow::{Context as _, anyhow, bail};
+use shared_model::failpoint;
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -79,14 +80,19 @@ impl Redis {
 
     /// Loads the function library, replacing an older one of the same version.
     pub(crate) async fn load_library(&self) -> RedisResult<()> {
-        self.ask(cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY)).await
+        failpoint::hit("speed.library.before");
+        let loaded = self.ask(cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY)).await;
+        failpoint::hit("speed.library.after");
+        loaded
     }
 
     /// Makes us the owner of a group and says what is there.
     pub(crate) async fn claim(&self, key: &str, token: &str) -> anyhow::Result<Claimed> {
         type Reply = (Option<Vec<u8>>, Option<String>, Vec<Value>);
+        failpoint::hit("speed.claim.before");
         let reply: RedisResult<Reply> =
             self.ask(cmd("FCALL").arg("tm1_claim").arg(1).arg(key).arg(token)).await;
+        failpoint::hit("speed.claim.after");
         if reply.as_ref().is_err_and(is_library_missing) {
             self.load_library().await?;
         }
@@ -113,7 +119,10 @@ impl Redis {
 
     /// Empties a group that is to be built anew. Refused (`NotOwner`) if another has claimed it since.
     pub(crate) async fn reset(&self, key: &str, token: &str) -> Answer {
-        answer(self.ask(cmd("FCALL").arg("tm1_reset").arg(1).arg(key).arg(token)).await)
+        failpoint::hit("speed.reset.before");
+        let reply = self.ask(cmd("FCALL").arg("tm1_reset").arg(1).arg(key).arg(token)).await;
+        failpoint::hit("speed.reset.after");
+        answer(reply)
     }
 
     /// Stores a write, if the group is where it follows.
@@ -127,7 +136,10 @@ impl Redis {
         for &(slice, seq) in &write.deletes {
             call.arg(view::segment_field(slice, seq));
         }
-        answer(self.ask(&call).await)
+        failpoint::hit("speed.flush.before");
+        let reply = self.ask(&call).await;
+        failpoint::hit("speed.flush.after");
+        answer(reply)
     }
 
     /// Deletes expired segments alone, which is admitted when memory is full.
@@ -143,7 +155,10 @@ impl Redis {
         for &(slice, seq) in fields {
             call.arg(view::segment_field(slice, seq));
         }
-        answer(self.ask(&call).await)
+        failpoint::hit("speed.trim.before");
+        let reply = self.ask(&call).await;
+        failpoint::hit("speed.trim.after");
+        answer(reply)
     }
 
     /// Whether a group still is as we stored it: nothing is written.
@@ -172,7 +187,10 @@ impl Redis {
     /// Publishes a partition's mark.
     pub(crate) async fn set_mark(&self, partition: &str, mark: &Mark) -> RedisResult<()> {
         let json = serde_json::to_string(mark).expect("a mark is plain data");
-        self.ask(cmd("HSET").arg(MARKS_KEY).arg(partition).arg(json)).await
+        failpoint::hit("speed.mark.before");
+        let stored = self.ask(cmd("HSET").arg(MARKS_KEY).arg(partition).arg(json)).await;
+        failpoint::hit("speed.mark.after");
+        stored
     }
 
     /// All partitions' marks; those that can't be read are left out.

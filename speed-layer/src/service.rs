@@ -19,6 +19,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::client::DefaultClientContext;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
+use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::collections::BTreeMap;
@@ -366,7 +367,10 @@ async fn make_dead_letter_topics(admin: &AdminClient<DefaultClientContext>, log:
     if new.is_empty() {
         return;
     }
-    match admin.create_topics(&new, &AdminOptions::new()).await {
+    failpoint::hit("speed.topics.before");
+    let made = admin.create_topics(&new, &AdminOptions::new()).await;
+    failpoint::hit("speed.topics.after");
+    match made {
         Ok(made) => made.into_iter().filter_map(Result::err).for_each(|(name, code)| {
             tracing::debug!("topic {name} was not made: {code}");
         }),

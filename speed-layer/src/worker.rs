@@ -21,6 +21,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use shared_model::causes::Causes;
+use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use shared_model::view::{Mark, Slice};
@@ -455,7 +456,10 @@ impl Owner {
     /// Writes all waiting dead letters, however long it takes; breaks at the stop.
     async fn write_dead_letters(&mut self, stop: &CancellationToken) -> anyhow::Result<ControlFlow<()>> {
         while !self.letters.is_empty() {
-            match self.shared.dead_letters.write(&self.partition.tp, &self.letters).await {
+            failpoint::hit("speed.dead_letters.before");
+            let written = self.shared.dead_letters.write(&self.partition.tp, &self.letters).await;
+            failpoint::hit("speed.dead_letters.after");
+            match written {
                 Ok(()) => {
                     self.letters.clear();
                     self.letter_bytes = 0;
@@ -478,10 +482,12 @@ impl Owner {
 
     fn commit(&self) {
         let stored = self.partition.stored_to();
+        failpoint::hit("speed.commit.before");
         match &self.shared.member {
             Some(member) => member.commit(&self.partition.tp, stored),
             None => self.shared.log.commit(&self.partition.tp, stored),
         }
+        failpoint::hit("speed.commit.after");
     }
 
     /// Publishes where the partition stands, when it has changed and at least every second.

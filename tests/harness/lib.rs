@@ -7,12 +7,19 @@
 pub mod s3;
 pub mod simulator;
 pub mod shop;
+pub mod proxy;
 pub mod stack;
 
 use std::time::{Duration, Instant};
 
 /// The longest wait for anything to become true.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A number from the environment: how long a long form runs, or the seed of a failure.
+pub fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
 
 /// Waits until `look` gives a value.
 ///

@@ -131,6 +131,20 @@ impl Stack {
         self.layer(layer, &self.arguments(command, connections))
     }
 
+    /// The same with variables of its own.
+    pub fn process_in(
+        &self,
+        layer: &'static str,
+        command: &[&str],
+        connections: &[&str],
+        variables: &[(String, String)],
+    ) -> Layer {
+        let (log, mut environment) = (self.folder.join(format!("{layer}.log")), self.environment.clone());
+        environment.extend_from_slice(variables);
+        let arguments = self.arguments(command, connections);
+        Layer::start_in(&self.program, layer, &arguments, &environment, &log).expect("a layer's process")
+    }
+
     /// Runs one batch command to its end.
     ///
     /// # Panics

@@ -13,6 +13,7 @@ use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, 
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
+use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::LOG_LOST;
 use shared_model::time::Millis;
@@ -154,7 +155,10 @@ pub(crate) async fn tick(producer: &LogProducer, tp: &TopicPartition) -> Result<
     let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: TICK_HEADER, value: Some("1") });
     let record: FutureRecord<'_, (), ()> =
         FutureRecord::to(&tp.topic).partition(tp.partition).headers(headers);
-    match producer.send(record, REQUEST).await {
+    failpoint::hit("batch.tick.before");
+    let sent = producer.send(record, REQUEST).await;
+    failpoint::hit("batch.tick.after");
+    match sent {
         Ok(delivery) => Ok(delivery.timestamp.to_millis()),
         Err((error, _)) => Err(error).with_context(|| format!("a tick can't be written to {tp}")),
     }

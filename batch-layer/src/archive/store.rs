@@ -11,6 +11,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use std::ffi::OsString;
+use shared_model::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
@@ -146,7 +147,10 @@ impl Store {
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
         let mut attempt = 1;
         loop {
-            match self.inner.put(&self.at(path), bytes.clone().into()).await {
+            failpoint::hit("batch.put.before");
+            let put = self.inner.put(&self.at(path), bytes.clone().into()).await;
+            failpoint::hit("batch.put.after");
+            match put {
                 Ok(_) => return self.make_durable(path).await,
                 Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
                     self.back_off(path, &mut attempt, &error).await
@@ -206,7 +210,10 @@ impl Store {
 
     /// Deletes an object; one that isn't there is no error.
     pub async fn delete(&self, path: &str) -> Result<()> {
-        match self.inner.delete(&self.at(path)).await {
+        failpoint::hit("batch.delete.before");
+        let deleted = self.inner.delete(&self.at(path)).await;
+        failpoint::hit("batch.delete.after");
+        match deleted {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => {
                 Err(error).with_context(|| format!("archive {}: {path} can't be deleted", self.url))
@@ -216,7 +223,10 @@ impl Store {
 
     async fn create_once(&self, path: &str, bytes: Bytes) -> Result<(), Error> {
         let options = PutOptions::from(PutMode::Create);
-        self.inner.put_opts(&self.at(path), bytes.into(), options).await.map(|_| ())
+        failpoint::hit("batch.create.before");
+        let created = self.inner.put_opts(&self.at(path), bytes.into(), options).await;
+        failpoint::hit("batch.create.after");
+        created.map(|_| ())
     }
 
     async fn back_off(&self, path: &str, attempt: &mut u32, error: &Error) {

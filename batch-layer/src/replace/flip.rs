@@ -7,6 +7,7 @@ use crate::facts;
 use crate::ledger::{Entry, timestamp};
 use crate::replace::{Staged, names};
 use anyhow::{Context, Result};
+use shared_model::failpoint;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::types::Json;
@@ -118,7 +119,9 @@ async fn once(connection: &mut PgConnection, flip: &Flip<'_>) -> Result<()> {
         .bind(Json(flip.imports))
         .execute(&mut *transaction)
         .await?;
+    failpoint::hit("batch.flip.before");
     transaction.commit().await?;
+    failpoint::hit("batch.flip.after");
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 use crate::ledger::timestamp;
 use crate::replace::names;
 use anyhow::Result;
+use shared_model::failpoint;
 use shared_model::time::Millis;
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -70,7 +71,9 @@ pub(crate) async fn orphans(
 /// Detaches a partition, waiting briefly for its readers, and drops it.
 pub(crate) async fn drop_partition(connection: &mut PgConnection, schema: &str, table: &str) -> Result<()> {
     sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut *connection).await?;
+    failpoint::hit("batch.retire.before");
     let dropped = detach_and_drop(connection, schema, table).await;
+    failpoint::hit("batch.retire.after");
     sqlx::raw_sql("reset lock_timeout").execute(connection).await?;
     dropped
 }
@@ -87,6 +90,7 @@ async fn detach_and_drop(connection: &mut PgConnection, schema: &str, table: &st
         let (parent, how) = (names::quote(&parent), if pending { "finalize" } else { "concurrently" });
         let detach = format!("alter table {schema}.{parent} detach partition {schema}.{name} {how}");
         sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut *connection).await?;
+        failpoint::hit("batch.detach.after");
     }
     sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {schema}.{name}"))).execute(connection).await?;
     Ok(())

@@ -1,0 +1,211 @@
+//! Kills at every named failpoint, before and after each external effect of the speed layer, the archive and the batch
+//! layer: whatever the order, once quiet every answer equals the oracle.
+//!
+//! The long form: `TIDEMARK_KILLS=1000 cargo test --workspace --test kills -- --nocapture`; a printed seed is given back
+//! by `TIDEMARK_SEED`.
+
+use local::layers::Layer;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use shared_model::catalog::OUTBRAIN;
+use simulator::generate::{Generator, Options};
+use simulator::replay::Sender;
+use std::path::Path;
+use std::time::Duration;
+use tidemark_tests::stack::Stack;
+use tidemark_tests::{number, wait_for};
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const PARTITIONS: i32 = 2;
+
+/// The points that are named in a layer's sources.
+fn points(layer: &str) -> Vec<String> {
+    fn search(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).expect("a folder of the tree") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                search(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source");
+                let named = text.split("failpoint::hit(\"").skip(1);
+                found.extend(named.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    search(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(layer).join("src"), &mut found);
+    found.sort();
+    found.dedup();
+    // Reached only where Redis is full: `a_full_redis_pauses_and_goes_on` kills there.
+    found.retain(|point| !point.starts_with("speed.trim"));
+    found
+}
+
+/// Every point once at its first hit, those first that only an empty server reaches; then points and hits at random.
+fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Vec<(String, u32)> {
+    let mut plan: Vec<(String, u32)> = first.iter().map(|point| ((*point).to_owned(), 1)).collect();
+    plan.extend(
+        points.iter().filter(|point| !first.contains(&point.as_str())).map(|point| (point.clone(), 1)),
+    );
+    let often: Vec<&String> = points.iter().filter(|point| !first.contains(&point.as_str())).collect();
+    while plan.len() < kills {
+        let point = often[rng.random_range(0..often.len())].clone();
+        let most =
+            if point.starts_with("speed.flush") || point.starts_with("speed.publish") { 60 } else { 4 };
+        plan.push((point, rng.random_range(1..=most)));
+    }
+    plan
+}
+
+/// Waits for the end of a process that is to die at a point, and says whether it did.
+async fn dies(layer: &Layer, at: &str) -> bool {
+    wait_for(&format!("the end at {at}"), async || layer.exited().ok_or_else(|| layer.logged())).await == -1
+}
+
+fn armed(point: &str, hit: u32) -> [(String, String); 1] {
+    [("TIDEMARK_FAILPOINT".to_owned(), format!("{point}:{hit}"))]
+}
+
+/// The speed layer: started and killed, over and over. Owns its partitions without a group, whose members would have
+/// to be timed out first.
+async fn kill_speed(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
+    let partitions: Vec<String> =
+        stack.probe.partitions().expect("partitions").iter().map(ToString::to_string).collect();
+    let partitions = partitions.join(",");
+    let command = ["run", "--flush-interval", "20ms", "--epoch-grace", "1s", "--assign", &partitions];
+    let client = redis::Client::open(stack.redis.url()).expect("redis url");
+    for (point, hit) in &plan {
+        if point.starts_with("speed.reset") || point.starts_with("speed.lease") {
+            // Groups are emptied where they are built anew; the last worker's lease would have to run out.
+            let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+            let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.expect("emptied");
+        }
+        let connections = ["catalog", "kafka", "redis", "postgres"];
+        let speed = stack.process_in("speed-layer", &command, &connections, &armed(point, *hit));
+        let at = format!("{point}:{hit}");
+        assert!(dies(&speed, &at).await, "the worker ended otherwise than at {at}:\n{}", speed.logged());
+    }
+    plan.len()
+}
+
+/// The archive and the batch layer: run and killed. A run that comes through below the hit wanted is no kill.
+async fn kill_batch(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
+    let mut kills = 0;
+    for (point, hit) in plan {
+        let command: &[&str] = match point.as_str() {
+            // A run that publishes nothing closes its own record.
+            "batch.close.before" | "batch.close.after" => {
+                &["backfill", "--from", "2016-06-29", "--to", "2016-06-29"]
+            }
+            "batch.delete.before" | "batch.delete.after" => {
+                let probes = Path::new(&stack.archive["file://".len()..]).join("probe");
+                std::fs::create_dir_all(&probes).expect("a folder of the archive");
+                std::fs::write(probes.join("orphan"), "left behind").expect("an orphan");
+                &["sweep", "--older-than", "0s"]
+            }
+            _ => &["run", "--version-grace", "0s"],
+        };
+        let (connections, at) = (["catalog", "kafka", "postgres", "archive"], format!("{point}:{hit}"));
+        // The first runs have nothing to retire, and don't come by there.
+        let runs = if hit == 1 { 6 } else { 1 };
+        let mut died = false;
+        for _ in 0..runs {
+            let batch = stack.process_in("batch-layer", command, &connections, &armed(&point, hit));
+            died = dies(&batch, &at).await;
+            assert!(died || batch.exited() == Some(0), "at {at}:\n{}", batch.logged());
+            if died {
+                break;
+            }
+        }
+        assert!(died || hit > 1, "{at} was not come by");
+        kills += usize::from(died);
+    }
+    kills
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_every_failpoint_lose_and_double_nothing() {
+    let (kills, seed) =
+        (number("TIDEMARK_KILLS").unwrap_or(50) as usize, number("TIDEMARK_SEED").unwrap_or(71));
+    println!("{kills} kills, seed {seed} (TIDEMARK_KILLS, TIDEMARK_SEED)");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let layout = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
+    let text = local::stack::with_layout(OUTBRAIN, layout);
+    let text = text.replace("message_key = \"uuid\"", "message_key = \"uuid\"\nfacts = true");
+    let stack = Stack::with_catalog(LAYERS, PARTITIONS, &text).await;
+
+    let (speed, batch) = (points("speed-layer"), points("batch-layer"));
+    assert!(speed.len() > 15 && batch.len() > 20, "{speed:?} {batch:?}");
+    // On an empty database, with nothing in the log: every partition needs a tick.
+    let begins = [
+        "migrate.before",
+        "migrate.after",
+        "initialise.before",
+        "initialise.after",
+        "tick.before",
+        "tick.after",
+    ];
+    let begins = begins.map(|point| format!("batch.{point}"));
+    let begins: Vec<&str> = begins.iter().map(String::as_str).collect();
+    let mut batch_plan = plan(&batch, &begins, kills / 2, &mut rng);
+    let rest = batch_plan.split_off(begins.len());
+    let speed_plan =
+        plan(&speed, &["speed.topics.before", "speed.topics.after"], kills - kills / 2, &mut rng);
+
+    // Nothing is there yet: the first tidemark is written in spite of kills.
+    let mut killed = kill_batch(&stack, batch_plan).await;
+    stack.batch(&["run"]).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let sending = tokio::spawn(send(stack.kafka.bootstrap(), seed, stopped));
+    let (by_speed, by_batch) = tokio::join!(kill_speed(&stack, speed_plan), kill_batch(&stack, rest));
+    killed += by_speed + by_batch;
+    drop(stop);
+    let (sender, sent) = sending.await.expect("sent");
+    sender.flush().expect("acknowledged");
+
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    stack.settle().await;
+    stack.verify_groups("after the kills").await;
+    let oracle = stack.oracle();
+    stack.compare(&serving, &oracle, "after the kills").await;
+    stack.batch(&["run"]).await;
+    stack.settle().await;
+    stack.compare(&serving, &oracle, "after the kills and a run").await;
+    println!(
+        "{killed} kills ({by_speed} of the speed layer, the others of archive and batch) at {} points while {sent} \
+         records came: 0 lost, 0 doubled over {} distinct events",
+        speed.len() + batch.len(),
+        oracle.facts().len()
+    );
+}
+
+/// Sends records, a few at a time, until it is stopped; gives how many, which are yet to be acknowledged.
+async fn send(kafka: String, seed: u64, mut stopped: tokio::sync::oneshot::Receiver<()>) -> (Sender, usize) {
+    let options = Options {
+        records: 1_000_000,
+        span: 40 * 86_400_000,
+        users: 100,
+        documents: 50,
+        displays: 60,
+        geos: 10,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.01,
+        late_max: 600_000,
+        malformed: 0.02,
+        ..Options::default()
+    };
+    let mut generator = Generator::new(options, seed);
+    let mut sent = 0;
+    let sender = Sender::connect(&kafka, &[], || 1_700_000_000_000).expect("a producer");
+    while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+        for delivery in generator.by_ref().take(40) {
+            sender.send(&delivery).expect("sent");
+            sent += 1;
+        }
+        sender.poll();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    (sender, sent)
+}
