@@ -15,7 +15,7 @@ use shared_model::catalog::{Catalog, OUTBRAIN};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 const HORIZON: i64 = 6;
 
@@ -41,9 +41,11 @@ fn log(drawn: &[(i32, u32, i64, i64)]) -> Vec<Record> {
 }
 
 fn metric(aggregate: &Aggregate) -> Metric {
-    let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
-    let shipped = catalog.metric("doc_cnt").expect("shipped");
-    Metric { aggregate: aggregate.clone(), ..(**shipped).clone() }
+    static SHIPPED: LazyLock<Metric> = LazyLock::new(|| {
+        let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
+        (**catalog.metric("doc_cnt").expect("shipped")).clone()
+    });
+    Metric { aggregate: aggregate.clone(), ..SHIPPED.clone() }
 }
 
 fn aggregates() -> [Aggregate; 8] {
@@ -70,7 +72,8 @@ fn fold<'a>(aggregate: &Aggregate, records: impl IntoIterator<Item = &'a Record>
     let mut sorter = Sorter::new(&Arc::new(metric(aggregate)), 1 << 20);
     records.into_iter().for_each(|record| sorter.push(cell(record)).expect("pushed"));
     let mut cells = sorter.finish().expect("they merge");
-    cells.read().and_then(Iterator::collect).expect("read")
+    let read = cells.read().expect("a run");
+    read.collect::<Result<_, _>>().expect("cells")
 }
 
 fn stream(cells: Vec<Cell>) -> CellStream<'static> {
@@ -151,7 +154,8 @@ impl World<'_> {
         let [before, after] = [self.from, self.to].map(|n| self.batch(n));
         let [before, read, after, healed] =
             [before, read, after, healed].map(|records| stream(fold(aggregate, records)));
-        let compared = compare(&metric(aggregate), Sides { before, read, after, healed });
+        let metric = metric(aggregate);
+        let compared = compare(&metric, Sides { before, read, after, healed });
         futures::executor::block_on(compared).expect("compared")
     }
 }
