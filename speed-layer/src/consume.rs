@@ -262,6 +262,8 @@ pub(crate) enum Membership {
     Assigned(Vec<TopicPartition>),
     /// These are ours no more; the group waits until the sender is dropped (or a while).
     Revoked(Vec<TopicPartition>, std::sync::mpsc::Sender<()>),
+    /// The group had no sign of us for a session: what is revoked next was others' before.
+    Lost,
 }
 
 /// Our place in the consumer group, on a thread of its own: librdkafka calls back and waits there.
@@ -286,6 +288,8 @@ impl Member {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("session.timeout.ms", "10000")
+            // A rebalance is noticed with the next heartbeat, and what moves stands still until then.
+            .set("heartbeat.interval.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH)
             .set("partition.assignment.strategy", "cooperative-sticky");
         let context = MemberContext { decisions };
@@ -363,6 +367,9 @@ impl ConsumerContext for MemberContext {
                 assigned
             }
             _ => {
+                if consumer.assignment_lost() {
+                    drop(self.decisions.send(Membership::Lost));
+                }
                 let (flushed, wait) = std::sync::mpsc::channel();
                 if self.decisions.send(Membership::Revoked(partitions, flushed)).is_ok() {
                     // Answered by a message or by the sender's end.

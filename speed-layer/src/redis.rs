@@ -78,12 +78,13 @@ impl Redis {
         })
     }
 
-    /// Loads the function library, replacing an older one of the same version.
+    /// Loads the function library, replacing an older one of the same version. Where memory is full it can't be loaded:
+    /// whether it is there already the next call tells.
     pub(crate) async fn load_library(&self) -> RedisResult<()> {
         failpoint::hit("speed.library.before");
         let loaded = self.ask(cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY)).await;
         failpoint::hit("speed.library.after");
-        loaded
+        loaded.or_else(|error: RedisError| if error.code() == Some("OOM") { Ok(()) } else { Err(error) })
     }
 
     /// Makes us the owner of a group and says what is there.

@@ -35,6 +35,8 @@ const WAIT: Duration = Duration::from_millis(500);
 const TIDEMARK_POLL: Duration = Duration::from_secs(1);
 /// How long a partition that another worker has claimed is left to it, before the group's word is taken.
 const CONTEST: Duration = Duration::from_secs(15);
+/// What a worker says that was away for longer than a session, until it is given partitions again.
+const LOST: &str = "no sign of this worker for a session: its partitions were given to others";
 const MARKS_POLL: Duration = Duration::from_millis(500);
 
 /// Runs the command until it is done or told to stop.
@@ -196,6 +198,7 @@ async fn own_partitions(
                     }
                     shared.health.set("group", None);
                 }
+                Membership::Lost => shared.health.set("group", Some(LOST.into())),
                 Membership::Revoked(partitions, done) => {
                     let mut stopping: Vec<TopicPartition> = Vec::new();
                     for tp in partitions {

@@ -15,6 +15,7 @@ use crate::partition::{Partition, Taken};
 use crate::redis::Redis;
 use crate::telemetry::PartitionMetrics;
 use crate::tidemark_source::{TidemarkSource, Tidemarks};
+use ::redis::RedisResult;
 use anyhow::{Context as _, bail};
 use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
@@ -312,8 +313,10 @@ impl Owner {
             let event_time = position.trusted.newest;
             self.metrics.stands(0, self.partition.remembered(), position.clock, event_time);
         }
-        self.publish_mark(&position, quiet).await;
-        self.shared.health.set(&self.partition.tp.to_string(), None);
+        // Where nothing else is to be written, this alone tells that redis takes no writes.
+        let refused = self.publish_mark(&position, quiet).await.err();
+        let trouble = refused.map(|error| crate::redis::explain(&error));
+        self.shared.health.set(&self.partition.tp.to_string(), trouble);
         ON
     }
 
@@ -491,7 +494,7 @@ impl Owner {
     }
 
     /// Publishes where the partition stands, when it has changed and at least every second.
-    async fn publish_mark(&mut self, position: &Position, quiet: bool) {
+    async fn publish_mark(&mut self, position: &Position, quiet: bool) -> RedisResult<()> {
         let mark = Mark {
             trusted: position.trusted.newest,
             watermark: position.watermark,
@@ -502,6 +505,8 @@ impl Owner {
         if quiet || self.mark != Some(mark) {
             let stored = self.shared.redis.set_mark(&self.partition.tp.to_string(), &mark).await;
             self.mark = stored.is_ok().then_some(mark);
+            return stored;
         }
+        Ok(())
     }
 }

@@ -131,6 +131,19 @@ impl Stack {
         self.layer(layer, &self.arguments(command, connections))
     }
 
+    /// The same with a log of its own, so that several of one layer can be told apart.
+    pub fn process_named(
+        &self,
+        layer: &'static str,
+        name: &str,
+        command: &[&str],
+        connections: &[&str],
+    ) -> Layer {
+        let (log, arguments) =
+            (self.folder.join(format!("{name}.log")), self.arguments(command, connections));
+        Layer::start_in(&self.program, layer, &arguments, &self.environment, &log).expect("a layer's process")
+    }
+
     /// The same with variables of its own.
     pub fn process_in(
         &self,
