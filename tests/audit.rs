@@ -140,6 +140,13 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
     let (code, record) = audited_run(&stack, &more, &["--strict-audit", "0"]).await;
     assert!(code == 0 && is_clean(&record), "{record}");
     assert_eq!(record["imports"].as_array().map(Vec::len), Some(4), "{record}");
+    // More than the memory holds is read in several passes.
+    let many = deliveries(Options { records: 25_000, ..repeats }, 47);
+    send_and_archive(&stack, &many).await;
+    stack.settle().await;
+    let (code, said) = ended(&stack, &["run", "--strict-audit", "0", "--memory", "1"], ALL).await;
+    let record = runs(&stack, 1).await.remove(0);
+    assert!(code == 0 && is_clean(&record) && !said.contains(" in 1 passes"), "{said}\n{record}");
     the_api_lists_audits(&stack, &serving.url).await;
     prometheus_shows_audits(&stack).await;
 }

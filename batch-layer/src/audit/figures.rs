@@ -168,6 +168,8 @@ impl Repeats {
 /// What the audit of one move of the tidemark found.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Audit {
+    /// How often the realtime view was read, a part of its groups each time.
+    pub(crate) passes: u32,
     /// By metric.
     pub(crate) metrics: BTreeMap<String, Figures>,
     /// The repeats.
@@ -269,12 +271,12 @@ impl std::fmt::Display for Audit {
             "none" => write!(f, "not audited")?,
             _ => {
                 let Figures { cells, missing, extra, different, .. } = self.total();
-                let (error, healed) = (self.error(), self.repeats.healed());
+                let (error, healed, passes) = (self.error(), self.repeats.healed(), self.passes);
                 write!(
                     f,
-                    "audit: {cells} cells compared, {missing} missing, {extra} extra, {different} different, "
+                    "audit: {cells} cells compared in {passes} passes, {missing} missing, {extra} extra, "
                 )?;
-                write!(f, "unexplained error {error:.6}, {healed} repeats healed")?;
+                write!(f, "{different} different, unexplained error {error:.6}, {healed} repeats healed")?;
             }
         }
         for (what, reasons) in [("not audited", &self.not_audited), ("boundaries differ", &self.cuts)] {

@@ -91,6 +91,7 @@ pub(crate) async fn audit(context: &Context, redis: &Address, of: &Move<'_>) -> 
             Err(error) => return Ok(Audit::none(format!("the realtime view can't be read: {error:#}"))),
         };
         from = pass.groups.end;
+        audit.passes += 1;
         let auditor = Auditor { context, of, seam: seam_of(of, &spans), budget, pass };
         auditor.take(&mut audit).await?;
     }
