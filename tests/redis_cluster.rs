@@ -1,0 +1,210 @@
+//! A Redis Cluster of three masters, each with a replica: slots migrate while groups are written, and a master fails over
+//! to its replica. Each group is somewhere as a whole, and all is equal to the oracle in the end.
+
+use local::install::{self, Installing, Need};
+use local::servers::{Redis, RedisCluster, RedisOptions};
+use local::{compare, probe::Serving};
+use redis::aio::MultiplexedConnection;
+use shared_model::view;
+use simulator::generate::{Delivery, Generator, Options};
+use std::time::Instant;
+use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+
+fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
+    let options = Options {
+        records,
+        span: 3_600_000,
+        users: 200,
+        documents: 100,
+        displays: 150,
+        geos: 20,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        malformed: 0.002,
+        ..Options::default()
+    };
+    Generator::new(options, seed).collect()
+}
+
+async fn connect(url: &str) -> MultiplexedConnection {
+    let client = redis::Client::open(url).expect("redis url");
+    client.get_multiplexed_async_connection().await.expect("redis")
+}
+
+async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> T {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command.query_async(connection).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+}
+
+/// Waits until the answers equal the oracle of all that the log holds.
+async fn equal(stack: &Stack, serving: &Serving, what: &str) {
+    let oracle = stack.oracle();
+    wait_for(&format!("the answers equalling the oracle {what}"), async || {
+        let grain = |name: &str| stack.catalog.metric(name).expect("shipped").grain.width();
+        let compared = compare::all(serving, &oracle, grain).await.map_err(|error| format!("{error:#}"))?;
+        if compared.iter().all(compare::Comparison::is_right) {
+            Ok(())
+        } else {
+            Err(compare::table(&compared))
+        }
+    })
+    .await;
+    stack.verify_groups(what).await;
+}
+
+/// The master of a slot that a node knows: its id and port.
+async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> (String, u16) {
+    let nodes: String = ask(node, &["CLUSTER", "NODES"]).await;
+    let serves = |words: &[&str]| {
+        words[8..].iter().filter(|range| !range.starts_with('[')).any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            (first.parse().unwrap_or(1)..=last.parse().unwrap_or(0)).contains(&slot)
+        })
+    };
+    let lines = nodes.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let words = lines.into_iter().find(|words| words[2].contains("master") && serves(words));
+    let words = words.unwrap_or_else(|| panic!("nobody serves slot {slot}:\n{nodes}"));
+    let port =
+        words[1].split(['@', ',']).next().and_then(|address| address.rsplit_once(':')).expect("an address").1;
+    (words[0].to_owned(), port.parse().expect("a port"))
+}
+
+/// Moves a slot with its keys, one by one, as redis-cli does.
+async fn migrate(urls: &[String], slot: u16) {
+    let at = |port: u16| format!("redis://127.0.0.1:{port}");
+    let mut any = connect(&urls[0]).await;
+    let (from_id, from_port) = master_of(&mut any, slot).await;
+    let to_port =
+        urls.iter().map(|url| url.rsplit_once(':').expect("a port").1.parse::<u16>().expect("a port"));
+    let to_port = to_port.into_iter().find(|port| *port != from_port).expect("another master");
+    let (mut from, mut to) = (connect(&at(from_port)).await, connect(&at(to_port)).await);
+    let to_id: String = ask(&mut to, &["CLUSTER", "MYID"]).await;
+    let slot = slot.to_string();
+    let () = ask(&mut to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    let () = ask(&mut from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    loop {
+        let keys: Vec<String> = ask(&mut from, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]).await;
+        let Some(key) = keys.first() else { break };
+        let () = ask(&mut from, &["MIGRATE", "127.0.0.1", &to_port.to_string(), key, "0", "5000"]).await;
+    }
+    for url in [at(to_port), at(from_port)].iter().chain(urls) {
+        let () = ask(&mut connect(url).await, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_migrate_and_a_master_fails_over_under_load() {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    let found = tokio::task::spawn_blocking(|| install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}));
+    let found = found.await.expect("the search").expect("redis");
+    let folder = local::servers::scratch().expect("a folder");
+    let setting = |name: &str, value: String| (name.to_owned(), value);
+    let options = RedisOptions {
+        settings: vec![setting("cluster-node-timeout", "2000".into())],
+        ..RedisOptions::default()
+    };
+    let mut cluster = RedisCluster::start(&found, &folder.path().join("cluster"), options.clone())
+        .await
+        .expect("a cluster");
+    let urls = cluster.urls();
+    stack.probe.redis = urls[0].clone();
+    stack.batch(&["run"]).await;
+    let speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(12_000, 61);
+    let parts: Vec<_> = all.chunks(all.len().div_ceil(4)).collect();
+    stack.send(parts[0]);
+    equal(&stack, &serving, "at first").await;
+
+    // The slots of half of all groups move while they are written.
+    let groups = stack.catalog.layout.groups;
+    let mut redis = connect(&urls[0]).await;
+    let begun = Instant::now();
+    let mut moved = 0;
+    let kafka = stack.kafka.bootstrap();
+    let load: Vec<Delivery> = parts[1].to_vec();
+    let sending = tokio::spawn(async move {
+        let sender =
+            simulator::replay::Sender::connect(&kafka, &[], || 1_700_000_000_000).expect("a producer");
+        for part in load.chunks(100) {
+            part.iter().for_each(|delivery| sender.send(delivery).expect("sent"));
+            sender.poll();
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        sender
+    });
+    for tp in stack.probe.partitions().expect("partitions") {
+        for group in (0..groups).step_by(2) {
+            let key = view::group_key(&tp, group, groups);
+            let slot: u16 = ask(&mut redis, &["CLUSTER", "KEYSLOT", &key]).await;
+            migrate(&urls, slot).await;
+            moved += 1;
+        }
+    }
+    let took = begun.elapsed();
+    sending.await.expect("sent").flush().expect("acknowledged");
+    equal(&stack, &serving, "after slots migrated").await;
+    println!("{moved} slots migrated in {took:.1?} while their groups were written: equal");
+
+    // A replica of the first master takes over when it is killed; the worker knows only addresses of nodes.
+    stack.batch(&["run"]).await;
+    let bus = free_port();
+    let mut settings = options.settings.clone();
+    settings.extend([setting("cluster-enabled", "yes".into()), setting("cluster-port", bus.to_string())]);
+    let replica = Redis::start(&found, &folder.path().join("replica"), RedisOptions { settings, ..options })
+        .await
+        .expect("a replica");
+    let first: String = ask(&mut redis, &["CLUSTER", "MYID"]).await;
+    let mut its = connect(&replica.url()).await;
+    let (port, second) = (replica.port().to_string(), urls[1].clone());
+    let () = ask(&mut redis, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus.to_string()]).await;
+    wait_for("the replica knowing its master", async || {
+        let nodes: String = ask(&mut its, &["CLUSTER", "NODES"]).await;
+        if nodes.contains(&first) && nodes.lines().count() == 4 { Ok(()) } else { Err(nodes) }
+    })
+    .await;
+    let () = ask(&mut its, &["CLUSTER", "REPLICATE", &first]).await;
+    wait_for("the replica having what its master has", async || {
+        let info: String = ask(&mut its, &["INFO", "replication"]).await;
+        if info.contains("master_link_status:up") { Ok(()) } else { Err(info) }
+    })
+    .await;
+    wait_for("all nodes knowing the replica", async || {
+        for url in &urls {
+            let nodes: String = ask(&mut connect(url).await, &["CLUSTER", "NODES"]).await;
+            let line =
+                nodes.lines().find(|line| line.contains(&format!(":{port}@"))).unwrap_or_default().to_owned();
+            if !line.contains("slave") || !line.contains("connected") {
+                return Err(nodes);
+            }
+        }
+        Ok(())
+    })
+    .await;
+    stack.send(parts[2]);
+    // The probe and the layers' seed address must outlive the first node.
+    stack.probe.redis = second.clone();
+    drop(redis);
+    cluster.nodes()[0].kill();
+    let begun = Instant::now();
+    let mut other = connect(&second).await;
+    wait_for("the replica being master", async || {
+        let nodes: String = ask(&mut other, &["CLUSTER", "NODES"]).await;
+        let line =
+            nodes.lines().find(|line| line.contains(&format!(":{port}@"))).unwrap_or_default().to_owned();
+        if line.contains("master") { Ok(()) } else { Err(nodes) }
+    })
+    .await;
+    let failed_over = begun.elapsed();
+    stack.send(parts[3]);
+    equal(&stack, &serving, "after a failover").await;
+    assert_eq!(speed.exited(), None);
+    println!(
+        "a master killed: its replica took over after {failed_over:.1?}, equal after {:.1?}",
+        begun.elapsed()
+    );
+}

@@ -1,0 +1,470 @@
+//! Redis at fault: answers lost, data gone or rolled back, a replica promoted, memory full, single groups lost. Groups
+//! are whole or lost as a whole, what is lost is replayed, and no answer that says it is complete is ever short.
+
+use local::install::{self, Installing, Need};
+use local::layers::Layer;
+use local::oracle;
+use local::probe::{Probe, Serving};
+use local::servers::{Redis, RedisOptions};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use shared_model::view;
+use simulator::generate::{Delivery, Generator, Options};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use tidemark_tests::proxy::Proxy;
+use tidemark_tests::stack::Stack;
+use tidemark_tests::{number, wait_for};
+use tokio_util::sync::CancellationToken;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+
+fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
+    let options = Options {
+        records,
+        span: 3_600_000,
+        users: 200,
+        documents: 100,
+        displays: 150,
+        geos: 20,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.01,
+        malformed: 0.002,
+        ..Options::default()
+    };
+    Generator::new(options, seed).collect()
+}
+
+async fn connect(url: &str) -> MultiplexedConnection {
+    let client = redis::Client::open(url).expect("redis url");
+    client.get_multiplexed_async_connection().await.expect("redis")
+}
+
+async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> T {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command.query_async(connection).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+}
+
+/// A worker whose Redis is somewhere else than the stack's.
+fn speed_at(stack: &Stack, redis: &str) -> Layer {
+    let command = [
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--flush-interval",
+        "50ms",
+        "--epoch-grace",
+        "1s",
+        "--redis",
+        redis,
+    ];
+    stack.process("speed-layer", &command, &["catalog", "kafka", "postgres"])
+}
+
+/// What a worker answers to a GET.
+async fn get(layer: &Layer, path: &str) -> Result<(u16, String), String> {
+    assert_eq!(layer.exited(), None, "the worker ended:\n{}", layer.logged());
+    let log = layer.logged();
+    let (_, url) = log.split_once("listening on ").ok_or("not listening")?;
+    let url = format!("{}{path}", url.split_whitespace().next().unwrap_or_default());
+    let answer = reqwest::get(&url).await.map_err(|error| error.to_string())?;
+    let status = answer.status().as_u16();
+    Ok((status, answer.text().await.map_err(|error| error.to_string())?))
+}
+
+/// Waits until a worker is not ready because of `why`.
+async fn unready(layer: &Layer, why: &str) {
+    wait_for(&format!("the worker saying {why:?}"), async || {
+        let (status, text) = get(layer, "/readyz").await?;
+        if status == 503 && text.contains(why) { Ok(()) } else { Err(format!("{status}: {text}")) }
+    })
+    .await;
+}
+
+/// Asks without pause, and holds every answer that says it is complete against the log: nothing that was appended
+/// before its `as_of` may be missing.
+struct Watch {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Vec<Seen>>,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    complete: bool,
+    as_of: Option<i64>,
+    views: i64,
+}
+
+impl Watch {
+    fn start(serving: &Serving) -> Watch {
+        let (serving, stop) = (serving.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let query = json!({
+                "metrics": ["user_view_cnt"], "granularity": "none",
+                "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
+            });
+            let mut seen = Vec::new();
+            while !stopped.is_cancelled() {
+                // While Redis is away there are no answers, which is no wrong answer.
+                if let Ok(answer) = serving.query(&query).await {
+                    let as_of = answer["as_of"].as_str();
+                    let as_of = as_of.and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok());
+                    seen.push(Seen {
+                        complete: answer["complete"] == true,
+                        as_of: as_of.map(|time| time.timestamp_millis()),
+                        views: answer["rows"][0]["values"]["user_view_cnt"].as_i64().unwrap_or(0),
+                    });
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            seen
+        });
+        Watch { stop, task }
+    }
+
+    /// Ends the watch. Gives how many answers said that they are complete, and how many that they are not.
+    async fn end(self, probe: &Probe) -> (usize, usize) {
+        self.stop.cancel();
+        let seen = self.task.await.expect("the watch");
+        let log = views(probe);
+        for answer in seen.iter().filter(|answer| answer.complete) {
+            let as_of = answer.as_of.expect("a complete answer says how far it reaches");
+            let (mut least, mut identities) = (0, BTreeSet::new());
+            for (_, identity) in log.iter().filter(|(append, _)| *append < as_of) {
+                least += i64::from(identities.insert(identity));
+            }
+            assert!(answer.views >= least, "short: {answer:?}, of {least} views appended before");
+        }
+        let complete = seen.iter().filter(|answer| answer.complete).count();
+        (complete, seen.len() - complete)
+    }
+}
+
+/// Every valid view in the log: when it was appended, and what it is.
+fn views(probe: &Probe) -> Vec<(i64, String)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &probe.kafka)
+        .set("group.id", "tidemark-watch")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+        .expect("a consumer");
+    let mut found = Vec::new();
+    for tp in probe.partitions().expect("partitions").iter().filter(|tp| &*tp.topic == "page_views") {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&tp.topic, tp.partition, Offset::Beginning).expect("a partition");
+        consumer.assign(&list).expect("assigned");
+        loop {
+            match consumer.poll(Duration::from_secs(30)).expect("an answer") {
+                Ok(message) => {
+                    let fact = message.payload().and_then(|value| oracle::parse(&tp.topic, value));
+                    if let Some(fact) = fact {
+                        let time = message.timestamp().to_millis().expect("an append time");
+                        found.push((time, format!("{:?} {:?} {}", fact.uuid, fact.document, fact.time)));
+                    }
+                }
+                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => break,
+                Err(error) => panic!("{tp}: {error}"),
+            }
+        }
+    }
+    found
+}
+
+/// Waits until all is there again, and says what it took since `begun`.
+async fn equal_again(stack: &Stack, serving: &Serving, begun: Instant, what: &str) -> Duration {
+    stack.settle().await;
+    let took = begun.elapsed();
+    stack.verify_groups(what).await;
+    stack.compare(serving, &stack.oracle(), what).await;
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_lost_after_the_function_ran_double_nothing() {
+    let seed = number("TIDEMARK_SEED").unwrap_or(41);
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let proxy = Proxy::start(stack.redis.port(), seed).await;
+    let speed = speed_at(&stack, &proxy.url());
+    let (_process, serving) = stack.serving().await;
+    proxy.lose(300);
+    let begun = Instant::now();
+    for part in deliveries(20_000, seed).chunks(1_000) {
+        stack.send(part);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let losses = proxy.losses();
+    assert!(losses > 10, "seed {seed}: only {losses} answers were lost");
+    let took = equal_again(&stack, &serving, begun, &format!("with answers lost, seed {seed}")).await;
+    assert_eq!(speed.exited(), None);
+    println!(
+        "{} answers lost after the function ran (seed {seed}), in {took:.1?}: 0 doubled",
+        proxy.losses()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_rolled_back_or_restarted_is_exact_again() {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    let mut redis = connect(&stack.redis.url()).await;
+    let config: Vec<String> = ask(&mut redis, &["CONFIG", "GET", "dir"]).await;
+    let dump = std::path::Path::new(&config[1]).join("dump.rdb");
+    stack.batch(&["run"]).await;
+    let speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(12_000, 42);
+    let parts: Vec<_> = all.chunks(all.len() / 6).collect();
+    let watch = Watch::start(&serving);
+    stack.send(parts[0]);
+    stack.settle().await;
+    stack.batch(&["run"]).await;
+    stack.send(parts[1]);
+    stack.settle().await;
+
+    // The tidemark below the snapshot: groups go on from where they were. Then above it: they are built anew.
+    for (round, moves) in [(2, false), (3, true)] {
+        let () = ask(&mut redis, &["SAVE"]).await;
+        std::fs::copy(&dump, dump.with_extension("old")).expect("a copy of the snapshot");
+        stack.send(parts[round]);
+        stack.settle().await;
+        if moves {
+            stack.batch(&["run"]).await;
+        }
+        stack.redis.kill();
+        std::fs::rename(dump.with_extension("old"), &dump).expect("the old snapshot back");
+        let begun = Instant::now();
+        stack.redis.restart().await.expect("redis");
+        let took = equal_again(&stack, &serving, begun, "rolled back to an older snapshot").await;
+        println!(
+            "rolled back to an older snapshot, the tidemark {}: equal after {took:.1?}",
+            if moves { "above it" } else { "below it" }
+        );
+        redis = connect(&stack.redis.url()).await;
+    }
+
+    // Restarted without anything kept.
+    stack.send(parts[4]);
+    stack.redis.kill();
+    std::fs::remove_file(&dump).expect("the snapshot gone");
+    let begun = Instant::now();
+    stack.redis.restart().await.expect("redis");
+    let took = equal_again(&stack, &serving, begun, "restarted without persistence").await;
+    println!("restarted without persistence: equal after {took:.1?}");
+    redis = connect(&stack.redis.url()).await;
+
+    // Restarted with all that its append-only file has, killed as a machine would be.
+    let () = ask(&mut redis, &["CONFIG", "SET", "appendonly", "yes"]).await;
+    wait_for("the append-only file written", async || {
+        let info: String = ask(&mut redis, &["INFO", "persistence"]).await;
+        if info.contains("aof_enabled:1") && info.contains("aof_rewrite_in_progress:0") {
+            Ok(())
+        } else {
+            Err(info)
+        }
+    })
+    .await;
+    let () = ask(&mut redis, &["CONFIG", "SET", "save", ""]).await;
+    let () = ask(&mut redis, &["SAVE"]).await;
+    stack.send(parts[5]);
+    stack.redis.kill();
+    let begun = Instant::now();
+    stack.redis.restart().await.expect("redis");
+    let took = equal_again(&stack, &serving, begun, "restarted with a snapshot").await;
+    println!("restarted with its last snapshot: equal after {took:.1?}");
+    let (complete, incomplete) = watch.end(&stack.probe).await;
+    assert!(complete > 0);
+    assert_eq!(speed.exited(), None);
+    println!(
+        "{complete} answers said complete meanwhile, none was short; {incomplete} said that they are not"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_behind_is_promoted() {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    let found = tokio::task::spawn_blocking(|| install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}));
+    let found = found.await.expect("the search").expect("redis");
+    let folder = local::servers::scratch().expect("a folder");
+    let master = format!("127.0.0.1 {}", stack.redis.port());
+    let options = RedisOptions { settings: vec![("replicaof".into(), master)], ..RedisOptions::default() };
+    let replica = Redis::start(&found, &folder.path().join("replica"), options).await.expect("a replica");
+    let proxy = Proxy::start(stack.redis.port(), 0).await;
+    stack.batch(&["run"]).await;
+    let speed = speed_at(&stack, &proxy.url());
+    stack.probe.redis = proxy.url();
+    let (_process, serving) = stack.serving().await;
+    let watch = Watch::start(&serving);
+    let all = deliveries(9_000, 43);
+    let parts: Vec<_> = all.chunks(all.len().div_ceil(3)).collect();
+    stack.send(parts[0]);
+    stack.settle().await;
+    let mut its = connect(&replica.url()).await;
+    wait_for("the replica having what its master has", async || {
+        let info: String = ask(&mut its, &["INFO", "replication"]).await;
+        if info.contains("master_link_status:up") { Ok(()) } else { Err(info) }
+    })
+    .await;
+    let groups = |headers: &local::probe::Headers| headers.values().map(|header| header.to).sum::<i64>();
+    let now = groups(&stack.probe.headers().await.expect("headers"));
+    let at_replica = Probe { redis: replica.url(), ..stack.probe.clone() };
+    wait_for("the replica having the groups", async || {
+        let has = groups(&at_replica.headers().await.map_err(|error| format!("{error:#}"))?);
+        if has >= now { Ok(()) } else { Err(format!("{has} of {now}")) }
+    })
+    .await;
+    // It loses its master, which goes on; what comes now the replica will never have.
+    let () = ask(&mut its, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    stack.send(parts[1]);
+    stack.settle().await;
+    stack.redis.kill();
+    let begun = Instant::now();
+    proxy.lead_to(replica.port());
+    unready(&speed, "redis is a read-only replica").await;
+    stack.send(parts[2]);
+    let () = ask(&mut its, &["REPLICAOF", "NO", "ONE"]).await;
+    let took = equal_again(&stack, &serving, begun, "after a replica that was behind was promoted").await;
+    let (complete, incomplete) = watch.end(&stack.probe).await;
+    println!(
+        "a replica {} records behind promoted: READONLY said on /readyz, equal after {took:.1?}; {complete} answers said \
+         complete meanwhile, none was short; {incomplete} said that they are not",
+        parts[1].len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_pauses_and_goes_on() {
+    let stack = Stack::start(LAYERS, 2).await;
+    let mut redis = connect(&stack.redis.url()).await;
+    stack.batch(&["run"]).await;
+    let partitions: Vec<String> =
+        stack.probe.partitions().expect("partitions").iter().map(|tp| tp.to_string()).collect();
+    let command = [
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--flush-interval",
+        "50ms",
+        "--epoch-grace",
+        "100ms",
+        "--assign",
+        &partitions.join(","),
+    ];
+    let connections = ["catalog", "kafka", "redis", "postgres"];
+    let start = |point: &str| {
+        let armed = [("TIDEMARK_FAILPOINT".to_owned(), format!("{point}:1"))];
+        stack.process_in("speed-layer", &command, &connections, &armed)
+    };
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(24_000, 44);
+    let mut parts = all.chunks(all.len().div_ceil(8));
+    let mut next = || stack.send(parts.next().expect("a part"));
+    let limit = async |redis: &mut MultiplexedConnection, part: u64, beyond: u64| {
+        let info: String = ask(redis, &["INFO", "memory"]).await;
+        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("memory used");
+        let bytes = used.trim().parse::<u64>().expect("a number") / part + beyond;
+        let () = ask(redis, &["CONFIG", "SET", "maxmemory", &bytes.to_string()]).await;
+    };
+    // What has expired, at the latest when the tidemark moves past what waits, makes room. The worker is killed before
+    // and after it deletes that, then not at all: then it goes on by itself.
+    for point in ["speed.trim.before", "speed.trim.after", "none"] {
+        let speed = start(point);
+        next();
+        stack.settle().await;
+        // Room for connections beside data, where what was deleted is to be enough.
+        limit(&mut redis, 1, if point == "none" { 64 << 10 } else { 0 }).await;
+        next();
+        // What lies below the tidemark before the last is let go of.
+        let mut runs = 0;
+        let done = wait_for(&format!("room made, or the end at {point}"), async || {
+            stack.batch(&["run"]).await;
+            runs += 1;
+            let lag = stack.probe.lag(&stack.probe.ends().expect("ends")).await.expect("lag");
+            match speed.exited() {
+                Some(code) => Ok(code),
+                None if lag == 0 && point == "none" => Ok(0),
+                None => Err(format!("{lag} records behind after {runs} runs:\n{}", speed.logged())),
+            }
+        })
+        .await;
+        assert_eq!(done, if point == "none" { 0 } else { -1 }, "{}", speed.logged());
+        stack.verify_groups(point).await;
+        let () = ask(&mut redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    }
+    // Much too full for that: not ready and counted, also when started so, until there is memory again.
+    let speed = start("none");
+    next();
+    stack.settle().await;
+    limit(&mut redis, 2, 0).await;
+    next();
+    unready(&speed, "out of memory").await;
+    let (_, metrics) = get(&speed, "/metrics").await.expect("metrics");
+    let refusals = |line: &str| line.starts_with("tidemark_speed_refusals_total") && line.contains("full");
+    assert!(metrics.lines().any(refusals), "refusals are counted:\n{metrics}");
+    stack.verify_groups("while redis is full").await;
+    drop(speed);
+    let speed = start("none");
+    unready(&speed, "out of memory").await;
+    stack.verify_groups("while redis is full").await;
+    let begun = Instant::now();
+    let () = ask(&mut redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    let took = equal_again(&stack, &serving, begun, "after memory was freed").await;
+    println!(
+        "redis full: not ready, counted, never a part of a flush; equal {took:.1?} after memory was freed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_group_deleted_or_restored_alone_is_noticed_and_rebuilt() {
+    let stack = Stack::start(LAYERS, 2).await;
+    let mut redis = connect(&stack.redis.url()).await;
+    stack.batch(&["run"]).await;
+    let speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    let all = deliveries(9_000, 45);
+    let parts: Vec<_> = all.chunks(all.len().div_ceil(3)).collect();
+    stack.send(parts[0]);
+    stack.settle().await;
+    let watch = Watch::start(&serving);
+    let tp = stack.probe.partitions().expect("partitions")[2].clone();
+    let key = |group| view::group_key(&tp, group, stack.catalog.layout.groups);
+    let old: Vec<u8> = ask(&mut redis, &["DUMP", &key(1)]).await;
+    for moves in [false, true] {
+        if moves {
+            stack.batch(&["run"]).await;
+        }
+        stack.send(parts[1 + usize::from(moves)]);
+        stack.settle().await;
+        let begun = Instant::now();
+        let gone: i64 = ask(&mut redis, &["DEL", &key(0)]).await;
+        assert_eq!(gone, 1);
+        let took = equal_again(&stack, &serving, begun, "one group deleted").await;
+        println!("one group deleted: equal after {took:.1?}");
+        let begun = Instant::now();
+        let mut restore = redis::cmd("RESTORE");
+        let () = restore
+            .arg(key(1))
+            .arg(0)
+            .arg(&old)
+            .arg("REPLACE")
+            .query_async(&mut redis)
+            .await
+            .expect("restored");
+        let took = equal_again(&stack, &serving, begun, "one group restored from an old snapshot").await;
+        println!(
+            "one group restored from an old snapshot, the tidemark {}: equal after {took:.1?}",
+            if moves { "above it" } else { "below it" }
+        );
+    }
+    let (complete, incomplete) = watch.end(&stack.probe).await;
+    assert_eq!(speed.exited(), None);
+    println!(
+        "{complete} answers said complete meanwhile, none was short; {incomplete} said that they are not"
+    );
+}
