@@ -126,10 +126,10 @@ async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are
             wrong(&serving, &oracle, metric, 20 * MINUTE).await.expect_err("its history isn't computed");
         assert!(why.contains("not computed yet"), "{why}");
     }
-    let unknown = serving.query(&json!({
+    let query = json!({
         "metrics": ["display_cnt"], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
-    }));
-    let unknown = format!("{:#}", unknown.await.expect_err("a metric that is gone"));
+    });
+    let unknown = format!("{:#}", serving.query(&query).await.expect_err("a metric that is gone"));
     assert!(unknown.contains("display_cnt") && unknown.contains("422"), "{unknown}");
 
     // One run computes the history of what is new; what is gone is kept for those who still work by the old catalog.
@@ -189,11 +189,11 @@ async fn old_files_stay_readable_when_a_stream_gains_or_loses_a_field_and_refuse
     let oracle = stack.oracle();
     stack.becomes(&serving, &oracle, "by the new definition, half in realtime").await;
     let by_referrer = async || {
-        let answer = serving.query(&json!({
+        let query = json!({
             "metrics": ["referrer_cnt"], "group_by": ["referrer"], "strict": true,
             "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
-        }));
-        let answer = answer.await.expect("a complete answer");
+        });
+        let answer = serving.query(&query).await.expect("a complete answer");
         let row = |row: &serde_json::Value| {
             (row["key"]["referrer"].to_string(), row["values"]["referrer_cnt"].as_i64().expect("a count"))
         };
