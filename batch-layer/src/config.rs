@@ -1,8 +1,12 @@
-//! The command line: every option is also an environment variable, and secrets are never printed.
+//! The command line: what may hold a secret can come from the environment or a file, and is never printed.
 
+use anyhow::{Context as _, Result};
 use chrono::NaiveDate;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+use shared_model::secret::{KafkaProperties, Secret, property_refused};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,21 +77,22 @@ pub struct BaseArgs {
 }
 
 /// Which servers, and how much of what.
-#[derive(Clone, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct WorkArgs {
-    /// Postgres: postgres://user:password@host:port/database.
+    /// Postgres: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: String,
+    pub postgres: Secret,
     /// The archive: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials and
-    /// endpoint come from the environment (AWS_ENDPOINT, AWS_ACCESS_KEY_ID, ...).
+    /// endpoint come from the environment (AWS_ENDPOINT, AWS_SECRET_ACCESS_KEY, ...; @/path of a file is read there too).
     #[arg(long, env = "TIDEMARK_ARCHIVE", hide_env_values = true)]
-    pub archive: String,
+    pub archive: Secret,
     /// Kafka's bootstrap servers, host:port, comma-separated.
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
-    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
-    pub kafka_property: Vec<(String, String)>,
+    /// Further librdkafka properties, key=value;key=value (TLS, SASL, ...), or one a line of a file, @/path; may be
+    /// repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true)]
+    pub kafka_property: Vec<Secret>,
     /// Don't append ticks to idle partitions; they hold the tidemark back and are named in answers.
     #[arg(long)]
     pub no_ticks: bool,
@@ -119,35 +124,42 @@ pub struct WorkArgs {
     pub facts_days: Option<u32>,
 }
 
-impl std::fmt::Debug for WorkArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // URLs and properties may hold passwords.
-        let shown = &mut f.debug_struct("WorkArgs");
-        shown.field("kafka", &self.kafka).finish_non_exhaustive()
-    }
-}
+const PROPERTIES: &str = "--kafka-property (TIDEMARK_KAFKA_PROPERTIES)";
 
 impl WorkArgs {
     /// The Kafka client's settings.
-    pub fn kafka(&self) -> ClientConfig {
+    ///
+    /// # Errors
+    /// Where a property is none, or librdkafka refuses it.
+    pub fn kafka(&self) -> Result<ClientConfig> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.kafka);
-        self.kafka_property.iter().for_each(|(key, value)| {
+        let properties = KafkaProperties::read(&self.kafka_property, |path| std::fs::read_to_string(path));
+        let properties = properties.context(PROPERTIES)?;
+        for (key, value) in properties.pairs() {
             config.set(key, value);
-        });
-        config
+        }
+        match config.create_native_config() {
+            // The error would show the value.
+            Err(KafkaError::ClientConfig(why, _, key, _)) => {
+                let is_known = why != RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+                Err(property_refused(properties.pairs(), &key, is_known)).context(PROPERTIES)
+            }
+            _ => Ok(config),
+        }
     }
 }
 
 /// How moves of the tidemark are audited.
-#[derive(Clone, Default, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub struct AuditArgs {
     /// Redis, for the audit: what a reader would have had, by the realtime view, is compared with what a run is about to
-    /// publish. redis://user:password@host:port (rediss:// for TLS); several nodes of a cluster separated by commas.
-    /// Without it runs are not audited. The audit keeps to --memory: it holds an eighth of it in packed cells at a time,
-    /// sorts those of one metric and day in the folder for temporary files, and reads the batch view row by row.
+    /// publish. redis://user:password@host:port (rediss:// for TLS), several nodes of a cluster separated by commas; or
+    /// @/path of a file that holds it. Without it runs are not audited. The audit keeps to --memory: it holds an eighth of
+    /// it in packed cells at a time, sorts those of one metric and day in the folder for temporary files, and reads the
+    /// batch view row by row.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: Option<String>,
+    pub redis: Option<Secret>,
     /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
     #[arg(long, env = "TIDEMARK_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
@@ -166,13 +178,6 @@ pub struct AuditArgs {
     /// named.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub audit_patience: Duration,
-}
-
-impl std::fmt::Debug for AuditArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The URL may hold a password.
-        f.debug_struct("AuditArgs").field("strict_audit", &self.strict_audit).finish_non_exhaustive()
-    }
 }
 
 /// Options of `run`.
@@ -231,7 +236,7 @@ pub struct ImportArgs {
     pub catalog: PathBuf,
     /// The archive: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
     #[arg(long, env = "TIDEMARK_ARCHIVE", hide_env_values = true)]
-    pub archive: String,
+    pub archive: Secret,
     /// The catalog's stream that the rows belong to.
     #[arg(long)]
     pub stream: String,
@@ -293,23 +298,17 @@ pub struct RetryArgs {
 }
 
 /// Options of `runs`.
-#[derive(Clone, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct RunsArgs {
-    /// Postgres: postgres://user:password@host:port/database.
+    /// Postgres: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: String,
+    pub postgres: Secret,
     /// How many.
     #[arg(long, default_value_t = 20)]
     pub limit: i64,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,
-}
-
-impl std::fmt::Debug for RunsArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunsArgs").field("limit", &self.limit).finish_non_exhaustive()
-    }
 }
 
 /// Options of `sweep`.
@@ -365,19 +364,13 @@ fn cores() -> u16 {
 }
 
 /// Options of `catalog of`.
-#[derive(Clone, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct CatalogOfArgs {
-    /// Postgres: postgres://user:password@host:port/database.
+    /// Postgres: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: String,
+    pub postgres: Secret,
     /// The run, as `runs` lists it.
     pub run: i64,
-}
-
-impl std::fmt::Debug for CatalogOfArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CatalogOfArgs").field("run", &self.run).finish_non_exhaustive()
-    }
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -389,9 +382,4 @@ fn share(text: &str) -> Result<f64, String> {
 fn mebibytes(text: &str) -> Result<u64, String> {
     let number: u64 = text.parse().map_err(|_| format!("{text:?} is no whole number of MiB"))?;
     number.checked_mul(1 << 20).filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text} MiB can't be"))
-}
-
-fn property(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("a librdkafka property is written key=value")?;
-    Ok((key.trim().to_owned(), value.to_owned()))
 }

@@ -19,6 +19,7 @@ use serde::Serialize;
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::event::{self, Reject, Value};
 use shared_model::offsets::TopicPartition;
+use shared_model::secret::shown;
 use shared_model::time::Millis;
 use source::{Format, Staged};
 use std::sync::Arc;
@@ -96,7 +97,8 @@ pub async fn import(
     let mut report = ImportReport::default();
     for file in &files {
         let imported = import_file(store, stream, file, options).await;
-        let imported = imported.with_context(|| format!("import of {file} into stream {}", stream.name))?;
+        let imported =
+            imported.with_context(|| format!("import of {} into stream {}", shown(file), stream.name))?;
         let ImportedFile { source, rows, rejects, already_imported, .. } = &imported;
         info!(source, rows, rejects, already_imported, "imported");
         report.files.push(imported);
@@ -115,7 +117,7 @@ async fn import_file(
     if let Some(json) = store.get(&path).await? {
         return Ok(report(file, ImportManifest::from_json(&path, &json)?, true));
     }
-    let (import_id, source) = (staged.import_id.clone(), file.to_owned());
+    let (import_id, source) = (staged.import_id.clone(), shown(file));
     let tp = TopicPartition::new(&import_topic(&import_id), 0);
     let importer = Importer {
         files: Files::new(store.clone(), stream.clone(), tp.clone()),
@@ -153,7 +155,7 @@ async fn import_file(
 fn report(file: &str, manifest: ImportManifest, already_imported: bool) -> ImportedFile {
     let rejects = manifest.rejects.unwrap_or_default();
     ImportedFile {
-        source: file.to_owned(),
+        source: shown(file),
         import_id: manifest.import_id,
         already_imported,
         rows: manifest.rows,

@@ -10,10 +10,12 @@ use crate::schedule::Plan;
 use crate::telemetry::Health;
 use crate::{audit, history, ledger, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
+use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
+use shared_model::secret::{POSTGRES, Secret};
 use shared_model::time::Millis;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
 use std::io::Write as _;
 use std::path::Path;
@@ -90,32 +92,39 @@ fn load(path: &Path) -> Result<Catalog> {
     parse(&read(path)?, &path.display().to_string())
 }
 
-async fn connect(url: &str, connections: u32) -> Result<PgPool> {
+async fn connect(given: &Secret, connections: u32) -> Result<PgPool> {
+    let url = given.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path));
+    let server = url.and_then(|url| url.parse::<PgConnectOptions>().map_err(|_| POSTGRES.refused()));
+    let server = server.context("--postgres (TIDEMARK_POSTGRES)")?;
     // One connection first: a pool would only say that it waited.
     let refused = "postgres can't be reached by --postgres (TIDEMARK_POSTGRES)";
-    let first = tokio::time::timeout(PATIENCE, sqlx::PgConnection::connect(url)).await;
+    let first = tokio::time::timeout(PATIENCE, sqlx::PgConnection::connect_with(&server)).await;
     first.context("no answer within 10 s").and_then(|first| Ok(first?)).context(refused)?.close().await?;
     let options = PgPoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE);
-    options.connect(url).await.context(refused)
+    options.connect_with(server).await.context(refused)
+}
+
+fn archive(given: &Secret) -> Result<Store> {
+    let url = given.reveal(|path| std::fs::read_to_string(path));
+    Store::open(&url.context("--archive (TIDEMARK_ARCHIVE)")?)
 }
 
 async fn open(base: &BaseArgs, stop: CancellationToken) -> Result<run::Context> {
     let text = read(&base.catalog)?;
     let catalog = parse(&text, &base.catalog.display().to_string())?;
-    let (store, pool) = (Store::open(&base.work.archive)?, pool_for(&base.work).await?);
-    Ok(context(catalog, text, store, pool, &base.work, stop))
+    Ok(context(catalog, text, servers(&base.work).await?, &base.work, stop))
 }
 
-/// One connection for each worker, and some for the run itself.
-async fn pool_for(work: &WorkArgs) -> Result<PgPool> {
-    connect(&work.postgres, u32::from(work.workers) + 3).await
+/// The archive, Kafka's settings and Postgres: one connection for each worker, and some for the run itself.
+async fn servers(work: &WorkArgs) -> Result<(Store, ClientConfig, PgPool)> {
+    let (store, kafka) = (archive(&work.archive)?, work.kafka()?);
+    Ok((store, kafka, connect(&work.postgres, u32::from(work.workers) + 3).await?))
 }
 
 fn context(
     catalog: Catalog,
     catalog_text: String,
-    store: Store,
-    pool: PgPool,
+    (store, kafka, pool): (Store, ClientConfig, PgPool),
     work: &WorkArgs,
     stop: CancellationToken,
 ) -> run::Context {
@@ -125,7 +134,7 @@ fn context(
         catalog_text,
         pool,
         store,
-        kafka: work.kafka(),
+        kafka,
         options,
         audit: audit::Options::default(),
         now,
@@ -153,7 +162,7 @@ async fn run_once(context: run::Context, order: &Order, dry_run: bool) -> Result
 
 /// Runs by the catalog that is stored with the run, unless another is given.
 async fn rollback(args: RollbackArgs, stop: CancellationToken) -> Result<()> {
-    let (store, pool) = (Store::open(&args.work.archive)?, pool_for(&args.work).await?);
+    let (store, kafka, pool) = servers(&args.work).await?;
     ledger::migrate(&pool).await?;
     let (text, catalog) = match &args.catalog {
         Some(path) => (read(path)?, load(path)?),
@@ -170,7 +179,7 @@ async fn rollback(args: RollbackArgs, stop: CancellationToken) -> Result<()> {
         }
     };
     let order = Order::Rollback { run: args.run };
-    run_once(context(catalog, text, store, pool, &args.work, stop), &order, args.dry_run).await
+    run_once(context(catalog, text, (store, kafka, pool), &args.work, stop), &order, args.dry_run).await
 }
 
 fn report(outcome: &Outcome) -> Result<()> {
@@ -268,7 +277,7 @@ async fn archive_only(base: &BaseArgs, stop: CancellationToken) -> Result<()> {
 
 async fn import_files(args: ImportArgs, stop: CancellationToken) -> Result<()> {
     let catalog = load(&args.catalog)?;
-    let store = Store::open(&args.archive)?;
+    let store = archive(&args.archive)?;
     store.probe_put_if_absent().await?;
     let bar = indicatif::ProgressBar::new_spinner().with_style(
         indicatif::ProgressStyle::with_template("{spinner} {human_pos} rows read ({per_sec})")

@@ -3,6 +3,7 @@
 use crate::query::Limits;
 use crate::telemetry::LogFormat;
 use clap::{Parser, Subcommand};
+use shared_model::secret::Secret;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub enum Command {
 }
 
 /// Flags of `serve`.
-#[derive(Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
     /// The catalog: one definition for all layers.
     #[arg(long, env = "TIDEMARK_CATALOG")]
@@ -34,9 +35,9 @@ pub struct ServeArgs {
     /// Redis.
     #[command(flatten)]
     pub redis: RedisArgs,
-    /// Postgres, the primary: postgres://user:password@host:port/database.
+    /// Postgres, the primary: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: String,
+    pub postgres: Secret,
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: String,
@@ -61,12 +62,12 @@ pub struct ServeArgs {
 }
 
 /// Where Redis is, and how to trust it.
-#[derive(Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct RedisArgs {
-    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised; several of its
-    /// nodes are separated by commas.
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS; or @/path of a file that holds it. A
+    /// cluster is recognised; several of its nodes are separated by commas.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: String,
+    pub redis: Secret,
     /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
     #[arg(long, env = "TIDEMARK_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
@@ -76,16 +77,6 @@ pub struct RedisArgs {
     /// A PEM file with that certificate's private key.
     #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
     pub redis_key: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for ServeArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The URLs may hold passwords.
-        f.debug_struct("ServeArgs")
-            .field("catalog", &self.catalog)
-            .field("listen", &self.listen)
-            .finish_non_exhaustive()
-    }
 }
 
 impl ServeArgs {

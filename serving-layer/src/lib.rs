@@ -28,6 +28,7 @@ use answer::Views;
 use anyhow::Context;
 use batch_view::PostgresBatchView;
 use realtime_view::{Address, RedisRealtimeView};
+use shared_model::secret::POSTGRES;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -39,8 +40,10 @@ use tokio_util::sync::CancellationToken;
 pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Command::Serve(args) = args.command;
     let catalog = Arc::new(service::read_catalog(&args.catalog)?);
-    let batch = PostgresBatchView::new(&args.postgres, args.postgres_connections)
-        .context("--postgres is no URL of a Postgres database")?;
+    let batch = args.postgres.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path)).and_then(|url| {
+        PostgresBatchView::new(&url, args.postgres_connections).map_err(|_| POSTGRES.refused())
+    });
+    let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
     let realtime = RedisRealtimeView::new(Address::new(&args.redis)?);
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };

@@ -18,5 +18,6 @@ pub mod aggregate;
 pub mod view;
 pub mod causes;
 pub mod failpoint;
+pub mod secret;
 #[cfg(any(test, feature = "testing"))]
 pub mod laws;

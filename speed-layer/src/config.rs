@@ -1,7 +1,9 @@
-//! Arguments of the program. Every URL can come from the environment, so that no secret need be on a command line.
+//! Arguments of the program. What may hold a secret can come from the environment or a file, so that none need be on a
+//! command line.
 
 use clap::{Parser, Subcommand, ValueEnum};
 use shared_model::offsets::{OffsetRange, TopicPartition};
+use shared_model::secret::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,9 +65,10 @@ pub struct LetterArgs {
     /// Kafka's bootstrap servers, host:port, comma-separated.
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
-    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
-    pub kafka_property: Vec<(String, String)>,
+    /// Further librdkafka properties, key=value;key=value (TLS, SASL, ...), or one a line of a file, @/path; may be
+    /// repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true)]
+    pub kafka_property: Vec<Secret>,
     /// Only records of this topic; may be repeated.
     #[arg(long)]
     pub topic: Vec<String>,
@@ -101,9 +104,10 @@ pub struct VerifyArgs {
     /// Kafka's bootstrap servers, host:port, comma-separated.
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
-    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
-    pub kafka_property: Vec<(String, String)>,
+    /// Further librdkafka properties, key=value;key=value (TLS, SASL, ...), or one a line of a file, @/path; may be
+    /// repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true)]
+    pub kafka_property: Vec<Secret>,
     /// Redis.
     #[command(flatten)]
     pub redis: RedisArgs,
@@ -118,15 +122,16 @@ pub struct RunArgs {
     /// Kafka's bootstrap servers, host:port, comma-separated.
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: String,
-    /// A further librdkafka property, key=value (TLS, SASL, ...); may be repeated.
-    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true, value_delimiter = ';', value_parser = property)]
-    pub kafka_property: Vec<(String, String)>,
+    /// Further librdkafka properties, key=value;key=value (TLS, SASL, ...), or one a line of a file, @/path; may be
+    /// repeated.
+    #[arg(long, env = "TIDEMARK_KAFKA_PROPERTIES", hide_env_values = true)]
+    pub kafka_property: Vec<Secret>,
     /// Redis.
     #[command(flatten)]
     pub redis: RedisArgs,
-    /// Postgres, where the tidemark is: postgres://user:password@host:port/database.
+    /// Postgres, where the tidemark is: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: String,
+    pub postgres: Secret,
     /// The consumer group that shares the partitions, and under which offsets are committed for lag tools.
     #[arg(long, env = "TIDEMARK_GROUP_ID", default_value = "tidemark-speed")]
     pub group_id: String,
@@ -151,12 +156,12 @@ pub struct RunArgs {
 }
 
 /// Where Redis is, and how to trust it.
-#[derive(Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct RedisArgs {
-    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS. A cluster is recognised; several of its
-    /// nodes are separated by commas.
+    /// Redis or Valkey: redis://user:password@host:port[/db], rediss:// for TLS; or @/path of a file that holds it. A
+    /// cluster is recognised; several of its nodes are separated by commas.
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: String,
+    pub redis: Secret,
     /// A PEM file with the authorities that may have signed Redis' certificate; without it, the system's.
     #[arg(long, env = "TIDEMARK_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
@@ -166,18 +171,6 @@ pub struct RedisArgs {
     /// A PEM file with that certificate's private key.
     #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
     pub redis_key: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for RedisArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The URL may hold a password.
-        f.debug_struct("RedisArgs").field("redis_ca", &self.redis_ca).finish_non_exhaustive()
-    }
-}
-
-fn property(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not key=value"))?;
-    Ok((key.trim().to_owned(), value.to_owned()))
 }
 
 fn partition(text: &str) -> Result<TopicPartition, String> {
@@ -206,6 +199,5 @@ mod tests {
         assert_eq!(offsets("..5"), Ok(OffsetRange { from: 0, to: 5 }));
         assert_eq!(offsets("3.."), Ok(OffsetRange { from: 3, to: i64::MAX }));
         ["3", "5..5", "a..b"].iter().for_each(|text| assert!(offsets(text).is_err()));
-        assert_eq!(property("ssl.ca.location=/a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
     }
 }

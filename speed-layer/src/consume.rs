@@ -15,8 +15,9 @@ use rdkafka::consumer::{
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaConfRes, RDKafkaRespErr};
 use shared_model::offsets::TopicPartition;
+use shared_model::secret::{KafkaProperties, Secret, property_refused};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,14 +36,28 @@ const METADATA_REFRESH: &str = "5000";
 pub(crate) type Records = StreamPartitionQueue<LogContext>;
 
 /// The settings that every client starts from.
-pub(crate) fn client_config(bootstrap: &str, properties: &[(String, String)]) -> ClientConfig {
+///
+/// # Errors
+/// Where a property is none, or librdkafka refuses it.
+pub(crate) fn client_config(bootstrap: &str, properties: &[Secret]) -> anyhow::Result<ClientConfig> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap).set("client.id", "tidemark-speed");
-    for (key, value) in properties {
+    let properties = KafkaProperties::read(properties, |path| std::fs::read_to_string(path));
+    let properties = properties.context(PROPERTIES)?;
+    for (key, value) in properties.pairs() {
         config.set(key, value);
     }
-    config
+    match config.create_native_config() {
+        // The error would show the value.
+        Err(KafkaError::ClientConfig(why, _, key, _)) => {
+            let is_known = why != RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+            Err(property_refused(properties.pairs(), &key, is_known)).context(PROPERTIES)
+        }
+        _ => Ok(config),
+    }
 }
+
+const PROPERTIES: &str = "--kafka-property (TIDEMARK_KAFKA_PROPERTIES)";
 
 /// The log of all streams.
 #[derive(Clone)]

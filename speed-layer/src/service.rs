@@ -115,7 +115,7 @@ async fn serve(
     shutdown: &CancellationToken,
     behind: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let kafka = consume::client_config(&args.kafka, &args.kafka_property);
+    let kafka = consume::client_config(&args.kafka, &args.kafka_property)?;
     let log = Log::new(&kafka, &args.group_id)?;
     tokio::spawn({
         let (log, behind) = (log.clone(), behind.clone());

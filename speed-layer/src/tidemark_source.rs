@@ -8,6 +8,7 @@ use crate::partition::{PaneStart, longest_ahead, pane_start};
 use anyhow::{Context as _, bail};
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
+use shared_model::secret::{POSTGRES, Secret};
 use shared_model::tidemark::{Cut, StoredCut, Tidemark};
 use shared_model::time::Millis;
 use sqlx::Row as _;
@@ -68,15 +69,11 @@ pub(crate) struct TidemarkSource {
 
 impl TidemarkSource {
     /// Prepares connections; none is made yet.
-    pub(crate) fn new(url: &str) -> anyhow::Result<TidemarkSource> {
-        let pool = PgPoolOptions::new()
-            .max_connections(3)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(url)
-            .context(
-                "the postgres url is not valid (expected postgres://user:password@host:port/database)",
-            )?;
-        Ok(TidemarkSource { pool })
+    pub(crate) fn new(given: &Secret) -> anyhow::Result<TidemarkSource> {
+        let url = given.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path));
+        let pool = PgPoolOptions::new().max_connections(3).acquire_timeout(Duration::from_secs(5));
+        let pool = url.and_then(|url| pool.connect_lazy(&url).map_err(|_| POSTGRES.refused()));
+        Ok(TidemarkSource { pool: pool.context("--postgres (TIDEMARK_POSTGRES)")? })
     }
 
     /// Waits until the layout and a tidemark are there, and checks the layout against the catalog's.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// # Errors
 /// The first group that differs, or a server that doesn't answer.
 pub(crate) async fn verify(args: VerifyArgs, catalog: &Catalog) -> anyhow::Result<()> {
-    let log = Log::new(&consume::client_config(&args.kafka, &args.kafka_property), "tidemark-verify")?;
+    let log = Log::new(&consume::client_config(&args.kafka, &args.kafka_property)?, "tidemark-verify")?;
     let redis = Redis::connect(&Address::new(&args.redis)?).await?;
     let topics = catalog.streams.iter().map(|stream| stream.topic.clone()).collect();
     let (mut total, mut faults) = (0, Vec::new());

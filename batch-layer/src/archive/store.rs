@@ -10,8 +10,8 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
-use std::ffi::OsString;
 use shared_model::failpoint;
+use shared_model::secret;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
@@ -45,23 +45,19 @@ impl Store {
     /// from the environment, by the names that `object_store` knows (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`,
     /// `AWS_ALLOW_HTTP`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME`, ...).
     pub fn open(url: &str) -> Result<Store> {
-        Store::open_with(url, settings(std::env::vars_os()))
+        Store::open_with(url, environment()?)
     }
 
     /// Opens the store of a URL with options given by name, as [`Store::open`] takes them from the environment.
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Store> {
         let refused = || {
             format!(
-                "archive url {url} can't be opened (expected file:///folder, s3://bucket/prefix, gs://... or az://...)"
+                "archive url {} can't be opened (expected file:///folder, s3://bucket/prefix, gs://... or az://...)",
+                secret::shown(url)
             )
         };
         let parsed = if url.contains("://") {
-            let parsed = Url::parse(url).with_context(refused)?;
-            // The url is shown in messages. A user alone is no secret: Azure's container stands there.
-            if parsed.password().is_some() {
-                bail!("the archive url holds a password; take it out: credentials come from the environment");
-            }
-            parsed
+            Url::parse(url).with_context(refused)?
         } else {
             let absolute = std::path::absolute(url).with_context(refused)?;
             Url::from_file_path(&absolute).map_err(|()| anyhow!("{}", refused()))?
@@ -70,7 +66,7 @@ impl Store {
             let folder = parsed.to_file_path().map_err(|()| anyhow!("{}", refused()))?;
             return Store::in_folder(&folder, url);
         }
-        let (inner, prefix) = object_store::parse_url_opts(&parsed, options).with_context(refused)?;
+        let (inner, prefix) = open_url(&parsed, options).with_context(refused)?;
         Ok(Store { inner: inner.into(), prefix, url: url.into(), folder: None })
     }
 
@@ -260,14 +256,25 @@ impl Store {
     }
 }
 
-/// The variables that speak of object stores. Others must not reach `object_store`: it would take a `TOKEN`, `REGION`
-/// or `TIMEOUT` that is there for another program as its own.
-pub(crate) fn settings(
-    variables: impl Iterator<Item = (OsString, OsString)>,
-) -> impl Iterator<Item = (String, String)> {
-    variables
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of)))
+/// The store that a URL names, and the path in it. What is wrong is said without what may be secret.
+pub(crate) fn open_url(
+    url: &Url,
+    options: impl IntoIterator<Item = (String, String)>,
+) -> Result<(Box<dyn ObjectStore>, Path)> {
+    // Its client logs the url. A user alone is no secret: Azure's container stands there.
+    if url.password().is_some() || url.query().is_some() {
+        bail!("it holds a password or parameters; take them out: credentials come from the environment");
+    }
+    let opened = object_store::parse_url_opts(url, options);
+    opened.map_err(|error| anyhow!(secret::shown_in(&error.to_string(), url.as_str())))
+}
+
+/// The environment, as the clients of object stores read their options from it; a value `@/path` is that of a file.
+///
+/// # Errors
+/// Where such a file can't be read.
+pub(crate) fn environment() -> Result<Vec<(String, String)>> {
+    Ok(secret::of_object_stores(std::env::vars_os(), |path| std::fs::read_to_string(path))?)
 }
 
 /// Whether the same write may pass when it is tried again.

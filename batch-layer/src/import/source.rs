@@ -2,7 +2,7 @@
 //!
 //! What is imported is a local file whose hash was taken over exactly the bytes that are then read.
 
-use crate::archive::store::settings;
+use crate::archive::store::{environment, open_url};
 use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::MultiGzDecoder;
 use futures::StreamExt;
@@ -141,8 +141,8 @@ pub(super) async fn stage(input: &str, stop: &CancellationToken) -> Result<Stage
 }
 
 async fn fetch(url: &Url, stop: &CancellationToken) -> Result<Staged> {
-    let settings = settings(std::env::vars_os());
-    let (store, path) = object_store::parse_url_opts(url, settings).context("the url can't be opened")?;
+    let options = environment()?;
+    let (store, path) = open_url(url, options).context("the url can't be opened")?;
     let mut file =
         NamedTempFile::with_prefix("tidemark-import-").context("a temporary file can't be made")?;
     let mut hash = Xxh3::new();

@@ -1,6 +1,7 @@
 //! The command line of the local stack.
 
 use clap::Parser;
+use shared_model::secret::Secret;
 use std::path::PathBuf;
 
 /// Starts the whole of Tidemark on this machine, on free loopback ports: Kafka, Redis and Postgres (found, or
@@ -18,12 +19,13 @@ pub struct Args {
     /// Use this Kafka (host:port) instead of starting one; its topics must be stamped LogAppendTime
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: Option<String>,
-    /// Use this Redis (redis://host:port) instead of starting one
+    /// Use this Redis (redis://host:port, or @/path of a file that holds it) instead of starting one
     #[arg(long, env = "TIDEMARK_REDIS", hide_env_values = true)]
-    pub redis: Option<String>,
-    /// Use this Postgres (postgres://user:password@host:port/database) instead of starting one
+    pub redis: Option<Secret>,
+    /// Use this Postgres (postgres://user:password@host:port/database, or @/path of a file that holds it)
+    /// instead of starting one
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
-    pub postgres: Option<String>,
+    pub postgres: Option<Secret>,
     /// Send your own Outbrain files from this folder (page_views.csv, events.csv, plain or .gz) instead of generated
     /// events
     #[arg(long)]

@@ -3,7 +3,7 @@
 //! Invariant: a layer's process gets its arguments and environment from its starter alone and dies with it.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -45,19 +45,13 @@ impl Layer {
         environment: &[(String, String)],
         log: &Path,
     ) -> anyhow::Result<Layer> {
-        // `env` replaces itself with the program, so that its process is the layer's.
-        let command = if environment.is_empty() { program } else { Path::new("env") };
-        let mut args: Vec<OsString> =
-            environment.iter().map(|(name, value)| format!("{name}={value}").into()).collect();
-        if !environment.is_empty() {
-            args.push(program.into());
-        }
-        args.push(name.into());
+        let mut args: Vec<OsString> = vec![name.into()];
         args.extend(arguments.iter().map(OsString::from));
         let program = Program {
             name,
-            command: PathBuf::from(command),
+            command: program.to_owned(),
             args,
+            environment: environment.to_vec(),
             user: None,
             log: log.to_owned(),
             stop: Signal::TERM,

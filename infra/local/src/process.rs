@@ -39,6 +39,8 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
     pub(crate) command: PathBuf,
     pub(crate) args: Vec<OsString>,
+    /// Variables beside those that it inherits: unlike arguments, no other user sees them.
+    pub(crate) environment: Vec<(String, String)>,
     /// Another user to run as, when we are root.
     pub(crate) user: Option<User>,
     /// Output and errors are appended here.
@@ -74,6 +76,7 @@ impl Child {
         let mut command = guarded(&program.command, program.orphaned);
         command
             .args(&program.args)
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -224,6 +227,7 @@ mod tests {
             name: "sh",
             command: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
+            environment: Vec::new(),
             user: None,
             log: dir.join("sh.log"),
             stop: Signal::TERM,

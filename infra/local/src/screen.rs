@@ -13,6 +13,7 @@ const PRINT_EVERY: Duration = Duration::from_secs(5);
 
 /// Lines to try, for a person.
 pub fn invitation(url: &str, redis: &str) -> String {
+    let redis = shared_model::secret::shown(redis);
     let port = redis.rsplit(':').next().unwrap_or("6379");
     format!(
         "\nTry, in another terminal:\n\

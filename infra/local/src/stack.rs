@@ -16,6 +16,7 @@ use crate::{ask, compare, screen};
 use anyhow::{Context, Result, bail, ensure};
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use shared_model::offsets::TopicPartition;
+use shared_model::secret::{POSTGRES, REDIS, Secret, shown};
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
@@ -82,7 +83,7 @@ struct Stack {
     serving: Serving,
     probe: Probe,
     catalog: Catalog,
-    connections: Vec<(&'static str, String)>,
+    connections: Vec<(String, String)>,
     folder: PathBuf,
     program: PathBuf,
     _redis: Option<Redis>,
@@ -128,13 +129,19 @@ impl Stack {
         };
         let (kafka, redis, postgres) = tokio::try_join!(kafka, redis, postgres)?;
         let (postgres, database) = postgres.unzip();
-        let given = |url: &Option<String>| url.clone().unwrap_or_default();
-        let bootstrap = kafka.as_ref().map_or_else(|| given(&args.kafka), Kafka::bootstrap);
-        let redis_url = redis.as_ref().map_or_else(|| given(&args.redis), Redis::url);
-        let database = database.unwrap_or_else(|| given(&args.postgres));
+        let given = |url: Option<&Secret>, kind| match url {
+            Some(url) => url.reveal_url(kind, |path| std::fs::read_to_string(path)).map(Some),
+            None => Ok(None),
+        };
+        let bootstrap = args.kafka.clone().or(kafka.as_ref().map(Kafka::bootstrap)).unwrap_or_default();
+        let redis_url = given(args.redis.as_ref(), &REDIS).context("--redis (TIDEMARK_REDIS)")?;
+        let redis_url = redis_url.or(redis.as_ref().map(Redis::url)).unwrap_or_default();
+        let of_postgres =
+            given(args.postgres.as_ref(), &POSTGRES).context("--postgres (TIDEMARK_POSTGRES)")?;
+        let database = of_postgres.or(database).unwrap_or_default();
         say(&format!("kafka at {bootstrap}"));
-        say(&format!("redis at {}", without_password(&redis_url)));
-        say(&format!("postgres at {}", without_password(&database)));
+        say(&format!("redis at {}", shown(&redis_url)));
+        say(&format!("postgres at {}", shown(&database)));
         say(&format!("servers answer after {:.1} s", started.elapsed().as_secs_f64()));
 
         let text = with_layout(OUTBRAIN, LAYOUT);
@@ -146,32 +153,25 @@ impl Stack {
         say(&format!("topics {} with {} partitions each", topics.join(" and "), args.partitions));
 
         let archive = folder.join("archive");
-        let connections = vec![
-            ("--catalog", catalog_file.display().to_string()),
-            ("--kafka", bootstrap.clone()),
-            ("--redis", redis_url.clone()),
-            ("--postgres", database),
-            ("--archive", format!("file://{}", archive.display())),
+        let connections = [
+            ("CATALOG", catalog_file.display().to_string()),
+            ("KAFKA", bootstrap.clone()),
+            ("REDIS", redis_url.clone()),
+            ("POSTGRES", database),
+            ("ARCHIVE", format!("file://{}", archive.display())),
         ];
+        let connections = connections.map(|(name, value)| (format!("TIDEMARK_{name}"), value)).to_vec();
         let probe = Probe { kafka: bootstrap, topics, redis: redis_url, groups: catalog.layout.groups };
         let address = format!("127.0.0.1:{}", free_port(args.port)?);
-        let start = |name: &'static str, command: &[&str], uses: &[&str]| {
-            let arguments = arguments(&connections, command, uses);
+        let start = |name: &'static str, command: &[&str]| {
             say(&format!("starting {name} {} (log: {name}.log)", command.join(" ")));
-            Layer::start(&program, name, &arguments, &folder.join(format!("{name}.log")))
+            start_layer(&program, name, command, &connections, &folder)
         };
-        let first = start("batch-layer", &["run"], &["catalog", "kafka", "postgres", "archive"])?;
+        let first = start("batch-layer", &["run"])?;
         ensure!(first.ended().await == 0, "the first batch run failed: {}", first.logged());
-        let speed_layer = start(
-            "speed-layer",
-            &["run", "--listen", "127.0.0.1:0", "--epoch-grace", "10s"],
-            &["catalog", "kafka", "redis", "postgres"],
-        )?;
-        let serving_layer = start(
-            "serving-layer",
-            &["serve", "--listen", &address, "--max-rows", "1000000"],
-            &["catalog", "redis", "postgres"],
-        )?;
+        let speed_layer = start("speed-layer", &["run", "--listen", "127.0.0.1:0", "--epoch-grace", "10s"])?;
+        let serving_layer =
+            start("serving-layer", &["serve", "--listen", &address, "--max-rows", "1000000"])?;
         let stack = Stack {
             serving_layer,
             speed_layer,
@@ -194,13 +194,12 @@ impl Stack {
         self.speed_layer.stop().await;
     }
 
-    fn layer(&self, name: &'static str, command: &[&str], uses: &[&str]) -> Result<Layer> {
-        let arguments = arguments(&self.connections, command, uses);
-        Layer::start(&self.program, name, &arguments, &self.folder.join(format!("{name}.log")))
+    fn layer(&self, name: &'static str, command: &[&str]) -> Result<Layer> {
+        start_layer(&self.program, name, command, &self.connections, &self.folder)
     }
 
     fn batch(&self, command: &[&str]) -> Result<Layer> {
-        self.layer("batch-layer", command, &["catalog", "kafka", "redis", "postgres", "archive"])
+        self.layer("batch-layer", command)
     }
 
     async fn batch_run(&self) -> Result<()> {
@@ -391,10 +390,16 @@ fn paced(
     Ok(())
 }
 
-fn arguments(connections: &[(&'static str, String)], command: &[&str], uses: &[&str]) -> Vec<String> {
-    let wanted = connections.iter().filter(|(name, _)| uses.contains(&&name[2..]));
-    let command = command.iter().map(|part| (*part).to_owned());
-    command.chain(wanted.flat_map(|(name, value)| [(*name).to_owned(), value.clone()])).collect()
+/// The connections go by the environment: a URL may hold a password, and anyone may list processes.
+fn start_layer(
+    program: &Path,
+    name: &'static str,
+    command: &[&str],
+    connections: &[(String, String)],
+    folder: &Path,
+) -> Result<Layer> {
+    let command: Vec<String> = command.iter().map(|part| (*part).to_owned()).collect();
+    Layer::start_in(program, name, &command, connections, &folder.join(format!("{name}.log")))
 }
 
 async fn make_topics(kafka: &str, topics: &[String], partitions: i32) -> Result<()> {
@@ -433,11 +438,4 @@ fn free_port(wanted: u16) -> Result<u16> {
         return Ok(port);
     }
     Ok(wanted)
-}
-
-fn without_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
-        Some((scheme, host)) => format!("{scheme}://{host}"),
-        None => url.to_owned(),
-    }
 }

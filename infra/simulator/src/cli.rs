@@ -1,6 +1,7 @@
 //! What can be asked of the simulator on the command line. Parsing only: no I/O, no clock.
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use shared_model::secret::Secret;
 use shared_model::time::Millis;
 use std::path::PathBuf;
 
@@ -148,10 +149,14 @@ pub struct KafkaArgs {
     /// Bootstrap servers of Kafka (host:port, comma-separated)
     #[arg(long, env = "TIDEMARK_KAFKA")]
     pub kafka: Option<String>,
-    /// A librdkafka property, for TLS, SASL or tuning; may be repeated
-    #[arg(long = "kafka-property", value_name = "K=V", env = "TIDEMARK_KAFKA_PROPERTIES", value_delimiter = ';',
-          hide_env_values = true, value_parser = property)]
-    pub properties: Vec<(String, String)>,
+    /// librdkafka properties, for TLS, SASL or tuning: K=V;K=V, or one a line of a file, @/path; may be repeated
+    #[arg(
+        long = "kafka-property",
+        value_name = "K=V",
+        env = "TIDEMARK_KAFKA_PROPERTIES",
+        hide_env_values = true
+    )]
+    pub properties: Vec<Secret>,
     /// Create topics that are missing, with so many partitions and LogAppendTime (one replica)
     #[arg(long, value_name = "PARTITIONS")]
     pub create_topics: Option<i32>,
@@ -228,13 +233,6 @@ fn memory(text: &str) -> Result<usize, String> {
     }
 }
 
-fn property(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-        _ => Err("write key=value".to_owned()),
-    }
-}
-
 fn speed(text: &str) -> Result<Speed, String> {
     match text.trim_end_matches('x').parse::<f64>() {
         _ if text == "max" => Ok(Speed::Max),
@@ -268,6 +266,5 @@ mod tests {
         assert_eq!(speed("max"), Ok(Speed::Max));
         assert_eq!(speed("60x"), Ok(Speed::Times(60.0)));
         assert!(speed("0").is_err() && speed("NaN").is_err() && share("1.1").is_err());
-        assert_eq!(property("a=b=c"), Ok(("a".into(), "b=c".into())));
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt};
+use shared_model::secret::of_object_stores;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,14 +133,11 @@ impl Stores {
                 .map(Location::Local)
                 .map_err(|()| anyhow::anyhow!("{shown}: write file:///FOLDER/FILE"));
         }
-        // Other variables, such as a `TOKEN` or `TIMEOUT` of another program, would be taken as the store's own.
-        let settings = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of)));
+        let settings = of_object_stores(std::env::vars_os(), |path| std::fs::read_to_string(path))?;
         // Who writes http:// means it.
         let unsecured = (url.scheme() == "http").then(|| ("ALLOW_HTTP".to_owned(), "true".to_owned()));
-        let (store, key) =
-            object_store::parse_url_opts(&url, settings.chain(unsecured)).with_context(|| {
+        let (store, key) = object_store::parse_url_opts(&url, settings.into_iter().chain(unsecured))
+            .with_context(|| {
                 format!("no object store for {shown}; give s3://, gs://, az://, http:// or a path")
             })?;
         Ok(Location::Remote(self.object(store.into(), key, shown)))

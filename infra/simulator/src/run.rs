@@ -12,6 +12,7 @@ use crate::replay::pace::Pace;
 use crate::replay::{Filter, Merged, Record, SendError, Sender, discover, sort_csv, total_bytes};
 use anyhow::{Context, ensure};
 use shared_model::catalog::{self, Catalog};
+use shared_model::secret::KafkaProperties;
 use shared_model::time::{Interval, Millis, show};
 use std::io::BufWriter;
 use std::os::unix::fs::PermissionsExt;
@@ -235,7 +236,9 @@ fn connect(
 ) -> anyhow::Result<Sender> {
     let servers =
         kafka.kafka.as_deref().context("--kafka is missing: where to send to, such as 127.0.0.1:9092")?;
-    let sender = Sender::connect(servers, &kafka.properties, clock)?.until(shutdown);
+    let properties = KafkaProperties::read(&kafka.properties, |path| std::fs::read_to_string(path));
+    let properties = properties.context("--kafka-property (TIDEMARK_KAFKA_PROPERTIES)")?;
+    let sender = Sender::connect(servers, properties.pairs(), clock)?.until(shutdown);
     if let Some(partitions) = kafka.create_topics {
         for topic in sender.create_topics(topics.iter().copied(), partitions)? {
             tracing::info!(topic, partitions, "topic created");

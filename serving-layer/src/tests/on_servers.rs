@@ -188,7 +188,8 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
         command.arg(MARKS_KEY).arg(tp.to_string()).arg(mark.to_string());
         command.exec_async(&mut connection).await.unwrap();
     }
-    let redis = RedisArgs { redis: redis.to_owned(), redis_ca: None, redis_cert: None, redis_key: None };
+    let redis =
+        RedisArgs { redis: redis.parse().unwrap(), redis_ca: None, redis_cert: None, redis_key: None };
     Views {
         catalog: world.catalog.clone(),
         batch: Arc::new(PostgresBatchView::new(postgres, 4).unwrap()),

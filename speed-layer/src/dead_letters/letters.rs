@@ -93,7 +93,7 @@ pub(super) struct Shelf {
 
 impl Shelf {
     pub(super) fn new(args: &LetterArgs) -> anyhow::Result<Shelf> {
-        let kafka = consume::client_config(&args.kafka, &args.kafka_property);
+        let kafka = consume::client_config(&args.kafka, &args.kafka_property)?;
         Ok(Shelf { log: Log::new(&kafka, "tidemark-dead-letters")? })
     }
 

@@ -33,7 +33,7 @@ pub(crate) async fn replay(args: &ReplayArgs, catalog: &Catalog, out: &mut impl 
             stream.name
         );
     }
-    let kafka = consume::client_config(&args.letters.kafka, &args.letters.kafka_property);
+    let kafka = consume::client_config(&args.letters.kafka, &args.letters.kafka_property)?;
     let producer = producer(&kafka).context("cannot make the producer of replayed records")?;
     let shelf = Shelf::new(&args.letters)?;
     for stream in streams {

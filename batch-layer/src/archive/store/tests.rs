@@ -83,11 +83,3 @@ async fn a_prefix_holds_the_whole_archive() {
     store.delete("manifests/t/0/1.json").await.unwrap();
     assert_eq!(store.list("manifests").await.unwrap()[0].location.as_ref(), "manifests/t/0/2.json");
 }
-
-#[test]
-fn only_variables_of_object_stores_are_settings() {
-    let variables =
-        ["AWS_REGION", "AZURE_STORAGE_ACCOUNT_NAME", "GOOGLE_BASE_URL", "TIMEOUT", "TOKEN", "REGION"];
-    let taken: Vec<_> = settings(variables.map(|name| (name.into(), "x".into())).into_iter()).collect();
-    assert_eq!(taken, variables[..3].iter().map(|name| ((*name).into(), "x".into())).collect::<Vec<_>>());
-}

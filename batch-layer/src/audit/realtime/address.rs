@@ -3,7 +3,8 @@
 use crate::config::AuditArgs;
 use anyhow::Context as _;
 use redis::cluster::ClusterClientBuilder;
-use redis::{Client, ClientTlsConfig, RedisResult, TlsCertificates};
+use redis::{Client, ClientTlsConfig, IntoConnectionInfo as _, RedisResult, TlsCertificates};
+use shared_model::secret::REDIS;
 use std::path::Path;
 
 /// One server, or several nodes of a cluster. Files are read once: a new certificate is taken up at the next start.
@@ -20,7 +21,13 @@ impl Address {
     /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
     pub(crate) fn new(args: &AuditArgs) -> anyhow::Result<Option<Address>> {
         let Some(redis) = &args.redis else { return Ok(None) };
-        let urls = redis.split(',').map(|url| url.trim().to_owned()).collect();
+        let urls = redis.reveal_url(&REDIS, |path| std::fs::read_to_string(path)).and_then(|given| {
+            let urls: Vec<String> = given.split(',').map(|url| url.trim().to_owned()).collect();
+            // The client's own error could show a part of the URL.
+            let valid = urls.iter().all(|url| url.as_str().into_connection_info().is_ok());
+            if valid { Ok(urls) } else { Err(REDIS.refused()) }
+        });
+        let urls = urls.context("--redis (TIDEMARK_REDIS)")?;
         let client_tls = match (&args.redis_cert, &args.redis_key) {
             (Some(cert), Some(key)) => Some(ClientTlsConfig {
                 client_cert: read(cert, "--redis-cert")?,

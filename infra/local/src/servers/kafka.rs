@@ -304,6 +304,7 @@ impl Kind<2> for Node {
             name: Self::NAME,
             command: self.at.java.java.clone(),
             args: java_arguments(&self.at, folder, &self.options),
+            environment: Vec::new(),
             user: None,
             log: folder.join("kafka.log"),
             stop: Signal::TERM,

@@ -257,6 +257,7 @@ impl Kind<1> for Cluster {
             name: Self::NAME,
             command: self.at.bin.join("postgres"),
             args: arguments(&self.data, port, &self.options),
+            environment: Vec::new(),
             user: self.user,
             log: folder.join("postgres.log"),
             // INT: a fast shutdown, which ends sessions. QUIT: at once, its own children included.

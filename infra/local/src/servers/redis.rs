@@ -181,6 +181,7 @@ impl Kind<1> for Kindred {
             name: Self::NAME,
             command: self.at.server.clone(),
             args: arguments(folder, port, &self.options),
+            environment: Vec::new(),
             user: None,
             log: folder.join("redis.log"),
             stop: Signal::TERM,

@@ -50,7 +50,7 @@ impl Stack {
             data.display()
         );
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        self.layer("simulator", &command, &["catalog", "kafka"])
+        self.layer("simulator", &command)
     }
 }
 

@@ -10,7 +10,9 @@ use rdkafka::config::{ClientConfig, FromClientConfig, FromClientConfigAndContext
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::types::RDKafkaConfRes;
 use shared_model::event::PRODUCED_HEADER;
+use shared_model::secret::{SecretFault, property_refused};
 use shared_model::time::Millis;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 /// Why sending stopped.
 #[derive(Debug, Error)]
 pub enum SendError {
-    /// A property is unknown or contradicts another.
+    /// A property is unknown, or its value is none.
+    #[error("--kafka-property (TIDEMARK_KAFKA_PROPERTIES)")]
+    Property(#[source] SecretFault),
+    /// The properties contradict each other.
     #[error("kafka refuses its properties: {0}")]
     Properties(KafkaError),
     /// No broker answered.
@@ -100,6 +105,11 @@ impl Sender {
         clock: fn() -> Millis,
     ) -> Result<Sender, SendError> {
         let mut config = config(servers, properties);
+        // The client's own error would show the value.
+        if let Err(KafkaError::ClientConfig(why, _, key, _)) = config.create_native_config() {
+            let is_known = why != RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+            return Err(SendError::Property(property_refused(properties, &key, is_known)));
+        }
         for (key, value) in TUNING {
             if !properties.iter().any(|(given, _)| given == key) {
                 config.set(*key, *value);
@@ -358,7 +368,12 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        let unknown = Sender::connect("127.0.0.1:1", &[("no.such.property".into(), "1".into())], || 0);
-        assert!(unknown.is_err_and(|error| error.to_string().contains("no.such.property")));
+        let properties = [("linger.ms", "5"), ("sasl.pasword", "hunter2")];
+        let properties = properties.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let Err(SendError::Property(fault)) = Sender::connect("127.0.0.1:1", &properties, || 0) else {
+            panic!("not refused")
+        };
+        let fault = fault.to_string();
+        assert!(fault.contains("at place 2 ") && !fault.contains("hunter2"), "{fault}");
     }
 }
