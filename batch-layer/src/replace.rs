@@ -72,8 +72,7 @@ pub(crate) async fn stage(
         copy_cells(&mut transaction, metric, table, version, cells)
             .await
             .with_context(|| format!("writing {rows} rows to views.{table}"))?;
-        let index = names::create_index(metric, table);
-        sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *transaction).await?;
+        index(&mut transaction, metric, table).await?;
     }
     let sql = "insert into tidemark.view_version
                    (version_id, metric, version, event_day, attempt, table_name, rows, hash, inputs, run_id, partial,
@@ -103,6 +102,27 @@ pub(crate) async fn stage(
     }
     Ok(Staged { metric: metric.clone(), day, version, table, rows })
 }
+
+/// Makes the index. A key that is longer than one can hold costs the table its index, not the run.
+async fn index(transaction: &mut PgConnection, metric: &Metric, table: &str) -> Result<()> {
+    let mut attempt = transaction.begin().await?;
+    let create = names::create_index(metric, table);
+    match sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *attempt).await {
+        Ok(_) => attempt.commit().await?,
+        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some(TOO_LONG)) => {
+            attempt.rollback().await?;
+            tracing::warn!(
+                table,
+                "no index: a key is longer than one can hold; queries read the whole table"
+            );
+        }
+        Err(error) => return Err(error).context("making the index"),
+    }
+    Ok(())
+}
+
+/// Postgres' program_limit_exceeded.
+const TOO_LONG: &str = "54000";
 
 /// Rows become bytes on a thread of their own, so that they do for several tables at once.
 async fn copy_cells(

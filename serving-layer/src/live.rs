@@ -9,7 +9,7 @@ use crate::batch_view::Position;
 use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
 use crate::merge::{error_bound_of, rank};
-use crate::query::type_name;
+use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
 use crate::realtime_view::{Group, RealtimeError, Want};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};
 use futures::StreamExt;
@@ -60,6 +60,9 @@ impl LiveRequest {
         allowed.extend(of_metric.map(|_| "k".to_owned()));
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: String| {
+            if faults.len() >= MAX_FAULTS {
+                return;
+            }
             let allowed = allowed.clone();
             faults.push(Fault { kind: FaultKind::Malformed, field: field.to_owned(), message, allowed });
         };
@@ -93,6 +96,9 @@ impl LiveRequest {
 }
 
 fn key_value(column: &KeyColumn, text: &str) -> Result<Value, String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("a text of {} bytes is longer than the limit of {MAX_TEXT}", text.len()));
+    }
     let found = match column.ty {
         _ if text == "\\N" => Some(Value::Null),
         FieldType::Int => text.parse().ok().map(Value::Int),

@@ -8,7 +8,7 @@ pub mod filter;
 mod parse;
 
 pub use parse::Limits;
-pub(crate) use parse::type_name;
+pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 
 use buckets::Buckets;
 use filter::{Filter, Test};

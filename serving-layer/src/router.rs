@@ -9,12 +9,16 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 use tracing::Instrument;
 
 /// The header that names a request, in the answer and in the log. A client may set it.
 pub const QUERY_ID: &str = "x-query-id";
+
+/// The longest pause between two parts of a request's body.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// All routes of a service.
 pub fn router(service: Service) -> Router {
@@ -30,6 +34,7 @@ pub fn router(service: Service) -> Router {
         .method_not_allowed_fallback(http::no_method)
         .fallback(http::no_route)
         .layer(DefaultBodyLimit::max(max_body))
+        .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
         .layer(CompressionLayer::new())
         .layer(middleware::from_fn(observe))
         .with_state(service)

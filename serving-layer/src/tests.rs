@@ -1,6 +1,7 @@
 //! Tests of whole answers: against views in memory, filled by a naive fold of a small log.
 
 mod law;
+mod limits;
 mod on_servers;
 mod over_http;
 mod validation;

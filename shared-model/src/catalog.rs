@@ -80,6 +80,8 @@ pub struct Stream {
     pub bounds: Bounds,
     /// The longest record in bytes; default 1 MiB.
     pub max_record_bytes: usize,
+    /// The longest text of a field in bytes: a record with a longer one is dead-lettered.
+    pub max_text_bytes: usize,
     /// Whether raw facts are kept in Postgres.
     pub facts: bool,
     /// Hash of all that decides what a record of this stream means.
@@ -183,6 +185,9 @@ impl Stream {
         self.fields.iter().position(|field| field.name == name)
     }
 }
+
+/// The longest text of a catalog in bytes.
+pub const MAX_CATALOG_BYTES: usize = 1 << 20;
 
 impl Catalog {
     /// Reads and validates a catalog's text.

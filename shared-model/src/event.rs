@@ -259,6 +259,17 @@ pub fn decode(
     from_values(stream, tp, offset, append_time, values)
 }
 
+fn text_problem(text: &str, limit: usize) -> Option<String> {
+    if text.len() > limit {
+        return Some(format!(
+            "the text has {} bytes; the stream allows {limit} (max_text_bytes)",
+            text.len()
+        ));
+    }
+    let nul = text.contains('\0');
+    nul.then(|| "the text contains U+0000, which the batch view can't store".to_owned())
+}
+
 /// Validates the values of one row (one per field, already of the fields' types): the part of decoding that an
 /// import shares with the log. `append_time` is `None` for rows that no broker stamped: only fixed bounds apply.
 pub fn from_values(
@@ -268,10 +279,12 @@ pub fn from_values(
     append_time: impl Into<Option<Millis>>,
     values: Vec<Value>,
 ) -> Result<Event, Reject> {
-    let nul = |value: &Value| matches!(value, Value::Str(text) if text.contains('\0'));
-    if let Some(at) = values.iter().position(nul) {
-        let problem = "the text contains U+0000, which the batch view can't store".to_owned();
-        return Err(Reject::Field { field: stream.fields[at].name.clone(), problem });
+    for (field, value) in stream.fields.iter().zip(&values) {
+        if let Value::Str(text) = value
+            && let Some(problem) = text_problem(text, stream.max_text_bytes)
+        {
+            return Err(Reject::Field { field: field.name.clone(), problem });
+        }
     }
     let time_field = &stream.fields[stream.event_time.field];
     let time = match &values[stream.event_time.field] {

@@ -36,6 +36,7 @@ pub(crate) fn stream() -> Arc<Stream> {
         lateness: 60_000,
         bounds: Bounds::Fixed(Interval { start: 0, end: 100 * DAY }),
         max_record_bytes: 200,
+        max_text_bytes: 100,
         facts: false,
         version: 7,
     })

@@ -243,6 +243,10 @@ mod tests {
             check(&format!("{header}\r\ntrue,a,5,0.5,1.25,x\r\n,b,6,,,"), buffer, &[(2, "a 5"), (3, "b 6")]);
             check(&format!("{header}\n\\N,\\N,\\N,\\N,\\N,\\N\n"), buffer, &[(2, "NULL NULL")]);
             let long = format!("{header}\n,\"a,\"\"b\",7,,,\n,{},8,,,\n,c,9,,,\n", "x".repeat(300));
+            let line = |length: usize| format!("{header}\n,a,7,,,{}\n", "x".repeat(length - 7));
+            check(&line(200), buffer, &[(2, "a 7")]);
+            let beyond = "too_large: the record has 201 bytes; the stream allows 200 (max_record_bytes)";
+            check(&line(201), buffer, &[(2, beyond)]);
             let refused = "too_large: the record has 306 bytes; the stream allows 200 (max_record_bytes)";
             check(&long, buffer, &[(2, "a,\"b 7"), (3, refused), (4, "c 9")]);
         }

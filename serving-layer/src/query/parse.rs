@@ -47,6 +47,19 @@ impl Default for Limits {
     }
 }
 
+/// The most metrics of one query.
+pub(super) const MAX_METRICS: usize = 20;
+/// The most filters, and the most sort keys.
+pub(super) const MAX_FILTERS: usize = 50;
+/// The most values of one filter.
+pub(super) const MAX_VALUES: usize = 1_000;
+/// The longest name in bytes.
+const MAX_NAME: usize = 200;
+/// The longest text of a value in bytes.
+pub(crate) const MAX_TEXT: usize = 8_192;
+/// The most faults that are reported of one request.
+pub(crate) const MAX_FAULTS: usize = 100;
+
 const FIELDS: [&str; 13] = [
     "metrics",
     "filters",
@@ -99,7 +112,9 @@ impl Faults {
         message: impl Into<String>,
         allowed: Vec<String>,
     ) {
-        self.0.push(Fault { kind, field: field.into(), message: message.into(), allowed });
+        if self.0.len() < MAX_FAULTS {
+            self.0.push(Fault { kind, field: field.into(), message: message.into(), allowed });
+        }
     }
 
     fn malformed(&mut self, field: impl Into<String>, message: impl Into<String>) {
@@ -169,6 +184,11 @@ fn metrics(request: &Map<String, Json>, catalog: &Catalog, faults: &mut Faults) 
     let names = strings(request, "metrics", faults).unwrap_or_default();
     if names.is_empty() {
         faults.malformed("metrics", "expected at least one metric's or formula's name");
+        return None;
+    }
+    if names.len() > MAX_METRICS {
+        let message = format!("{} are more than the limit of {MAX_METRICS}", names.len());
+        faults.add(FaultKind::Unanswerable, "metrics", message);
         return None;
     }
     let mut chosen: Chosen = (None, Vec::new());
@@ -344,6 +364,11 @@ fn order(
         Some(Json::Array(list)) => list.as_slice(),
         Some(one) => std::slice::from_ref(one),
     };
+    if list.len() > MAX_FILTERS {
+        let message = format!("{} are more than the limit of {MAX_FILTERS}", list.len());
+        faults.add(FaultKind::Unanswerable, "order", message);
+        return Vec::new();
+    }
     let mut allowed = vec!["bucket".to_owned()];
     allowed.extend(names(group_by));
     allowed.extend(values.iter().map(|name| (*name).to_owned()));
@@ -403,6 +428,13 @@ fn strings(request: &Map<String, Json>, name: &str, faults: &mut Faults) -> Opti
     };
     if list.is_none() {
         faults.malformed(name, "expected a list of names");
+    }
+    if let Some(long) = list.iter().flatten().find(|one| one.len() > MAX_NAME) {
+        faults.malformed(
+            name,
+            format!("a name of {} bytes is longer than the limit of {MAX_NAME}", long.len()),
+        );
+        return None;
     }
     list
 }

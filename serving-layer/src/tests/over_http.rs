@@ -2,16 +2,18 @@
 
 use super::world::{START, World, fixed, span};
 use crate::Service;
-use crate::batch_view::{Lost, MemoryBatchView};
+use crate::batch_view::{BatchError, BatchView, Lost, MemoryBatchView, Position, Snapshot};
 use crate::realtime_view::{Group, MemoryRealtimeView};
 use crate::router::router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
+use futures::future::BoxFuture;
 use serde_json::{Value as Json, json};
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::time::show;
 use shared_model::view::{self, Header, Slice};
 use std::sync::Arc;
+use std::time::Duration;
 use tower::ServiceExt;
 
 struct Served {
@@ -310,8 +312,13 @@ async fn what_is_not_served_is_refused_in_one_shape() {
     assert_eq!(served.post(request).await.0, 422);
     let broken = Request::post("/api/v1/query").body(Body::from("{\"metrics\"")).unwrap();
     assert_eq!(served.send(broken).await.0, 400);
-    let long = Request::post("/api/v1/query").body(Body::from(" ".repeat(2 << 20))).unwrap();
-    assert_eq!(served.send(long).await.1["error"]["code"], "invalid_body");
+    // At the limit it is read to its end, beyond it is not.
+    for (spaces, says) in [(1 << 20, "EOF"), ((1 << 20) + 1, "limit is 1048576 bytes")] {
+        let long = Request::post("/api/v1/query").body(Body::from(" ".repeat(spaces))).unwrap();
+        let (status, reply) = served.send(long).await;
+        assert_eq!((status, &reply["error"]["code"]), (400, &json!("invalid_body")));
+        assert!(reply["error"]["message"].as_str().unwrap().contains(says), "{reply}");
+    }
 }
 
 #[tokio::test]
@@ -330,9 +337,40 @@ async fn the_catalog_names_what_can_be_asked() {
 #[tokio::test]
 async fn an_answer_that_would_grow_too_large_is_refused() {
     let mut served = Served::new().await;
-    served.service.views.limits.max_cells = 3;
     let mut request = views_of_all();
     request["group_by"] = json!(["uuid"]);
+    let keys = served.post(request.clone()).await.1["rows"].as_array().unwrap().len();
+    assert!(keys > 3);
+    served.service.views.limits.max_cells = keys;
+    assert_eq!(served.post(request.clone()).await.0, 200);
+    served.service.views.limits.max_cells = keys - 1;
     let (status, reply) = served.post(request).await;
     assert_eq!((status, &reply["error"]["code"]), (422, &json!("limit_exceeded")));
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_is_refused() {
+    /// A database that never answers.
+    struct Stuck;
+    impl BatchView for Stuck {
+        fn snapshot(&self, _: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn position<'a>(
+            &'a self,
+            _: Option<&'a Position>,
+        ) -> BoxFuture<'a, Result<Option<Position>, BatchError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn audits(&self, _: i64) -> BoxFuture<'_, Result<Vec<Json>, BatchError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+    let mut served = Served::new().await;
+    served.service.views.batch = Arc::new(Stuck);
+    served.service.views.limits.time_limit = Duration::from_millis(20);
+    let (status, reply) = served.post(views_of_all()).await;
+    assert_eq!((status, &reply["error"]["code"]), (503, &json!("time_limit")));
 }

@@ -1,6 +1,7 @@
 //! The TOML document with its places: which line a key is on, in which order keys were written, and reading its
 //! sections so that one wrong value hides no other.
 
+use super::MAX_CATALOG_BYTES;
 use super::check::Check;
 use super::fault::{Fault, nearest};
 use serde::de::DeserializeOwned;
@@ -17,8 +18,13 @@ impl<'i> Document<'i> {
     /// Parses a document.
     ///
     /// # Errors
-    /// All faults of TOML's grammar.
+    /// All faults of TOML's grammar, or that it is too long.
     pub(super) fn parse(text: &'i str) -> Result<Document<'i>, Vec<Fault>> {
+        if text.len() > MAX_CATALOG_BYTES {
+            let message =
+                format!("{} bytes are more than a catalog may have: {MAX_CATALOG_BYTES}", text.len());
+            return Err(vec![Fault { line: 1, path: String::new(), message, suggestion: None }]);
+        }
         let (root, errors) = DeTable::parse_recoverable(text);
         let fault = |error: toml::de::Error| Fault {
             line: line_of(text, error.span().map_or(0, |span| span.start)),

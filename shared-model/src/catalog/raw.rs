@@ -75,6 +75,9 @@ pub struct RawStream {
     /// The longest record in bytes; default 1048576.
     #[schemars(range(min = 1, max = 67_108_864))]
     pub max_record_bytes: Option<i64>,
+    /// The longest text of a field in bytes; default 4096.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_text_bytes: Option<i64>,
     /// Whether raw facts are kept in Postgres; default false.
     pub facts: Option<bool>,
 }

@@ -62,6 +62,7 @@ impl Reading<'_, '_, '_> {
         });
         let dedup_horizon = self.number("dedup_horizon", raw.dedup_horizon, 1_000_000, 0, 100_000_000);
         let max_record_bytes = self.number("max_record_bytes", raw.max_record_bytes, 1 << 20, 1, 64 << 20);
+        let max_text_bytes = self.number("max_text_bytes", raw.max_text_bytes, 4_096, 1, 1 << 20);
         let mut stream = Stream {
             name: name.to_owned(),
             topic: topic?.into(),
@@ -74,6 +75,7 @@ impl Reading<'_, '_, '_> {
             lateness,
             bounds: bounds?,
             max_record_bytes: max_record_bytes as usize,
+            max_text_bytes: max_text_bytes as usize,
             facts: raw.facts.unwrap_or(false),
             version: 0,
         };

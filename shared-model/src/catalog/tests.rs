@@ -433,6 +433,7 @@ fn versions_change_exactly_when_values_can() {
         ("{ field = \"timestamp\" }", "{ field = \"timestamp\", offset = 1 }"),
         ("{ field = \"timestamp\" }", "{ field = \"timestamp\", unit = \"us\" }"),
         ("message_key = \"uuid\"", "message_key = \"uuid\"\nmax_record_bytes = 999"),
+        ("message_key = \"uuid\"", "message_key = \"uuid\"\nmax_text_bytes = 999"),
     ];
     // The formula compares grains and is not what this is about.
     let formula = ("[formulas.features]\ncolumns = { views = \"view_cnt\", money = \"spent\" }", "");
@@ -459,16 +460,24 @@ fn the_versions_of_the_shipped_catalog_are_pinned() {
     let found: Vec<_> =
         catalog.metrics.iter().map(|metric| format!("{} {}", metric.name, metric.version)).collect();
     let expected = [
-        "active_user 5283433840c33078",
-        "display_cnt ea45c00eabb24e0e",
-        "doc_cnt 8c249614a3f80392",
-        "geo_top d7b7a86efd1c6af3",
-        "geo_top_display 1704b0c010f6a008",
-        "geo_top_doc 5519f66786cef7d2",
-        "user_click_cnt ffa81fc7e87a69da",
-        "user_view_cnt aa34bcac7d54c982",
+        "active_user 897ddf0d0a634f47",
+        "display_cnt 061a887649dfb705",
+        "doc_cnt aa29610561ff2dea",
+        "geo_top 095e3affe4472b2d",
+        "geo_top_display 25aad032ac8d3426",
+        "geo_top_doc b28e8f0d8061cafe",
+        "user_click_cnt f75669648357cedc",
+        "user_view_cnt 0f963f3bc728402e",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_catalog_has_a_longest_length() {
+    let padded = |length: usize| format!("{SMALL}#{}", "x".repeat(length - SMALL.len() - 1));
+    assert!(Catalog::from_toml(&padded(MAX_CATALOG_BYTES)).is_ok());
+    let refused = Catalog::from_toml(&padded(MAX_CATALOG_BYTES + 1)).unwrap_err().to_string();
+    assert!(refused.contains("1048577 bytes are more than a catalog may have"), "{refused}");
 }
 
 #[test]

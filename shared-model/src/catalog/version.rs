@@ -43,7 +43,8 @@ fn stream_text(stream: &Stream) -> String {
         Bounds::Fixed(span) => format!("fixed {} {}", span.start, span.end),
     };
     format!(
-        "stream {}\ntopic {}\nfields {}\nidentity {}\nevent_time {} {unit} {}\nbounds {bounds}\nmax_record_bytes {}\n",
+        "stream {}\ntopic {}\nfields {}\nidentity {}\nevent_time {} {unit} {}\nbounds {bounds}\nmax_record_bytes {}\n\
+         max_text_bytes {}\n",
         stream.name,
         stream.topic,
         fields.join(", "),
@@ -51,6 +52,7 @@ fn stream_text(stream: &Stream) -> String {
         stream.fields[time.field].name,
         time.offset,
         stream.max_record_bytes,
+        stream.max_text_bytes,
     )
 }
 

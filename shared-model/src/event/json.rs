@@ -193,7 +193,10 @@ impl<'de> Visitor<'de> for Scalar {
 
 /// A decimal number's text as units of 10^-scale; digits beyond the scale are refused, never rounded away.
 pub(crate) fn decimal(text: &str, scale: u8) -> Read {
-    let refuse = || Err(format!("{text:?} is no decimal number with at most {scale} digits after the point"));
+    let refuse = || {
+        let shown: String = text.chars().take(64).collect();
+        Err(format!("{shown:?} is no decimal number with at most {scale} digits after the point"))
+    };
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text),

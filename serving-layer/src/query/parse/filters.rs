@@ -1,6 +1,6 @@
 //! The filters of a request: resolved against the key columns, their values of the columns' types.
 
-use super::{Faults, names, shared_columns};
+use super::{Faults, MAX_FILTERS, MAX_TEXT, MAX_VALUES, names, shared_columns};
 use crate::error::FaultKind;
 use crate::query::filter::{Filter, Test};
 use serde_json::{Map, Value as Json};
@@ -30,6 +30,11 @@ pub(super) fn filters(
             return Vec::new();
         }
     };
+    if list.len() > MAX_FILTERS {
+        let message = format!("{} are more than the limit of {MAX_FILTERS}", list.len());
+        faults.add(FaultKind::Unanswerable, "filters", message);
+        return Vec::new();
+    }
     let read = |(i, filter): (usize, &Json)| {
         one_filter(&format!("filters[{i}]"), filter, &columns, !metrics.is_empty(), faults)
     };
@@ -79,6 +84,11 @@ fn one_filter(
     let values = match (filter.get("value"), filter.get("values")) {
         (Some(_), Some(_)) => Err("give value or values, not both".to_owned()),
         (None, None) => Ok(Vec::new()),
+        (Some(Json::Array(values)), None) | (None, Some(Json::Array(values)))
+            if values.len() > MAX_VALUES =>
+        {
+            Err(format!("{} values are more than the limit of {MAX_VALUES}", values.len()))
+        }
         (Some(Json::Array(values)), None) | (None, Some(Json::Array(values))) => {
             values.iter().map(|value| typed(column, value)).collect()
         }
@@ -129,6 +139,9 @@ fn test(op: &str, column: &KeyColumn, values: Vec<Value>) -> Result<Test, String
 /// A JSON value of a key column's type.
 fn typed(column: &KeyColumn, value: &Json) -> Result<Value, String> {
     let found = match (column.ty, value) {
+        (_, Json::String(text)) if text.len() > MAX_TEXT => {
+            return Err(format!("a text of {} bytes is longer than the limit of {MAX_TEXT}", text.len()));
+        }
         (FieldType::String, Json::String(text)) => Some(Value::str(text)),
         (FieldType::Int, Json::Number(number)) => number.as_i64().map(Value::Int),
         (FieldType::Bool, Json::Bool(value)) => Some(Value::Bool(*value)),
