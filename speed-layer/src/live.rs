@@ -178,4 +178,20 @@ mod tests {
         check(Value::str("%5CN"), "%255CN");
         check(Value::Int(-7), "-7");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_name_is_one_plain_word_and_leads_back_to_its_value(text: String) {
+            let mut name = String::new();
+            escape(&Value::str(&text), &mut name);
+            proptest::prop_assert!(!name.chars().any(|char| char.is_control() || char == ':' || char == '\\'));
+            let mut bytes = name.split('%');
+            let mut back = bytes.next().unwrap().as_bytes().to_vec();
+            for part in bytes {
+                back.push(u8::from_str_radix(&part[..2], 16).unwrap());
+                back.extend_from_slice(&part.as_bytes()[2..]);
+            }
+            proptest::prop_assert_eq!(String::from_utf8(back), Ok(text));
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! Nothing waits for a time to pass: every wait is for something to become true, with a limit after which it fails
 //! and says what it saw.
 
+pub mod naughty;
 pub mod s3;
 pub mod simulator;
 pub mod shop;
