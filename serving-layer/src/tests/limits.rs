@@ -1,10 +1,14 @@
 //! Every limit of a request, at the limit and one beyond.
 
-use super::world::catalog;
+use super::world::{World, catalog, fixed};
+use crate::Service;
 use crate::error::ServeError;
 use crate::live::LiveRequest;
 use crate::query::{Limits, Query};
 use serde_json::{Value as Json, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 fn refusal(request: &Json, limits: &Limits) -> String {
     match Query::parse(request.to_string().as_bytes(), &catalog(), limits) {
@@ -72,4 +76,30 @@ fn of_very_many_faults_a_hundred_are_reported() {
     let live = LiveRequest::parse(catalog().live("user_view_cnt_5m").unwrap(), &parameters);
     let Err(ServeError::Invalid(faults)) = live else { panic!("not refused") };
     assert_eq!(faults.len(), 100);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let (views, ..) = World::new(&fixed()).views(1, 3);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let running = tokio::spawn(crate::run(listener, Service::new(views), stop.clone()));
+    let status = async |head: String| {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        // The answer may come before all is sent: the rest is then not wanted.
+        let _ = connection.write_all(format!("{head}\r\nconnection: close\r\n\r\n").as_bytes()).await;
+        let mut answer = [0; 12];
+        connection.read_exact(&mut answer).await.unwrap();
+        String::from_utf8(answer.to_vec()).unwrap()
+    };
+    let of_path = |length: usize| format!("GET /{} HTTP/1.1\r\nhost: a", "x".repeat(length - 1));
+    assert_eq!(status(of_path(65_534)).await, "HTTP/1.1 404");
+    assert_eq!(status(of_path(65_535)).await, "HTTP/1.1 414");
+    let of_headers =
+        |count: usize| format!("GET /healthz HTTP/1.1\r\nhost: a{}", "\r\nx: y".repeat(count - 2));
+    assert_eq!(status(of_headers(100)).await, "HTTP/1.1 200");
+    assert_eq!(status(of_headers(101)).await, "HTTP/1.1 431");
+    assert_eq!(status(format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(1 << 20))).await, "HTTP/1.1 431");
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
