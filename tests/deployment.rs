@@ -52,7 +52,13 @@ fn command_line(name: &str) -> Vec<String> {
     let mut words: Vec<String> =
         command.iter().map(|word| word.as_str().expect("a word").to_owned()).collect();
     let layer = service.as_mapping_get("<<").expect("the settings that layers share");
-    let environment = layer.as_mapping_get("environment").and_then(Yaml::as_mapping).expect("environment");
+    let shared = layer.as_mapping_get("environment").and_then(Yaml::as_mapping).expect("environment");
+    let own = service.as_mapping_get("environment").and_then(Yaml::as_mapping).expect("its environment");
+    let role =
+        own.iter().find(|(name, _)| name.as_str() == Some("TIDEMARK_POSTGRES")).expect("its role").1.as_str();
+    let named = format!("postgres://tidemark_{}:", name.trim_end_matches("-layer"));
+    assert!(role.is_some_and(|url| url.starts_with(&named)), "{name} connects as {role:?}");
+    let environment = shared.iter().chain(own.iter().filter(|(name, _)| name.as_str() != Some("<<")));
     let uses: &[&str] = match name {
         "speed-layer" => &["KAFKA", "REDIS", "POSTGRES"],
         "batch-layer" => &["KAFKA", "REDIS", "POSTGRES", "ARCHIVE"],

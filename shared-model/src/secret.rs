@@ -237,14 +237,13 @@ impl KafkaProperties {
             let text = setting.reveal(&mut read)?;
             let lines = setting.file().is_some() || text.contains('\n');
             let parts = text.split(if lines { '\n' } else { ';' }).map(|part| part.trim_end_matches('\r'));
-            for part in parts.filter(|part| !part.trim().is_empty() && !(lines && part.starts_with('#'))) {
+            let is_none = |part: &&str| part.trim().is_empty() || lines && part.starts_with('#');
+            for part in parts.filter(|part| !is_none(part)) {
                 match part.split_once('=') {
                     Some((key, value)) if !key.trim().is_empty() => {
                         properties.push((key.trim().to_owned(), value.to_owned()));
                     }
-                    _ => {
-                        faults.push((properties.len() + faults.len() + 1).to_string());
-                    }
+                    _ => faults.push((properties.len() + faults.len() + 1).to_string()),
                 }
             }
         }
