@@ -88,7 +88,7 @@ impl Guarded {
 
     /// Runs the batch layer; gives its log.
     async fn batch(&mut self) -> String {
-        let run = self.layer("batch-layer", &["run", "--version-grace", "0s"], "");
+        let run = self.layer("batch-layer", &["run", "--version-grace", "0s"], "BATCH_PASSWORD");
         assert_eq!(run.ended().await, 0, "{}", run.logged());
         one_line_a_message(&run);
         run.logged()
@@ -121,7 +121,7 @@ fn one_line_a_message(layer: &Layer) {
     let log = layer.logged();
     // The first line may be cut, where the log is long.
     for line in log.lines().skip(1).filter(|line| !line.is_empty()) {
-        let ours = ["20", "run ", "held back", "nothing new", "\u{1b}[2m20"];
+        let ours = ["20", "run ", "held back", "nothing new", "audit: ", "not audited", "\u{1b}[2m20"];
         assert!(ours.iter().any(|start| line.starts_with(start)), "{line:?} of\n{log}");
         assert!(!line.starts_with("2016-06-14T00:00:00Z ERROR forged"), "{log}");
     }
@@ -199,8 +199,11 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     );
     guarded.stack.settle().await;
     guarded.stack.compare(&serving, &guarded.oracle(), "across the seam").await;
-    guarded.batch().await;
+    let log = guarded.batch().await;
+    assert!(log.contains("unexplained error 0.000000, 0 repeats healed\n"), "{log}");
     guarded.stack.compare(&serving, &guarded.oracle(), "after the second run").await;
+    let audits = reqwest::get(format!("http://{address}/api/v1/audit")).await.expect("an answer");
+    assert!(audits.status().is_success(), "{}", audits.text().await.unwrap_or_default());
     one_line_a_message(&speed);
     one_line_a_message(&process);
     rights_end(&guarded).await;
@@ -255,6 +258,7 @@ async fn rights_end(guarded: &Guarded) {
     };
     for (user, password) in [
         ("tidemark-speed", "SPEED_PASSWORD"),
+        ("tidemark-batch", "BATCH_PASSWORD"),
         ("tidemark-serving", "SERVING_PASSWORD"),
         ("tidemark-reader", "READER_PASSWORD"),
     ] {
@@ -264,8 +268,10 @@ async fn rights_end(guarded: &Guarded) {
         no_permission(user, password, &["KEYS", "*"]).await;
         no_permission(user, password, &["SHUTDOWN"]).await;
     }
-    no_permission("tidemark-serving", "SERVING_PASSWORD", &["HSET", "tm1:marks", "a", "b"]).await;
-    no_permission("tidemark-serving", "SERVING_PASSWORD", &["HGET", "elsewhere", "a"]).await;
+    for (user, password) in [("tidemark-serving", "SERVING_PASSWORD"), ("tidemark-batch", "BATCH_PASSWORD")] {
+        no_permission(user, password, &["HSET", "tm1:marks", "a", "b"]).await;
+        no_permission(user, password, &["HGET", "elsewhere", "a"]).await;
+    }
     no_permission("tidemark-reader", "READER_PASSWORD", &["SET", "user_view_cnt_5m:a", "1"]).await;
     no_permission("tidemark-reader", "READER_PASSWORD", &["GET", "tm1:marks"]).await;
 }
