@@ -50,8 +50,12 @@ fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Ve
     let often: Vec<&String> = points.iter().filter(|point| !first.contains(&point.as_str())).collect();
     while plan.len() < kills {
         let point = often[rng.random_range(0..often.len())].clone();
-        let most =
-            if point.starts_with("speed.flush") || point.starts_with("speed.publish") { 60 } else { 4 };
+        let most = match point.split_once('.').map(|(_, rest)| rest) {
+            Some(rest) if rest.starts_with("flush") || rest.starts_with("publish") => 60,
+            // Once at a start.
+            Some(rest) if rest.starts_with("library") => 1,
+            _ => 4,
+        };
         plan.push((point, rng.random_range(1..=most)));
     }
     plan
