@@ -80,7 +80,7 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
     // In turns, so that what else the machine does falls on both.
     for round in 0..4 {
         for (kind, best) in best.iter_mut().enumerate() {
-            let hot = |n: usize| kind == 1 && n % 2 == 0;
+            let hot = |n: usize| kind == 1 && n.is_multiple_of(2);
             let user =
                 |n: usize| if hot(n) { "hot".to_owned() } else { format!("user{}", n * 7_919 % 5_000) };
             let took = burst(&stack, &worker, records, sent, user).await;

@@ -2,6 +2,7 @@
 //! to its replica. Each group is somewhere as a whole, and all is equal to the oracle in the end.
 
 use local::install::{self, Installing, Need};
+use local::layers::Layer;
 use local::servers::{Redis, RedisCluster, RedisOptions};
 use local::{compare, probe::Serving};
 use redis::aio::MultiplexedConnection;
@@ -41,7 +42,7 @@ async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, w
 }
 
 /// Waits until the answers equal the oracle of all that the log holds.
-async fn equal(stack: &Stack, serving: &Serving, what: &str) {
+async fn equal(stack: &Stack, speed: &Layer, serving: &Serving, what: &str) {
     let oracle = stack.oracle();
     wait_for(&format!("the answers equalling the oracle {what}"), async || {
         let grain = |name: &str| stack.catalog.metric(name).expect("shipped").grain.width();
@@ -49,7 +50,7 @@ async fn equal(stack: &Stack, serving: &Serving, what: &str) {
         if compared.iter().all(compare::Comparison::is_right) {
             Ok(())
         } else {
-            Err(compare::table(&compared))
+            Err(format!("{}\n{}", compare::table(&compared), speed.logged()))
         }
     })
     .await;
@@ -118,7 +119,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     let all = deliveries(12_000, 61);
     let parts: Vec<_> = all.chunks(all.len().div_ceil(4)).collect();
     stack.send(parts[0]);
-    equal(&stack, &serving, "at first").await;
+    equal(&stack, &speed, &serving, "at first").await;
 
     // The slots of half of all groups move while they are written.
     let groups = stack.catalog.layout.groups;
@@ -147,7 +148,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     }
     let took = begun.elapsed();
     sending.await.expect("sent").flush().expect("acknowledged");
-    equal(&stack, &serving, "after slots migrated").await;
+    equal(&stack, &speed, &serving, "after slots migrated").await;
     println!("{moved} slots migrated in {took:.1?} while their groups were written: equal");
 
     // A replica of the first master takes over when it is killed; the worker knows only addresses of nodes.
@@ -201,7 +202,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     .await;
     let failed_over = begun.elapsed();
     stack.send(parts[3]);
-    equal(&stack, &serving, "after a failover").await;
+    equal(&stack, &speed, &serving, "after a failover").await;
     assert_eq!(speed.exited(), None);
     println!(
         "a master killed: its replica took over after {failed_over:.1?}, equal after {:.1?}",

@@ -207,7 +207,7 @@ fn long_log(seed: u64) -> Vec<Record> {
     let mut random = StdRng::seed_from_u64(seed);
     let draw = |_| {
         let [partition, identity, key] = [3, 15_000, 50].map(|below| random.random_range(0..below));
-        (partition as i32, identity as u32, i64::from(key), i64::from(identity) % 1_000)
+        (partition, identity as u32, i64::from(key), i64::from(identity) % 1_000)
     };
     log(&(0..10_000u32).map(draw).collect::<Vec<_>>())
 }

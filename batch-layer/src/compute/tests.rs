@@ -241,6 +241,9 @@ fn frame(rows: &[&Row]) -> DataFrame {
     DataFrame::new(rows.len(), columns).expect("columns of one length")
 }
 
+/// A metric with its cells and their hash.
+type Computed = (Arc<Metric>, Vec<Cell>, String);
+
 /// The cells of metrics, from segments as [`write`] gives them, with their hashes.
 fn compute(
     catalog: &Catalog,
@@ -248,7 +251,7 @@ fn compute(
     day: EventDay,
     segments: &BTreeMap<String, Vec<PathBuf>>,
     budget: Budget,
-) -> Result<Vec<(Arc<Metric>, Vec<Cell>, String)>> {
+) -> Result<Vec<Computed>> {
     let source = |(stream, files): (&String, &Vec<PathBuf>)| {
         let stream = catalog.stream(stream).expect("in the catalog").clone();
         let height =

@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(parts, [&bytes[1..3], &bytes[0..1]]);
         let mut chunks = object.chunks().expect("found");
         put(&object, bytes);
-        assert!(object.read(&version, &[0..1]).is_err(), "of another version");
+        assert!(object.read(&version, std::slice::from_ref(&(0..1))).is_err(), "of another version");
         assert!(chunks.next().is_some_and(|chunk| chunk.is_err()), "of another version");
     }
 

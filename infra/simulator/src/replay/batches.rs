@@ -81,13 +81,16 @@ fn metadata(object: &Object, version: &ObjectMeta) -> anyhow::Result<ParquetMeta
     feed(object, version, &mut decoder, decode, push)?.context("it has no metadata")
 }
 
+/// Hands a decoder the bytes of ranges that it asked for.
+type Push<D> = fn(&mut D, Vec<Range<u64>>, Vec<Bytes>) -> ParquetResult<()>;
+
 /// Asks a decoder for what comes next, and fetches what it lacks for that.
 fn feed<D, T: std::fmt::Debug>(
     object: &Object,
     version: &ObjectMeta,
     decoder: &mut D,
     decode: fn(&mut D) -> ParquetResult<DecodeResult<T>>,
-    push: fn(&mut D, Vec<Range<u64>>, Vec<Bytes>) -> ParquetResult<()>,
+    push: Push<D>,
 ) -> anyhow::Result<Option<T>> {
     loop {
         match decode(decoder)? {
