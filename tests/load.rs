@@ -24,6 +24,13 @@ fn worker(stack: &Stack) -> Layer {
     stack.process("speed-layer", &command, &["catalog", "kafka", "redis", "postgres"])
 }
 
+/// The CPU time that a process has taken, in clock ticks: fields 14 and 15 of /proc/PID/stat.
+fn cpu_ticks(worker: &Layer) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).expect("its statistics");
+    let fields = stat.rsplit_once(')').expect("its name").1.split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 /// Sends page views, the n-th by the user of its number, while the worker stands still; gives how long it then takes
 /// to have them all stored.
 async fn burst(
@@ -76,32 +83,35 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
     stack.batch(&["run"]).await;
     let (worker, (_process, serving)) = (worker(&stack), stack.serving().await);
     let records = 30_000;
-    let (mut best, mut sent) = ([Duration::MAX; 2], 0);
+    let (mut best, mut work, mut sent) = ([Duration::MAX; 2], [0; 2], 0);
     // In turns, so that what else the machine does falls on both.
     for round in 0..4 {
-        for (kind, best) in best.iter_mut().enumerate() {
+        for kind in 0..2 {
             let hot = |n: usize| kind == 1 && n.is_multiple_of(2);
             let user =
                 |n: usize| if hot(n) { "hot".to_owned() } else { format!("user{}", n * 7_919 % 5_000) };
+            let before = cpu_ticks(&worker);
             let took = burst(&stack, &worker, records, sent, user).await;
             sent += records;
             // The first round warms both up.
             if round > 0 {
-                *best = took.min(*best);
+                best[kind] = took.min(best[kind]);
+                work[kind] += cpu_ticks(&worker) - before;
             }
         }
     }
     let rates = best.map(|took| records as f64 / took.as_secs_f64());
-    let ratio = rates[1] / rates[0];
+    // The worker is bound by its CPU; its time by the clock is also that of whatever else runs here.
+    let ratio = work[0] as f64 / work[1] as f64;
     stack.verify_groups("with a hot key").await;
     equal(&serving, &stack.oracle()).await;
     println!(
-        "one key with half of all load: {:.0} records/s, {:.0} % of the {:.0} of uniform load",
+        "one key with half of all load: {:.0} records/s, {:.0} of uniform load; {:.0} % of its records per CPU-second",
         rates[1],
+        rates[0],
         100.0 * ratio,
-        rates[0]
     );
-    assert!(ratio >= 0.8, "{:.0} % of uniform throughput", 100.0 * ratio);
+    assert!(ratio >= 0.8, "{:.0} % of the uniform load's records per CPU-second", 100.0 * ratio);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,10 +104,15 @@ async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_i
     // Appended behind the open transaction: nobody may read on to here before it ends.
     let (hidden, after) = after.split_at(1_000);
     stack.send(hidden);
-    stack.batch(&["run", "--patience", "2s"]).await;
+    // Once an epoch has ended that the others can close and this one can't.
+    wait_for("the partition being held and named", async || {
+        stack.batch(&["run", "--patience", "2s"]).await;
+        let held = held(&stack).await;
+        let named = held.iter().any(|reason| reason.contains("open transaction"));
+        if named { Ok(()) } else { Err(format!("{held:?}")) }
+    })
+    .await;
     equal(&stack, &serving, &stack.oracle(), "answers while a transaction is open over a boundary").await;
-    let held = held(&stack).await;
-    assert!(held.iter().any(|reason| reason.contains("open transaction")), "{held:?}");
     transaction.commit_transaction(SOON).expect("committed");
     stack.send(after);
     stack.settle().await;

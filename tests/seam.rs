@@ -271,6 +271,8 @@ impl Log {
             let fact = match spec.what.clone() {
                 What::Tick | What::Garbage(_) => None,
                 What::New { user, document, geo, late } => {
+                    // A user's records lie in one partition, as the message key has it: no event is in two.
+                    let user = user * 2 + partition as u8;
                     Some(Fact { click: topic == "events", user, document, geo, time: append - late })
                 }
                 What::Repeat { back, geo } => sent.len().checked_sub(back).map(|at| {
