@@ -1,6 +1,6 @@
 //! The rows of one prepared Parquet file, in order, as the JSON records that are sent.
 //!
-//! Memory is one batch of rows beside what is held of the file (see [`super::batches`]).
+//! Memory is one batch of rows beside what is held of the file (see `batches`).
 
 use super::batches::{self, Batches};
 use super::source::{Filter, SourceFile};
