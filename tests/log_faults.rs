@@ -197,7 +197,7 @@ async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixe
     let (_process, serving) = stack.serving().await;
     stack.send(&deliveries(2_000, 51));
     stack.settle().await;
-    stack.batch(&["run"]).await;
+    stack.run_past_the_end().await;
     stack.settle().await;
     let oracle = stack.oracle();
     stack.compare(&serving, &oracle, "before").await;
@@ -216,9 +216,13 @@ async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixe
         if log.contains("deleted and made anew") { Ok(()) } else { Err(log) }
     })
     .await;
-    stack.batch(&["run", "--patience", "2s"]).await;
-    let held = held(&stack).await;
-    assert!(held.iter().any(|reason| reason.contains("made anew")), "{held:?}");
+    wait_for("the archive refusing the new log", async || {
+        stack.batch(&["run", "--patience", "2s"]).await;
+        let held = held(&stack).await;
+        let refused = held.iter().any(|reason| reason.contains("made anew"));
+        if refused { Ok(()) } else { Err(format!("{held:?}")) }
+    })
+    .await;
     speed.restart().expect("restarted");
     wait_for("the restarted worker to notice", async || {
         let log = speed.logged();

@@ -248,6 +248,29 @@ impl Stack {
         redis::from_redis_value(bytes).expect("a number")
     }
 
+    /// Runs the batch layer until all that the log holds now lies below the tidemark: a run that starts within the epoch
+    /// of the last record leaves that open.
+    pub async fn run_past_the_end(&self) {
+        let ends = self.probe.ends().expect("the log's ends");
+        let pool = sqlx::PgPool::connect(&self.database).await.expect("postgres");
+        let sql = "select cut->>'topic', (cut->>'partition')::int, (cut->>'offset')::bigint
+                   from tidemark.tidemark, jsonb_array_elements(cuts) cut
+                   where generation = (select max(generation) from tidemark.tidemark)";
+        wait_for("the tidemark passing the log's ends", async || {
+            self.batch(&["run"]).await;
+            let cuts: Vec<(String, i32, i64)> = sqlx::query_as(sql).fetch_all(&pool).await.expect("the cuts");
+            let behind = |(topic, partition, offset): &&(String, i32, i64)| {
+                ends.iter()
+                    .any(|(tp, end)| *tp.topic == **topic && tp.partition == *partition && offset < end)
+            };
+            match cuts.iter().find(behind) {
+                None if cuts.len() >= ends.len() => Ok(()),
+                behind => Err(format!("{behind:?}")),
+            }
+        })
+        .await;
+    }
+
     /// Waits until the realtime view has taken in all that the log holds now.
     pub async fn settle(&self) {
         let ends = self.probe.ends().expect("the log's ends");
