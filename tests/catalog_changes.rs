@@ -10,6 +10,7 @@ use serde_json::json;
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
+use tidemark_tests::events::town;
 use tidemark_tests::shop::events::Record;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
@@ -21,18 +22,7 @@ fn catalog() -> String {
 }
 
 fn options(records: u64) -> Options {
-    Options {
-        records,
-        span: 3_600_000,
-        users: 200,
-        documents: 100,
-        displays: 150,
-        geos: 20,
-        near_repeats: 0.03,
-        disorder: 0.2,
-        late: 0.0,
-        ..Options::default()
-    }
+    Options { near_repeats: 0.03, late: 0.0, ..town(records) }
 }
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {

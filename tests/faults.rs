@@ -1,25 +1,14 @@
 //! Faults on real processes: whatever is killed or emptied, once quiet every answer equals the oracle.
 
 use simulator::generate::{Delivery, Generator, Options};
+use tidemark_tests::events::town;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
-    let options = Options {
-        records,
-        span: 3_600_000,
-        users: 200,
-        documents: 100,
-        displays: 150,
-        geos: 20,
-        near_repeats: 0.05,
-        disorder: 0.2,
-        late: 0.01,
-        malformed: 0.005,
-        ..Options::default()
-    };
+    let options = Options { near_repeats: 0.05, late: 0.01, malformed: 0.005, ..town(records) };
     Generator::new(options, seed).collect()
 }
 

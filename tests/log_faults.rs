@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::Duration;
+use tidemark_tests::events::town;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
 
@@ -20,19 +21,7 @@ const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const SOON: Duration = Duration::from_secs(20);
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
-    let options = Options {
-        records,
-        span: 3_600_000,
-        users: 200,
-        documents: 100,
-        displays: 150,
-        geos: 20,
-        near_repeats: 0.03,
-        disorder: 0.2,
-        late: 0.01,
-        malformed: 0.005,
-        ..Options::default()
-    };
+    let options = Options { near_repeats: 0.03, late: 0.01, malformed: 0.005, ..town(records) };
     Generator::new(options, seed).collect()
 }
 
@@ -65,17 +54,6 @@ fn write(producer: &BaseProducer, deliveries: &[Delivery]) {
         producer.send(record).expect("sent");
     }
     producer.flush(SOON).expect("acknowledged");
-}
-
-/// Waits until all answers are complete and equal the oracle's.
-async fn equal(stack: &Stack, serving: &Serving, oracle: &Oracle, when: &str) {
-    let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
-    wait_for(when, async || {
-        let compared = compare::all(serving, oracle, grain).await.map_err(|error| format!("{error:#}"))?;
-        let right = compared.iter().all(compare::Comparison::is_right);
-        if right { Ok(()) } else { Err(compare::table(&compared)) }
-    })
-    .await;
 }
 
 /// A query for all that a metric has counted.
@@ -112,7 +90,7 @@ async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_i
         if named { Ok(()) } else { Err(format!("{held:?}")) }
     })
     .await;
-    equal(&stack, &serving, &stack.oracle(), "answers while a transaction is open over a boundary").await;
+    stack.becomes(&serving, &stack.oracle(), "answers while a transaction is open over a boundary").await;
     transaction.commit_transaction(SOON).expect("committed");
     stack.send(after);
     stack.settle().await;

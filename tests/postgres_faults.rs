@@ -4,7 +4,6 @@
 //! The views and the tidemark move in one transaction, so whatever becomes of the database no answer mixes two of its
 //! states.
 
-use local::compare;
 use local::oracle::{METRICS, Oracle};
 use local::probe::Serving;
 use serde_json::{Value, json};
@@ -13,25 +12,14 @@ use sqlx::Connection as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tidemark_tests::events::town;
 use tidemark_tests::stack::Stack;
-use tidemark_tests::wait_for;
 use tokio_util::sync::CancellationToken;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
 fn options(records: u64) -> Options {
-    Options {
-        records,
-        span: 3_600_000,
-        users: 200,
-        documents: 100,
-        displays: 150,
-        geos: 20,
-        disorder: 0.2,
-        late: 0.01,
-        malformed: 0.005,
-        ..Options::default()
-    }
+    Options { late: 0.01, malformed: 0.005, ..town(records) }
 }
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
@@ -47,17 +35,6 @@ fn expected_total(oracle: &Oracle) -> i64 {
     let metric = METRICS.iter().find(|metric| metric.name == "user_view_cnt").expect("a shipped metric");
     let (from, to) = (local::oracle::BELIEVABLE.start, local::oracle::BELIEVABLE.end);
     oracle.count(metric, from, to, 1_200_000).values().sum()
-}
-
-/// Whether every answer is complete and equals the oracle's; an answer that calls itself complete and differs is a
-/// failure at once.
-async fn whole(stack: &Stack, serving: &Serving, oracle: &Oracle) -> Result<(), String> {
-    let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
-    let compared = compare::all(serving, oracle, grain).await.map_err(|error| format!("{error:#}"))?;
-    match compared.iter().find(|metric| !metric.is_right()) {
-        None => Ok(()),
-        Some(metric) => Err(format!("{:?}\n{}", metric.incomplete_because, compare::table(&compared))),
-    }
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -85,14 +62,14 @@ async fn postgres_put_back_to_an_older_state_is_noticed_and_made_up_for() {
         stack.batch(&["run"]).await;
     }
     let oracle = stack.oracle();
-    wait_for("answers before the failover", async || whole(&stack, &serving, &oracle).await).await;
+    stack.becomes(&serving, &oracle, "answers before the failover").await;
     stack.postgres.stop().await;
     std::fs::remove_dir_all(&data).expect("the primary is lost");
     std::fs::rename(&standby, &data).expect("the standby takes its place");
     stack.postgres.restart().await.expect("postgres again");
     // No run yet: the realtime view is built again from the older tidemark.
     let begun = Instant::now();
-    wait_for("answers after the failover", async || whole(&stack, &serving, &oracle).await).await;
+    stack.becomes(&serving, &oracle, "answers after the failover").await;
     println!("answers were whole again {:?} after the failover", begun.elapsed());
     stack.batch(&["run"]).await;
     stack.send(&deliveries(1_000, 85));
@@ -123,10 +100,10 @@ async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
         assert!(!refused.is_empty());
         stack.postgres.restart().await.expect("postgres again");
         failed += 1;
-        wait_for("answers after a kill", async || whole(&stack, &serving, &oracle).await).await;
+        stack.becomes(&serving, &oracle, "answers after a kill").await;
     }
     assert!(failed > 1, "postgres was killed {failed} times only");
-    wait_for("answers after the run", async || whole(&stack, &serving, &oracle).await).await;
+    stack.becomes(&serving, &oracle, "answers after the run").await;
 }
 
 /// Asks for the total 200 times a second until the stop; gives how long each answer took.

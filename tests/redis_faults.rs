@@ -15,7 +15,9 @@ use shared_model::view;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use tidemark_tests::events::town;
 use tidemark_tests::proxy::Proxy;
+use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::stack::Stack;
 use tidemark_tests::{number, wait_for};
 use tokio_util::sync::CancellationToken;
@@ -23,31 +25,8 @@ use tokio_util::sync::CancellationToken;
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
-    let options = Options {
-        records,
-        span: 3_600_000,
-        users: 200,
-        documents: 100,
-        displays: 150,
-        geos: 20,
-        near_repeats: 0.05,
-        disorder: 0.2,
-        late: 0.01,
-        malformed: 0.002,
-        ..Options::default()
-    };
+    let options = Options { near_repeats: 0.05, late: 0.01, malformed: 0.002, ..town(records) };
     Generator::new(options, seed).collect()
-}
-
-async fn connect(url: &str) -> MultiplexedConnection {
-    let client = redis::Client::open(url).expect("redis url");
-    client.get_multiplexed_async_connection().await.expect("redis")
-}
-
-async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> T {
-    let mut command = redis::cmd(words[0]);
-    command.arg(&words[1..]);
-    command.query_async(connection).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
 }
 
 /// A worker whose Redis is somewhere else than the stack's.

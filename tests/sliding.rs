@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use simulator::generate::{Delivery, Generator, Kind, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tidemark_tests::redis_client::connect;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
 
@@ -55,11 +56,6 @@ fn view(user: &str, time: i64) -> Delivery {
 /// Enough views of one user for a jump of event time to be believed.
 fn views(user: &str, time: i64) -> Vec<Delivery> {
     (0..10).map(|n| view(user, time + 100 * n)).collect()
-}
-
-async fn connect(url: &str) -> MultiplexedConnection {
-    let client = redis::Client::open(url).expect("redis url");
-    client.get_multiplexed_async_connection().await.expect("redis")
 }
 
 fn time(answer: &Value, name: &str) -> i64 {

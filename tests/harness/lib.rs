@@ -4,11 +4,13 @@
 //! Nothing waits for a time to pass: every wait is for something to become true, with a limit after which it fails
 //! and says what it saw.
 
+pub mod events;
 pub mod naughty;
 pub mod s3;
 pub mod simulator;
 pub mod shop;
 pub mod proxy;
+pub mod redis_client;
 pub mod stack;
 
 use std::time::{Duration, Instant};
