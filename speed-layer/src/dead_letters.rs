@@ -8,12 +8,16 @@ pub(crate) mod replay;
 
 use anyhow::Context as _;
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use shared_model::event::{PRODUCED_HEADER, Reject};
+use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The topic of a topic's dead letters.
@@ -21,12 +25,29 @@ pub(crate) fn topic_of(topic: &str) -> String {
     format!("{topic}.dead-letters")
 }
 
-/// A producer that waits for all replicas and takes records of any size that a topic admits.
-fn producer(kafka: &ClientConfig) -> Result<FutureProducer, KafkaError> {
+/// Makes topics of dead letters. Where they are meanwhile there that is as good.
+pub(crate) async fn make_topics(admin: &AdminClient<DefaultClientContext>, names: &[&str]) {
+    let new = |name| NewTopic::new(name, 1, TopicReplication::Fixed(-1)).set("max.message.bytes", "10485760");
+    let new: Vec<NewTopic<'_>> = names.iter().copied().map(new).collect();
+    failpoint::hit("speed.topics.before");
+    let made = admin.create_topics(&new, &AdminOptions::new()).await;
+    failpoint::hit("speed.topics.after");
+    match made {
+        Ok(made) => made.into_iter().filter_map(Result::err).for_each(|(name, code)| {
+            if code != RDKafkaErrorCode::TopicAlreadyExists {
+                tracing::warn!("cannot make topic {name}: {code}");
+            }
+        }),
+        Err(error) => tracing::warn!("cannot make the topics of dead letters: {error}"),
+    }
+}
+
+/// The properties of a producer that waits for all replicas and takes records of any size that a topic admits.
+fn config(kafka: &ClientConfig) -> ClientConfig {
     let mut config = kafka.clone();
     config.set("acks", "all").set("enable.idempotence", "true").set("linger.ms", "20");
     config.set("message.max.bytes", "10485760").set("message.timeout.ms", "30000");
-    config.create()
+    config
 }
 
 /// One record that can't be counted.
@@ -53,14 +74,23 @@ impl DeadLetter {
     }
 }
 
-/// The producer of dead letters, shared by all partitions.
+/// The producers of dead letters, shared by all partitions.
 #[derive(Clone)]
-pub(crate) struct DeadLetters(FutureProducer);
+pub(crate) struct DeadLetters {
+    together: FutureProducer,
+    /// Sends every letter by itself: a broker refuses a batch that is longer than its topic admits, whole.
+    alone: FutureProducer,
+    admin: Arc<AdminClient<DefaultClientContext>>,
+}
 
 impl DeadLetters {
-    /// Makes the producer; it connects when needed.
+    /// Makes the producers; they connect when needed.
     pub(crate) fn new(kafka: &ClientConfig) -> anyhow::Result<DeadLetters> {
-        Ok(DeadLetters(producer(kafka).context("cannot make the producer of dead letters")?))
+        let failed = "cannot make the producer of dead letters";
+        let together = config(kafka).create().context(failed)?;
+        let alone = config(kafka).set("batch.num.messages", "1").create().context(failed)?;
+        let admin = Arc::new(kafka.create().context(failed)?);
+        Ok(DeadLetters { together, alone, admin })
     }
 
     /// Writes them all; returns when every one is acknowledged.
@@ -70,54 +100,61 @@ impl DeadLetters {
     pub(crate) async fn write(&self, tp: &TopicPartition, letters: &[DeadLetter]) -> anyhow::Result<()> {
         let topic = topic_of(&tp.topic);
         let sent = letters.iter().map(|letter| self.send(&topic, tp, letter));
-        futures::future::try_join_all(sent).await?;
-        Ok(())
+        let sent = futures::future::try_join_all(sent).await;
+        if sent.is_err() {
+            // It may not be there: it was deleted, or couldn't be made when the worker started.
+            make_topics(&self.admin, &[&topic]).await;
+        }
+        sent.map(drop)
     }
 
+    /// A record must not stop its partition: of one that is longer than the topic of dead letters admits, as much is kept
+    /// as goes in. Its whole bytes are in the stream's topic and in the archive's rejects.
     async fn send(&self, topic: &str, tp: &TopicPartition, letter: &DeadLetter) -> anyhow::Result<()> {
-        let whole = self.try_send(topic, tp, letter, letter.value.as_deref()).await;
-        let sent = match (whole, &letter.value) {
-            (Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)), Some(value)) => {
-                // The topic admits less than the stream's own, and a record must not stop its partition. Its whole
-                // bytes are in the stream's topic and in the archive's rejects.
-                self.try_send(topic, tp, letter, Some(&value[..value.len().min(TRUNCATED)])).await
-            }
-            (sent, _) => sent,
-        };
+        let mut sent = try_send(&self.together, topic, tp, letter, usize::MAX).await;
+        for kept in [usize::MAX, TRUNCATED, 0] {
+            let Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) = sent else {
+                break;
+            };
+            sent = try_send(&self.alone, topic, tp, letter, kept).await;
+        }
         sent.with_context(|| format!("cannot write a dead letter to topic {topic}"))
     }
+}
 
-    async fn try_send(
-        &self,
-        topic: &str,
-        tp: &TopicPartition,
-        letter: &DeadLetter,
-        value: Option<&[u8]>,
-    ) -> Result<(), KafkaError> {
-        let key = format!("{tp}/{}", letter.offset);
-        let detail: String = letter.reject.to_string().chars().take(1_000).collect();
-        let numbers = [tp.partition.to_string(), letter.offset.to_string()];
-        let append_time = letter.append_time.map(|time| time.to_string());
-        let size = letter.value.as_ref().map_or(0, Vec::len);
-        let truncated = (value.map_or(0, <[u8]>::len) < size).then(|| size.to_string());
-        let headers = [
-            ("reason", Some(letter.reject.code().as_bytes())),
-            ("detail", Some(detail.as_bytes())),
-            ("topic", Some(tp.topic.as_bytes())),
-            ("partition", Some(numbers[0].as_bytes())),
-            ("offset", Some(numbers[1].as_bytes())),
-            ("append_time", append_time.as_ref().map(String::as_bytes)),
-            ("truncated_from", truncated.as_ref().map(String::as_bytes)),
-            (KEY_HEADER, letter.key.as_deref()),
-            (PRODUCED_HEADER, letter.produced.as_deref()),
-        ];
-        let headers = headers.iter().filter(|(_, value)| value.is_some());
-        let headers =
-            headers.fold(OwnedHeaders::new(), |headers, &(key, value)| headers.insert(Header { key, value }));
-        let mut record = FutureRecord::to(topic).key(&key).headers(headers);
-        record.payload = value;
-        self.0.send(record, Duration::from_secs(30)).await.map(drop).map_err(|(error, _)| error)
-    }
+/// Writes a letter with at most `kept` bytes each of its record's value, key and header.
+async fn try_send(
+    producer: &FutureProducer,
+    topic: &str,
+    tp: &TopicPartition,
+    letter: &DeadLetter,
+    kept: usize,
+) -> Result<(), KafkaError> {
+    let parts = [&letter.value, &letter.key, &letter.produced].map(Option::as_ref);
+    let is_cut = parts.iter().flatten().any(|bytes| bytes.len() > kept);
+    let [value, its_key, produced] = parts.map(|part| part.map(|bytes| &bytes[..bytes.len().min(kept)]));
+    let key = format!("{tp}/{}", letter.offset);
+    let detail: String = letter.reject.to_string().chars().take(1_000).collect();
+    let numbers = [tp.partition.to_string(), letter.offset.to_string()];
+    let append_time = letter.append_time.map(|time| time.to_string());
+    let truncated = is_cut.then(|| letter.value.as_ref().map_or(0, Vec::len).to_string());
+    let headers = [
+        ("reason", Some(letter.reject.code().as_bytes())),
+        ("detail", Some(detail.as_bytes())),
+        ("topic", Some(tp.topic.as_bytes())),
+        ("partition", Some(numbers[0].as_bytes())),
+        ("offset", Some(numbers[1].as_bytes())),
+        ("append_time", append_time.as_ref().map(String::as_bytes)),
+        ("truncated_from", truncated.as_ref().map(String::as_bytes)),
+        (KEY_HEADER, its_key),
+        (PRODUCED_HEADER, produced),
+    ];
+    let headers = headers.iter().filter(|(_, value)| value.is_some());
+    let headers =
+        headers.fold(OwnedHeaders::new(), |headers, &(key, value)| headers.insert(Header { key, value }));
+    let mut record = FutureRecord::to(topic).key(&key).headers(headers);
+    record.payload = value;
+    producer.send(record, Duration::from_secs(30)).await.map(drop).map_err(|(error, _)| error)
 }
 
 /// The header with the record's own key.

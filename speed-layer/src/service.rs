@@ -15,11 +15,10 @@ use crate::window;
 use crate::worker::{self, Ended, Shared};
 use anyhow::{Context as _, bail};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
-use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::collections::BTreeMap;
@@ -358,26 +357,15 @@ async fn check_topics(
     Ok(if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) })
 }
 
-/// Makes the topics of dead letters that don't exist. A failure is only logged: they may be made by hand, and until
-/// there is something to write nothing is wrong.
+/// Makes the topics of dead letters that don't exist. Where that fails it is tried again when there is something to
+/// write, or they are made by hand.
 async fn make_dead_letter_topics(admin: &AdminClient<DefaultClientContext>, log: &Log, topics: &[Arc<str>]) {
     let names: Vec<Arc<str>> = topics.iter().map(|topic| dead_letters::topic_of(topic).into()).collect();
     let there = log.partitions(names.clone()).await.unwrap_or_default();
-    let missing = names.iter().filter(|name| !there.contains_key(*name));
-    let new: Vec<NewTopic<'_>> = missing
-        .map(|name| NewTopic::new(name, 1, TopicReplication::Fixed(-1)).set("max.message.bytes", "10485760"))
-        .collect();
-    if new.is_empty() {
-        return;
-    }
-    failpoint::hit("speed.topics.before");
-    let made = admin.create_topics(&new, &AdminOptions::new()).await;
-    failpoint::hit("speed.topics.after");
-    match made {
-        Ok(made) => made.into_iter().filter_map(Result::err).for_each(|(name, code)| {
-            tracing::debug!("topic {name} was not made: {code}");
-        }),
-        Err(error) => tracing::warn!("cannot make the topics of dead letters: {error}"),
+    let missing: Vec<&str> =
+        names.iter().filter(|name| !there.contains_key(*name)).map(|name| &**name).collect();
+    if !missing.is_empty() {
+        dead_letters::make_topics(admin, &missing).await;
     }
 }
 

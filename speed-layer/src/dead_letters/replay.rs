@@ -5,7 +5,7 @@
 //! leaves behind is a repeat like any other, recognised by its identity; hence streams without one are refused.
 
 use super::letters::{self, Letter, REPLAYED_HEADER, Shelf};
-use super::{producer, topic_of};
+use super::{config, topic_of};
 use crate::config::ReplayArgs;
 use crate::consume;
 use anyhow::{Context as _, bail};
@@ -34,7 +34,7 @@ pub(crate) async fn replay(args: &ReplayArgs, catalog: &Catalog, out: &mut impl 
         );
     }
     let kafka = consume::client_config(&args.letters.kafka, &args.letters.kafka_property)?;
-    let producer = producer(&kafka).context("cannot make the producer of replayed records")?;
+    let producer = config(&kafka).create().context("cannot make the producer of replayed records")?;
     let shelf = Shelf::new(&args.letters)?;
     for stream in streams {
         let sink = if args.dry_run { None } else { Some(&producer) };
