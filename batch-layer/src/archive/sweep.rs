@@ -3,13 +3,13 @@
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
 //! it, by its own name, doesn't.
 
-use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder};
+use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder, manifest_path};
 use crate::archive::segment::{NamedRange, parse_file_name};
 use crate::archive::store::Store;
 use anyhow::Result;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tracing::info;
 
 /// What a sweep found.
@@ -65,9 +65,10 @@ fn stream_of(path: &str) -> Option<&str> {
 /// What the manifests read so far name.
 #[derive(Default)]
 struct Named {
-    /// The offsets at which a partition's manifests begin, ascending.
-    chains: BTreeMap<TopicPartition, Vec<i64>>,
-    read: HashSet<String>,
+    /// The offsets at which a partition's manifests begin, as they were listed.
+    chains: BTreeMap<TopicPartition, BTreeSet<i64>>,
+    /// The manifests that were looked for, each with the offset at which it ends, where there is one.
+    read: HashMap<String, Option<i64>>,
     paths: HashSet<String>,
 }
 
@@ -76,39 +77,49 @@ impl Named {
         if self.paths.contains(path) {
             return Ok(true);
         }
-        let import = range.topic.strip_prefix("import_").map(|id| import_path(stream, id));
-        let sealing = self.sealing(store, range).await?;
-        for manifest in import.into_iter().chain(sealing) {
-            if !self.read.insert(manifest.clone()) {
-                continue;
-            }
-            let Some(json) = store.get(&manifest).await? else { continue };
-            let (segments, rejects) = if manifest.starts_with("imports/") {
-                let found = ImportManifest::from_json(&manifest, &json)?;
-                (found.segments, found.rejects)
-            } else {
-                let found = Manifest::from_json(&manifest, &json)?;
-                (found.segments, found.rejects)
-            };
-            self.paths.extend(segments.into_iter().map(|segment| segment.path));
-            self.paths.extend(rejects.into_iter().flat_map(|rejects| rejects.paths));
+        if let Some(id) = range.topic.strip_prefix("import_") {
+            self.read(store, &import_path(stream, id)).await?;
+        }
+        let tp = TopicPartition::new(&range.topic, range.partition);
+        let mut begin = self.listed(store, &tp, range.from).await?;
+        while let Some(at) = begin {
+            let end = self.read(store, &manifest_path(&tp, at)).await?;
+            // A listing may lag behind what there is, a look by name doesn't.
+            begin = end.filter(|end| at < *end && *end <= range.from);
         }
         Ok(self.paths.contains(path))
     }
 
-    /// The manifest that covers an offset: the last that begins at or below it.
-    async fn sealing(&mut self, store: &Store, range: &NamedRange) -> Result<Option<String>> {
-        let tp = TopicPartition::new(&range.topic, range.partition);
-        if !self.chains.contains_key(&tp) {
-            let listed = store.list(&manifest_folder(&tp)).await?;
-            let offset = |name: &str| name.strip_suffix(".json")?.parse::<i64>().ok();
-            let mut begins: Vec<i64> =
-                listed.iter().filter_map(|object| offset(object.location.filename()?)).collect();
-            begins.sort_unstable();
+    /// Takes in what a manifest names; gives the offset at which it ends.
+    async fn read(&mut self, store: &Store, path: &str) -> Result<Option<i64>> {
+        if let Some(end) = self.read.get(path) {
+            return Ok(*end);
+        }
+        let Some(json) = store.get(path).await? else {
+            self.read.insert(path.to_owned(), None);
+            return Ok(None);
+        };
+        let (segments, rejects, end) = if path.starts_with("imports/") {
+            let found = ImportManifest::from_json(path, &json)?;
+            (found.segments, found.rejects, None)
+        } else {
+            let found = Manifest::from_json(path, &json)?;
+            (found.segments, found.rejects, Some(found.to.offset))
+        };
+        self.paths.extend(segments.into_iter().map(|segment| segment.path));
+        self.paths.extend(rejects.into_iter().flat_map(|rejects| rejects.paths));
+        self.read.insert(path.to_owned(), end);
+        Ok(end)
+    }
+
+    /// Where the last manifest begins, of those listed, that begins at or below an offset.
+    async fn listed(&mut self, store: &Store, tp: &TopicPartition, offset: i64) -> Result<Option<i64>> {
+        if !self.chains.contains_key(tp) {
+            let listed = store.list(&manifest_folder(tp)).await?;
+            let begin = |name: &str| name.strip_suffix(".json")?.parse::<i64>().ok();
+            let begins = listed.iter().filter_map(|object| begin(object.location.filename()?)).collect();
             self.chains.insert(tp.clone(), begins);
         }
-        let begins = &self.chains[&tp];
-        let at = begins.partition_point(|begin| *begin <= range.from);
-        Ok(at.checked_sub(1).map(|at| super::manifest::manifest_path(&tp, begins[at])))
+        Ok(self.chains[tp].range(..=offset).next_back().copied())
     }
 }
