@@ -2,18 +2,18 @@
 //! with reason, position and original bytes, and those that a mended catalog admits are replayed and count once.
 
 use local::oracle::{self, Oracle};
-use local::probe::Probe;
 use local::stack::with_layout;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::ClientConfig;
+use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Delivery, Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tidemark_tests::letters::{letters, scan};
 use tidemark_tests::stack::Stack;
+use tidemark_tests::torture::{Fate, torture, view};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
@@ -38,111 +38,6 @@ fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
     Generator::new(options, seed).collect()
 }
 
-/// A page view as JSON, with what is inserted before its end.
-fn view(user: &str, time: i64, more: &str) -> Vec<u8> {
-    let timestamp = time - oracle::OUTBRAIN_ZERO;
-    let text = format!(
-        "{{\"uuid\":{user},\"document_id\":7,\"timestamp\":{timestamp},\"platform\":1,\"geo_location\":\"XX>YY\",\
-         \"traffic_source\":1{more}}}"
-    );
-    text.into_bytes()
-}
-
-/// What becomes of a record of the torture set.
-enum Fate {
-    /// Refused, for this reason.
-    Refused(&'static str),
-    /// Counted as this plain record is.
-    CountedAs(Vec<u8>),
-}
-
-/// The shapes of a JSON parser's torture set, as page views.
-fn torture() -> Vec<(Vec<u8>, Fate)> {
-    let time = 1_465_877_000_000;
-    let plain = |user: &str| view(&format!("\"{user}\""), time, "");
-    let base = plain("tortured");
-    let text = String::from_utf8(base.clone()).expect("ascii");
-    let nested = |open: &str, close: &str, depth: usize| open.repeat(depth) + &close.repeat(depth);
-    let mut cases: Vec<(Vec<u8>, Fate)> = Vec::new();
-    let mut refuse = |reason, bytes: Vec<u8>| cases.push((bytes, Fate::Refused(reason)));
-    for bytes in
-        ["", " ", "null", "true", "7", "\"text\"", "[]", "[{}]", "{", "}", "{]", "{\"uuid\"}", "{\"uuid\":}"]
-    {
-        refuse("not_json", bytes.into());
-    }
-    for cut in [1, 10, base.len() / 2, base.len() - 1] {
-        refuse("not_json", base[..cut].to_vec());
-    }
-    let spoiled = [
-        (format!("\u{feff}{text}"), "not_json"),
-        (format!("{text}{text}"), "not_json"),
-        (format!("{text}\0"), "not_json"),
-        (format!("/* */{text}"), "not_json"),
-        (text.replace(",\"platform\"", ",,\"platform\""), "not_json"),
-        (text.replace('}', ",}"), "not_json"),
-        (text.replace('"', "'"), "not_json"),
-        (text.replace("\"uuid\"", "uuid"), "not_json"),
-        (text.replace("tortured", "a\nb"), "not_json"),
-        (text.replace("tortured", "\\x41"), "not_json"),
-        (text.replace("tortured", "\\ud800"), "not_json"),
-        (text.replace("tortured", "\\udc00\\ud800"), "not_json"),
-        (text.replace("tortured", "\\u12"), "not_json"),
-        (text.replace("tortured", "\\u0000"), "bad_field"),
-        (text.replace("\"uuid\"", "\"uuid\":\"a\",\"uuid\""), "bad_field"),
-        (text.replace("\"uuid\"", "\"uuid\":null,\"\\u0075uid\""), "bad_field"),
-        (text.replace("\"tortured\"", &nested("[", "]", 20_000)), "bad_field"),
-        (text.replace("\"tortured\"", &nested("{\"a\":", "}", 10_000).replacen(":}", ":1}", 1)), "bad_field"),
-        (text.replace("\"tortured\"", &"[".repeat(20_000)), "not_json"),
-        (nested("[", "]", 20_000), "not_json"),
-        (nested("{\"uuid\":", "}", 10_000), "not_json"),
-        (text.replace(":7,", ":7.0,"), "bad_field"),
-        (text.replace(":7,", ":7e0,"), "bad_field"),
-        (text.replace(":7,", ":\"7\","), "bad_field"),
-        (text.replace(":7,", ":true,"), "bad_field"),
-        (text.replace(":7,", ":9223372036854775808,"), "bad_field"),
-        (text.replace(":7,", ":-9223372036854775809,"), "bad_field"),
-        (text.replace(":7,", &format!(":{},", "9".repeat(200))), "bad_field"),
-        (text.replace(":7,", &format!(":{},", "9".repeat(400))), "not_json"),
-        (text.replace(":7,", ":1e999,"), "not_json"),
-        (text.replace(":7,", ":NaN,"), "not_json"),
-        (text.replace(":7,", ":-Infinity,"), "not_json"),
-        (text.replace(":7,", ":07,"), "not_json"),
-        (text.replace(":7,", ":+7,"), "not_json"),
-        (text.replace(":7,", ":0x7,"), "not_json"),
-        (text.replace(":7,", ":7.,"), "not_json"),
-        ("{}".to_owned(), "no_event_time"),
-        (text.replace("timestamp", "time_stamp"), "no_event_time"),
-        (text.replace("200002", "null"), "no_event_time"),
-        (text.replace("200002", "9223372036854775807"), "bad_field"),
-        (text.replace("200002", "-1465876799998"), "event_time_out_of_bounds"),
-        (text.replace("200002", "2636813520000"), "event_time_out_of_bounds"),
-        (text.replace("tortured", &"x".repeat(999_000)).replace("200002", "null"), "too_large"),
-        ("[".repeat(999_000), "too_large"),
-    ];
-    for (bytes, reason) in spoiled {
-        assert_ne!(bytes, text, "a case that spoils nothing ({reason})");
-        refuse(reason, bytes.into_bytes());
-    }
-    refuse("not_json", text.replace("tortured", "\u{1}\u{2}").into_bytes());
-    let mut latin = base.clone();
-    latin[10] = 0xff;
-    refuse("not_json", latin);
-    refuse("not_json", text.encode_utf16().flat_map(u16::to_le_bytes).collect());
-    // What stands in fields that no stream declares is passed over.
-    let passed = [
-        format!(",\"deep\":{}", nested("[", "]", 20_000)),
-        ",\"twice\":1,\"twice\":2".to_owned(),
-        ",\"huge\":1e999".to_owned(),
-        ",\"half\":\"\\ud800\"".to_owned(),
-        (0..2_000).map(|n| format!(",\"field{n}\":{n}")).collect(),
-    ];
-    for (n, more) in passed.into_iter().enumerate() {
-        let user = format!("passed{n}");
-        cases.push((view(&format!("\"{user}\""), time, &more), Fate::CountedAs(plain(&user))));
-    }
-    cases
-}
-
 /// Records that the catalog at fault refuses and the shipped one admits, with their reasons.
 fn mendable(count: usize, round: usize) -> Vec<(Vec<u8>, &'static str)> {
     let one = |n: usize| {
@@ -157,65 +52,6 @@ fn mendable(count: usize, round: usize) -> Vec<(Vec<u8>, &'static str)> {
         }
     };
     (0..count).map(one).collect()
-}
-
-/// A dead letter as it lies in its topic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Letter {
-    reason: String,
-    position: String,
-    value: Option<Vec<u8>>,
-}
-
-/// All dead letters of a topic, by key, and the keys of the marks of replays.
-fn letters(probe: &Probe, topic: &str) -> (BTreeMap<String, Letter>, usize) {
-    let (mut found, mut marks) = (BTreeMap::new(), 0);
-    scan(probe, &format!("{topic}.dead-letters"), |message| {
-        let headers = message.headers().expect("headers");
-        let header = |name: &str| {
-            let value = headers.iter().find(|header| header.key == name)?.value?;
-            Some(String::from_utf8_lossy(value).into_owned())
-        };
-        let key = String::from_utf8_lossy(message.key().expect("a key")).into_owned();
-        if header("replayed_as").is_some() {
-            marks += 1;
-            return;
-        }
-        let part = |name: &str| header(name).unwrap_or_else(|| panic!("{key} has no header {name}"));
-        let position = format!("{}/{}/{}", part("topic"), part("partition"), part("offset"));
-        let letter =
-            Letter { reason: part("reason"), position, value: message.payload().map(<[u8]>::to_vec) };
-        assert_eq!(letter.position, key);
-        if let Some(copy) = found.insert(key.clone(), letter.clone()) {
-            // Only the reason may be another, where it was read again under a mended catalog.
-            assert!(copy.value == letter.value, "the bytes of copies of {key} differ");
-        }
-    });
-    (found, marks)
-}
-
-/// Hands on every record of a topic, ticks and null values included.
-fn scan(probe: &Probe, topic: &str, mut each: impl FnMut(&BorrowedMessage<'_>)) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &probe.kafka)
-        .set("group.id", "tidemark-dead-letter-test")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .create()
-        .expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).expect("metadata");
-    for partition in metadata.topics()[0].partitions() {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("a partition");
-        consumer.assign(&list).expect("assigned");
-        loop {
-            match consumer.poll(Duration::from_secs(30)).expect("an answer") {
-                Ok(message) => each(&message),
-                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => break,
-                Err(error) => panic!("{topic}: {error}"),
-            }
-        }
-    }
 }
 
 /// What the log should have dead-lettered, by position: the oracle's word, and what the catalog at fault doesn't admit.
@@ -293,7 +129,7 @@ async fn poison_stops_nothing_and_counts_once_after_a_fix() {
                 sent += 1;
             }
             if round == 0
-                && let Some((value, fate)) = torture.get(n)
+                && let Some((_, value, fate)) = torture.get(n)
             {
                 sender.send_to("page_views", Some(format!("{n}").as_bytes()), value).expect("sent");
                 match fate {
@@ -346,7 +182,12 @@ async fn poison_stops_nothing_and_counts_once_after_a_fix() {
     );
     for letter in found.values() {
         let reason = letter.value.as_ref().map_or(Some(&"empty"), |value| reasons.get(value));
-        assert!(reason.is_none_or(|reason| *reason == letter.reason), "{reason:?} expected for {letter:?}");
+        let name =
+            torture.iter().find(|(_, bytes, _)| Some(bytes) == letter.value.as_ref()).map(|(name, ..)| name);
+        assert!(
+            reason.is_none_or(|reason| *reason == letter.reason),
+            "{name:?}: {reason:?} expected for {letter:?}"
+        );
     }
     let listed = command(&stack, &["list"]).await;
     assert!(listed.contains("event_time_out_of_bounds"), "{listed}");

@@ -219,7 +219,7 @@ async fn hosts_and_passwords_that_are_wrong_show_no_secret() {
     let text = "host all tidemark 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
     std::fs::write(&rules, text).expect("rules");
     let settings = vec![("hba_file".to_owned(), rules.display().to_string())];
-    let options = PostgresOptions { unsafe_fast: true, settings };
+    let options = PostgresOptions { unsafe_fast: true, settings, ..PostgresOptions::default() };
     let postgres =
         Postgres::start(&found, &scratch.path().join("postgres"), options).await.expect("postgres");
     let mut owner = sqlx::PgConnection::connect(&postgres.url()).await.expect("the owner");

@@ -4,14 +4,19 @@
 //! Nothing waits for a time to pass: every wait is for something to become true, with a limit after which it fails
 //! and says what it saw.
 
+pub mod brokers;
 pub mod events;
+pub mod letters;
+pub mod load;
 pub mod naughty;
 pub mod s3;
 pub mod simulator;
 pub mod shop;
+pub mod preload;
 pub mod proxy;
 pub mod redis_client;
 pub mod stack;
+pub mod torture;
 
 use std::time::{Duration, Instant};
 

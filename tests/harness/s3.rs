@@ -10,11 +10,13 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use batch_layer::archive::Store;
+use futures::StreamExt as _;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Mutex;
 use tower::ServiceExt as _;
 
@@ -32,6 +34,14 @@ pub struct Behaviour {
     pub lost_answers: AtomicUsize,
     /// So many reads are answered with 500.
     pub failed_reads: AtomicUsize,
+    /// So many uploads are cut off in their middle, each with its connection, and nothing is stored.
+    pub cut_uploads: AtomicUsize,
+    /// So many conditional writes are answered with 409, as S3 does where two are at work at once, and not stored.
+    pub conflicts: AtomicUsize,
+    /// Listings don't know of the manifests that are written from now on.
+    pub lags: AtomicBool,
+    /// Those manifests.
+    pub unlisted: std::sync::Mutex<BTreeSet<String>>,
     /// How many writes there were.
     pub writes: AtomicUsize,
 }
@@ -40,6 +50,36 @@ impl Behaviour {
     /// Takes one of what is left of a misbehaviour.
     fn takes(left: &AtomicUsize) -> bool {
         left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+
+    /// How many misbehaviours that were told are still to come.
+    pub fn left(&self) -> usize {
+        let counts =
+            [&self.refusals, &self.lost_answers, &self.failed_reads, &self.cut_uploads, &self.conflicts];
+        counts.iter().map(|count| count.load(Ordering::SeqCst)).sum()
+    }
+
+    fn unlisted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A listing without what it doesn't know of.
+    async fn listed(&self, answer: Response) -> Response {
+        let (mut parts, body) = answer.into_parts();
+        let whole = axum::body::to_bytes(body, usize::MAX).await.expect("a listing");
+        let text = String::from_utf8_lossy(&whole);
+        let mut objects = text.split("<Contents>");
+        let mut kept = objects.next().unwrap_or_default().to_owned();
+        for object in objects {
+            let (object, rest) = object.split_once("</Contents>").expect("an object of a listing");
+            let unlisted = self.unlisted();
+            if !unlisted.iter().any(|name| object.contains(&format!("<Key>{name}</Key>"))) {
+                kept.push_str(&format!("<Contents>{object}</Contents>"));
+            }
+            kept.push_str(rest);
+        }
+        parts.headers.remove("content-length");
+        Response::from_parts(parts, Body::from(kept))
     }
 }
 
@@ -64,6 +104,19 @@ async fn handle(State(serving): State<Serving>, request: Request) -> Response {
         if Behaviour::takes(&behaviour.refusals) {
             return failed;
         }
+        let is_conditional = request.headers().contains_key("if-none-match");
+        if is_conditional && Behaviour::takes(&behaviour.conflicts) {
+            return StatusCode::CONFLICT.into_response();
+        }
+        if Behaviour::takes(&behaviour.cut_uploads) {
+            drop(request.into_body().into_data_stream().next().await);
+            // Takes the connection with it.
+            std::panic::resume_unwind(Box::new("cut"));
+        }
+        let name = request.uri().path().trim_start_matches('/').trim_start_matches(BUCKET);
+        if behaviour.lags.load(Ordering::SeqCst) && name.contains("/manifests/") {
+            behaviour.unlisted().insert(name.trim_start_matches('/').to_owned());
+        }
         if behaviour.ignores_conditions {
             // The header itself is signed and has to stay.
             let lies = serving.folder.join(request.uri().path().trim_start_matches('/'));
@@ -75,12 +128,16 @@ async fn handle(State(serving): State<Serving>, request: Request) -> Response {
         Some(lock) => Some(lock.await),
         None => None,
     };
+    let is_listing = request.uri().query().is_some_and(|query| query.contains("list-type=2"));
     let answer = serving.s3.clone().oneshot(request).await;
     drop(alone);
     if is_write && Behaviour::takes(&behaviour.lost_answers) {
         return failed;
     }
     match answer {
+        Ok(answer) if is_listing && behaviour.lags.load(Ordering::SeqCst) => {
+            behaviour.listed(answer.map(Body::new)).await
+        }
         Ok(answer) => answer.map(Body::new),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}")).into_response(),
     }

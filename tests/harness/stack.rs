@@ -16,6 +16,17 @@ use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// How the servers of a test are started.
+#[derive(Default)]
+pub struct Servers {
+    /// The broker.
+    pub kafka: KafkaOptions,
+    /// Redis.
+    pub redis: RedisOptions,
+    /// Postgres, which forces no writes to disk in any case.
+    pub postgres: PostgresOptions,
+}
+
 /// Servers, catalog and archive of one test. Layers are started from it.
 pub struct Stack {
     /// The broker.
@@ -54,22 +65,28 @@ impl Stack {
 
     /// The same with a whole catalog of one's own, over its own topics.
     pub async fn with_catalog(program: &str, partitions: i32, text: &str) -> Stack {
+        let stack = Stack::without_topics(program, text, Servers::default()).await;
+        for topic in &stack.probe.topics {
+            stack.kafka.create_topic(topic, partitions, &[]).await.expect("topic");
+        }
+        stack
+    }
+
+    /// The same with servers of one's own choice, and topics yet to be made.
+    pub async fn without_topics(program: &str, text: &str, servers: Servers) -> Stack {
         let catalog = Catalog::from_toml(text).expect("a valid catalog");
         let topics: Vec<String> = catalog.streams.iter().map(|stream| stream.topic.to_string()).collect();
         let found = found().await;
         let scratch = local::servers::scratch().expect("a temporary folder");
         let folder = scratch.path().to_owned();
         let (kafka, redis, postgres) = (folder.join("kafka"), folder.join("redis"), folder.join("postgres"));
-        let fast = PostgresOptions { unsafe_fast: true, ..PostgresOptions::default() };
+        let fast = PostgresOptions { unsafe_fast: true, ..servers.postgres };
         let (kafka, redis, postgres) = tokio::try_join!(
-            Kafka::start(&found, &kafka, KafkaOptions::default()),
-            Redis::start(&found, &redis, RedisOptions::default()),
+            Kafka::start(&found, &kafka, servers.kafka),
+            Redis::start(&found, &redis, servers.redis),
             Postgres::start(&found, &postgres, fast),
         )
         .expect("servers");
-        for topic in &topics {
-            kafka.create_topic(topic, partitions, &[]).await.expect("topic");
-        }
         let database = postgres.create_database("tidemark").await.expect("database");
         std::fs::write(folder.join("catalog.toml"), text).expect("catalog file");
         let archive = format!("file://{}", folder.join("archive").display());

@@ -227,6 +227,11 @@ impl Oracle {
         }
     }
 
+    /// Takes in a delivery as an event of its own, whether or not it repeats another.
+    pub fn take_again(&mut self, record: &Logged) {
+        self.facts.extend(parse(&record.topic, &record.value));
+    }
+
     /// The oracle of a whole log.
     pub fn of<'a>(log: impl IntoIterator<Item = &'a Logged>) -> Oracle {
         let mut oracle = Oracle::default();

@@ -106,6 +106,21 @@ impl Probe {
         Ok(ticks)
     }
 
+    /// The offset and append time of every record in the log, ticks included, by partition and ascending. Blocks.
+    ///
+    /// # Errors
+    /// When the broker doesn't answer.
+    pub fn append_times(&self) -> Result<BTreeMap<TopicPartition, Vec<(i64, i64)>>> {
+        let starts = self.partitions()?.into_iter().map(|tp| (tp, None)).collect();
+        let mut times: BTreeMap<TopicPartition, Vec<(i64, i64)>> = BTreeMap::new();
+        read(&self.consumer()?, starts, |message| {
+            let tp = TopicPartition::new(message.topic(), message.partition());
+            let time = message.timestamp().to_millis().unwrap_or(0);
+            times.entry(tp).or_default().push((message.offset(), time));
+        })?;
+        Ok(times)
+    }
+
     /// The keys of all records of a topic, each once. Blocks.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! A real Apache Kafka on loopback: one KRaft node, broker and controller in one process.
+//! A real Apache Kafka on loopback: one KRaft node, broker and controller in one process, which further brokers may
+//! join.
 //!
 //! Invariant: records are stamped with the time of appending (`LogAppendTime`) unless the caller says
 //! otherwise, topics exist only when made, and nothing expires by age.
@@ -33,11 +34,13 @@ pub struct KafkaOptions {
     pub quick: bool,
     /// More server properties: name and value. They win over ours.
     pub properties: Vec<(String, String)>,
+    /// Variables of the process, beside those that it inherits.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for KafkaOptions {
     fn default() -> KafkaOptions {
-        KafkaOptions { heap_mb: 512, quick: true, properties: Vec::new() }
+        KafkaOptions { heap_mb: 512, quick: true, properties: Vec::new(), environment: Vec::new() }
     }
 }
 
@@ -53,9 +56,34 @@ impl Kafka {
     /// # Errors
     /// When the folder is in use, or the broker doesn't come up: with the end of its log.
     pub async fn start(found: &Found, folder: &Path, options: KafkaOptions) -> anyhow::Result<Kafka> {
+        Kafka::start_node(found, folder, options, None).await
+    }
+
+    /// Starts a further broker of this one's cluster, under an id from 2 on; this one stays the controller.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub async fn join(
+        &self,
+        found: &Found,
+        folder: &Path,
+        id: u32,
+        options: KafkaOptions,
+    ) -> anyhow::Result<Kafka> {
+        let [_, controller] = self.seat.ports();
+        let member = Member { id, cluster: self.seat.kind.cluster.clone(), controller };
+        Kafka::start_node(found, folder, options, Some(member)).await
+    }
+
+    async fn start_node(
+        found: &Found,
+        folder: &Path,
+        options: KafkaOptions,
+        joins: Option<Member>,
+    ) -> anyhow::Result<Kafka> {
         let at = found.kafka.clone().context("kafka was not asked for when servers were looked for")?;
-        let seat = Seat::start(Folder::claim(folder)?, Node { at, options, cluster: String::new() }).await?;
-        Ok(Kafka { seat })
+        let node = Node { at, options, joins, cluster: String::new() };
+        Ok(Kafka { seat: Seat::start(Folder::claim(folder)?, node).await? })
     }
 
     /// What clients need: `127.0.0.1:port`.
@@ -171,15 +199,26 @@ fn common_arguments(at: &KafkaAt, home: &Path) -> [OsString; 5] {
     ]
 }
 
-fn properties(home: &Path, [broker, controller]: [u16; 2], options: &KafkaOptions) -> String {
+fn properties(
+    home: &Path,
+    [broker, controller]: [u16; 2],
+    options: &KafkaOptions,
+    joins: Option<&Member>,
+) -> String {
     let data = home.join("data");
     let data = data.to_string_lossy();
-    let listeners = format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}");
     let advertised = format!("PLAINTEXT://127.0.0.1:{broker}");
-    let voters = format!("1@127.0.0.1:{controller}");
+    let (roles, id, listeners, controller) = match joins {
+        None => {
+            let listeners = format!("{advertised},CONTROLLER://127.0.0.1:{controller}");
+            ("broker,controller", 1, listeners, controller)
+        }
+        Some(member) => ("broker", member.id, advertised.clone(), member.controller),
+    };
+    let (id, voters) = (id.to_string(), format!("1@127.0.0.1:{controller}"));
     let ours = [
-        ("process.roles", "broker,controller"),
-        ("node.id", "1"),
+        ("process.roles", roles),
+        ("node.id", &id),
         // Static voters: their address isn't kept in the storage, so ports may change from session to session.
         ("controller.quorum.voters", &voters),
         ("listeners", &listeners),
@@ -210,13 +249,13 @@ fn properties(home: &Path, [broker, controller]: [u16; 2], options: &KafkaOption
     all.iter().map(|(name, value)| format!("{name}={}\n", value.replace('\\', "\\\\"))).collect()
 }
 
-/// Formats the storage, unless it is, and returns its cluster id.
-fn format_storage(at: &KafkaAt, home: &Path) -> anyhow::Result<String> {
+/// Formats the storage, unless it is, and returns its cluster id: that of the cluster that it joins, or a new one.
+fn format_storage(at: &KafkaAt, home: &Path, joins: Option<&Member>) -> anyhow::Result<String> {
     let meta = home.join("data/meta.properties");
     if let Ok(text) = std::fs::read_to_string(&meta) {
         return cluster_in(&text).with_context(|| format!("no cluster.id in {}", meta.display()));
     }
-    let cluster = new_cluster_id();
+    let cluster = joins.map_or_else(new_cluster_id, |member| member.cluster.clone());
     let output = Command::new(&at.java.java)
         .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
         .args(common_arguments(at, home))
@@ -280,11 +319,21 @@ fn wait_for_leaders(
     }
 }
 
-/// One node, broker and controller.
+/// A broker's place in a cluster of which another node is the controller.
+#[derive(Debug)]
+struct Member {
+    id: u32,
+    cluster: String,
+    /// The controller's port.
+    controller: u16,
+}
+
+/// One node: broker and controller, or, where it joins a cluster, a broker alone.
 #[derive(Debug)]
 struct Node {
     at: KafkaAt,
     options: KafkaOptions,
+    joins: Option<Member>,
     /// The id of the cluster that its storage was formatted for.
     cluster: String,
 }
@@ -298,13 +347,13 @@ impl Kind<2> for Node {
             std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
         };
         write("log4j2.properties", LOG4J)?;
-        write("server.properties", &properties(folder, ports, &self.options))?;
-        self.cluster = format_storage(&self.at, folder)?;
+        write("server.properties", &properties(folder, ports, &self.options, self.joins.as_ref()))?;
+        self.cluster = format_storage(&self.at, folder, self.joins.as_ref())?;
         Ok(Program {
             name: Self::NAME,
             command: self.at.java.java.clone(),
             args: java_arguments(&self.at, folder, &self.options),
-            environment: Vec::new(),
+            environment: self.options.environment.clone(),
             user: None,
             log: folder.join("kafka.log"),
             stop: Signal::TERM,
@@ -312,14 +361,15 @@ impl Kind<2> for Node {
         })
     }
 
-    /// When a client's metadata names a broker of our cluster: then it is unfenced and serves.
+    /// When a client's metadata names this broker, of our cluster: then it is unfenced and serves.
     async fn answers(&self, [port, _]: [u16; 2], _pid: i32) -> anyhow::Result<()> {
         // A client that is refused would wait longer before its next try than we want to.
         drop(TcpStream::connect(("127.0.0.1", port)).await?);
         let cluster = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = client(port).create()?;
             let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
-            ensure!(!metadata.brokers().is_empty(), "the broker is still fenced");
+            let named = metadata.brokers().iter().any(|broker| broker.port() == i32::from(port));
+            ensure!(named, "the broker is still fenced");
             consumer
                 .client()
                 .fetch_cluster_id(Duration::from_secs(2))
@@ -341,11 +391,16 @@ mod tests {
             properties: vec![("num.partitions".into(), "7".into()), ("x".into(), "a\\b".into())],
             ..KafkaOptions::default()
         };
-        let text = properties(Path::new("/home"), [1, 2], &options);
+        let text = properties(Path::new("/home"), [1, 2], &options, None);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.contains(&"num.partitions=7") && !lines.contains(&"num.partitions=1"));
         assert!(lines.contains(&"x=a\\\\b"));
         assert!(lines.contains(&"controller.quorum.voters=1@127.0.0.1:2"));
+        let member = Member { id: 2, cluster: "c".into(), controller: 7 };
+        let text = properties(Path::new("/home"), [1, 2], &options, Some(&member));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.contains(&"node.id=2") && lines.contains(&"listeners=PLAINTEXT://127.0.0.1:1"));
+        assert!(lines.contains(&"controller.quorum.voters=1@127.0.0.1:7"));
     }
 
     #[test]

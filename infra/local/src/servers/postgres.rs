@@ -31,6 +31,8 @@ pub struct PostgresOptions {
     pub unsafe_fast: bool,
     /// More settings, as in postgresql.conf: name and value. They win over ours.
     pub settings: Vec<(String, String)>,
+    /// Variables of the process, beside those that it inherits.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A running Postgres; ended when dropped.
@@ -257,7 +259,7 @@ impl Kind<1> for Cluster {
             name: Self::NAME,
             command: self.at.bin.join("postgres"),
             args: arguments(&self.data, port, &self.options),
-            environment: Vec::new(),
+            environment: self.options.environment.clone(),
             user: self.user,
             log: folder.join("postgres.log"),
             // INT: a fast shutdown, which ends sessions. QUIT: at once, its own children included.
@@ -292,7 +294,11 @@ mod tests {
 
     #[test]
     fn the_callers_settings_come_last() {
-        let options = PostgresOptions { unsafe_fast: true, settings: vec![("fsync".into(), "on".into())] };
+        let options = PostgresOptions {
+            unsafe_fast: true,
+            settings: vec![("fsync".into(), "on".into())],
+            ..PostgresOptions::default()
+        };
         let arguments = arguments(Path::new("/d"), 5, &options);
         assert_eq!(arguments.last(), Some(&OsString::from("fsync=on")));
         assert!(arguments.contains(&OsString::from("port=5")));

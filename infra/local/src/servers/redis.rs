@@ -30,6 +30,8 @@ pub struct RedisOptions {
     pub password: Option<String>,
     /// More settings, as in redis.conf: name and value. They win over ours.
     pub settings: Vec<(String, String)>,
+    /// Variables of the process, beside those that it inherits.
+    pub environment: Vec<(String, String)>,
 }
 
 /// The certificates of a server, as PEM files. Its certificate is also what we show to it, and what the nodes of a
@@ -181,7 +183,7 @@ impl Kind<1> for Kindred {
             name: Self::NAME,
             command: self.at.server.clone(),
             args: arguments(folder, port, &self.options),
-            environment: Vec::new(),
+            environment: self.options.environment.clone(),
             user: None,
             log: folder.join("redis.log"),
             stop: Signal::TERM,

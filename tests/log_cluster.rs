@@ -1,0 +1,216 @@
+//! Two brokers: leaders that die, stop or stand still under load, leaders whose clocks are wrong, and records that a
+//! topic doesn't admit.
+
+use local::layers::Layer;
+use local::stack::with_layout;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rustix::process::{Pid, Signal, kill_process};
+use shared_model::catalog::OUTBRAIN;
+use shared_model::offsets::TopicPartition;
+use simulator::generate::{Delivery, Generator, Options};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+use tidemark_tests::brokers::{FIRST, Pair, SECOND};
+use tidemark_tests::events::town;
+use tidemark_tests::load::Load;
+use tidemark_tests::stack::Stack;
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
+const EPOCH: i64 = 1_000;
+const DAY: i64 = 86_400_000;
+
+/// Waits until the realtime view has what lies in the log by now, and says how long that took.
+async fn caught_up(stack: &Stack, speed: &Layer) -> Duration {
+    let begun = Instant::now();
+    // A leader that is new says nothing of its log's end at first.
+    let ends =
+        wait_for("the log's ends", async || stack.probe.ends().map_err(|error| format!("{error:#}"))).await;
+    wait_for("the realtime view reaching them", async || match stack.probe.lag(&ends).await {
+        Ok(0) => Ok(()),
+        Ok(lag) => Err(format!("{lag} records behind; the worker says\n{}", speed.logged())),
+        Err(error) => Err(format!("{error:#}")),
+    })
+    .await;
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_die_stop_or_stand_still_under_load_cost_nothing() {
+    let (both, alone) = ([SECOND, FIRST], [FIRST, FIRST]);
+    let mut pair = Pair::start(LAYERS, &with_layout(OUTBRAIN, LAYOUT), &both).await;
+    pair.stack.batch(&["run"]).await;
+    let speed = pair.stack.speed();
+    let (_process, serving) = pair.stack.serving().await;
+    let load = Load::start(&pair.stack, 81);
+    let (mut moves, mut longest) = (0, Duration::ZERO);
+    for fault in ["killed", "stopped", "frozen"] {
+        caught_up(&pair.stack, &speed).await;
+        let pid = Pid::from_raw(pair.second.pid().expect("a running broker") as i32).expect("a process id");
+        let begun = Instant::now();
+        match fault {
+            "killed" => pair.second.kill(),
+            "stopped" => pair.second.stop().await,
+            _ => kill_process(pid, Signal::STOP).expect("stopped"),
+        }
+        for topic in ["page_views", "events"] {
+            pair.led(topic, &alone).await;
+        }
+        // Nobody is told; all find the new leader.
+        caught_up(&pair.stack, &speed).await;
+        let (away, begun) = (begun.elapsed(), Instant::now());
+        pair.stack.batch(&["run"]).await;
+        if fault == "frozen" {
+            kill_process(pid, Signal::CONT).expect("resumed");
+        } else {
+            pair.second.restart().await.expect("the second broker again");
+        }
+        for topic in ["page_views", "events"] {
+            pair.led(topic, &both).await;
+        }
+        caught_up(&pair.stack, &speed).await;
+        let back = begun.elapsed();
+        println!("a leader {fault}: caught up {away:?} after that, and {back:?} after a run and its return");
+        pair.stack.batch(&["run"]).await;
+        (moves, longest) = (moves + 2, longest.max(away));
+    }
+    let sent = load.end().await;
+    pair.stack.settle().await;
+    let oracle = pair.stack.oracle();
+    pair.stack.compare(&serving, &oracle, "after the leaders moved").await;
+    pair.stack.run_past_the_end().await;
+    pair.stack.settle().await;
+    pair.stack.compare(&serving, &oracle, "after a run").await;
+    pair.stack.verify_groups("after the leaders moved").await;
+    println!(
+        "{moves} moves of two partitions' leader while {sent} records came, caught up within {longest:?} each: 0 lost, \
+         0 doubled over {} distinct events",
+        oracle.facts().len()
+    );
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    now.as_millis() as i64
+}
+
+/// The tidemark's cuts, and why partitions are held.
+async fn tidemark(stack: &Stack) -> BTreeMap<TopicPartition, (i64, i64, Option<String>)> {
+    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
+    let sql =
+        "select cut->>'topic', (cut->>'partition')::int, (cut->>'epoch')::bigint, (cut->>'offset')::bigint,
+                 cut->>'held'
+               from tidemark.tidemark, jsonb_array_elements(cuts) cut
+               where generation = (select max(generation) from tidemark.tidemark)";
+    let cuts: Vec<(String, i32, i64, i64, Option<String>)> =
+        sqlx::query_as(sql).fetch_all(&pool).await.expect("the tidemark");
+    let place = |(topic, partition, epoch, offset, held): (String, i32, i64, i64, Option<String>)| {
+        (TopicPartition::new(&topic, partition), (epoch, offset, held))
+    };
+    cuts.into_iter().map(place).collect()
+}
+
+/// Holds each cut of the tidemark against the log: the first record whose clock, the running maximum of append times,
+/// has reached the epoch. Gives why partitions are held.
+async fn check_cuts(stack: &Stack) -> BTreeMap<TopicPartition, String> {
+    let (cuts, times) = (tidemark(stack).await, stack.probe.append_times().expect("the log"));
+    let mut reasons = BTreeMap::new();
+    for (tp, (epoch, offset, held)) in cuts {
+        let mut clock = 0;
+        let mut reached = times.get(&tp).into_iter().flatten().filter(|(_, time)| {
+            clock = clock.max(*time);
+            clock >= epoch * EPOCH
+        });
+        assert_eq!(reached.next().map(|(offset, _)| *offset), Some(offset), "{tp}: the cut of epoch {epoch}");
+        reasons.extend(held.map(|reason| (tp, reason)));
+    }
+    reasons
+}
+
+/// Sends page views and clicks to the first two of four partitions; the others stay idle.
+fn send(stack: &Stack, seed: u64) {
+    let options = Options { near_repeats: 0.05, late: 0.01, malformed: 0.005, ..town(2_000) };
+    let all: Vec<Delivery> = Generator::new(options, seed).collect();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", stack.kafka.bootstrap()).set("acks", "all");
+    let producer: BaseProducer = config.create().expect("a producer");
+    for delivery in &all {
+        let partition = i32::from(delivery.key.bytes().last().is_some_and(|byte| byte % 2 == 1));
+        let record = BaseRecord::to(delivery.stream).partition(partition).key(&delivery.key);
+        producer.send(record.payload(&delivery.value)).map_err(|(error, _)| error).expect("sent");
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(Duration::from_secs(60)).expect("acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
+    // The second broker leads one partition with records, and one without, of each topic.
+    let leaders = [SECOND, FIRST, SECOND, FIRST];
+    let mut pair = Pair::start(LAYERS, &with_layout(OUTBRAIN, LAYOUT), &leaders).await;
+    pair.stack.batch(&["run"]).await;
+    let speed = pair.stack.speed();
+    let (_process, serving) = pair.stack.serving().await;
+    let phases = [(-90_000, "90 s slow"), (0, "right"), (DAY, "a day ahead"), (0, "right again")];
+    for (seed, (wrong_by, name)) in (91..).zip(phases) {
+        pair.restart_second(wrong_by, &leaders).await;
+        let begun = now();
+        let stack = &pair.stack;
+        send(stack, seed);
+        caught_up(stack, &speed).await;
+        stack.compare(&serving, &stack.oracle(), &format!("sent while a clock is {name}")).await;
+        for run in 0..if wrong_by == 0 { 1 } else { 2 } {
+            stack.batch(&["run", "--patience", "3s"]).await;
+            caught_up(stack, &speed).await;
+            let held = check_cuts(stack).await;
+            let slow: Vec<_> = held.iter().filter(|(tp, _)| tp.partition % 2 == 0).collect();
+            assert_eq!(held.len(), slow.len(), "a clock {name} holds back others: {held:?}");
+            if wrong_by < 0 {
+                let behind = |(_, reason): &&(&TopicPartition, &String)| reason.contains("clock is");
+                assert_eq!(slow.iter().filter(behind).count(), 4, "the slow clocks are named: {held:?}");
+            }
+            stack.becomes(&serving, &stack.oracle(), &format!("run {run} while a clock is {name}")).await;
+        }
+        stack.verify_groups(&format!("while a clock is {name}")).await;
+        let query = serde_json::json!({ "metrics": ["user_view_cnt"],
+            "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" });
+        let answer = serving.query(&query).await.expect("an answer");
+        let as_of = chrono::DateTime::parse_from_rfc3339(answer["as_of"].as_str().expect("as_of"));
+        let as_of = as_of.expect("a time").timestamp_millis();
+        let mut times = stack.probe.append_times().expect("the log");
+        times.retain(|tp, _| &*tp.topic == "page_views");
+        let slowest = times.values().filter_map(|times| times.iter().map(|(_, time)| *time).max()).min();
+        assert!(
+            Some(as_of) <= slowest,
+            "as_of {as_of} is beyond the slowest clock, {slowest:?}, with one {name}"
+        );
+        let age = now() - as_of;
+        assert_eq!(
+            as_of < begun,
+            wrong_by < 0,
+            "as_of follows the slow clocks alone: {age} ms, a clock {name}"
+        );
+        println!("a clock {name}: as_of is {age} ms old; {} from the batch view", answer["parts"]["batch"]);
+    }
+    // The clocks of the partitions that were a day ahead don't go back; with their leader gone the other goes on.
+    pair.second.kill();
+    for topic in ["page_views", "events"] {
+        pair.led(topic, &[FIRST; 4]).await;
+    }
+    let stack = &pair.stack;
+    send(stack, 99);
+    caught_up(stack, &speed).await;
+    stack.batch(&["run", "--patience", "3s"]).await;
+    caught_up(stack, &speed).await;
+    check_cuts(stack).await;
+    let oracle = stack.oracle();
+    stack.becomes(&serving, &oracle, "led by a right clock below those of the log").await;
+    stack.verify_groups("led by a right clock below those of the log").await;
+    println!(
+        "5 leaders' clocks over 8 partitions: cuts by records alone, {} distinct events, all answers equal \
+              the oracle's",
+        oracle.facts().len()
+    );
+}
