@@ -161,7 +161,8 @@ async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
         send(stack, seed);
         caught_up(stack, &speed).await;
         stack.compare(&serving, &stack.oracle(), &format!("sent while a clock is {name}")).await;
-        for run in 0..if wrong_by == 0 { 1 } else { 2 } {
+        let runs = if wrong_by == 0 { 1 } else { 2 };
+        for run in 0..runs {
             stack.batch(&["run", "--patience", "3s"]).await;
             caught_up(stack, &speed).await;
             let held = check_cuts(stack).await;
