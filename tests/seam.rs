@@ -503,7 +503,7 @@ impl World {
                 self.twins[at].lose(*group, earlier);
             }
             Step::Remember => {
-                self.remembered[at] = (0..GROUPS).map(|group| self.twins[at].group(group).cloned()).collect();
+                self.remembered[at] = (0..GROUPS).map(|group| self.twins[at].group(group)).collect();
             }
             Step::Move { boundary, held } => {
                 let boundaries = self.boundaries(*held);
@@ -539,10 +539,10 @@ impl World {
             let fed: Vec<_> = fed.map(|metric| &**metric).collect();
             for (group, reached) in reached[at].iter_mut().enumerate() {
                 let stored = self.twins[at].group(group);
-                let header = stored.map(|stored| &stored.header);
+                let header = stored.as_ref().map(|stored| &stored.header);
                 let counts = coverage.judge(&self.catalog, &log.tp, header, &cut, &fed);
                 *reached = cut.offset;
-                if let (true, Some(stored)) = (counts, stored) {
+                if let (true, Some(stored)) = (counts, &stored) {
                     *reached = stored.header.to;
                     merge(&self.catalog, stored, &cut, &mut cells);
                 }
@@ -597,7 +597,7 @@ impl World {
     /// Each group holds the whole log now, and its clocks are the log's.
     fn stands_at_the_end(&self) {
         for (log, twin) in self.logs.iter().zip(&self.twins) {
-            for header in (0..GROUPS).filter_map(|group| Some(&twin.group(group)?.header)) {
+            for header in (0..GROUPS).filter_map(|group| Some(twin.group(group)?.header)) {
                 let end = log.records.last().map_or(log.low, |record| record.offset + 1);
                 assert_eq!(
                     (header.to, header.clock, &header.trusted),

@@ -10,15 +10,16 @@
 pub mod boundary;
 mod buffer;
 mod consume;
-mod fold;
+pub(crate) mod fold;
 #[cfg(test)]
 mod laws;
 pub mod manifest;
-mod partition;
+pub(crate) mod partition;
 #[cfg(test)]
 pub(crate) mod samples;
 mod seal;
 mod segment;
+pub(crate) mod step;
 pub mod store;
 pub mod sweep;
 
@@ -29,12 +30,14 @@ pub use segment::SYSTEM_COLUMNS;
 pub use store::Store;
 
 pub(crate) use buffer::{Batch, Buffers};
+pub(crate) use seal::Sealer;
 pub(crate) use segment::{Files, RejectedRow, Row};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use rdkafka::config::ClientConfig;
 use shared_model::catalog::Catalog;
+use shared_model::epoch::EpochLength;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, Tidemark};
 use shared_model::time::Millis;
@@ -130,30 +133,47 @@ impl Advanced {
 /// store or of the broker is an error; a partition that merely can't move on is held.
 pub async fn advance(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>, until: Until) -> Result<Advanced> {
     let found = partition::discover(ctx, from).await?;
-    let mut advanced = Advanced { waiting: found.waiting, held: found.held, ..Advanced::default() };
-    let walked: Vec<seal::Chain> = futures::stream::iter(found.starts)
-        .map(|(tp, start)| seal::walk(&ctx.store, tp, start))
-        .buffered(16)
-        .try_collect()
-        .await?;
-    let mut chains = Vec::new();
-    for chain in walked {
-        let stopped = advanced.held.contains_key(&chain.tp);
-        let closed = chain.end().epoch >= ctx.catalog.layout.epoch.epoch(until.now);
-        if stopped || closed { advanced.take(chain, None) } else { chains.push(chain) }
-    }
+    let (mut advanced, chains) =
+        Advanced::walk(&ctx.store, ctx.catalog.layout.epoch, found, until.now).await?;
     for (chain, held) in partition::read_all(ctx, chains, until).await? {
         advanced.take(chain, held);
     }
-    advanced.sealed.sort_by(|a, b| {
-        let place = |sealed: &Sealed| (sealed.manifest.topic_partition(), sealed.manifest.from.offset);
-        place(a).cmp(&place(b))
-    });
+    advanced.sort();
     Ok(advanced)
 }
 
 impl Advanced {
-    fn take(&mut self, chain: seal::Chain, held: Option<String>) {
+    /// Follows the manifests of all partitions; those that must be read on come back as chains.
+    pub(crate) async fn walk(
+        store: &Store,
+        epochs: EpochLength,
+        found: partition::Found,
+        now: Millis,
+    ) -> Result<(Advanced, Vec<seal::Chain>)> {
+        let mut advanced = Advanced { waiting: found.waiting, held: found.held, ..Advanced::default() };
+        let walked: Vec<seal::Chain> = futures::stream::iter(found.starts)
+            .map(|(tp, start)| seal::walk(store, tp, start))
+            .buffered(16)
+            .try_collect()
+            .await?;
+        let mut chains = Vec::new();
+        for chain in walked {
+            let stopped = advanced.held.contains_key(&chain.tp);
+            let closed = chain.end().epoch >= epochs.epoch(now);
+            if stopped || closed { advanced.take(chain, None) } else { chains.push(chain) }
+        }
+        Ok((advanced, chains))
+    }
+
+    /// Brings the manifests into their order.
+    pub(crate) fn sort(&mut self) {
+        self.sealed.sort_by(|a, b| {
+            let place = |sealed: &Sealed| (sealed.manifest.topic_partition(), sealed.manifest.from.offset);
+            place(a).cmp(&place(b))
+        });
+    }
+
+    pub(crate) fn take(&mut self, chain: seal::Chain, held: Option<String>) {
         if let Some(reason) = held {
             self.held.insert(chain.tp.clone(), reason);
         }

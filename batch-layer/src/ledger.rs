@@ -169,6 +169,13 @@ pub(crate) struct Version {
     pub(crate) partial: bool,
 }
 
+impl Version {
+    /// Whether a computation that gave these rows changes nothing.
+    pub(crate) fn is(&self, hash: &str, partial: bool) -> bool {
+        self.hash == hash && self.partial == partial
+    }
+}
+
 type VersionRow = (i64, Option<String>, String, String, i64, bool);
 
 fn version((id, table, hash, inputs, rows, partial): VersionRow) -> Version {

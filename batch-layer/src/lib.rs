@@ -22,6 +22,8 @@ mod schedule;
 mod history;
 mod telemetry;
 mod service;
+#[doc(hidden)]
+pub mod twin;
 
 pub use config::{
     ArchiveArgs, Args, AuditArgs, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, CatalogOfArgs,

@@ -3,7 +3,7 @@
 //! Every flip publishes versions computed from exactly what lies below the tidemark that it leaves in force. One run at
 //! a time computes (an advisory lock); should two flip all the same, the generation lets one win.
 
-mod input;
+pub(crate) mod input;
 mod jobs;
 mod order;
 
@@ -162,7 +162,7 @@ async fn locked_run(
     let known = order.known(context, connection, &fresh).await?;
     let work = work::decide(&context.catalog, &known);
     let mut outcome = Outcome { run, held: next.held.clone(), ..Outcome::default() };
-    let moved = next.cuts != current.cuts || next.held != current.held || !fresh.is_empty();
+    let moved = fresh.moves(&current, &next);
     for (day, metrics) in &work {
         let input = Inputs::of_day(context, connection, *day, &fresh).await?;
         outcome.days.push(order::DayOutcome::new(*day, metrics, &input));

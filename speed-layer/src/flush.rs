@@ -97,6 +97,18 @@ pub(crate) enum Answer {
     NoLibrary,
 }
 
+impl Answer {
+    /// What the text means that the function library gives.
+    pub(crate) fn of(text: &str) -> Answer {
+        match text {
+            "OK" | "DONE" => Answer::Stored,
+            "OWNER" => Answer::NotOwner,
+            "FENCE" => Answer::NotFence,
+            other => Answer::Unknown(format!("unexpected answer {other:?}")),
+        }
+    }
+}
+
 /// What to do after a round of writes to a partition's groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Next {

@@ -24,6 +24,26 @@ pub(crate) struct Claimed {
     pub(crate) segments: Vec<(Slice, u64, usize)>,
 }
 
+impl Claimed {
+    /// Reads what a group's hash holds: header, fence, and the other fields with their lengths.
+    pub(crate) fn of(header: Option<&[u8]>, fence: Option<&str>, fields: &[(String, usize)]) -> Claimed {
+        let segment = |(field, length): &(String, usize)| {
+            view::parse_segment_field(field).map(|(slice, seq)| (slice, seq, *length))
+        };
+        let segments: Vec<_> = fields.iter().filter_map(segment).collect();
+        let found = match (header, fence) {
+            (None, None) if segments.is_empty() => Found::Nothing,
+            (Some(header), fence) => match Header::from_json(header) {
+                Ok(header) if fence == Some(&*header.fence()) => Found::Group(header),
+                Ok(_) => Found::Unreadable("its fence is not its header's".into()),
+                Err(error) => Found::Unreadable(error.to_string()),
+            },
+            (None, _) => Found::Unreadable("it has no header".into()),
+        };
+        Claimed { found, segments }
+    }
+}
+
 /// Where a partition's fold stands: what a write says of the log below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Position {

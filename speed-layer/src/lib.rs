@@ -13,6 +13,7 @@ mod compaction;
 mod group;
 mod flush;
 mod partition;
+mod round;
 mod redis;
 mod dead_letters;
 mod tidemark_source;

@@ -245,8 +245,8 @@ impl Partition {
     /// folded records beyond it without seeing it.
     pub(crate) fn differs(&self, cut: &Cut) -> Option<&Group> {
         let differs = |group: &&Group| {
-            let cuts = group.cuts();
-            reach(&cuts, cut) == Reach::Differs || reach_of(&cuts, self.next, cut) == Reach::Differs
+            let (cuts, to) = (group.cuts(), group.folds_from().max(self.next));
+            reach(&cuts, cut) == Reach::Differs || reach_of(&cuts, to, cut) == Reach::Differs
         };
         self.groups.iter().find(differs)
     }
@@ -289,6 +289,13 @@ pub(crate) fn longest_ahead(stream: &Stream) -> Millis {
         (EventClockRule::Live, Bounds::Relative { future, .. }) => future,
         _ => 0,
     }
+}
+
+/// A cut whose newest trusted event time lies before this is far enough back for all panes of the longest window at a
+/// tidemark's cut.
+pub(crate) fn panes_before(cut: &Cut, stream: &Stream, longest_window: Millis, pane: Millis) -> Millis {
+    let newest = cut.trusted.newest.unwrap_or(Millis::MIN / 2);
+    newest - longest_window - longest_ahead(stream) - 2 * pane
 }
 
 /// The pane start that an older cut gives. Every event time below it is either not beyond its newest trusted time (and

@@ -7,7 +7,7 @@ mod address;
 
 pub(crate) use address::Address;
 
-use crate::flush::{Answer, Found};
+use crate::flush::Answer;
 use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
 use ::redis::cluster_async::ClusterConnection;
@@ -98,24 +98,13 @@ impl Redis {
             self.load_library().await?;
         }
         let (header, fence, fields) = reply.with_context(|| format!("cannot claim {key}"))?;
-        let mut segments = Vec::with_capacity(fields.len() / 2);
+        let mut lengths = Vec::with_capacity(fields.len() / 2);
         for pair in fields.chunks(2) {
             let [field, length] = pair else { bail!("redis' answer to the claim of {key} is cut short") };
-            let field = String::from_redis_value(field.clone())?;
-            if let Some((slice, seq)) = view::parse_segment_field(&field) {
-                segments.push((slice, seq, usize::from_redis_value(length.clone())?));
-            }
+            lengths
+                .push((String::from_redis_value(field.clone())?, usize::from_redis_value(length.clone())?));
         }
-        let found = match (header, fence) {
-            (None, None) if segments.is_empty() => Found::Nothing,
-            (Some(header), fence) => match Header::from_json(&header) {
-                Ok(header) if fence.as_deref() == Some(&*header.fence()) => Found::Group(header),
-                Ok(_) => Found::Unreadable("its fence is not its header's".into()),
-                Err(error) => Found::Unreadable(error.to_string()),
-            },
-            (None, _) => Found::Unreadable("it has no header".into()),
-        };
-        Ok(Claimed { found, segments })
+        Ok(Claimed::of(header.as_deref(), fence.as_deref(), &lengths))
     }
 
     /// Empties a group that is to be built anew. Refused (`NotOwner`) if another has claimed it since.
@@ -259,12 +248,7 @@ fn is_library_missing(error: &RedisError) -> bool {
 /// What an answer to a guarded write means.
 fn answer(reply: RedisResult<String>) -> Answer {
     match reply {
-        Ok(text) => match text.as_str() {
-            "OK" | "DONE" => Answer::Stored,
-            "OWNER" => Answer::NotOwner,
-            "FENCE" => Answer::NotFence,
-            other => Answer::Unknown(format!("unexpected answer {other:?}")),
-        },
+        Ok(text) => Answer::of(&text),
         Err(error) if is_library_missing(&error) => Answer::NoLibrary,
         Err(error) if error.code() == Some("OOM") => Answer::Full(explain(&error)),
         Err(error) => Answer::Unknown(explain(&error)),

@@ -4,7 +4,7 @@
 //! unneeded.
 
 use crate::health::Health;
-use crate::partition::{PaneStart, longest_ahead, pane_start};
+use crate::partition::{PaneStart, pane_start, panes_before};
 use anyhow::{Context as _, bail};
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
@@ -24,6 +24,11 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Tidemarks(Vec<(Arc<Tidemark>, Instant)>);
 
 impl Tidemarks {
+    /// What was found at first, oldest first; not empty.
+    pub(crate) fn new(found: Vec<(Arc<Tidemark>, Instant)>) -> Tidemarks {
+        Tidemarks(found)
+    }
+
     /// The one in force.
     pub(crate) fn current(&self) -> &Arc<Tidemark> {
         &self.0[self.0.len() - 1].0
@@ -36,7 +41,8 @@ impl Tidemarks {
         self.0[..aged].last()?.0.cuts.get(tp).cloned()
     }
 
-    fn see(&mut self, tidemark: Tidemark, now: Instant, grace: Duration) {
+    /// Takes in another generation: the next ones, or those of an older copy of the database.
+    pub(crate) fn see(&mut self, tidemark: Tidemark, now: Instant, grace: Duration) {
         let (generation, known) = (tidemark.generation, self.current().generation);
         if generation > known {
             tracing::info!(generation, "the tidemark has moved");
@@ -111,7 +117,7 @@ impl TidemarkSource {
         let newest = self.newest(2).await?;
         let mut tidemarks: Vec<_> = newest.into_iter().map(|tidemark| (Arc::new(tidemark), now)).collect();
         tidemarks.reverse();
-        Ok((!tidemarks.is_empty()).then_some((layout, Tidemarks(tidemarks))))
+        Ok((!tidemarks.is_empty()).then_some((layout, Tidemarks::new(tidemarks))))
     }
 
     /// The newest generations, newest first.
@@ -166,8 +172,7 @@ impl TidemarkSource {
         pane: Millis,
         log_start: i64,
     ) -> sqlx::Result<PaneStart> {
-        let before = cut.trusted.newest.unwrap_or(Millis::MIN / 2);
-        let before = before - longest_window - longest_ahead(stream) - 2 * pane;
+        let before = panes_before(cut, stream, longest_window, pane);
         let query = sqlx::query_as(
             "select t.generation, t.generation = (select min(generation) from tidemark.tidemark), c
              from tidemark.tidemark t, jsonb_array_elements(t.cuts) c

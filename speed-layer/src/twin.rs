@@ -1,29 +1,25 @@
-//! The worker's rounds without Kafka and Redis: the same claim, fold, flush and merge over a map in memory, so that
-//! tests can drive one partition through any interleaving of records, writes, crashes and losses.
+//! The speed layer without Kafka and Redis: the same claim, fold, flush and merge against a Redis in memory, so that
+//! tests can drive workers through any interleaving of records, calls, crashes and losses.
 //!
-//! Nothing is decided here: every decision is `flush`'s, `group`'s or `partition`'s, as in the worker.
+//! Nothing is decided here: every decision is `flush`'s, `group`'s, `round`'s or `partition`'s, as in the worker. The
+//! Redis in memory is held to the real one's function library by `tests/conformance.rs`.
 
-use crate::counters::Plan;
-use crate::decode::{Payload, Record};
-use crate::flush::Found;
-use crate::group::{Claimed, Expired, Group, Merge, Write};
-use crate::partition::{self, Partition, Taken};
+mod memory;
+mod worker;
+
+pub use memory::{Call, MemoryRedis, Reply};
+pub use worker::{Begin, Follower, Spell, Wire, Worker};
+
+use crate::counters::{self, Plan};
+use crate::window;
+use futures::executor::block_on;
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
 use shared_model::time::Millis;
-use shared_model::view::{Header, Slice};
+use shared_model::view::{self, Header, Mark, Slice};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-/// A group as Redis would hold it.
-#[derive(Debug, Clone)]
-pub struct Stored {
-    /// Its header.
-    pub header: Header,
-    /// Its segments, by slice and number.
-    pub segments: BTreeMap<(Slice, u64), Vec<u8>>,
-}
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What became of a record: the name of its outcome, where a test has to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,60 +30,88 @@ pub enum Outcome {
     Passed,
     /// Refused as invalid.
     Rejected,
+    /// Not a record of the log that the tidemark was cut from.
+    OtherLog,
 }
 
-/// One partition with its worker and its stored groups.
+/// The start of the oldest pane that is still in a window, by all partitions' marks.
+pub fn oldest_pane<'a>(catalog: &Catalog, marks: impl Iterator<Item = &'a Mark> + Clone) -> Option<Millis> {
+    window::oldest_pane(marks, catalog.layout.pane, counters::longest_window(catalog))
+}
+
+/// A group as Redis holds it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its header.
+    pub header: Header,
+    /// Its segments, by slice and number.
+    pub segments: BTreeMap<(Slice, u64), Vec<u8>>,
+    /// Its fields.
+    fields: BTreeMap<String, Vec<u8>>,
+}
+
+/// One partition with its worker and its stored groups; every call is answered at once.
 pub struct Twin {
     tp: TopicPartition,
     plan: Arc<Plan>,
-    owner: Option<Partition>,
-    stored: BTreeMap<usize, Stored>,
-    incarnations: u64,
+    redis: Local,
+    worker: Option<Worker<Local>>,
+    drawn: u64,
+}
+
+/// A Redis in this process, of which some groups are out of reach.
+#[derive(Clone, Default)]
+struct Local(Arc<Mutex<(MemoryRedis, Vec<String>)>>);
+
+impl Local {
+    fn with<T>(&self, look: impl FnOnce(&mut (MemoryRedis, Vec<String>)) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Wire for Local {
+    async fn call(&self, call: Call) -> Option<Reply> {
+        self.with(|(redis, lost)| {
+            if call.key().is_some_and(|key| lost.iter().any(|lost| lost == key)) {
+                return None;
+            }
+            Some(redis.call(&call))
+        })
+    }
 }
 
 impl Twin {
     /// A partition of a stream, with nothing stored and no worker.
     pub fn new(catalog: &Catalog, stream: &Arc<Stream>, tp: &TopicPartition) -> Twin {
         let plan = Arc::new(Plan::new(catalog, stream));
-        Twin { tp: tp.clone(), plan, owner: None, stored: BTreeMap::new(), incarnations: 0 }
+        Twin { tp: tp.clone(), plan, redis: Local::default(), worker: None, drawn: 0 }
     }
 
     /// A worker claims the partition at a tidemark's cut, whatever went before, and reads from the returned offset
     /// on. A group that must be built anew folds panes from `panes` on, an older cut (of the first tidemark, where
     /// `is_first`).
     pub fn claim(&mut self, cut: &Cut, panes: &Cut, is_first: bool, log_start: i64) -> i64 {
-        let claimed = (0..self.plan.layout.groups as usize).map(|group| match self.stored.get(&group) {
-            None => Claimed { found: Found::Nothing, segments: Vec::new() },
-            Some(stored) => {
-                let segments = stored.segments.iter().map(|(&(slice, seq), bytes)| (slice, seq, bytes.len()));
-                Claimed { found: Found::Group(stored.header.clone()), segments: segments.collect() }
-            }
-        });
-        let panes = partition::pane_start(panes.clone(), is_first, &self.plan.stream, self.plan.layout.pane);
-        let incarnations = &mut self.incarnations;
-        let random = || {
-            *incarnations += 1;
-            *incarnations
+        let begin = || Begin {
+            cut: cut.clone(),
+            panes: panes.clone(),
+            panes_are_first: is_first,
+            log: (log_start, i64::MAX),
         };
-        let (owner, rebuilt) =
-            Partition::start(&self.tp, &self.plan, claimed.collect(), cut, &panes, log_start, random);
-        for (group, _) in rebuilt {
-            self.stored.remove(&group);
-        }
-        let from = owner.read_from(log_start);
-        self.owner = Some(owner);
+        let drawn = &mut self.drawn;
+        let random = || {
+            *drawn += 1;
+            *drawn
+        };
+        let claimed = Worker::claim_with(self.plan.clone(), &self.tp, self.redis.clone(), begin, random);
+        let worker = block_on(claimed).expect("nothing is out of reach at a claim");
+        let from = worker.reads_from();
+        self.worker = Some(worker);
         from
     }
 
     /// The worker takes in the next record; `None` is a tick.
     pub fn take(&mut self, offset: i64, append_time: Millis, value: Option<&[u8]>) -> Outcome {
-        let payload = value.map_or(Payload::Tick, |bytes| Payload::Value(Some(bytes)));
-        let owner = self.owner.as_mut().expect("claimed");
-        match owner.take(&Record { offset, append_time: Some(append_time), payload }) {
-            Taken::Counted => Outcome::Counted,
-            Taken::Rejected { .. } | Taken::OtherLog => Outcome::Rejected,
-            Taken::Below | Taken::Tick | Taken::Repeat => Outcome::Passed,
-        }
+        self.worker.as_mut().expect("claimed").take(offset, append_time, value)
     }
 
     /// One round of writes; those of the groups that `reaches` refuses don't reach the store and stay in flight.
@@ -95,94 +119,44 @@ impl Twin {
     ///
     /// # Errors
     /// Where the store refuses a write (the group was lost meanwhile): the worker has to claim anew.
-    pub fn flush(
-        &mut self,
-        floor: Option<&Cut>,
-        reaches: impl Fn(usize) -> bool,
-    ) -> Result<(), &'static str> {
-        let owner = self.owner.as_mut().expect("claimed");
-        let (position, epoch) = (owner.position(), owner.epoch());
-        let expired = Expired { panes_below: None, epochs_below: floor.map(|cut| (cut.epoch, cut.offset)) };
-        for (number, group) in owner.groups_mut().iter_mut().enumerate() {
-            let due = group.has_work(epoch, &expired) || group.is_behind(&position);
-            if group.folds_from() > position.to || !due {
-                probe(&self.stored, number, group)?;
-                continue;
-            }
-            let merge = merge(&self.plan, group, epoch, &expired, self.stored.get(&number))?;
-            let write = group.write(&position, &expired, merge).map_err(|_| "states don't merge")?;
-            if reaches(number) {
-                apply(&mut self.stored, number, write)?;
-                group.confirm();
-            }
+    pub fn flush(&mut self, floor: Option<&Cut>, reaches: impl Fn(usize) -> bool) -> Result<(), Spell> {
+        let groups = 0..self.plan.layout.groups as usize;
+        let lost = groups.filter(|&group| !reaches(group)).map(|group| self.key(group)).collect();
+        self.redis.with(|(_, out_of_reach)| *out_of_reach = lost);
+        let worker = self.worker.as_mut().expect("claimed");
+        let ended = block_on(worker.round(floor, None, true));
+        self.redis.with(|(_, out_of_reach)| out_of_reach.clear());
+        match ended {
+            Spell::Stored | Spell::Retry => Ok(()),
+            ended => Err(ended),
         }
-        Ok(())
     }
 
     /// Whether the worker's cuts differ from a tidemark's, upon which it claims anew.
     pub fn differs(&self, cut: &Cut) -> bool {
-        self.owner.iter().any(|owner| owner.differs(cut).is_some())
+        self.worker.as_ref().is_some_and(|worker| worker.differs(cut))
     }
 
     /// The store loses one group, or goes back to an earlier state of it.
     pub fn lose(&mut self, group: usize, earlier: Option<Stored>) {
-        match earlier {
-            Some(earlier) => self.stored.insert(group, earlier),
-            None => self.stored.remove(&group),
-        };
+        let key = self.key(group);
+        self.redis.with(|(redis, _)| match earlier {
+            Some(earlier) => redis.put(&key, earlier.fields),
+            None => redis.remove(&key),
+        });
     }
 
     /// A group as stored.
-    pub fn group(&self, group: usize) -> Option<&Stored> {
-        self.stored.get(&group)
+    pub fn group(&self, group: usize) -> Option<Stored> {
+        let fields = self.redis.with(|(redis, _)| redis.fields(&self.key(group)).cloned())?;
+        let header = Header::from_json(fields.get(view::HEADER_FIELD)?).expect("a header of ours");
+        let segment = |(field, bytes): (&String, &Vec<u8>)| {
+            view::parse_segment_field(field).map(|name| (name, bytes.clone()))
+        };
+        Some(Stored { header, segments: fields.iter().filter_map(segment).collect(), fields })
     }
-}
 
-/// What the worker would read back and merge; nothing where the store doesn't have it all.
-fn merge(
-    plan: &Plan,
-    group: &Group,
-    epoch: i64,
-    expired: &Expired,
-    stored: Option<&Stored>,
-) -> Result<Option<Merge>, &'static str> {
-    let (Some((slice, seqs, _)), Some(stored), None) =
-        (group.to_merge(epoch, expired), stored, group.in_flight())
-    else {
-        return Ok(None);
-    };
-    let read: Option<Vec<Vec<u8>>> =
-        seqs.iter().map(|&seq| stored.segments.get(&(slice, seq)).cloned()).collect();
-    let merged = read.map(|read| Merge::of(plan, slice, seqs, &read)).transpose();
-    merged.map_err(|_| "a stored segment can't be read")
-}
-
-/// What a quiet round finds out: whether a group that has nothing to write is still as it was stored.
-fn probe(stored: &BTreeMap<usize, Stored>, number: usize, group: &Group) -> Result<(), &'static str> {
-    let fence = stored.get(&number).map(|group| group.header.fence());
-    if group.is_stored() && fence != Some(group.header().fence()) {
-        return Err("FENCE");
+    fn key(&self, group: usize) -> String {
+        view::group_key(&self.tp, group as u32, self.plan.layout.groups)
     }
-    Ok(())
-}
-
-/// What the flush function does: checks the fence, recognises a retry, then writes.
-fn apply(stored: &mut BTreeMap<usize, Stored>, number: usize, write: &Write) -> Result<(), &'static str> {
-    let fence = stored.get(&number).map(|group| group.header.fence()).unwrap_or_default();
-    if fence == write.header.fence() {
-        return Ok(());
-    }
-    if fence != write.expected {
-        return Err("FENCE");
-    }
-    let empty = || Stored { header: write.header.clone(), segments: BTreeMap::new() };
-    let group = stored.entry(number).or_insert_with(empty);
-    group.header = write.header.clone();
-    for (slice, bytes) in &write.segments {
-        group.segments.insert((*slice, write.header.seq), bytes.clone());
-    }
-    for delete in &write.deletes {
-        group.segments.remove(delete);
-    }
-    Ok(())
 }

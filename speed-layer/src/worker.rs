@@ -8,11 +8,12 @@ use crate::consume::{Log, Member, Records};
 use crate::counters::Plan;
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::decode;
-use crate::flush::{self, Answer, Next};
+use crate::flush::{Answer, Next};
 use crate::group::{Expired, Merge, Position};
 use crate::health::Health;
 use crate::partition::{Partition, Taken};
 use crate::redis::Redis;
+use crate::round::{Round, ToMerge};
 use crate::telemetry::PartitionMetrics;
 use crate::tidemark_source::{TidemarkSource, Tidemarks};
 use ::redis::RedisResult;
@@ -25,7 +26,7 @@ use shared_model::causes::Causes;
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
-use shared_model::view::{Mark, Slice};
+use shared_model::view::Mark;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -42,8 +43,6 @@ const QUIET: Duration = Duration::from_secs(1);
 const DEAD_LETTERS: usize = 2_000;
 /// How many bytes of waiting cells, or of dead letters, force a flush.
 const PENDING_BYTES: usize = 64 << 20;
-/// How many stored bytes one round may read back to merge.
-const MERGE_BYTES: usize = 16 << 20;
 
 /// What all partitions' workers share.
 pub(crate) struct Shared {
@@ -291,11 +290,13 @@ impl Owner {
         }
         let (position, expired) = (self.partition.position(), self.expired());
         let quiet = last || self.quiet_since.elapsed() >= QUIET;
-        let due = self.prepare(&position, &expired, quiet).await?;
-        let bytes = due.iter().filter_map(|&group| self.partition.groups()[group].in_flight());
+        let (round, merges) = Round::begin(&self.partition, expired, quiet);
+        let merged = self.read_back(merges).await?;
+        round.build(&mut self.partition, merged)?;
+        let bytes = round.writes().iter().filter_map(|&group| self.partition.groups()[group].in_flight());
         let bytes = bytes.flat_map(|write| &write.segments).map(|(_, bytes)| bytes.len()).sum();
-        let wrote = !due.is_empty();
-        if let ControlFlow::Break(spell) = self.write(due, quiet, stop).await? {
+        let wrote = !round.writes().is_empty();
+        if let ControlFlow::Break(spell) = self.write(round, stop).await? {
             return Ok(ControlFlow::Break(spell));
         }
         if wrote {
@@ -328,38 +329,12 @@ impl Owner {
         Expired { panes_below: oldest_pane, epochs_below: floor.map(|cut| (cut.epoch, cut.offset)) }
     }
 
-    /// Builds the writes of a round and returns the numbers of their groups.
-    async fn prepare(
-        &mut self,
-        position: &Position,
-        expired: &Expired,
-        quiet: bool,
-    ) -> anyhow::Result<Vec<usize>> {
-        let open_epoch = self.partition.epoch();
-        let groups = self.partition.groups();
-        // A group that the re-read has not come back to yet is left as it is.
-        let due = |group: &crate::group::Group| {
-            group.folds_from() <= position.to
-                && (group.has_work(open_epoch, expired) || quiet && group.is_behind(position))
-        };
-        let due: Vec<usize> = (0..groups.len()).filter(|&group| due(&groups[group])).collect();
-        let mut budget = MERGE_BYTES;
-        let mut merges: Vec<(usize, Slice, Vec<u64>)> = Vec::new();
-        for &group in due.iter().filter(|&&group| groups[group].in_flight().is_none()) {
-            if let Some((slice, seqs, bytes)) = groups[group].to_merge(open_epoch, expired)
-                && (bytes <= budget || merges.is_empty())
-            {
-                budget = budget.saturating_sub(bytes);
-                merges.push((group, slice, seqs));
-            }
-        }
-        let redis = &self.shared.redis;
-        let read = merges.into_iter().map(|(group, slice, seqs)| {
-            let key = groups[group].key.clone();
-            async move {
-                let stored = redis.segments(&key, slice, &seqs).await;
-                stored.map(|stored| (group, slice, seqs, stored))
-            }
+    /// Reads back what a round merges.
+    async fn read_back(&self, merges: Vec<ToMerge>) -> anyhow::Result<BTreeMap<usize, Merge>> {
+        let (redis, groups) = (&self.shared.redis, self.partition.groups());
+        let read = merges.into_iter().map(|ToMerge { group, slice, seqs }| async move {
+            let stored = redis.segments(&groups[group].key, slice, &seqs).await;
+            stored.map(|stored| (group, slice, seqs, stored))
         });
         // A failed or partial read only puts the merge off: the write itself will find out what is wrong.
         let read: Vec<_> = join_all(read).await.into_iter().filter_map(Result::ok).collect();
@@ -370,36 +345,22 @@ impl Owner {
                 merged.insert(group, merge.context("a stored segment can't be read")?);
             }
         }
-        let groups = self.partition.groups_mut();
-        for &group in &due {
-            groups[group].write(position, expired, merged.remove(&group)).context("states don't merge")?;
-        }
-        Ok(due)
+        Ok(merged)
     }
 
-    /// Sends the writes until all are stored; verifies the other groups' presence when `quiet`.
-    async fn write(&mut self, mut due: Vec<usize>, quiet: bool, stop: &CancellationToken) -> Flow {
+    /// Sends a round's writes until all are stored.
+    async fn write(&mut self, mut round: Round, stop: &CancellationToken) -> Flow {
         let mut pause = Duration::from_millis(50);
-        let mut probed = quiet;
-        while !due.is_empty() || probed {
+        while round.is_open() {
             let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
-            let writes = due.iter().map(|&group| {
-                let write = groups[group].in_flight().expect("prepared");
+            let writes = round.writes().iter().map(|&group| {
+                let write = groups[group].in_flight().expect("built");
                 redis.flush(&groups[group].key, token, write)
             });
-            let others = (0..groups.len()).filter(|group| probed && !due.contains(group));
-            let others = others.filter(|&group| groups[group].is_stored());
-            let probes = others.map(|group| redis.probe(&groups[group].key, token, groups[group].header()));
-            let (answers, mut probes) = futures::join!(join_all(writes), join_all(probes));
-            // A probe writes nothing: that it wasn't answered is found out by the next.
-            probes.retain(|answer| matches!(answer, Answer::NotOwner | Answer::NotFence));
-            probed = false;
-            for (&group, _) in due.iter().zip(&answers).filter(|(_, answer)| **answer == Answer::Stored) {
-                self.partition.groups_mut()[group].confirm();
-            }
-            let next = flush::next(answers.iter().chain(&probes));
-            let mut open = answers.iter().map(|answer| *answer != Answer::Stored);
-            due.retain(|_| open.next().unwrap_or(false));
+            let probes = round.probes().iter();
+            let probes = probes.map(|&group| redis.probe(&groups[group].key, token, groups[group].header()));
+            let (answers, probes) = futures::join!(join_all(writes), join_all(probes));
+            let next = round.answered(self.partition.groups_mut(), &answers, &probes);
             match next {
                 Next::Continue => continue,
                 Next::GiveUp => {

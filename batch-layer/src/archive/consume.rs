@@ -15,13 +15,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::LOG_LOST;
 use shared_model::time::Millis;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::archive::fold::Record;
+use crate::archive::step::{Arrived, Logged, shrunk};
 
 /// How long one request to the broker may take.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -164,18 +164,6 @@ pub(crate) async fn tick(producer: &LogProducer, tp: &TopicPartition) -> Result<
     }
 }
 
-/// What reading brought.
-pub(crate) enum Arrived<'c> {
-    /// The next record.
-    Record(BorrowedMessage<'c>),
-    /// The log no longer has these offsets; reading goes on behind them.
-    Gap(i64, i64),
-    /// All that the log holds now was read; a later call may bring more.
-    End,
-    /// The partition can't be read on, for this reason.
-    Stuck(String),
-}
-
 /// Reads one partition from an offset on.
 pub(crate) struct PartitionReader<'c> {
     consumer: &'c LogConsumer,
@@ -212,7 +200,7 @@ impl<'c> PartitionReader<'c> {
     }
 
     /// Waits for what comes next.
-    pub(crate) fn next(&mut self) -> Result<Arrived<'c>> {
+    pub(crate) fn next(&mut self) -> Result<Arrived<BorrowedMessage<'c>>> {
         let since = Instant::now();
         let mut trouble = None;
         while since.elapsed() < self.patience {
@@ -257,7 +245,7 @@ impl<'c> PartitionReader<'c> {
             && message.topic() == &*self.tp.topic
     }
 
-    fn out_of_range(&mut self) -> Result<Arrived<'c>> {
+    fn out_of_range(&mut self) -> Result<Arrived<BorrowedMessage<'c>>> {
         let (low, high) = watermarks(self.consumer, &self.tp)?;
         let at = self.next;
         if low > at {
@@ -268,28 +256,21 @@ impl<'c> PartitionReader<'c> {
     }
 }
 
-/// Why a log that ends below what was archived is not read.
-pub(crate) fn shrunk(archived: i64, high: i64) -> String {
-    format!(
-        "{LOG_LOST}: the log ends at offset {high}, below the archived offset {archived}; the topic was deleted and made \
-         anew, or lost records: give the new log a topic name of its own"
-    )
-}
-
-/// What the archive needs of a message.
-pub(crate) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
-    let header =
-        |name: &str| message.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
-    let produced = header(PRODUCED_HEADER).and_then(|header| header.value);
-    Record {
-        offset: message.offset(),
-        append_time: match message.timestamp() {
-            Timestamp::LogAppendTime(millis) => Some(millis),
-            Timestamp::CreateTime(_) | Timestamp::NotAvailable => None,
-        },
-        produced: produced.and_then(|bytes| std::str::from_utf8(bytes).ok()?.trim().parse().ok()),
-        tick_header: header(TICK_HEADER).is_some(),
-        value: message.payload(),
+impl Logged for BorrowedMessage<'_> {
+    fn record(&self) -> Record<'_> {
+        let header =
+            |name: &str| self.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
+        let produced = header(PRODUCED_HEADER).and_then(|header| header.value);
+        Record {
+            offset: self.offset(),
+            append_time: match self.timestamp() {
+                Timestamp::LogAppendTime(millis) => Some(millis),
+                Timestamp::CreateTime(_) | Timestamp::NotAvailable => None,
+            },
+            produced: produced.and_then(|bytes| std::str::from_utf8(bytes).ok()?.trim().parse().ok()),
+            tick_header: header(TICK_HEADER).is_some(),
+            value: self.payload(),
+        }
     }
 }
 

@@ -18,17 +18,17 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// One record of the log.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Record<'a> {
+pub struct Record<'a> {
     /// Its offset.
-    pub(crate) offset: i64,
+    pub offset: i64,
     /// The broker's append time; `None` where the batch isn't stamped LogAppendTime: then it moves no clock.
-    pub(crate) append_time: Option<Millis>,
+    pub append_time: Option<Millis>,
     /// The producer's own time, from its header.
-    pub(crate) produced: Option<Millis>,
+    pub produced: Option<Millis>,
     /// Whether it carries the tick header.
-    pub(crate) tick_header: bool,
+    pub tick_header: bool,
     /// Its value.
-    pub(crate) value: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
 }
 
 /// What to do next, in this order.

@@ -140,7 +140,7 @@ impl Auditor<'_> {
                 return Ok(());
             }
         };
-        let fresh = self.of.fresh.streams_by_day();
+        let fresh = self.of.fresh.streams_by_day(&self.context.catalog);
         let days: BTreeSet<EventDay> = fresh.keys().chain(touched.keys()).copied().collect();
         let (none, no_streams) = (BTreeSet::new(), BTreeSet::new());
         for day in days {

@@ -7,7 +7,10 @@ use crate::files::Files;
 use crate::ledger::{self, Entry};
 use crate::run::Context;
 use anyhow::{Context as _, Result};
+use shared_model::catalog::Catalog;
+use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::Tidemark;
 use shared_model::time::EventDay;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +59,11 @@ impl Fresh {
         fresh
     }
 
+    /// Whether a flip has anything to say beside versions.
+    pub(crate) fn moves(&self, current: &Tidemark, next: &Tidemark) -> bool {
+        next.cuts != current.cuts || next.held != current.held || !self.is_empty()
+    }
+
     /// Whether there is nothing to take in.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.gaps.is_empty()
@@ -66,10 +74,10 @@ impl Fresh {
         self.entries.iter().map(|entry| entry.segment.event_day).collect()
     }
 
-    /// The streams that bring new rows to each day.
-    pub(crate) fn streams_by_day(&self) -> BTreeMap<EventDay, BTreeSet<String>> {
+    /// The streams of the catalog that bring new rows to each day.
+    pub(crate) fn streams_by_day(&self, catalog: &Catalog) -> BTreeMap<EventDay, BTreeSet<String>> {
         let mut days: BTreeMap<EventDay, BTreeSet<String>> = BTreeMap::new();
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| catalog.stream(&entry.stream).is_some()) {
             days.entry(entry.segment.event_day).or_default().insert(entry.stream.clone());
         }
         days
@@ -99,6 +107,27 @@ pub(crate) async fn new_imports(
     Ok(found)
 }
 
+/// How a metric's day is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From all its segments that are there; `partial` where others are gone.
+    Whole {
+        /// Whether some are gone.
+        partial: bool,
+    },
+    /// New rows are merged into the live version, since older files are gone.
+    OntoLive,
+    /// Not at all: older files are gone and nothing is new.
+    Refused,
+}
+
+impl Way {
+    /// Whether what comes of it is not computed from the whole day.
+    pub(crate) fn is_partial(self) -> bool {
+        self != Way::Whole { partial: false }
+    }
+}
+
 /// What one day is computed from.
 #[derive(Debug)]
 pub(crate) struct Inputs {
@@ -122,11 +151,20 @@ impl Inputs {
         day: EventDay,
         fresh: &Fresh,
     ) -> Result<Inputs> {
-        let (known, broken) = ledger::day(connection, day).await?;
+        Ok(Inputs::of(&context.catalog, day, ledger::day(connection, day).await?, fresh))
+    }
+
+    /// From what the ledger has of a day (its files that are there, the streams of those that are not) and what is new.
+    pub(crate) fn of(
+        catalog: &Catalog,
+        day: EventDay,
+        (known, broken): (Vec<Entry>, BTreeSet<String>),
+        fresh: &Fresh,
+    ) -> Inputs {
         let new = fresh.entries.iter().filter(|entry| entry.segment.event_day == day).cloned();
         let mut entries: Vec<(Entry, bool)> =
             known.into_iter().map(|entry| (entry, false)).chain(new.map(|entry| (entry, true))).collect();
-        entries.retain(|(entry, _)| context.catalog.stream(&entry.stream).is_some());
+        entries.retain(|(entry, _)| catalog.stream(&entry.stream).is_some());
         entries.sort_by(|(a, _), (b, _)| a.segment.path.cmp(&b.segment.path));
         let mut hasher = Xxh3::new();
         for (entry, _) in &entries {
@@ -134,7 +172,24 @@ impl Inputs {
             hasher.update(&[0]);
         }
         let hash = format!("{:016x}", hasher.digest());
-        Ok(Inputs { day, entries, partial: !broken.is_empty(), broken, hash })
+        Inputs { day, entries, partial: !broken.is_empty(), broken, hash }
+    }
+
+    /// How a metric of the day is to be computed.
+    pub(crate) fn way(&self, metric: &Metric, has_live: bool) -> Way {
+        // A metric of streams whose files are all there is computed as ever.
+        let broken = metric.bindings.iter().any(|binding| self.broken.contains(&binding.stream));
+        match (broken, has_live) {
+            (false, _) => Way::Whole { partial: false },
+            (true, false) => Way::Whole { partial: true },
+            (true, true) if self.any_new() => Way::OntoLive,
+            (true, true) => Way::Refused,
+        }
+    }
+
+    /// All segments, each with whether it is new.
+    pub(crate) fn entries(&self) -> &[(Entry, bool)] {
+        &self.entries
     }
 
     /// How many segments there are, and how many of them are new.

@@ -8,7 +8,7 @@ use crate::files::Files;
 use crate::ledger;
 use crate::replace::{Origin, Staged, names, stage};
 use crate::run::Context;
-use crate::run::input::{Fresh, Inputs};
+use crate::run::input::{Fresh, Inputs, Way};
 use anyhow::{Result, bail};
 use futures::StreamExt as _;
 use shared_model::metric::Metric;
@@ -130,9 +130,9 @@ impl Jobs<'_> {
         let Attempt { run, reuse, insist } = self.attempt;
         let mut connection = self.context.pool.acquire().await?;
         let live = ledger::live(&mut connection, metric, day).await?;
-        // A metric of streams whose files are all there is computed as ever.
-        let partial = metric.bindings.iter().any(|binding| input.broken.contains(&binding.stream));
-        if partial && live.is_some() && !input.any_new() {
+        let way = input.way(metric, live.is_some());
+        let partial = way.is_partial();
+        if way == Way::Refused {
             let why = format!(
                 "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
                 input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
@@ -151,7 +151,7 @@ impl Jobs<'_> {
             let metric = metric.clone();
             return Ok(Some(Staged { metric, day, version: found.id, table: found.table, rows: found.rows }));
         }
-        let merged = if partial { live.as_ref() } else { None };
+        let merged = if way == Way::OntoLive { live.as_ref() } else { None };
         let today =
             if merged.is_some() { opened.new.as_ref().unwrap_or(&opened.whole) } else { &opened.whole };
         let mut cells = today.sorter(metric);
@@ -162,7 +162,7 @@ impl Jobs<'_> {
         drop(connection);
         let (today, of) = (today.clone(), metric.clone());
         let cells = tokio::task::spawn_blocking(move || today.cells(&of, cells)).await??;
-        if live.as_ref().is_some_and(|live| live.hash == cells.hash() && live.partial == partial) {
+        if live.as_ref().is_some_and(|live| live.is(cells.hash(), partial)) {
             return Ok(None);
         }
         let origin = Origin { inputs: &input.hash, run, partial, now: (self.context.now)() };

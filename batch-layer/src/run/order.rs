@@ -78,9 +78,7 @@ impl Order {
         fresh: &Fresh,
     ) -> Result<Known> {
         let catalog = &context.catalog;
-        let mut fresh = fresh.streams_by_day();
-        fresh.values_mut().for_each(|streams| streams.retain(|stream| catalog.stream(stream).is_some()));
-        let mut known = Known { fresh, ..Known::default() };
+        let mut known = Known { fresh: fresh.streams_by_day(catalog), ..Known::default() };
         match self {
             Order::Run { day } => {
                 known.uncovered = ledger::uncovered(connection, catalog).await?;

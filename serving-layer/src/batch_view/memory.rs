@@ -20,7 +20,7 @@ struct Held {
     layout: Option<StoredLayout>,
     tidemarks: Vec<(Tidemark, i64)>,
     days: BTreeSet<(String, EventDay)>,
-    versions: Vec<MemoryVersion>,
+    versions: Vec<Arc<MemoryVersion>>,
     lost: Vec<Lost>,
     audits: Vec<serde_json::Value>,
 }
@@ -66,7 +66,7 @@ impl MemoryBatchView {
             let held = held.get_or_insert_default();
             held.tidemarks.push((tidemark, run));
             held.days.extend(days);
-            held.versions.extend(versions);
+            held.versions.extend(versions.into_iter().map(Arc::new));
         });
     }
 

@@ -1,0 +1,103 @@
+//! One round of writes of a partition, as decisions: which groups write, what they merge, what the answers mean.
+//!
+//! Pure. A round is over when every write is stored or a refusal ends it; until then the same bytes are sent again.
+
+use crate::flush::{self, Answer, Next};
+use crate::group::{Expired, Group, Merge, Position};
+use crate::partition::Partition;
+use anyhow::Context as _;
+use shared_model::view::Slice;
+use std::collections::BTreeMap;
+
+/// How many stored bytes one round may read back to merge.
+const MERGE_BYTES: usize = 16 << 20;
+
+/// Stored segments of a group that the round reads back, to write them as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ToMerge {
+    /// The group.
+    pub(crate) group: usize,
+    /// The segments' slice.
+    pub(crate) slice: Slice,
+    /// Their numbers.
+    pub(crate) seqs: Vec<u64>,
+}
+
+/// A round that is under way.
+pub(crate) struct Round {
+    position: Position,
+    expired: Expired,
+    due: Vec<usize>,
+    probes: Vec<usize>,
+}
+
+impl Round {
+    /// Chooses the groups that have something to say, and what is to be read back first. `quiet`: positions of quiet
+    /// groups are written too, and the presence of all others is verified.
+    pub(crate) fn begin(partition: &Partition, expired: Expired, quiet: bool) -> (Round, Vec<ToMerge>) {
+        let (position, open_epoch, groups) = (partition.position(), partition.epoch(), partition.groups());
+        // A group that the re-read has not come back to yet is left as it is.
+        let is_due = |group: &Group| {
+            group.folds_from() <= position.to
+                && (group.has_work(open_epoch, &expired) || quiet && group.is_behind(&position))
+        };
+        let (due, others): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&at| is_due(&groups[at]));
+        let mut budget = MERGE_BYTES;
+        let mut merges: Vec<ToMerge> = Vec::new();
+        for &group in due.iter().filter(|&&group| groups[group].in_flight().is_none()) {
+            if let Some((slice, seqs, bytes)) = groups[group].to_merge(open_epoch, &expired)
+                && (bytes <= budget || merges.is_empty())
+            {
+                budget = budget.saturating_sub(bytes);
+                merges.push(ToMerge { group, slice, seqs });
+            }
+        }
+        let probes = others.into_iter().filter(|&group| quiet && groups[group].is_stored()).collect();
+        (Round { position, expired, due, probes }, merges)
+    }
+
+    /// Builds the writes, with the segments that were read back.
+    ///
+    /// # Errors
+    /// Where stored states don't merge with the ones that wait.
+    pub(crate) fn build(
+        &self,
+        partition: &mut Partition,
+        mut merged: BTreeMap<usize, Merge>,
+    ) -> anyhow::Result<()> {
+        let groups = partition.groups_mut();
+        for &group in &self.due {
+            let write = groups[group].write(&self.position, &self.expired, merged.remove(&group));
+            write.context("states don't merge")?;
+        }
+        Ok(())
+    }
+
+    /// The groups whose writes are not stored yet.
+    pub(crate) fn writes(&self) -> &[usize] {
+        &self.due
+    }
+
+    /// The groups that are still to be looked at.
+    pub(crate) fn probes(&self) -> &[usize] {
+        &self.probes
+    }
+
+    /// Whether anything is still to be sent.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.due.is_empty() || !self.probes.is_empty()
+    }
+
+    /// Takes in what was said to the writes and probes, in their order, and decides what to do next.
+    pub(crate) fn answered(&mut self, groups: &mut [Group], writes: &[Answer], probes: &[Answer]) -> Next {
+        for (&group, _) in self.due.iter().zip(writes).filter(|(_, answer)| **answer == Answer::Stored) {
+            groups[group].confirm();
+        }
+        let mut open = writes.iter().map(|answer| *answer != Answer::Stored);
+        self.due.retain(|_| open.next().unwrap_or(false));
+        self.probes.clear();
+        // A probe writes nothing: that it wasn't answered is found out by the next.
+        let refused = |answer: &&Answer| matches!(answer, Answer::NotOwner | Answer::NotFence);
+        flush::next(writes.iter().chain(probes.iter().filter(refused)))
+    }
+}

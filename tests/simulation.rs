@@ -1,0 +1,89 @@
+//! The layers' own decisions under a scheduler that does its worst, in one thread, from a seed.
+//!
+//! Actors: speed processes (claim, read, dedup, fold, fenced flush), batch runs (seal, decide the days, compute, flip)
+//! and readers (answer, merge), over a log, a Redis, a ledger and an archive in memory. The scheduler picks who moves
+//! next; between any two effects of an actor it may be dropped, frozen or overtaken. Every answer that any reader
+//! gets is judged; once quiet, all must be complete and equal to the naive fold.
+//!
+//! `TIDEMARK_SEED=n` replays a seed, `TIDEMARK_SEEDS=10000` runs so many. A failure prints its seed, the fewest moves
+//! after which it still fails, and the last steps.
+
+#[path = "simulation/batch.rs"]
+mod batch;
+#[path = "simulation/fact.rs"]
+mod fact;
+#[path = "simulation/log.rs"]
+mod log;
+#[path = "simulation/random.rs"]
+mod random;
+#[path = "simulation/reader.rs"]
+mod reader;
+#[path = "simulation/scheduler.rs"]
+mod scheduler;
+#[path = "simulation/speed.rs"]
+mod speed;
+#[path = "simulation/world.rs"]
+mod world;
+
+use scheduler::{MOVES, Tally, play};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Seeds of an ordinary run.
+const SEEDS: u64 = 200;
+
+/// Plays a seed; what it did, or why it failed with the last steps.
+fn attempt(seed: u64, moves: usize) -> Result<Tally, String> {
+    let mut scheduler = play(seed);
+    let done = catch_unwind(AssertUnwindSafe(|| scheduler.run(moves)));
+    done.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        format!("{}{}", scheduler.world().trace(), text.unwrap_or_default())
+    })
+}
+
+/// The fewest moves after which a seed fails.
+fn fewest(seed: u64) -> usize {
+    let (mut passes, mut fails) = (0, MOVES);
+    while fails - passes > 1 {
+        let middle = (passes + fails) / 2;
+        if attempt(seed, middle).is_ok() { passes = middle } else { fails = middle }
+    }
+    fails
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+#[test]
+fn whatever_happens_complete_answers_are_exact() {
+    let seeds = match number("TIDEMARK_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TIDEMARK_SEEDS").unwrap_or(SEEDS),
+    };
+    let (begun, count) = (std::time::Instant::now(), seeds.end - seeds.start);
+    let mut total = Tally::default();
+    // That a world can be set up at all is no matter of chance.
+    drop(play(0));
+    // What fails is told by the seed's own report.
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let failed = seeds.into_iter().find_map(|seed| match attempt(seed, MOVES) {
+        Ok(tally) => {
+            total += tally;
+            None
+        }
+        Err(_) => {
+            let moves = fewest(seed);
+            let shown = attempt(seed, moves).err().unwrap_or_else(|| "it passed when tried again".to_owned());
+            Some(format!("TIDEMARK_SEED={seed} fails after {moves} moves:\n{shown}"))
+        }
+    });
+    std::panic::set_hook(quiet);
+    if let Some(failed) = failed {
+        panic!("{failed}");
+    }
+    println!("{count} seeds in {:.1?}: {total}", begun.elapsed());
+}

@@ -1,0 +1,186 @@
+//! What happened, as a person would count it, and the naive fold of it: no code of the layers but the group of a key.
+
+use crate::log::Broker;
+use shared_model::catalog::Catalog;
+use shared_model::event::Value;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
+use shared_model::view;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+/// The dedup horizon in offsets.
+pub(crate) const HORIZON: i64 = 12;
+pub(crate) const GROUPS: u32 = 2;
+pub(crate) const EPOCH: Millis = 1_000;
+pub(crate) const PAST: Millis = 3 * 86_400_000;
+pub(crate) const FUTURE: Millis = 300_000;
+
+const CATALOG: &str = r#"
+[layout]
+epoch = "1s"
+groups = 2
+pane = "1s"
+
+[streams.views]
+topic = "views"
+event_time = { field = "at", unit = "ms" }
+identity = ["who", "page", "at"]
+message_key = "who"
+bounds = { past = "3d", future = "5m" }
+lateness = "1s"
+dedup_horizon = 12
+fields = { who = "string", page = "int", at = "int", place = "string" }
+
+[streams.clicks]
+topic = "clicks"
+event_time = { field = "at", unit = "ms" }
+identity = ["who", "page", "at"]
+message_key = "who"
+bounds = { past = "3d", future = "5m" }
+lateness = "1s"
+dedup_horizon = 12
+fields = { who = "string", page = "int", at = "int", place = "string" }
+
+[metrics.view_cnt]
+stream = "views"
+by = ["who"]
+aggregate = "count"
+window = "5s"
+grain = "1h"
+
+[metrics.click_pages]
+stream = "clicks"
+by = ["place"]
+aggregate = "sum"
+value = "page"
+grain = "1h"
+
+[metrics.top_page]
+streams = ["clicks", "views"]
+aggregate = "top_k"
+item = "page"
+k = 100
+grain = "1d"
+
+[metrics.users]
+streams = ["clicks", "views"]
+aggregate = "distinct"
+value = "who"
+grain = "1h"
+"#;
+
+/// The definitions of the simulation.
+pub(crate) fn catalog() -> Arc<Catalog> {
+    let catalog = Catalog::from_toml(CATALOG).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!((catalog.layout.epoch.0, catalog.layout.groups), (EPOCH, GROUPS));
+    Arc::new(catalog)
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fact {
+    pub(crate) user: u8,
+    pub(crate) page: u8,
+    pub(crate) at: Millis,
+    /// Not part of the identity: two deliveries may differ in it.
+    pub(crate) place: Option<u8>,
+}
+
+/// A cell as a person names it.
+pub(crate) type Cell = (&'static str, Millis, String);
+/// Cells with their finished values.
+pub(crate) type Counted = BTreeMap<Cell, i64>;
+
+impl Fact {
+    pub(crate) fn json(&self) -> Vec<u8> {
+        let Fact { user, page, at, .. } = self;
+        let place = self.place.map_or("null".to_owned(), |place| format!("\"p{place}\""));
+        format!(r#"{{"who":"u{user}","page":{page},"at":{at},"place":{place}}}"#).into_bytes()
+    }
+
+    pub(crate) fn identity(&self) -> (u8, u8, Millis) {
+        (self.user, self.page, self.at)
+    }
+
+    /// Whether its event time is believed at an append time.
+    pub(crate) fn believed(&self, append: Millis) -> bool {
+        append - PAST <= self.at && self.at < append + FUTURE
+    }
+
+    /// The cells that it counts in: metric, bucket, name of the key, group, and what it adds.
+    fn cells(&self, topic: &str) -> Vec<(Cell, u32, Adds)> {
+        let (hour, day) =
+            (self.at.div_euclid(3_600_000) * 3_600_000, self.at.div_euclid(86_400_000) * 86_400_000);
+        let user = Value::str(&format!("u{}", self.user));
+        let place = self.place.map_or(Value::Null, |place| Value::str(&format!("p{place}")));
+        let cell = |metric, bucket, by: &[&Value], item: &str, adds| {
+            let mut key = Vec::new();
+            by.iter().for_each(|value| value.encode(&mut key));
+            ((metric, bucket, named(by.iter().copied(), item)), view::group_of(&key, GROUPS), adds)
+        };
+        let mut cells = vec![
+            cell("top_page", day, &[], &self.page.to_string(), Adds::Number(1)),
+            cell("users", hour, &[], "", Adds::User(self.user)),
+        ];
+        match topic {
+            "views" => cells.push(cell("view_cnt", hour, &[&user], "", Adds::Number(1))),
+            _ => cells.push(cell("click_pages", hour, &[&place], "", Adds::Number(i64::from(self.page)))),
+        }
+        cells
+    }
+}
+
+enum Adds {
+    Number(i64),
+    User(u8),
+}
+
+/// The name of a key.
+pub(crate) fn named<'a>(by: impl Iterator<Item = &'a Value>, item: &str) -> String {
+    let by: Vec<String> = by.map(|value| format!("{value:?}")).collect();
+    format!("{} {item}", by.join(" "))
+}
+
+/// The naive cells of an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
+/// all; and, per partition and group, of the deliveries from the cut to where the group is read that repeat none
+/// within the horizon.
+pub(crate) fn naive(
+    broker: &Broker,
+    cut: &dyn Fn(&TopicPartition) -> i64,
+    reach: &dyn Fn(&TopicPartition, u32) -> i64,
+) -> Counted {
+    let mut counted = Counted::new();
+    let mut users: BTreeMap<Cell, BTreeSet<u8>> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for (tp, log) in &broker.logs {
+        let below = cut(tp);
+        for record in &log.records {
+            let Some(fact) = &record.fact else { continue };
+            let counts = match record.offset < below {
+                true => seen.insert((tp.topic.clone(), fact.identity())),
+                false => record.fresh,
+            };
+            if !counts {
+                continue;
+            }
+            for (cell, group, adds) in fact.cells(&tp.topic) {
+                if record.offset >= below && record.offset >= reach(tp, group) {
+                    continue;
+                }
+                match adds {
+                    Adds::Number(number) => *counted.entry(cell).or_default() += number,
+                    Adds::User(user) => _ = users.entry(cell).or_default().insert(user),
+                }
+            }
+        }
+    }
+    counted.extend(users.into_iter().map(|(cell, users)| (cell, users.len() as i64)));
+    counted
+}
+
+/// The name of a metric for good.
+pub(crate) fn catalog_name(metric: &str) -> &'static str {
+    let names = ["view_cnt", "click_pages", "top_page", "users"];
+    names.into_iter().find(|name| *name == metric).expect("a metric of the simulation")
+}

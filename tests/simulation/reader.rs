@@ -1,0 +1,168 @@
+//! Readers: the serving layer's own answers, each held against the naive fold of exactly what it says that it covers.
+//!
+//! A complete answer equals that fold, and lacks nothing that was appended before its `as_of`. An incomplete one has
+//! nothing that is not there.
+
+use crate::fact::{Counted, EPOCH, naive, named};
+use crate::log::START;
+use crate::world::World;
+use futures::future::BoxFuture;
+use serde_json::json;
+use serving_layer::answer::{Answer, Views, answer};
+use serving_layer::query::{Limits, Query};
+use serving_layer::realtime_view::{Group, RealtimeError, RealtimeView, Want};
+use shared_model::aggregate::Finished;
+use shared_model::metric::Metric;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::{self, DAY};
+use shared_model::view::{self, Header, Mark};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The longest that an answer may take.
+pub(crate) const LONGEST: Duration = Duration::from_secs(2);
+
+/// The realtime view, and what one reader saw of it.
+struct Seen {
+    world: World,
+    /// How far each group that was asked for is folded; 0: it isn't there.
+    groups: Mutex<BTreeMap<String, i64>>,
+    marked: Mutex<BTreeSet<TopicPartition>>,
+    /// Whether others may act in between.
+    steps: bool,
+}
+
+impl Seen {
+    async fn step(&self) {
+        if self.steps {
+            self.world.step().await;
+        }
+    }
+}
+
+impl RealtimeView for Seen {
+    fn group<'a>(&'a self, key: &'a str, _want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+        Box::pin(async move {
+            self.step().await;
+            if self.steps && self.world.fault() && self.world.fault() {
+                return Err(RealtimeError("no answer".into()));
+            }
+            let fields = self.world.state().redis.fields(key).cloned();
+            let group = fields.and_then(|fields| {
+                Group::from_fields(fields.into_iter().map(|(field, value)| (field.into_bytes(), value)))
+            });
+            let to = group.as_ref().map_or(0, |group| Header::from_json(&group.header).expect("a header of ours").to);
+            self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), to);
+            Ok(group)
+        })
+    }
+
+    fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>> {
+        Box::pin(async move {
+            self.step().await;
+            let marks = self.world.state().redis.marks().clone();
+            let marks = marks.into_iter().filter_map(|(tp, mark)| Some((TopicPartition::parse(&tp)?, mark)));
+            let marks: BTreeMap<_, _> = marks.collect();
+            *self.marked.lock().unwrap_or_else(PoisonError::into_inner) = marks.keys().cloned().collect();
+            Ok(marks)
+        })
+    }
+}
+
+/// Asks for one metric and judges the answer; whether it was complete, or else why not.
+pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<String> {
+    let begun = world.clock();
+    let seen =
+        Arc::new(Seen { world: world.clone(), groups: Mutex::default(), marked: Mutex::default(), steps });
+    let views = Views {
+        catalog: world.catalog().clone(),
+        batch: world.batch().clone(),
+        realtime: seen.clone(),
+        limits: Limits { redis_reads: 2, ..Limits::default() },
+    };
+    let by: Vec<&str> = metric.by.iter().map(|column| column.name.as_str()).collect();
+    let (from, to) = (START.div_euclid(DAY) * DAY - 6 * DAY, START.div_euclid(DAY) * DAY + 6 * DAY);
+    let mut request = json!({
+        "metrics": [metric.name], "granularity": "grain", "from": time::show(from), "to": time::show(to),
+    });
+    if !by.is_empty() {
+        request["group_by"] = json!(by);
+    }
+    let query = Query::parse(request.to_string().as_bytes(), world.catalog(), &views.limits);
+    let query = query.unwrap_or_else(|error| panic!("{request}: {error:?}"));
+    let answered = answer(&views, &query).await.unwrap_or_else(|error| panic!("{}: {error:?}", metric.name));
+    if world.clock() - begun > LONGEST {
+        return vec!["it took too long".to_owned()];
+    }
+    let reasons = answered.coverage.reasons();
+    let tidemark = &answered.at.tidemark;
+    world.note(format_args!("{} asked at generation {}: {reasons:?}", metric.name, tidemark.generation));
+    judge(&world, &metric, &answered, &seen, reasons.is_empty());
+    reasons
+}
+
+fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complete: bool) {
+    let tidemark = &answered.at.tidemark;
+    let groups = seen.groups.lock().unwrap_or_else(PoisonError::into_inner);
+    let cut = |tp: &TopicPartition| tidemark.cuts.get(tp).map_or(0, |cut| cut.offset);
+    let reach = |tp: &TopicPartition, group: u32| {
+        let key = view::group_key(tp, group, world.catalog().layout.groups);
+        groups.get(&key).copied().unwrap_or(0).max(cut(tp))
+    };
+    let found = finished(metric, answered);
+    let name = metric.name.as_str();
+    let state = world.state();
+    let at = format!("{name} at generation {} {:?}", tidemark.generation, tidemark.cuts);
+    if !complete {
+        // A repeat that the log no longer has the first of is not known for one.
+        if state.losses {
+            return;
+        }
+        let mut most = naive(&state.broker, &cut, &|_, _| i64::MAX);
+        most.retain(|cell, _| cell.0 == name);
+        for (cell, value) in &found {
+            let most = most.get(cell).copied().unwrap_or(0);
+            assert!(*value <= most, "incomplete, and {cell:?} is {value}, more than {most}; {at}");
+        }
+        return;
+    }
+    let mut expected = naive(&state.broker, &cut, &reach);
+    expected.retain(|cell, _| cell.0 == name);
+    for cell in found.keys().chain(expected.keys()).collect::<BTreeSet<_>>() {
+        let (found, expected) = (found.get(cell), expected.get(cell));
+        assert_eq!(found, expected, "complete, but {cell:?} is not the naive fold's; {at}");
+    }
+    let as_of = answered.coverage.as_of().unwrap_or(0);
+    assert!(as_of < state.now + 2 * EPOCH + 86_400_000, "as_of lies in the future: {as_of}");
+    let marked = seen.marked.lock().unwrap_or_else(PoisonError::into_inner);
+    for (tp, log) in &state.broker.logs {
+        let feeds = metric.bindings.iter().any(|binding| *binding.stream == *tp.topic);
+        if !feeds || !(tidemark.cuts.contains_key(tp) || marked.contains(tp)) {
+            continue;
+        }
+        for record in log.records.iter().filter(|record| record.clock < as_of) {
+            let read = |group: &u32| groups.contains_key(&view::group_key(tp, *group, world.catalog().layout.groups));
+            for group in (0..world.catalog().layout.groups).filter(read) {
+                let reach = reach(tp, group);
+                let offset = record.offset;
+                assert!(
+                    offset < reach,
+                    "as_of {as_of}, but {tp} group {group} is read to {reach}, not {offset}; {at}"
+                );
+            }
+        }
+    }
+}
+
+fn finished(metric: &Metric, answered: &Answer) -> Counted {
+    let name = crate::fact::catalog_name(&metric.name);
+    let mut found = Counted::new();
+    for row in &answered.rows.rows {
+        let item = row.ranked.as_ref().map(|(_, item)| item.to_string()).unwrap_or_default();
+        let cell = (name, row.bucket, named(row.key.iter(), &item));
+        let Finished::Int(value) = row.values[0] else { panic!("{row:?} of {name}") };
+        found.insert(cell, value);
+    }
+    found
+}
