@@ -26,7 +26,10 @@ mod speed;
 mod world;
 
 use scheduler::{MOVES, Tally, play};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 200;
@@ -57,6 +60,30 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
+/// Plays seeds, as many at once as the machine has cores, up to the first that fails.
+fn play_all(seeds: Range<u64>) -> Result<Tally, u64> {
+    let (next, total) = (AtomicU64::new(seeds.start), Mutex::new((Tally::default(), None::<u64>)));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let failed = total.lock().expect("no panic comes this far").1.is_some();
+            if seed >= seeds.end || failed {
+                return;
+            }
+            let played = attempt(seed, MOVES);
+            let mut total = total.lock().expect("no panic comes this far");
+            match played {
+                Ok(tally) => total.0 += tally,
+                Err(_) => total.1 = Some(total.1.map_or(seed, |failed| failed.min(seed))),
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(work))));
+    let (tally, failed) = total.into_inner().expect("no panic comes this far");
+    failed.map_or(Ok(tally), Err)
+}
+
 #[test]
 fn whatever_happens_complete_answers_are_exact() {
     let seeds = match number("TIDEMARK_SEED") {
@@ -64,26 +91,20 @@ fn whatever_happens_complete_answers_are_exact() {
         None => 0..number("TIDEMARK_SEEDS").unwrap_or(SEEDS),
     };
     let (begun, count) = (std::time::Instant::now(), seeds.end - seeds.start);
-    let mut total = Tally::default();
     // That a world can be set up at all is no matter of chance.
     drop(play(0));
     // What fails is told by the seed's own report.
-    let quiet = std::panic::take_hook();
+    let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let failed = seeds.into_iter().find_map(|seed| match attempt(seed, MOVES) {
-        Ok(tally) => {
-            total += tally;
-            None
-        }
-        Err(_) => {
-            let moves = fewest(seed);
-            let shown = attempt(seed, moves).err().unwrap_or_else(|| "it passed when tried again".to_owned());
-            Some(format!("TIDEMARK_SEED={seed} fails after {moves} moves:\n{shown}"))
-        }
+    let played = play_all(seeds);
+    let report = played.as_ref().err().map(|&seed| {
+        let moves = fewest(seed);
+        let shown = attempt(seed, moves).err().unwrap_or_else(|| "it passed when tried again".to_owned());
+        format!("TIDEMARK_SEED={seed} fails after {moves} moves:\n{shown}")
     });
-    std::panic::set_hook(quiet);
-    if let Some(failed) = failed {
-        panic!("{failed}");
+    std::panic::set_hook(loud);
+    match (played, report) {
+        (Ok(total), _) => println!("{count} seeds in {:.1?}: {total}", begun.elapsed()),
+        (Err(seed), report) => panic!("{}", report.unwrap_or_else(|| format!("TIDEMARK_SEED={seed} fails"))),
     }
-    println!("{count} seeds in {:.1?}: {total}", begun.elapsed());
 }

@@ -31,7 +31,7 @@ pub use store::Store;
 
 pub(crate) use buffer::{Batch, Buffers};
 pub(crate) use seal::Sealer;
-pub(crate) use segment::{Files, RejectedRow, Row};
+pub(crate) use segment::{Files, Form, RejectedRow, Row};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};

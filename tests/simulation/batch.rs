@@ -12,8 +12,8 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use shared_model::event::{self, Event};
-use shared_model::offsets::{OffsetRange, TopicPartition};
-use shared_model::time::{EventDay, Millis};
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,13 +71,12 @@ impl Surroundings for Around {
         ArchivedLog { world: self.world.clone(), tp: tp.clone(), at: 0 }
     }
 
-    fn rows(&self, tp: &TopicPartition, day: EventDay, range: OffsetRange) -> Vec<Event> {
-        let stream = self.world.catalog().stream_of_topic(&tp.topic).expect("a stream's topic").clone();
+    fn event(&self, tp: &TopicPartition, offset: i64) -> Option<Event> {
+        let stream = self.world.catalog().stream_of_topic(&tp.topic)?.clone();
         let state = self.world.state();
-        let records = state.broker.log(tp).records.iter().filter(|record| range.contains(record.offset));
-        let valid =
-            records.filter_map(|r| event::decode(&stream, tp, r.offset, r.append, r.value.as_deref()).ok());
-        valid.filter(|event| EventDay::of(event.time) == day).collect()
+        let records = &state.broker.log(tp).records;
+        let record = &records[records.binary_search_by_key(&offset, |record| record.offset).ok()?];
+        event::decode(&stream, tp, offset, record.append, record.value.as_deref()).ok()
     }
 
     fn now(&self) -> Millis {

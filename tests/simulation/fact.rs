@@ -108,26 +108,25 @@ impl Fact {
         append - PAST <= self.at && self.at < append + FUTURE
     }
 
-    /// The cells that it counts in: metric, bucket, name of the key, group, and what it adds.
-    fn cells(&self, topic: &str) -> Vec<(Cell, u32, Adds)> {
-        let (hour, day) =
-            (self.at.div_euclid(3_600_000) * 3_600_000, self.at.div_euclid(86_400_000) * 86_400_000);
-        let user = Value::str(&format!("u{}", self.user));
-        let place = self.place.map_or(Value::Null, |place| Value::str(&format!("p{place}")));
-        let cell = |metric, bucket, by: &[&Value], item: &str, adds| {
-            let mut key = Vec::new();
-            by.iter().for_each(|value| value.encode(&mut key));
-            ((metric, bucket, named(by.iter().copied(), item)), view::group_of(&key, GROUPS), adds)
+    /// The cell of a metric that it counts in, the cell's group, and what it adds.
+    fn cell(&self, topic: &str, metric: &'static str) -> Option<(Cell, u32, Adds)> {
+        let bucket = |width: Millis| self.at.div_euclid(width) * width;
+        let (hour, day) = (bucket(3_600_000), bucket(86_400_000));
+        let place = || self.place.map_or(Value::Null, |place| Value::str(&format!("p{place}")));
+        let (start, by, item, adds) = match (metric, topic) {
+            ("top_page", _) => (day, None, self.page.to_string(), Adds::Number(1)),
+            ("users", _) => (hour, None, String::new(), Adds::User(self.user)),
+            ("view_cnt", "views") => {
+                (hour, Some(Value::str(&format!("u{}", self.user))), String::new(), Adds::Number(1))
+            }
+            ("click_pages", "clicks") => {
+                (hour, Some(place()), String::new(), Adds::Number(i64::from(self.page)))
+            }
+            _ => return None,
         };
-        let mut cells = vec![
-            cell("top_page", day, &[], &self.page.to_string(), Adds::Number(1)),
-            cell("users", hour, &[], "", Adds::User(self.user)),
-        ];
-        match topic {
-            "views" => cells.push(cell("view_cnt", hour, &[&user], "", Adds::Number(1))),
-            _ => cells.push(cell("click_pages", hour, &[&place], "", Adds::Number(i64::from(self.page)))),
-        }
-        cells
+        let mut key = Vec::new();
+        by.iter().for_each(|value| value.encode(&mut key));
+        Some(((metric, start, named(by.iter(), &item)), view::group_of(&key, GROUPS), adds))
     }
 }
 
@@ -142,11 +141,12 @@ pub(crate) fn named<'a>(by: impl Iterator<Item = &'a Value>, item: &str) -> Stri
     format!("{} {item}", by.join(" "))
 }
 
-/// The naive cells of an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
+/// The naive cells of a metric in an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
 /// all; and, per partition and group, of the deliveries from the cut to where the group is read that repeat none
 /// within the horizon.
 pub(crate) fn naive(
     broker: &Broker,
+    metric: &'static str,
     cut: &dyn Fn(&TopicPartition) -> i64,
     reach: &dyn Fn(&TopicPartition, u32) -> i64,
 ) -> Counted {
@@ -164,14 +164,13 @@ pub(crate) fn naive(
             if !counts {
                 continue;
             }
-            for (cell, group, adds) in fact.cells(&tp.topic) {
-                if record.offset >= below && record.offset >= reach(tp, group) {
-                    continue;
-                }
-                match adds {
-                    Adds::Number(number) => *counted.entry(cell).or_default() += number,
-                    Adds::User(user) => _ = users.entry(cell).or_default().insert(user),
-                }
+            let Some((cell, group, adds)) = fact.cell(&tp.topic, metric) else { continue };
+            if record.offset >= below && record.offset >= reach(tp, group) {
+                continue;
+            }
+            match adds {
+                Adds::Number(number) => *counted.entry(cell).or_default() += number,
+                Adds::User(user) => _ = users.entry(cell).or_default().insert(user),
             }
         }
     }

@@ -3,7 +3,7 @@
 //! A complete answer equals that fold, and lacks nothing that was appended before its `as_of`. An incomplete one has
 //! nothing that is not there.
 
-use crate::fact::{Counted, EPOCH, naive, named};
+use crate::fact::{Counted, EPOCH, catalog_name, naive, named};
 use crate::log::START;
 use crate::world::World;
 use futures::future::BoxFuture;
@@ -52,7 +52,9 @@ impl RealtimeView for Seen {
             let group = fields.and_then(|fields| {
                 Group::from_fields(fields.into_iter().map(|(field, value)| (field.into_bytes(), value)))
             });
-            let to = group.as_ref().map_or(0, |group| Header::from_json(&group.header).expect("a header of ours").to);
+            let to = group
+                .as_ref()
+                .map_or(0, |group| Header::from_json(&group.header).expect("a header of ours").to);
             self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), to);
             Ok(group)
         })
@@ -111,7 +113,7 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
         groups.get(&key).copied().unwrap_or(0).max(cut(tp))
     };
     let found = finished(metric, answered);
-    let name = metric.name.as_str();
+    let name = catalog_name(&metric.name);
     let state = world.state();
     let at = format!("{name} at generation {} {:?}", tidemark.generation, tidemark.cuts);
     if !complete {
@@ -119,16 +121,14 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
         if state.losses {
             return;
         }
-        let mut most = naive(&state.broker, &cut, &|_, _| i64::MAX);
-        most.retain(|cell, _| cell.0 == name);
+        let most = naive(&state.broker, name, &cut, &|_, _| i64::MAX);
         for (cell, value) in &found {
             let most = most.get(cell).copied().unwrap_or(0);
             assert!(*value <= most, "incomplete, and {cell:?} is {value}, more than {most}; {at}");
         }
         return;
     }
-    let mut expected = naive(&state.broker, &cut, &reach);
-    expected.retain(|cell, _| cell.0 == name);
+    let expected = naive(&state.broker, name, &cut, &reach);
     for cell in found.keys().chain(expected.keys()).collect::<BTreeSet<_>>() {
         let (found, expected) = (found.get(cell), expected.get(cell));
         assert_eq!(found, expected, "complete, but {cell:?} is not the naive fold's; {at}");
@@ -142,7 +142,9 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
             continue;
         }
         for record in log.records.iter().filter(|record| record.clock < as_of) {
-            let read = |group: &u32| groups.contains_key(&view::group_key(tp, *group, world.catalog().layout.groups));
+            let read = |group: &u32| {
+                groups.contains_key(&view::group_key(tp, *group, world.catalog().layout.groups))
+            };
             for group in (0..world.catalog().layout.groups).filter(read) {
                 let reach = reach(tp, group);
                 let offset = record.offset;
@@ -156,7 +158,7 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
 }
 
 fn finished(metric: &Metric, answered: &Answer) -> Counted {
-    let name = crate::fact::catalog_name(&metric.name);
+    let name = catalog_name(&metric.name);
     let mut found = Counted::new();
     for row in &answered.rows.rows {
         let item = row.ranked.as_ref().map(|(_, item)| item.to_string()).unwrap_or_default();

@@ -16,6 +16,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+/// So often actors are polled at each move.
+const POLLS: usize = 6;
 /// Moves of one seed.
 pub(crate) const MOVES: usize = 2_500;
 /// Speed processes.
@@ -115,7 +117,7 @@ impl Scheduler {
         for _ in 0..moves {
             self.world.state().steps += 1;
             self.happen();
-            for _ in 0..4 {
+            for _ in 0..POLLS {
                 self.poll_one();
             }
         }
@@ -154,21 +156,26 @@ impl Scheduler {
             _ => self.below(25),
         };
         self.world.state().now += pause as i64;
+        let weather = self.world.state().weather;
+        if self.one_in(weather.crashes) {
+            self.crash();
+        }
+        if self.one_in(weather.losses) {
+            self.lose();
+        }
         match self.below(100) {
             0..30 => self.produce(),
             30..38 => self.follow(),
             38..44 => self.ask(),
             44..48 => self.begin_run(),
-            48..51 => self.crash(),
-            51..53 => self.rebalance(),
-            53..60 => {
+            48..50 => self.rebalance(),
+            50..60 => {
                 let process = self.below(PROCESSES);
                 self.learn(process);
             }
             60..62 => self.freeze(),
             62..64 => self.remember(),
-            64 => self.lose(),
-            65..68 => self.come_late(),
+            64..68 => self.come_late(),
             68..70 => self.change_leader(),
             70..72 => self.transaction(),
             72..74 => self.retain(),
@@ -453,7 +460,10 @@ impl Scheduler {
         let hashes = self.world.ledger().live_hashes();
         self.run_alone(Order::Backfill);
         let again = self.world.ledger().live_hashes();
-        assert!(hashes.iter().all(|(name, hash)| again.get(name) == Some(hash)), "a backfill changed what runs made");
+        assert!(
+            hashes.iter().all(|(name, hash)| again.get(name) == Some(hash)),
+            "a backfill changed what runs made"
+        );
         assert_eq!(self.run_alone(Order::Backfill), Some(Outcome::Nothing));
         self.ask_all();
     }

@@ -30,6 +30,10 @@ const TRACE: usize = 60;
 pub(crate) struct Weather {
     /// One in so many calls to Redis and the archive meets a fault; 0: none.
     pub(crate) faults: usize,
+    /// At one in so many moves something is killed.
+    pub(crate) crashes: usize,
+    /// At one in so many moves Redis loses something.
+    pub(crate) losses: usize,
     /// The log may lose records before they are read.
     pub(crate) log_loss: bool,
     /// A leader's clock may be a day ahead.
@@ -83,7 +87,9 @@ impl World {
     pub(crate) fn new(seed: u64, archive: impl FnOnce(&Weak) -> Store) -> World {
         let mut random = Random::new(seed);
         let weather = Weather {
-            faults: *random.of(&[0, 40, 12]),
+            faults: *random.of(&[0, 100, 20]),
+            crashes: *random.of(&[60, 300, 1_000]),
+            losses: *random.of(&[80, 400, 2_000]),
             log_loss: random.one_in(6),
             far_clock: random.one_in(6),
         };

@@ -6,7 +6,7 @@
 use crate::archive::buffer::Limits;
 use crate::archive::fold::{Action, Closing, Fold, Record};
 use crate::archive::manifest::{MANIFEST_VERSION, Manifest, manifest_path};
-use crate::archive::segment::Files;
+use crate::archive::segment::{Files, Form};
 use crate::archive::store::{Created, Store};
 use crate::archive::{Sealed, nonce};
 use anyhow::{Result, bail};
@@ -85,6 +85,12 @@ impl Sealer {
         let files = Files::new(store.clone(), stream, tp);
         let writer = Writer { files, now };
         Sealer { store, chain, fold, writer }
+    }
+
+    /// Writes its files in another form.
+    pub(crate) fn written_as(mut self, form: Form) -> Sealer {
+        self.writer.files = self.writer.files.written_as(form);
+        self
     }
 
     /// The chain so far.

@@ -73,11 +73,27 @@ impl RejectedRow {
     }
 }
 
+/// How rows become a file's bytes. Polars' Parquet always, but where a test needs thousands of files.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Rows of one event day.
+    pub(crate) rows: fn(&Stream, &TopicPartition, Vec<Row>) -> Result<Bytes>,
+    /// Rejects.
+    pub(crate) rejects: fn(&TopicPartition, Vec<RejectedRow>) -> Result<Bytes>,
+}
+
+/// Parquet.
+const PARQUET: Form = Form {
+    rows: |stream, tp, rows| parquet(&mut frame(stream, tp, rows)?),
+    rejects: |tp, rows| parquet(&mut reject_frame(tp, rows)?),
+};
+
 /// The files of one seal.
 pub(crate) struct Files {
     pub(crate) store: Store,
     pub(crate) stream: Arc<Stream>,
     pub(crate) tp: TopicPartition,
+    form: Form,
     segments: Vec<Segment>,
     rejects: Rejects,
 }
@@ -85,19 +101,24 @@ pub(crate) struct Files {
 impl Files {
     /// None written yet. `tp` is what the rows say of where they stood.
     pub(crate) fn new(store: Store, stream: Arc<Stream>, tp: TopicPartition) -> Files {
-        Files { store, stream, tp, segments: Vec::new(), rejects: Rejects::default() }
+        Files { store, stream, tp, form: PARQUET, segments: Vec::new(), rejects: Rejects::default() }
+    }
+
+    /// In another form.
+    pub(crate) fn written_as(self, form: Form) -> Files {
+        Files { form, ..self }
     }
 
     /// Writes one.
     pub(crate) async fn write(&mut self, batch: Batch) -> Result<()> {
         match batch {
             Batch::Rows(day, rows) => {
-                let segment = write(&self.store, &self.stream, &self.tp, day, rows).await?;
+                let segment = self.write_rows(day, rows).await?;
                 self.segments.push(segment);
             }
             Batch::Rejects(rows) => {
                 let count = rows.len() as u64;
-                let path = write_rejects(&self.store, &self.stream, &self.tp, rows).await?;
+                let path = self.write_rejects(rows).await?;
                 self.rejects.rows += count;
                 self.rejects.paths.push(path);
             }
@@ -110,61 +131,50 @@ impl Files {
         let rejects = std::mem::take(&mut self.rejects);
         (std::mem::take(&mut self.segments), (rejects.rows > 0).then_some(rejects))
     }
-}
 
-/// Writes rows of one event day, ascending by offset, and says what was written. `rows` must not be empty.
-async fn write(
-    store: &Store,
-    stream: &Stream,
-    tp: &TopicPartition,
-    day: EventDay,
-    rows: Vec<Row>,
-) -> Result<Segment> {
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-        bail!("a segment of {tp} and day {day} has no rows: this is a fault of the archive step");
-    };
-    let (from_offset, to_offset) = (first.offset, last.offset + 1);
-    let times = rows.iter().map(|row| row.event.time);
-    let (min, max) =
-        times.fold((Millis::MAX, Millis::MIN), |(min, max), time| (min.min(time), max.max(time)));
-    let count = rows.len() as u64;
-    let mut frame = frame(stream, tp, rows).with_context(|| format!("rows of {tp}, day {day}"))?;
-    let bytes = parquet(&mut frame).with_context(|| format!("rows of {tp}, day {day}"))?;
-    let checksum = format!("{:016x}", xxh3_64(&bytes));
-    let name = file_name(tp, from_offset, to_offset, &checksum);
-    let path = format!("data/stream={}/event_day={day}/{name}", stream.name);
-    let length = bytes.len() as u64;
-    store.put(&path, bytes).await?;
-    Ok(Segment {
-        path,
-        event_day: day,
-        from_offset,
-        to_offset,
-        rows: count,
-        bytes: length,
-        checksum,
-        min_event_time: min,
-        max_event_time: max,
-    })
-}
+    /// Writes rows of one event day, ascending by offset, and says what was written. `rows` must not be empty.
+    async fn write_rows(&self, day: EventDay, rows: Vec<Row>) -> Result<Segment> {
+        let Files { store, stream, tp, form, .. } = self;
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+            bail!("a segment of {tp} and day {day} has no rows: this is a fault of the archive step");
+        };
+        let (from_offset, to_offset) = (first.offset, last.offset + 1);
+        let times = rows.iter().map(|row| row.event.time);
+        let (min, max) =
+            times.fold((Millis::MAX, Millis::MIN), |(min, max), time| (min.min(time), max.max(time)));
+        let count = rows.len() as u64;
+        let bytes = (form.rows)(stream, tp, rows).with_context(|| format!("rows of {tp}, day {day}"))?;
+        let checksum = format!("{:016x}", xxh3_64(&bytes));
+        let name = file_name(tp, from_offset, to_offset, &checksum);
+        let path = format!("data/stream={}/event_day={day}/{name}", stream.name);
+        let length = bytes.len() as u64;
+        store.put(&path, bytes).await?;
+        Ok(Segment {
+            path,
+            event_day: day,
+            from_offset,
+            to_offset,
+            rows: count,
+            bytes: length,
+            checksum,
+            min_event_time: min,
+            max_event_time: max,
+        })
+    }
 
-/// Writes rejects and says where. `rows` must not be empty.
-async fn write_rejects(
-    store: &Store,
-    stream: &Stream,
-    tp: &TopicPartition,
-    rows: Vec<RejectedRow>,
-) -> Result<String> {
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-        bail!("rejects of {tp} have no rows: this is a fault of the archive step");
-    };
-    let (from, to) = (first.offset, last.offset + 1);
-    let mut frame = reject_frame(tp, rows).with_context(|| format!("rejects of {tp}"))?;
-    let bytes = parquet(&mut frame).with_context(|| format!("rejects of {tp}"))?;
-    let name = file_name(tp, from, to, &format!("{:016x}", xxh3_64(&bytes)));
-    let path = format!("rejects/stream={}/{name}", stream.name);
-    store.put(&path, bytes).await?;
-    Ok(path)
+    /// Writes rejects and says where. `rows` must not be empty.
+    async fn write_rejects(&self, rows: Vec<RejectedRow>) -> Result<String> {
+        let Files { store, stream, tp, form, .. } = self;
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+            bail!("rejects of {tp} have no rows: this is a fault of the archive step");
+        };
+        let (from, to) = (first.offset, last.offset + 1);
+        let bytes = (form.rejects)(tp, rows).with_context(|| format!("rejects of {tp}"))?;
+        let name = file_name(tp, from, to, &format!("{:016x}", xxh3_64(&bytes)));
+        let path = format!("rejects/stream={}/{name}", stream.name);
+        store.put(&path, bytes).await?;
+        Ok(path)
+    }
 }
 
 /// `events-3-100-200-00ff...parquet`; an import's topic `import:<hash>` loses its colon, which some stores and
