@@ -8,7 +8,7 @@ use crate::batch_view::Lost;
 use shared_model::catalog::Catalog;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, Tidemark, reach_of};
+use shared_model::tidemark::{Cut, Reach, Tidemark, reach};
 use shared_model::time::Millis;
 use shared_model::view::{Header, Mark};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,8 @@ impl Coverage {
     ) -> bool {
         let below = batch_reach(catalog, tp, cut);
         // A group that is being rebuilt may not have reached the cut yet: its panes start earlier.
-        let reach = header.map_or(Reach::Below, |header| reach_of(&header.cuts, header.to, cut));
+        let there = header.filter(|header| header.to >= cut.offset);
+        let reach = there.map_or(Reach::Below, |header| reach(&header.cuts, header.to, cut));
         let (Some(header), Reach::Covers) = (header, reach) else {
             if reach == Reach::Differs {
                 let why = "the realtime view was not cut where the tidemark is, and is left out until the speed \

@@ -62,25 +62,17 @@ pub enum Reach {
     Differs,
 }
 
-/// Decides whether a position with `cuts` (epoch, first offset of that epoch or a higher one; ascending, the first
-/// being where the position starts) reaches back to exactly `cut`.
+/// Decides whether a position that ends at `to`, with `cuts` (epoch, first offset of that epoch or a higher one;
+/// ascending, the first being where the position starts), reaches back to exactly `cut`.
 ///
-/// An epoch without records has no entry of its own: its boundary falls where the next higher entry's does.
-pub fn reach(cuts: &[(i64, i64)], cut: &Cut) -> Reach {
+/// An epoch without records has no entry of its own: its boundary falls where the next higher entry's does. One that
+/// ends above the cut without having come by the boundary was folded from another log, or from one with a gap there.
+pub fn reach(cuts: &[(i64, i64)], to: i64, cut: &Cut) -> Reach {
     match cuts.iter().find(|(epoch, _)| *epoch >= cut.epoch) {
+        None if to > cut.offset => Reach::Differs,
         None => Reach::Below,
         Some(&(_, offset)) if offset == cut.offset => Reach::Covers,
         Some(_) => Reach::Differs,
-    }
-}
-
-/// The same of a position that ends at the offset `to`: one that goes beyond the cut's offset and has no boundary there
-/// doesn't merely end below it, it places the boundary elsewhere.
-pub fn reach_of(cuts: &[(i64, i64)], to: i64, cut: &Cut) -> Reach {
-    match reach(cuts, cut) {
-        _ if to < cut.offset => Reach::Below,
-        Reach::Below if to > cut.offset => Reach::Differs,
-        reach => reach,
     }
 }
 
@@ -141,20 +133,16 @@ mod tests {
     #[test]
     fn a_position_covers_a_cut_only_where_both_place_the_boundary_at_the_same_offset() {
         let cuts = [(0, 0), (5, 40), (9, 70)];
-        assert_eq!(reach(&cuts, &cut(0, 0)), Reach::Covers);
-        assert_eq!(reach(&cuts, &cut(5, 40)), Reach::Covers);
+        assert_eq!(reach(&cuts, 90, &cut(0, 0)), Reach::Covers);
+        assert_eq!(reach(&cuts, 90, &cut(5, 40)), Reach::Covers);
         // Epochs 6, 7 and 8 hold nothing: their boundaries fall at the next record.
-        assert_eq!(reach(&cuts, &cut(7, 70)), Reach::Covers);
-        assert_eq!(reach(&cuts, &cut(7, 69)), Reach::Differs);
-        assert_eq!(reach(&cuts, &cut(10, 90)), Reach::Below);
-        assert_eq!(reach(&[], &cut(0, 0)), Reach::Below);
+        assert_eq!(reach(&cuts, 90, &cut(7, 70)), Reach::Covers);
+        assert_eq!(reach(&cuts, 90, &cut(7, 69)), Reach::Differs);
+        assert_eq!(reach(&cuts, 90, &cut(10, 90)), Reach::Below);
+        assert_eq!(reach(&[], 0, &cut(0, 0)), Reach::Below);
+        // It went past the boundary and saw none.
+        assert_eq!(reach(&cuts, 91, &cut(10, 90)), Reach::Differs);
         // Started above the cut.
-        assert_eq!(reach(&[(5, 40)], &cut(3, 20)), Reach::Differs);
-        // What ends below or at the cut's offset may yet see its boundary; what ends beyond has missed it.
-        assert_eq!(reach_of(&cuts, 89, &cut(10, 90)), Reach::Below);
-        assert_eq!(reach_of(&cuts, 90, &cut(10, 90)), Reach::Below);
-        assert_eq!(reach_of(&cuts, 91, &cut(10, 90)), Reach::Differs);
-        assert_eq!(reach_of(&cuts, 71, &cut(9, 70)), Reach::Covers);
-        assert_eq!(reach_of(&cuts, 70, &cut(7, 69)), Reach::Differs);
+        assert_eq!(reach(&[(5, 40)], 50, &cut(3, 20)), Reach::Differs);
     }
 }

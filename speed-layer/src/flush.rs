@@ -66,12 +66,10 @@ pub(crate) fn start(found: &Found, cut: &Cut, mut metrics: impl Iterator<Item = 
     if header.v != HEADER_VERSION {
         return Start::Rebuild(Why::Unreadable(format!("layout version {}", header.v)));
     }
-    match reach(&header.cuts, cut) {
+    match reach(&header.cuts, header.to, cut) {
         Reach::Differs => Start::Rebuild(Why::Differs),
         Reach::Below if header.to < cut.offset => Start::Rebuild(Why::Behind),
-        // It ends exactly at the boundary, the next record having not come yet; or, where it ends above without an
-        // entry for the boundary, its cuts are not this log's.
-        Reach::Below if header.to > cut.offset => Start::Rebuild(Why::Differs),
+        // Otherwise it ends exactly at the boundary, the next record having not come yet.
         Reach::Below | Reach::Covers => {
             let lacks =
                 |version: &MetricVersion| header.metrics.get(version).is_none_or(|&from| from > cut.offset);

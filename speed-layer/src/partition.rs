@@ -13,7 +13,7 @@ use shared_model::catalog::{Bounds, Stream};
 use shared_model::epoch::{EventClockRule, IngestClock, TrustedTime};
 use shared_model::event::{self, Event, Reject};
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, reach, reach_of};
+use shared_model::tidemark::{Cut, Reach, reach};
 use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::sync::Arc;
@@ -244,11 +244,8 @@ impl Partition {
     /// A group that places a tidemark's boundary elsewhere: that starts above it, has it at another offset, or has
     /// folded records beyond it without seeing it.
     pub(crate) fn differs(&self, cut: &Cut) -> Option<&Group> {
-        let differs = |group: &&Group| {
-            let (cuts, to) = (group.cuts(), group.folds_from().max(self.next));
-            reach(&cuts, cut) == Reach::Differs || reach_of(&cuts, to, cut) == Reach::Differs
-        };
-        self.groups.iter().find(differs)
+        let to = |group: &Group| group.folds_from().max(self.next);
+        self.groups.iter().find(|group| reach(&group.cuts(), to(group), cut) == Reach::Differs)
     }
 
     /// The epoch in which the fold stands.

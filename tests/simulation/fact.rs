@@ -141,6 +141,15 @@ pub(crate) fn named<'a>(by: impl Iterator<Item = &'a Value>, item: &str) -> Stri
     format!("{} {item}", by.join(" "))
 }
 
+/// What becomes of a repeat within the horizon above the cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeats {
+    /// It isn't counted.
+    Known,
+    /// It is counted: the most that can be, where the log no longer has what it repeats.
+    Counted,
+}
+
 /// The naive cells of a metric in an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
 /// all; and, per partition and group, of the deliveries from the cut to where the group is read that repeat none
 /// within the horizon.
@@ -149,6 +158,7 @@ pub(crate) fn naive(
     metric: &'static str,
     cut: &dyn Fn(&TopicPartition) -> i64,
     reach: &dyn Fn(&TopicPartition, u32) -> i64,
+    repeats: Repeats,
 ) -> Counted {
     let mut counted = Counted::new();
     let mut users: BTreeMap<Cell, BTreeSet<u8>> = BTreeMap::new();
@@ -159,7 +169,7 @@ pub(crate) fn naive(
             let Some(fact) = &record.fact else { continue };
             let counts = match record.offset < below {
                 true => seen.insert((tp.topic.clone(), fact.identity())),
-                false => record.fresh,
+                false => record.fresh || repeats == Repeats::Counted,
             };
             if !counts {
                 continue;

@@ -50,7 +50,9 @@ impl Wire for Net {
             }
             state.redis.call(&call)
         };
-        if !matches!((&call, &reply), (Call::Segments { .. } | Call::Mark { .. }, _)) {
+        // What nothing comes of is not worth a line.
+        let dull = matches!(call, Call::Segments { .. } | Call::Mark { .. }) || reply == Reply::Said("DONE");
+        if !dull {
             world.note(format_args!("{} -> {}", show(&call), shown(&reply)));
         }
         world.step().await;

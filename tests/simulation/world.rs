@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How many of the last steps a failure shows.
-const TRACE: usize = 60;
+const TRACE: usize = 80;
 
 /// What may happen in a seed's world beside crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +156,9 @@ impl World {
 
     /// The last steps.
     pub(crate) fn trace(&self) -> String {
-        self.state().trace.iter().map(|line| format!("{line}\n")).collect()
+        let state = self.state();
+        let lines: String = state.trace.iter().map(|line| format!("{line}\n")).collect();
+        format!("{:?}\n{lines}", state.weather)
     }
 
     /// Shows readers what flips have published: each flip and what is shown of it is one step.

@@ -31,7 +31,7 @@ pub(crate) struct Found {
 }
 
 /// Finds the partitions of all the catalog's topics. Those without a cut begin at their first manifest, if they
-/// have one, or else where their log does.
+/// have one, or else as [`begin`] says.
 pub(crate) async fn discover(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>) -> Result<Found> {
     let topics: Vec<Arc<str>> = ctx.catalog.streams.iter().map(|stream| stream.topic.clone()).collect();
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
@@ -67,7 +67,8 @@ pub(crate) struct Seen {
     pub(crate) waiting: Vec<String>,
 }
 
-/// Decides where each partition begins.
+/// Decides where each partition begins. One that is new in a topic that has been read begins at 0: what its log has
+/// lost by now is a gap. What a topic had lost before it was first read is of no concern.
 pub(crate) async fn begin(store: &Store, from: &BTreeMap<TopicPartition, Cut>, seen: Seen) -> Result<Found> {
     let mut found = Found { starts: from.clone(), held: BTreeMap::new(), waiting: seen.waiting };
     for tp in from.keys().filter(|tp| !seen.there.contains(tp)) {
@@ -77,6 +78,7 @@ pub(crate) async fn begin(store: &Store, from: &BTreeMap<TopicPartition, Cut>, s
         let first = store.first(&manifest_folder(&tp)).await?;
         let start = match first {
             Some(path) => first_cut(store, &path).await?,
+            None if from.keys().any(|known| known.topic == tp.topic) => Cut::start(0),
             None => Cut::start(low),
         };
         info!(%tp, offset = start.offset, "a partition without a cut begins");
@@ -201,5 +203,24 @@ impl<'a> Log for KafkaLog<'a> {
 
     async fn wait(&mut self, time: Duration) {
         tokio::time::sleep(time).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_partition_begins_where_its_records_count_from() {
+        let tp = TopicPartition::new;
+        let from = [(tp("old", 0), Cut::start(40)), (tp("gone", 0), Cut::start(7))].into();
+        let new = vec![(tp("old", 1), 5), (tp("new", 0), 90)];
+        let there = [tp("old", 0), tp("old", 1), tp("new", 0)].into();
+        let seen = Seen { there, new, waiting: Vec::new() };
+        let found = begin(&Store::in_memory(), &from, seen).await.unwrap();
+        let starts: Vec<_> = found.starts.iter().map(|(tp, cut)| (tp.to_string(), cut.offset)).collect();
+        let expected = [("gone/0", 7), ("new/0", 90), ("old/0", 40), ("old/1", 0)];
+        assert_eq!(starts, expected.map(|(tp, offset)| (tp.to_owned(), offset)));
+        assert_eq!(found.held.keys().collect::<Vec<_>>(), [&tp("gone", 0)]);
     }
 }

@@ -6,7 +6,7 @@
 
 use shared_model::metric::MetricVersion;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, Tidemark, reach_of};
+use shared_model::tidemark::{Cut, Reach, Tidemark, reach};
 use shared_model::view::{Header, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +59,7 @@ impl Span {
             return Err(Unfit::NotYet(header.map(|header| header.to)));
         };
         for cut in std::iter::once(&self.from).chain(&self.between).chain([&self.to]) {
-            match reach_of(&header.cuts, header.to, cut) {
+            match reach(&header.cuts, header.to, cut) {
                 Reach::Covers => {}
                 // It ends exactly there: the boundary's record is still to come.
                 Reach::Below if header.to == cut.offset => {}
