@@ -26,18 +26,23 @@ mod speed;
 mod world;
 
 use scheduler::{MOVES, Tally, play};
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
+use world::Sabotage;
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 200;
 
 /// Plays a seed; what it did, or why it failed with the last steps.
-fn attempt(seed: u64, moves: usize) -> Result<Tally, String> {
+fn attempt(seed: u64, moves: usize, sabotage: Option<Sabotage>) -> Result<Tally, String> {
     let mut scheduler = play(seed);
+    scheduler.world().state().sabotage = sabotage;
+    PLAYING.set(true);
     let done = catch_unwind(AssertUnwindSafe(|| scheduler.run(moves)));
+    PLAYING.set(false);
     done.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -50,7 +55,7 @@ fn fewest(seed: u64) -> usize {
     let (mut passes, mut fails) = (0, MOVES);
     while fails - passes > 1 {
         let middle = (passes + fails) / 2;
-        if attempt(seed, middle).is_ok() { passes = middle } else { fails = middle }
+        if attempt(seed, middle, None).is_ok() { passes = middle } else { fails = middle }
     }
     fails
 }
@@ -61,7 +66,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays seeds, as many at once as the machine has cores, up to the first that fails.
-fn play_all(seeds: Range<u64>) -> Result<Tally, u64> {
+fn play_all(seeds: Range<u64>, sabotage: Option<Sabotage>) -> Result<Tally, u64> {
     let (next, total) = (AtomicU64::new(seeds.start), Mutex::new((Tally::default(), None::<u64>)));
     let work = || {
         loop {
@@ -70,7 +75,7 @@ fn play_all(seeds: Range<u64>) -> Result<Tally, u64> {
             if seed >= seeds.end || failed {
                 return;
             }
-            let played = attempt(seed, MOVES);
+            let played = attempt(seed, MOVES, sabotage);
             let mut total = total.lock().expect("no panic comes this far");
             match played {
                 Ok(tally) => total.0 += tally,
@@ -84,6 +89,25 @@ fn play_all(seeds: Range<u64>) -> Result<Tally, u64> {
     failed.map_or(Ok(tally), Err)
 }
 
+/// What a seed's failure has to say is told by its own report. That a world can be set up at all is no matter of chance.
+fn silence() {
+    static ONCE: Once = Once::new();
+    drop(play(0));
+    ONCE.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !PLAYING.get() {
+                loud(panic);
+            }
+        }));
+    });
+}
+
+thread_local! {
+    /// Whether this thread plays a seed.
+    static PLAYING: Cell<bool> = const { Cell::new(false) };
+}
+
 #[test]
 fn whatever_happens_complete_answers_are_exact() {
     let seeds = match number("TIDEMARK_SEED") {
@@ -91,20 +115,36 @@ fn whatever_happens_complete_answers_are_exact() {
         None => 0..number("TIDEMARK_SEEDS").unwrap_or(SEEDS),
     };
     let (begun, count) = (std::time::Instant::now(), seeds.end - seeds.start);
-    // That a world can be set up at all is no matter of chance.
-    drop(play(0));
-    // What fails is told by the seed's own report.
-    let loud = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let played = play_all(seeds);
+    silence();
+    let played = play_all(seeds, None);
     let report = played.as_ref().err().map(|&seed| {
         let moves = fewest(seed);
-        let shown = attempt(seed, moves).err().unwrap_or_else(|| "it passed when tried again".to_owned());
+        let shown =
+            attempt(seed, moves, None).err().unwrap_or_else(|| "it passed when tried again".to_owned());
         format!("TIDEMARK_SEED={seed} fails after {moves} moves:\n{shown}")
     });
-    std::panic::set_hook(loud);
     match (played, report) {
         (Ok(total), _) => println!("{count} seeds in {:.1?}: {total}", begun.elapsed()),
         (Err(seed), report) => panic!("{}", report.unwrap_or_else(|| format!("TIDEMARK_SEED={seed} fails"))),
+    }
+}
+
+/// That seeds pass means something only if they would not with a fault built in.
+#[test]
+fn the_simulation_catches_what_is_built_in() {
+    let built_in = [
+        Sabotage::FenceIgnored,
+        Sabotage::WriteTorn,
+        Sabotage::DedupForgotten,
+        Sabotage::RecordSkipped,
+        Sabotage::EpochsDroppedEarly,
+        Sabotage::CutsMoved,
+        Sabotage::ArchiveSkips,
+    ];
+    silence();
+    for sabotage in built_in {
+        let caught = play_all(0..SEEDS, Some(sabotage));
+        assert!(caught.is_err(), "{sabotage:?} was not caught by {SEEDS} seeds");
+        println!("{sabotage:?}: caught by seed {}", caught.err().unwrap_or_default());
     }
 }

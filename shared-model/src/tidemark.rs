@@ -4,7 +4,7 @@
 //! T is an exclusive upper bound of the batch view and the inclusive lower bound of the realtime view. Each move
 //! makes a new generation, one higher than the last; T never moves back.
 
-use crate::epoch::TrustedTime;
+use crate::epoch::{EpochLength, TrustedTime};
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,12 @@ impl Cut {
     /// The start of a log whose first offset is `offset`.
     pub fn start(offset: i64) -> Cut {
         Cut { epoch: 0, offset, clock: 0, trusted: TrustedTime::default(), fingerprint: None }
+    }
+
+    /// The ingest clock with which reading from here on begins: at the boundary, even where the log has lost the
+    /// record that had reached it, so that no epoch goes back.
+    pub fn clock_from(&self, epochs: EpochLength) -> Millis {
+        self.clock.max(epochs.boundary(self.epoch))
     }
 }
 

@@ -128,7 +128,7 @@ impl Group {
             v: HEADER_VERSION,
             incarnation,
             to: panes.cut.offset,
-            clock: panes.cut.clock,
+            clock: panes.cut.clock_from(plan.layout.epoch),
             trusted: panes.cut.trusted.clone(),
             watermark: None,
             panes_from: panes.panes_from,

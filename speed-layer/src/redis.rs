@@ -19,7 +19,8 @@ use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const LIBRARY: &str = include_str!("flush.lua");
+/// The function library.
+pub(crate) const LIBRARY: &str = include_str!("flush.lua");
 const CONNECT: Duration = Duration::from_secs(3);
 const RESPONSE: Duration = Duration::from_secs(15);
 

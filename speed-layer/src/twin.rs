@@ -21,6 +21,9 @@ use shared_model::view::{self, Header, Mark, Slice};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The function library of the real Redis.
+pub const LIBRARY: &str = crate::redis::LIBRARY;
+
 /// What became of a record: the name of its outcome, where a test has to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {

@@ -1,6 +1,6 @@
 //! Batch runs: what they find around them, and an archive whose answers get lost.
 
-use crate::world::{Weak, World};
+use crate::world::{Sabotage, Weak, World};
 use anyhow::Result;
 use batch_layer::twin::{Arrived, Batch, Limits, Log, Logged, Order, Outcome, Record, Store, Surroundings};
 use futures::future::LocalBoxFuture;
@@ -133,7 +133,11 @@ impl Log for ArchivedLog {
         if self.world.state().random.one_in(4) {
             self.world.step().await;
         }
+        if self.world.is_sabotaged(Sabotage::ArchiveSkips) && self.world.state().random.one_in(100) {
+            self.at += 1;
+        }
         let state = self.world.state();
+        let early = if state.sabotage == Some(Sabotage::CutsMoved) { 40 } else { 0 };
         let log = state.broker.log(&self.tp);
         if log.low > self.at {
             let gap = Arrived::Gap(self.at, log.low);
@@ -144,7 +148,7 @@ impl Log for ArchivedLog {
             None => Arrived::End,
             Some(record) => {
                 self.at = record.offset + 1;
-                let (offset, append, value) = (record.offset, record.append, record.value.clone());
+                let (offset, append, value) = (record.offset, record.append - early, record.value.clone());
                 Arrived::Record(Message { offset, append, value })
             }
         })

@@ -141,13 +141,15 @@ pub(crate) fn named<'a>(by: impl Iterator<Item = &'a Value>, item: &str) -> Stri
     format!("{} {item}", by.join(" "))
 }
 
-/// What becomes of a repeat within the horizon above the cut.
+/// What becomes of repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeats {
-    /// It isn't counted.
+    /// Those within the horizon above the cut, and all below it, are not counted.
     Known,
-    /// It is counted: the most that can be, where the log no longer has what it repeats.
-    Counted,
+    /// Above the cut all are counted: the most that can be, where the log no longer has what they repeat.
+    Above,
+    /// All are counted: the most that can be, where the archive lacks what they repeat too.
+    Anywhere,
 }
 
 /// The naive cells of a metric in an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
@@ -168,8 +170,8 @@ pub(crate) fn naive(
         for record in &log.records {
             let Some(fact) = &record.fact else { continue };
             let counts = match record.offset < below {
-                true => seen.insert((tp.topic.clone(), fact.identity())),
-                false => record.fresh || repeats == Repeats::Counted,
+                true => seen.insert((tp.topic.clone(), fact.identity())) || repeats == Repeats::Anywhere,
+                false => record.fresh || repeats != Repeats::Known,
             };
             if !counts {
                 continue;

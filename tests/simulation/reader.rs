@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The longest that an answer may take.
-pub(crate) const LONGEST: Duration = Duration::from_secs(2);
+pub(crate) const LONGEST: Duration = Duration::from_secs(4);
 
 /// The realtime view, and what one reader saw of it.
 struct Seen {
@@ -117,13 +117,17 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
     let state = world.state();
     let at = format!("{name} at generation {} {:?}", tidemark.generation, tidemark.cuts);
     // A worker that starts anew can't tell a repeat of what the log has lost meanwhile.
-    let repeats = if state.losses { Repeats::Counted } else { Repeats::Known };
+    let repeats = match (state.losses, complete) {
+        (false, _) => Repeats::Known,
+        (true, true) => Repeats::Above,
+        (true, false) => Repeats::Anywhere,
+    };
+    let fold = |reach: &dyn Fn(&TopicPartition, u32) -> i64, repeats| {
+        naive(&state.broker, name, &cut, reach, repeats)
+    };
     let (least, most) = match complete {
-        true => (
-            naive(&state.broker, name, &cut, &reach, Repeats::Known),
-            naive(&state.broker, name, &cut, &reach, repeats),
-        ),
-        false => (Counted::new(), naive(&state.broker, name, &cut, &|_, _| i64::MAX, repeats)),
+        true => (fold(&reach, Repeats::Known), fold(&reach, repeats)),
+        false => (Counted::new(), fold(&|_, _| i64::MAX, repeats)),
     };
     for cell in found.keys().chain(least.keys()).collect::<BTreeSet<_>>() {
         let of = |counted: &Counted| counted.get(cell).copied().unwrap_or(0);

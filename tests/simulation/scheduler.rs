@@ -69,7 +69,8 @@ impl fmt::Display for Tally {
 enum Kind {
     Speed(usize, TopicPartition),
     Batch,
-    Reader,
+    /// It takes one in so many of its turns.
+    Reader(usize),
 }
 
 struct Actor {
@@ -137,6 +138,11 @@ impl Scheduler {
         };
         if !awake.is_empty() {
             let at = awake[self.below(awake.len())];
+            if let Kind::Reader(slow) = self.actors[at].kind
+                && !self.one_in(slow)
+            {
+                return;
+            }
             self.poll(at);
         }
     }
@@ -152,15 +158,16 @@ impl Scheduler {
     /// Something happens around the actors.
     fn happen(&mut self) {
         let pause = match self.below(40) {
-            0 => self.below(2_500),
-            _ => self.below(25),
+            0 => self.below(1_200),
+            _ => self.below(20),
         };
         self.world.state().now += pause as i64;
         let weather = self.world.state().weather;
         if self.one_in(weather.crashes) {
             self.crash();
         }
-        if self.one_in(weather.losses) {
+        let flipped = std::mem::take(&mut self.world.state().flipped);
+        if self.one_in(weather.losses) || flipped && self.one_in(3) {
             self.lose();
         }
         match self.below(100) {
@@ -219,8 +226,8 @@ impl Scheduler {
     }
 
     fn ask(&mut self) {
-        let readers = self.actors.iter().filter(|actor| actor.kind == Kind::Reader).count();
-        if readers >= 3 {
+        let readers = self.actors.iter().filter(|actor| matches!(actor.kind, Kind::Reader(_))).count();
+        if readers >= 4 {
             return;
         }
         let metrics = &self.world.catalog().metrics;
@@ -231,7 +238,9 @@ impl Scheduler {
             let mut tally = tally.borrow_mut();
             *(if complete { &mut tally.complete } else { &mut tally.incomplete }) += 1;
         };
-        self.actors.push(Actor { kind: Kind::Reader, future: Box::pin(future) });
+        // Some are slow, and see several flips pass.
+        let kind = Kind::Reader(if self.one_in(2) { 1 } else { 12 });
+        self.actors.push(Actor { kind, future: Box::pin(future) });
     }
 
     fn begin_run(&mut self) {

@@ -1,16 +1,18 @@
 //! Speed processes: each owns what the group gives it, follows the tidemark by its own polling, and can crash, be
 //! frozen and resume.
 
-use crate::world::World;
+use crate::fact::HORIZON;
+use crate::world::{Sabotage, World};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::Millis;
-use speed_layer::twin::{self, Begin, Call, Follower, Outcome, Reply, Spell, Wire, Worker};
+use shared_model::view::FENCE_FIELD;
+use speed_layer::twin::{self, Begin, Call, Follower, MemoryRedis, Outcome, Reply, Spell, Wire, Worker};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Epochs are dropped so long after the flip that made them unneeded; no query takes as long.
-pub(crate) const GRACE: Duration = Duration::from_secs(3);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// One process.
 pub(crate) struct Process {
@@ -48,7 +50,8 @@ impl Wire for Net {
             if again {
                 state.late.push(call.clone());
             }
-            state.redis.call(&call)
+            let done = sabotaged(state.sabotage, &call, &state.redis);
+            state.redis.call(&done)
         };
         // What nothing comes of is not worth a line.
         let dull = matches!(call, Call::Segments { .. } | Call::Mark { .. }) || reply == Reply::Said("DONE");
@@ -62,6 +65,25 @@ impl Wire for Net {
         }
         Some(reply)
     }
+}
+
+/// What a faulty Redis does instead.
+fn sabotaged(sabotage: Option<Sabotage>, call: &Call, redis: &MemoryRedis) -> Call {
+    let mut call = call.clone();
+    let stored = |key: &str, field: &str| {
+        let value = redis.fields(key).and_then(|fields| fields.get(field));
+        value.map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    if let Call::Flush { key, expected, fields, .. } = &mut call
+        && expected != "lost"
+    {
+        match sabotage {
+            Some(Sabotage::FenceIgnored) => *expected = stored(key, FENCE_FIELD).unwrap_or_default(),
+            Some(Sabotage::WriteTorn) if fields.len() > 2 => drop(fields.pop()),
+            _ => {}
+        }
+    }
+    call
 }
 
 /// A call in a line.
@@ -120,6 +142,9 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
     let claimed = Worker::claim(world.catalog(), &stream, tp, Net(world.clone()), begin, random).await;
     let Some(mut worker) = claimed else { return Spell::Again };
     let mut at = worker.reads_from();
+    if world.is_sabotaged(Sabotage::DedupForgotten) {
+        at += HORIZON;
+    }
     world.note(format_args!("process {process}, {tp}: reads from {at}"));
     let (mut generation, mut caught_up) = (-1, false);
     loop {
@@ -146,6 +171,9 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
                 caught_up = record.is_none();
                 let Some(record) = record else { break };
                 at = record.offset + 1;
+                if world.is_sabotaged(Sabotage::RecordSkipped) && world.state().random.one_in(100) {
+                    continue;
+                }
                 if worker.take(record.offset, record.append, record.value.as_deref()) == Outcome::OtherLog {
                     panic!("{tp} is taken for another log at offset {}", record.offset);
                 }
@@ -158,7 +186,11 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
             let (floor, oldest) = {
                 let state = world.state();
                 let process = &state.processes[process];
-                (process.follower.floor(tp, clock), process.oldest_pane)
+                let floor = match state.sabotage {
+                    Some(Sabotage::EpochsDroppedEarly) => Some(process.follower.current().cut(tp)),
+                    _ => process.follower.floor(tp, clock),
+                };
+                (floor, process.oldest_pane)
             };
             match worker.round(floor.as_ref(), oldest, quiet).await {
                 Spell::Stored => break,

@@ -25,6 +25,25 @@ use std::time::Duration;
 /// How many of the last steps a failure shows.
 const TRACE: usize = 80;
 
+/// A fault that is built in on purpose, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    /// Redis takes every write for one that follows its stored fence.
+    FenceIgnored,
+    /// Redis stores a write's header without one of its segments.
+    WriteTorn,
+    /// A restarted worker doesn't re-read the horizon.
+    DedupForgotten,
+    /// A worker passes over a record now and then.
+    RecordSkipped,
+    /// Epochs are dropped at the flip that covers them.
+    EpochsDroppedEarly,
+    /// The archive's cuts lie elsewhere than the log's.
+    CutsMoved,
+    /// The archiver passes over a record now and then.
+    ArchiveSkips,
+}
+
 /// What may happen in a seed's world beside crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weather {
@@ -56,6 +75,9 @@ pub(crate) struct State {
     pub(crate) assignment: BTreeMap<TopicPartition, usize>,
     /// Whether the log lost records before they were read, by partition.
     pub(crate) losses: bool,
+    pub(crate) sabotage: Option<Sabotage>,
+    /// A flip has just been shown to readers.
+    pub(crate) flipped: bool,
     trace: VecDeque<String>,
     pub(crate) steps: usize,
 }
@@ -107,6 +129,8 @@ impl World {
             processes: Vec::new(),
             assignment: BTreeMap::new(),
             losses: false,
+            sabotage: None,
+            flipped: false,
             trace: VecDeque::new(),
             steps: 0,
         };
@@ -175,10 +199,16 @@ impl World {
             };
             let versions = flip.versions.into_iter().map(version).collect();
             self.0.batch.flip(flip.tidemark, flip.run, flip.days, versions);
+            self.state().flipped = true;
             for (tp, range, cause) in flip.lost {
                 self.0.batch.lose(Lost { tp, range, cause });
             }
         }
+    }
+
+    /// Whether this fault was built in.
+    pub(crate) fn is_sabotaged(&self, by: Sabotage) -> bool {
+        self.state().sabotage == Some(by)
     }
 
     /// Whether a call meets a fault.

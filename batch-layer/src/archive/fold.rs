@@ -85,7 +85,7 @@ impl Fold {
         from: Cut,
         limits: Limits,
     ) -> Fold {
-        let (clock, trusted) = (IngestClock(from.clock), from.trusted.clone());
+        let (clock, trusted) = (IngestClock(from.clock_from(epochs)), from.trusted.clone());
         let (epoch, fingerprint) = (from.epoch, from.fingerprint);
         let (open, buffers) = (Open::default(), Buffers::new(limits));
         Fold { stream, tp, epochs, limits, from, epoch, clock, trusted, fingerprint, open, buffers }

@@ -2,6 +2,7 @@
 //! exactly one file, and rivals and restarts change nothing.
 
 use crate::archive::buffer::Limits;
+use crate::archive::fold::Fold;
 use crate::archive::manifest::{Manifest, manifest_path};
 use crate::archive::samples::{self, Entry, Unreliable};
 use crate::archive::seal::{Chain, Sealer, walk};
@@ -226,6 +227,17 @@ fn a_rival_that_ends_elsewhere_is_followed() {
         assert_eq!(chain.sealed[0].manifest.gaps.len(), 1);
         assert_eq!(offsets(&store, &chain).await["rows"], [3]);
     });
+}
+
+/// The log has lost the record with which an epoch began: those after it are of that epoch all the same.
+#[test]
+fn an_epoch_does_not_go_back_where_its_first_record_was_lost() {
+    let cut = Cut { epoch: 50, clock: 120, ..Cut::start(5) };
+    let mut fold = Fold::new(samples::stream(), tp(), EPOCHS, cut, limits(9));
+    fold.gap(5, 7);
+    let after = Entry { offset: 7, append_time: Some(130), tick: true, value: None };
+    assert!(fold.record(after.record()).is_empty());
+    assert_eq!(fold.epoch(), 50);
 }
 
 /// A store that fails for good (a full disk) ends the step with an error; the next one loses nothing.
