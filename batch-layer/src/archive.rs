@@ -129,40 +129,54 @@ impl Advanced {
 
 /// Archives every epoch that has closed since the given cuts, in all partitions of all topics of the catalog.
 ///
-/// Partitions without a cut begin at their first manifest or, without any, at the log's start. A failure of the
-/// store or of the broker is an error; a partition that merely can't move on is held.
+/// Partitions without a cut begin at their first manifest or, without any, at the log's start. They are looked for
+/// again once all are read, so that one that isn't found holds nothing that was appended before the epochs that were
+/// closed. A failure of the store or of the broker is an error; a partition that merely can't move on is held.
 pub async fn advance(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>, until: Until) -> Result<Advanced> {
-    let found = partition::discover(ctx, from).await?;
-    let (mut advanced, chains) =
-        Advanced::walk(&ctx.store, ctx.catalog.layout.epoch, found, until.now).await?;
-    for (chain, held) in partition::read_all(ctx, chains, until).await? {
-        advanced.take(chain, held);
+    let (mut advanced, mut known) = (Advanced::default(), from.clone());
+    loop {
+        let found = partition::discover(ctx, &known).await?;
+        known.clone_from(&found.starts);
+        let Some(starts) = advanced.news(found) else { break };
+        let chains = advanced.walk(&ctx.store, ctx.catalog.layout.epoch, starts, until.now).await?;
+        for (chain, held) in partition::read_all(ctx, chains, until).await? {
+            advanced.take(chain, held);
+        }
     }
     advanced.sort();
     Ok(advanced)
 }
 
 impl Advanced {
-    /// Follows the manifests of all partitions; those that must be read on come back as chains.
+    /// Takes in what was found; where the partitions begin that weren't found before, if there are any.
+    pub(crate) fn news(&mut self, found: partition::Found) -> Option<BTreeMap<TopicPartition, Cut>> {
+        self.waiting = found.waiting;
+        self.held.extend(found.held);
+        let mut starts = found.starts;
+        starts.retain(|tp, _| !self.reached.contains_key(tp));
+        (!starts.is_empty()).then_some(starts)
+    }
+
+    /// Follows the manifests of partitions; those that must be read on come back as chains.
     pub(crate) async fn walk(
+        &mut self,
         store: &Store,
         epochs: EpochLength,
-        found: partition::Found,
+        starts: BTreeMap<TopicPartition, Cut>,
         now: Millis,
-    ) -> Result<(Advanced, Vec<seal::Chain>)> {
-        let mut advanced = Advanced { waiting: found.waiting, held: found.held, ..Advanced::default() };
-        let walked: Vec<seal::Chain> = futures::stream::iter(found.starts)
+    ) -> Result<Vec<seal::Chain>> {
+        let walked: Vec<seal::Chain> = futures::stream::iter(starts)
             .map(|(tp, start)| seal::walk(store, tp, start))
             .buffered(16)
             .try_collect()
             .await?;
         let mut chains = Vec::new();
         for chain in walked {
-            let stopped = advanced.held.contains_key(&chain.tp);
+            let stopped = self.held.contains_key(&chain.tp);
             let closed = chain.end().epoch >= epochs.epoch(now);
-            if stopped || closed { advanced.take(chain, None) } else { chains.push(chain) }
+            if stopped || closed { self.take(chain, None) } else { chains.push(chain) }
         }
-        Ok((advanced, chains))
+        Ok(chains)
     }
 
     /// Brings the manifests into their order.

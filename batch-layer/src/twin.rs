@@ -145,20 +145,24 @@ impl<S: Surroundings> Batch<'_, S> {
     /// The archive step.
     async fn archive(&self, from: &BTreeMap<TopicPartition, Cut>) -> Result<Advanced> {
         let until = Until::at(self.world.now());
-        let there = self.world.partitions();
-        let new = there.iter().filter(|(tp, _)| !from.contains_key(tp));
-        let new = new.map(|(tp, low)| (tp.clone(), *low)).collect();
-        let seen = partition::Seen { there: there.into_keys().collect(), new, waiting: Vec::new() };
-        let found = partition::begin(&self.store, from, seen).await?;
         let epochs = self.catalog.layout.epoch;
-        let (mut advanced, chains) = Advanced::walk(&self.store, epochs, found, until.now).await?;
-        for chain in chains {
-            let Some(stream) = self.catalog.stream_of_topic(&chain.tp.topic) else { continue };
-            let mut log = self.world.open(&chain.tp);
-            let (stream, store) = (stream.clone(), self.store.clone());
-            let sealer = Sealer::new(store, stream, epochs, chain, self.limits, until.now).written_as(PLAIN);
-            let (chain, held) = step::read_on(&mut log, sealer, epochs, until).await?;
-            advanced.take(chain, held);
+        let (mut advanced, mut known) = (Advanced::default(), from.clone());
+        loop {
+            let there = self.world.partitions();
+            let new = there.iter().filter(|(tp, _)| !known.contains_key(tp));
+            let new = new.map(|(tp, low)| (tp.clone(), *low)).collect();
+            let seen = partition::Seen { there: there.into_keys().collect(), new, waiting: Vec::new() };
+            let found = partition::begin(&self.store, &known, seen).await?;
+            known.clone_from(&found.starts);
+            let Some(starts) = advanced.news(found) else { break };
+            for chain in advanced.walk(&self.store, epochs, starts, until.now).await? {
+                let Some(stream) = self.catalog.stream_of_topic(&chain.tp.topic) else { continue };
+                let mut log = self.world.open(&chain.tp);
+                let (stream, store) = (stream.clone(), self.store.clone());
+                let sealer = Sealer::new(store, stream, epochs, chain, self.limits, until.now);
+                let read = step::read_on(&mut log, sealer.written_as(PLAIN), epochs, until).await?;
+                advanced.take(read.0, read.1);
+            }
         }
         advanced.sort();
         Ok(advanced)

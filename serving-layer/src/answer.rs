@@ -15,7 +15,7 @@ use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Tidemark};
+use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use shared_model::view::{self, Header, Slice};
 use std::collections::{BTreeMap, BTreeSet};
@@ -162,9 +162,8 @@ async fn add_realtime(
     });
     let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
     while let Some((wanted, read)) = reads.next().await {
-        let cut = tidemark.cut(&wanted.tp);
         match read {
-            Ok(group) => add_group(views, query, &wanted, &cut, group, fold, coverage)?,
+            Ok(group) => add_group(views, query, &wanted, tidemark, group, fold, coverage)?,
             Err(error) => {
                 // Half of the realtime view is no answer: none of it is used.
                 drop(reads);
@@ -211,15 +210,15 @@ fn add_group(
     views: &Views,
     query: &Query,
     wanted: &Wanted,
-    cut: &Cut,
+    tidemark: &Tidemark,
     group: Option<Group>,
     fold: &mut Fold<'_>,
     coverage: &mut Coverage,
 ) -> Result<(), ServeError> {
-    let group = group.unwrap_or_default();
+    let (group, cut_epoch) = (group.unwrap_or_default(), tidemark.cut(&wanted.tp).epoch);
     let header = decode_header(&group, &wanted.tp, coverage);
     let metrics: Vec<&Metric> = wanted.columns.iter().map(|i| &*query.columns[*i].metric).collect();
-    if !coverage.judge(&views.catalog, &wanted.tp, header.as_ref(), cut, &metrics) {
+    if !coverage.judge(&views.catalog, &wanted.tp, header.as_ref(), tidemark, &metrics) {
         return Ok(());
     }
     let mut places: BTreeMap<MetricVersion, Vec<usize>> = BTreeMap::new();
@@ -227,7 +226,7 @@ fn add_group(
         places.entry(query.columns[*i].metric.version).or_default().push(*i);
     }
     for (slice, bytes) in &group.segments {
-        if !matches!(slice, Slice::Epoch(epoch) if *epoch >= cut.epoch) {
+        if !matches!(slice, Slice::Epoch(epoch) if *epoch >= cut_epoch) {
             continue;
         }
         let mut over = None;
@@ -295,9 +294,9 @@ pub(crate) fn cell(
 /// Where only the batch view is read, each partition is reached up to its cut.
 fn reach_of_batch(views: &Views, query: &Query, tidemark: &Tidemark, coverage: &mut Coverage) {
     let metrics = query_metrics(query);
-    for (tp, cut) in &tidemark.cuts {
+    for tp in tidemark.cuts.keys() {
         if metrics.iter().any(|metric| coverage::feeds(&views.catalog, metric, tp)) {
-            coverage.batch_alone(&views.catalog, tp, cut);
+            coverage.batch_alone(&views.catalog, tp, tidemark);
         }
     }
 }

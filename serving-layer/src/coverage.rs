@@ -5,18 +5,21 @@
 //! promised becomes a reason; an answer without reasons is complete up to its `as_of`.
 
 use crate::batch_view::Lost;
-use shared_model::catalog::Catalog;
+use shared_model::catalog::{Catalog, Stream};
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
-use shared_model::tidemark::{Cut, Reach, Tidemark, reach};
+use shared_model::tidemark::{Reach, Tidemark, reach};
 use shared_model::time::Millis;
 use shared_model::view::{Header, Mark};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What has been found so far.
 #[derive(Debug, Default)]
 pub struct Coverage {
     partitions: BTreeMap<TopicPartition, Reached>,
+    /// Of each topic, how many offsets back repeats were recognised, where that is less than its stream asks for.
+    horizons: BTreeMap<Arc<str>, i64>,
     reasons: Reasons,
     /// How many groups added cells.
     pub groups: u64,
@@ -28,6 +31,8 @@ pub struct Coverage {
 #[derive(Debug, Clone, Copy)]
 struct Reached {
     as_of: Millis,
+    /// How far the batch view alone reaches.
+    below: Millis,
     watermark: Option<Millis>,
     caught_up: bool,
 }
@@ -50,10 +55,10 @@ impl Coverage {
         catalog: &Catalog,
         tp: &TopicPartition,
         header: Option<&Header>,
-        cut: &Cut,
+        tidemark: &Tidemark,
         metrics: &[&Metric],
     ) -> bool {
-        let below = batch_reach(catalog, tp, cut);
+        let (below, cut) = (batch_reach(catalog, tp, tidemark), &tidemark.cut(tp));
         // A group that is being rebuilt may not have reached the cut yet: its panes start earlier.
         let there = header.filter(|header| header.to >= cut.offset);
         let reach = there.map_or(Reach::Below, |header| reach(&header.cuts, header.to, cut));
@@ -77,20 +82,44 @@ impl Coverage {
         for (from, to) in header.gaps.iter().filter(|(_, to)| *to > cut.offset) {
             self.doubt_of(format!("the log had lost offsets {from} to {to} before they were read"), tp);
         }
-        self.reached(tp, Reached { as_of: header.clock, watermark: header.watermark, caught_up: false });
+        self.recognises(catalog, tp, header, cut.offset);
+        self.reached(
+            tp,
+            Reached { as_of: header.clock.max(below.below), watermark: header.watermark, ..below },
+        );
         self.groups += 1;
         true
     }
 
     /// Notes a group whose panes are read.
-    pub fn live(&mut self, tp: &TopicPartition, header: &Header) {
-        self.reached(tp, Reached { as_of: header.clock, watermark: header.watermark, caught_up: false });
+    pub fn live(&mut self, catalog: &Catalog, tp: &TopicPartition, header: &Header, tidemark: &Tidemark) {
+        self.recognises(catalog, tp, header, 0);
+        let below = batch_reach(catalog, tp, tidemark);
+        self.reached(
+            tp,
+            Reached { as_of: header.clock.max(below.below), watermark: header.watermark, ..below },
+        );
         self.groups += 1;
     }
 
+    /// Takes in how far back repeats were recognised among a group's records from an offset on.
+    fn recognises(&mut self, catalog: &Catalog, tp: &TopicPartition, header: &Header, from: i64) {
+        let Some(stream) = catalog.stream_of_topic(&tp.topic) else { return };
+        let (asked, found) = (stream.dedup_horizon, header.horizon_from(from, stream.dedup_horizon));
+        if found < asked {
+            let known = self.horizons.entry(tp.topic.clone()).or_insert(found);
+            *known = found.min(*known);
+        }
+    }
+
+    /// How many offsets back a repeat of a stream is recognised in this answer, before the batch run that covers it.
+    pub fn horizon(&self, stream: &Stream) -> i64 {
+        self.horizons.get(&stream.topic).copied().unwrap_or(stream.dedup_horizon)
+    }
+
     /// Notes a partition of which only the batch view is read.
-    pub fn batch_alone(&mut self, catalog: &Catalog, tp: &TopicPartition, cut: &Cut) {
-        self.reached(tp, batch_reach(catalog, tp, cut));
+    pub fn batch_alone(&mut self, catalog: &Catalog, tp: &TopicPartition, tidemark: &Tidemark) {
+        self.reached(tp, batch_reach(catalog, tp, tidemark));
     }
 
     /// Takes in offsets that never reached the archive.
@@ -102,16 +131,21 @@ impl Coverage {
         }
     }
 
-    /// Takes in what the owners last said of their partitions.
+    /// Takes in what the owners last said of their partitions. Beyond the tidemark nothing is promised that was appended
+    /// since the topic was last seen to have no further partition.
     pub fn marks(&mut self, marks: &BTreeMap<TopicPartition, Mark>) {
         for (tp, reached) in &mut self.partitions {
-            reached.caught_up = marks.get(tp).is_some_and(|mark| mark.caught_up);
+            let mark = marks.get(tp);
+            reached.caught_up = mark.is_some_and(|mark| mark.caught_up);
+            let looked = mark.and_then(|mark| mark.looked).map_or(Millis::MIN, |looked| looked.clock);
+            reached.as_of = reached.as_of.min(looked.max(reached.below));
         }
     }
 
     fn reached(&mut self, tp: &TopicPartition, new: Reached) {
         let reached = self.partitions.entry(tp.clone()).or_insert(new);
         reached.as_of = reached.as_of.min(new.as_of);
+        reached.below = reached.below.min(new.below);
         reached.watermark = reached.watermark.min(new.watermark);
     }
 
@@ -144,16 +178,19 @@ impl Coverage {
 }
 
 /// How far the batch view alone reaches in a partition.
-fn batch_reach(catalog: &Catalog, tp: &TopicPartition, cut: &Cut) -> Reached {
+fn batch_reach(catalog: &Catalog, tp: &TopicPartition, tidemark: &Tidemark) -> Reached {
     let lateness = catalog.stream_of_topic(&tp.topic).map_or(0, |stream| stream.lateness);
+    let below = catalog.layout.epoch.boundary(tidemark.epoch(tp));
     Reached {
-        as_of: catalog.layout.epoch.boundary(cut.epoch),
-        watermark: cut.trusted.newest.map(|newest| newest - lateness),
+        as_of: below,
+        below,
+        watermark: tidemark.cut(tp).trusted.newest.map(|newest| newest - lateness),
         caught_up: false,
     }
 }
 
-/// The partitions that metrics are fed from, as far as anyone knows: the tidemark's and the marked ones.
+/// The partitions that metrics are fed from, as far as anyone knows: the tidemark's, the marked ones, and those that the
+/// owners of others have seen.
 pub fn partitions(
     catalog: &Catalog,
     metrics: &[&Metric],
@@ -161,7 +198,12 @@ pub fn partitions(
     marks: &BTreeMap<TopicPartition, Mark>,
 ) -> BTreeSet<TopicPartition> {
     let feeds = |tp: &&TopicPartition| metrics.iter().any(|metric| feeds(catalog, metric, tp));
-    tidemark.cuts.keys().chain(marks.keys()).filter(feeds).cloned().collect()
+    let seen = marks.iter().flat_map(|(tp, mark)| {
+        let all = 0..mark.looked.map_or(0, |looked| looked.partitions);
+        all.map(|partition| TopicPartition { topic: tp.topic.clone(), partition })
+    });
+    let known = tidemark.cuts.keys().chain(marks.keys()).cloned();
+    known.chain(seen).filter(|tp| feeds(&tp)).collect()
 }
 
 /// Whether a partition's records feed a metric.
@@ -211,6 +253,7 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared_model::tidemark::Cut;
 
     fn header(cuts: &[(i64, i64)], from: i64, gaps: &[(i64, i64)]) -> Header {
         let version = shared_model::metric::MetricVersion(7);
@@ -227,6 +270,7 @@ mod tests {
             metrics: [(version, from)].into(),
             seq: 0,
             gaps: gaps.to_vec(),
+            forgotten: Vec::new(),
         }
     }
 
@@ -237,10 +281,11 @@ mod tests {
         metric.version = shared_model::metric::MetricVersion(7);
         let tp = TopicPartition::new("page_views", 0);
         let cut = Cut { epoch: 5, ..Cut::start(40) };
+        let tidemark = Tidemark { cuts: [(tp.clone(), cut)].into(), ..Tidemark::default() };
         // Whether its cells are merged, whether the answer is complete, and how far it then reaches.
         let check = |header: Option<Header>, expected: (bool, bool, Millis)| {
             let mut coverage = Coverage::default();
-            let merged = coverage.judge(&catalog, &tp, header.as_ref(), &cut, &[&metric]);
+            let merged = coverage.judge(&catalog, &tp, header.as_ref(), &tidemark, &[&metric]);
             let found = (merged, coverage.reasons().is_empty(), coverage.as_of().unwrap());
             assert_eq!(found, expected, "{header:?}");
         };
@@ -266,7 +311,7 @@ mod tests {
             let mut coverage = Coverage::default();
             for (i, (as_of, watermark, caught_up)) in reached.into_iter().enumerate() {
                 let tp = TopicPartition::new("page_views", i as i32);
-                coverage.partitions.insert(tp, Reached { as_of, watermark, caught_up });
+                coverage.partitions.insert(tp, Reached { as_of, below: 0, watermark, caught_up });
             }
             coverage.watermark(&catalog)
         };

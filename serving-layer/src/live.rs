@@ -135,6 +135,11 @@ pub async fn live(
     // Panes expire by what the marks said when a group was written. Marks that are read after the groups are no older,
     // so that no pane of the window they place can have expired in what was read.
     let marks = views.realtime.marks().await.map_err(unavailable)?;
+    for tp in coverage::partitions(&views.catalog, &[metric], &position.current, &marks) {
+        if !read.iter().any(|(there, _, _)| *there == tp) {
+            coverage.batch_alone(&views.catalog, &tp, &position.current);
+        }
+    }
     let headers = read.iter().filter_map(|(_, header, _)| header.as_ref()?.trusted.newest);
     let newest = marks.values().filter_map(|mark| mark.trusted).chain(headers).max();
     let window = newest.map(|newest| window.at(newest));
@@ -190,7 +195,7 @@ fn reach(
         if cut.offset > first.offset {
             coverage.doubt_of("the realtime view is being rebuilt: its groups are not there", tp);
         }
-        return coverage.batch_alone(&views.catalog, tp, &cut);
+        return coverage.batch_alone(&views.catalog, tp, &position.current);
     };
     let late = |window: &Interval| header.panes_from.is_some_and(|from| from > window.start);
     let holed = |window: &Interval| header.pane_holes.iter().any(|start| window.contains(*start));
@@ -205,7 +210,7 @@ fn reach(
     for (from, to) in &header.gaps {
         coverage.doubt_of(format!("the log had lost offsets {from} to {to} before they were read"), tp);
     }
-    coverage.live(tp, header);
+    coverage.live(&views.catalog, tp, header, &position.current);
 }
 
 /// The merged state of the key, or of each of its items.

@@ -42,7 +42,8 @@ pub struct Envelope {
     pub parts: Parts,
     /// For each value column the relative error of its values; 0: exact.
     pub error_bound: BTreeMap<String, f64>,
-    /// For each stream, how many offsets back a repeated delivery is recognised before the batch run that covers it.
+    /// For each stream, how many offsets back a repeated delivery is recognised before the batch run that covers it: less
+    /// than the catalog says where the log no longer had that much when a worker began.
     pub dedup_horizon: BTreeMap<String, i64>,
 }
 
@@ -115,7 +116,7 @@ impl Envelope {
             let (name, unit) = (metric.name.clone(), metric.unit.clone());
             versions.insert(&metric.name, MetricReply { name, version: metric.version.to_string(), unit });
             for stream in metric.bindings.iter().filter_map(|binding| catalog.stream(&binding.stream)) {
-                dedup_horizon.insert(stream.name.clone(), stream.dedup_horizon);
+                dedup_horizon.insert(stream.name.clone(), coverage.horizon(stream));
             }
         }
         Envelope {

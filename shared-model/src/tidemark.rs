@@ -122,6 +122,14 @@ impl Tidemark {
         tidemark
     }
 
+    /// The epoch below which all of a partition's records lie below this tidemark. A partition that is newer than the
+    /// tidemark holds nothing that was appended before the boundary: the run looked for partitions after it had read.
+    pub fn epoch(&self, tp: &TopicPartition) -> i64 {
+        let free = self.cuts.iter().filter(|(tp, _)| !self.held.contains_key(tp)).map(|(_, cut)| cut.epoch);
+        let boundary = || free.min().or(self.cuts.values().map(|cut| cut.epoch).min()).unwrap_or(0);
+        self.cuts.get(tp).map_or_else(boundary, |cut| cut.epoch)
+    }
+
     /// The cut of a partition; the very start of the log for one that is newer than this tidemark.
     pub fn cut(&self, tp: &TopicPartition) -> Cut {
         self.cuts.get(tp).cloned().unwrap_or_else(|| Cut::start(0))

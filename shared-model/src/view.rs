@@ -65,6 +65,21 @@ pub struct Header {
     /// Ranges of offsets that the log no longer had when they were needed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<(i64, i64)>,
+    /// Records that were folded with less than the dedup horizon in mind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forgotten: Vec<Forgotten>,
+}
+
+/// A fold that began without all of the dedup horizon: the log no longer had the records below `known`. A repeat of one
+/// of those counts as a first delivery until a batch run covers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// The first offset whose identity was known.
+    pub known: i64,
+    /// The first offset that was folded so.
+    pub from: i64,
+    /// From this offset on the whole horizon was known again.
+    pub until: i64,
 }
 
 /// The newest layout version.
@@ -74,6 +89,13 @@ impl Header {
     /// The fence that a writer must find to write after this header.
     pub fn fence(&self) -> String {
         format!("{:016x}:{}:{}", self.incarnation, self.to, self.seq)
+    }
+
+    /// How many offsets back a repeat was recognised among the group's records from `offset` on, of the `horizon` that
+    /// the stream asks for.
+    pub fn horizon_from(&self, offset: i64, horizon: i64) -> i64 {
+        let reached = |forgotten: &Forgotten| offset.max(forgotten.from) - forgotten.known;
+        self.forgotten.iter().map(reached).fold(horizon, i64::min)
     }
 
     /// The stored JSON.
@@ -242,6 +264,18 @@ pub struct Mark {
     pub caught_up: bool,
     /// The generation of the newest tidemark that the owner knows.
     pub generation: i64,
+    /// What the owner last saw of the topic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looked: Option<Looked>,
+}
+
+/// A look at a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looked {
+    /// How many partitions it had.
+    pub partitions: i32,
+    /// The ingest clock of the owner's partition before the look: what is in further partitions was appended later.
+    pub clock: Millis,
 }
 
 #[cfg(test)]

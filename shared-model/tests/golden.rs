@@ -130,6 +130,7 @@ fn a_header_has_this_json() {
             .into(),
         seq: 42,
         gaps: vec![(100, 120)],
+        forgotten: Vec::new(),
     };
     golden("header.json", header.to_json().as_bytes());
     assert_eq!(Header::from_json(&read("header.json")), Ok(header));

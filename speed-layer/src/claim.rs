@@ -14,18 +14,22 @@ use shared_model::offsets::TopicPartition;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A partition that was claimed, the offset to read from, and how many partitions its topic had then.
+pub(crate) type Begun = (Partition, i64, i32);
+
 /// Claims all groups, decides how each starts, and empties those that are built anew. `None`: lost meanwhile.
 pub(crate) async fn claim(
     shared: &Shared,
     plan: &Arc<Plan>,
     tp: &TopicPartition,
     token: &str,
-) -> anyhow::Result<Option<(Partition, i64)>> {
+) -> anyhow::Result<Option<Begun>> {
     let keys: Vec<String> = (0..plan.layout.groups)
         .map(|group| shared_model::view::group_key(tp, group, plan.layout.groups))
         .collect();
     let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
     let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let partitions = shared.log.count(&tp.topic).await?;
     let (log_start, log_end) = shared.log.watermarks(tp).await?;
     let cut = shared.tidemarks.borrow().current().cut(tp);
     let panes =
@@ -76,7 +80,7 @@ pub(crate) async fn claim(
         );
     }
     tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
-    Ok(Some((partition, read_from)))
+    Ok(Some((partition, read_from, partitions)))
 }
 
 /// A number that no other claim has.

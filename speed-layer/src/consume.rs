@@ -135,6 +135,19 @@ impl Log {
         .await
     }
 
+    /// How many partitions a topic has.
+    pub(crate) async fn count(&self, topic: &Arc<str>) -> anyhow::Result<i32> {
+        let (data, topic) = (self.data.clone(), topic.clone());
+        blocking(move || {
+            let metadata = data.fetch_metadata(Some(&topic), ASK);
+            let metadata = metadata.with_context(|| format!("cannot ask for {topic}'s partitions"))?;
+            let found = metadata.topics().iter().find(|found| found.name() == &*topic);
+            let found = found.filter(|found| found.error().is_none());
+            Ok(found.with_context(|| format!("there is no topic {topic}"))?.partitions().len() as i32)
+        })
+        .await
+    }
+
     /// The first offset that the log has, and the next that it will give.
     pub(crate) async fn watermarks(&self, tp: &TopicPartition) -> anyhow::Result<(i64, i64)> {
         let (data, tp) = (self.data.clone(), tp.clone());

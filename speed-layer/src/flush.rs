@@ -164,6 +164,7 @@ mod tests {
             metrics: metrics.iter().map(|&(version, from)| (MetricVersion(version), from)).collect(),
             seq: 0,
             gaps: Vec::new(),
+            forgotten: Vec::new(),
         }
     }
 

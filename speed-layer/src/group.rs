@@ -12,7 +12,7 @@ use shared_model::codec::CodecError;
 use shared_model::epoch::TrustedTime;
 use shared_model::tidemark::Cut;
 use shared_model::time::Millis;
-use shared_model::view::{self, Cells, HEADER_VERSION, Header, Slice};
+use shared_model::view::{self, Cells, Forgotten, HEADER_VERSION, Header, Slice};
 use std::collections::BTreeMap;
 
 /// What a claim found: the header, and the stored segments with their lengths.
@@ -62,7 +62,7 @@ pub(crate) struct Position {
 pub(crate) struct Expired {
     /// Panes that start before this.
     pub(crate) panes_below: Option<Millis>,
-    /// Epochs below this one, and offsets of gaps below its cut.
+    /// Epochs below this one, and what is said of offsets below its cut.
     pub(crate) epochs_below: Option<(i64, i64)>,
 }
 
@@ -137,6 +137,7 @@ impl Group {
             metrics: plan.versions().map(|version| (version, cut.offset)).collect(),
             seq: 0,
             gaps: Vec::new(),
+            forgotten: Vec::new(),
         };
         Group::empty(key, header, false)
     }
@@ -196,6 +197,16 @@ impl Group {
         if self.header.to < to {
             self.header.gaps.push((self.header.to, to));
             self.after_gap = true;
+        }
+    }
+
+    /// Takes in that the fold goes on knowing the identities from `known` on alone, of a horizon of so many offsets.
+    pub(crate) fn forget_below(&mut self, known: i64, horizon: i64) {
+        let (from, until) = (self.header.to.max(known), known + horizon);
+        // What was said of the same start of the log says more.
+        let said = self.header.forgotten.last().is_some_and(|last| last.known == known);
+        if from < until && !said {
+            self.header.forgotten.push(Forgotten { known, from, until });
         }
     }
 
@@ -345,7 +356,7 @@ impl Expired {
         }
     }
 
-    /// Lets go of the cuts and gaps below the oldest epoch, but for the cut at which that epoch begins.
+    /// Lets go of the cuts, and of what is said of offsets, below the oldest epoch, but for the cut at which that epoch begins.
     fn trim(&self, header: &mut Header) {
         header.pane_holes.retain(|&start| !self.has(Slice::Pane(start)));
         let Some((oldest, offset)) = self.epochs_below else { return };
@@ -353,5 +364,6 @@ impl Expired {
             header.cuts.drain(..first);
         }
         header.gaps.retain(|&(_, to)| to > offset);
+        header.forgotten.retain(|forgotten| forgotten.until > offset);
     }
 }

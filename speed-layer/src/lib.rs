@@ -17,6 +17,7 @@ mod round;
 mod redis;
 mod dead_letters;
 mod tidemark_source;
+mod look;
 mod claim;
 mod worker;
 mod live;

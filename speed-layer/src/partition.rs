@@ -108,6 +108,11 @@ impl Partition {
         let first = first.expect("a layout has at least one group");
         let report_from = groups.iter().filter(|group| group.is_stored()).map(Group::folds_from).max();
         groups.iter_mut().for_each(|group| group.lose(log_start));
+        // Below the start of a log that nothing was read of yet nothing counts.
+        let counted_from = if cut.epoch == 0 { cut.offset } else { 0 };
+        if log_start > counted_from {
+            groups.iter_mut().for_each(|group| group.forget_below(log_start, plan.stream.dedup_horizon));
+        }
         let partition = Partition {
             tp: tp.clone(),
             plan: plan.clone(),

@@ -6,6 +6,7 @@ use crate::consume::{self, Log, Member, Membership};
 use crate::counters::{self, Plan};
 use crate::dead_letters::{self, DeadLetters};
 use crate::health::{self, Health};
+use crate::look::{self, Looks};
 use crate::publish::Publisher;
 use crate::redis::{self, Address, Redis};
 use crate::telemetry;
@@ -134,6 +135,8 @@ async fn serve(
         health.clone(),
         behind.clone(),
     ));
+    let (look, looks) = watch::channel(Looks::new());
+    tokio::spawn(look::follow(log.clone(), topics.keys().cloned().collect(), look, behind.clone()));
     let (panes, oldest_pane) = watch::channel(None);
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
     if !args.no_publish {
@@ -155,6 +158,7 @@ async fn serve(
         redis,
         source,
         tidemarks,
+        looks,
         oldest_pane,
         dead_letters: DeadLetters::new(&kafka)?,
         health: health.clone(),

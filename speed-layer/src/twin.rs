@@ -99,6 +99,7 @@ impl Twin {
             panes: panes.clone(),
             panes_are_first: is_first,
             log: (log_start, i64::MAX),
+            partitions: 1,
         };
         let drawn = &mut self.drawn;
         let random = || {

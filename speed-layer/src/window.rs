@@ -35,7 +35,7 @@ mod tests {
 
     fn mark(trusted: Option<Millis>, caught_up: bool) -> Mark {
         let watermark = trusted.map(|t| t - 1_000);
-        Mark { trusted, watermark, clock: 0, caught_up, generation: 0 }
+        Mark { trusted, watermark, clock: 0, caught_up, generation: 0, looked: None }
     }
 
     #[test]

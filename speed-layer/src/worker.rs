@@ -11,6 +11,7 @@ use crate::decode;
 use crate::flush::{Answer, Next};
 use crate::group::{Expired, Merge, Position};
 use crate::health::Health;
+use crate::look::{Looking, Looks};
 use crate::partition::{Partition, Taken};
 use crate::redis::Redis;
 use crate::round::{Round, ToMerge};
@@ -26,7 +27,7 @@ use shared_model::causes::Causes;
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
-use shared_model::view::Mark;
+use shared_model::view::{Looked, Mark};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) redis: Redis,
     pub(crate) source: TidemarkSource,
     pub(crate) tidemarks: watch::Receiver<Tidemarks>,
+    /// The newest looks at the topics.
+    pub(crate) looks: watch::Receiver<Looks>,
     /// The oldest pane that is still in a window.
     pub(crate) oldest_pane: watch::Receiver<Option<Millis>>,
     pub(crate) dead_letters: DeadLetters,
@@ -119,11 +122,13 @@ async fn spell(
         () = stop.cancelled() => return Ok(Spell::Ended(Ended::Stopped)),
         claimed = claim::claim(shared, plan, tp, &token) => claimed?,
     };
-    let Some((partition, read_from)) = claimed else {
+    let Some((partition, read_from, partitions)) = claimed else {
         return Ok(Spell::Ended(Ended::NotOwner));
     };
     let records = shared.log.open(tp, read_from).await?;
+    let clock = partition.position().clock;
     let mut owner = Owner {
+        looking: Looking::new(Looked { partitions, clock }),
         metrics: PartitionMetrics::new(tp),
         partition,
         replaced,
@@ -161,6 +166,7 @@ struct Owner {
     /// When quiet groups were last written.
     quiet_since: Instant,
     mark: Option<Mark>,
+    looking: Looking<Instant>,
     /// Counted, repeated, ticks since the last flush.
     took: [u64; 3],
 }
@@ -456,12 +462,14 @@ impl Owner {
 
     /// Publishes where the partition stands, when it has changed and at least every second.
     async fn publish_mark(&mut self, position: &Position, quiet: bool) -> RedisResult<()> {
+        let look = self.shared.looks.borrow().get(&self.partition.tp.topic).copied();
         let mark = Mark {
             trusted: position.trusted.newest,
             watermark: position.watermark,
             clock: position.clock,
             caught_up: self.caught_up,
             generation: self.shared.tidemarks.borrow().current().generation,
+            looked: Some(self.looking.see(look, Instant::now(), position.clock)),
         };
         if quiet || self.mark != Some(mark) {
             let stored = self.shared.redis.set_mark(&self.partition.tp.to_string(), &mark).await;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 /// The dedup horizon in offsets.
 pub(crate) const HORIZON: i64 = 12;
 pub(crate) const GROUPS: u32 = 2;
+const METRICS: [&str; 4] = ["view_cnt", "click_pages", "top_page", "users"];
 pub(crate) const EPOCH: Millis = 1_000;
 pub(crate) const PAST: Millis = 3 * 86_400_000;
 pub(crate) const FUTURE: Millis = 300_000;
@@ -108,8 +109,13 @@ impl Fact {
         append - PAST <= self.at && self.at < append + FUTURE
     }
 
-    /// The cell of a metric that it counts in, the cell's group, and what it adds.
-    fn cell(&self, topic: &str, metric: &'static str) -> Option<(Cell, u32, Adds)> {
+    /// What it adds to each metric.
+    pub(crate) fn counts(&self, topic: &str) -> Vec<Counts> {
+        METRICS.into_iter().filter_map(|metric| self.cell(topic, metric)).collect()
+    }
+
+    /// What it adds to a metric.
+    fn cell(&self, topic: &str, metric: &'static str) -> Option<Counts> {
         let bucket = |width: Millis| self.at.div_euclid(width) * width;
         let (hour, day) = (bucket(3_600_000), bucket(86_400_000));
         let place = || self.place.map_or(Value::Null, |place| Value::str(&format!("p{place}")));
@@ -126,10 +132,21 @@ impl Fact {
         };
         let mut key = Vec::new();
         by.iter().for_each(|value| value.encode(&mut key));
-        Some(((metric, start, named(by.iter(), &item)), view::group_of(&key, GROUPS), adds))
+        let (cell, group) = ((metric, start, named(by.iter(), &item)), view::group_of(&key, GROUPS));
+        Some(Counts { cell, group, adds })
     }
 }
 
+/// What an event adds to a metric.
+#[derive(Debug, Clone)]
+pub(crate) struct Counts {
+    cell: Cell,
+    /// The cell's group.
+    group: u32,
+    adds: Adds,
+}
+
+#[derive(Debug, Clone, Copy)]
 enum Adds {
     Number(i64),
     User(u8),
@@ -142,56 +159,55 @@ pub(crate) fn named<'a>(by: impl Iterator<Item = &'a Value>, item: &str) -> Stri
 }
 
 /// What becomes of repeats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repeats {
-    /// Those within the horizon above the cut, and all below it, are not counted.
-    Known,
-    /// Above the cut all are counted: the most that can be, where the log no longer has what they repeat.
-    Above,
-    /// All are counted: the most that can be, where the archive lacks what they repeat too.
-    Anywhere,
+#[derive(Clone, Copy)]
+pub(crate) enum Repeats<'a> {
+    /// Above the cut those within so many offsets of their partition aren't counted, below it none.
+    Within(&'a dyn Fn(&TopicPartition) -> i64),
+    /// All are counted: the most that can be, where the log and the archive lack what they repeat.
+    All,
 }
 
-/// The naive cells of a metric in an answer: of the distinct events below the cuts, the delivery of the lowest place standing for
-/// all; and, per partition and group, of the deliveries from the cut to where the group is read that repeat none
-/// within the horizon.
+/// The naive cells of a metric in an answer: of the distinct events below the cuts, the delivery of the lowest place
+/// standing for all; and, per partition and group, of the deliveries from the cut to where the group is read that repeat
+/// none.
 pub(crate) fn naive(
     broker: &Broker,
     metric: &'static str,
     cut: &dyn Fn(&TopicPartition) -> i64,
     reach: &dyn Fn(&TopicPartition, u32) -> i64,
-    repeats: Repeats,
+    repeats: Repeats<'_>,
 ) -> Counted {
-    let mut counted = Counted::new();
-    let mut users: BTreeMap<Cell, BTreeSet<u8>> = BTreeMap::new();
+    let mut counted: BTreeMap<&Cell, i64> = BTreeMap::new();
+    let mut users: BTreeMap<&Cell, BTreeSet<u8>> = BTreeMap::new();
     let mut seen = HashSet::new();
     for (tp, log) in &broker.logs {
         let below = cut(tp);
+        let horizon = match repeats {
+            Repeats::Within(horizon) => horizon(tp),
+            Repeats::All => -1,
+        };
+        let reach: Vec<i64> = (0..GROUPS).map(|group| reach(tp, group)).collect();
         for record in &log.records {
             let Some(fact) = &record.fact else { continue };
             let counts = match record.offset < below {
-                true => seen.insert((tp.topic.clone(), fact.identity())) || repeats == Repeats::Anywhere,
-                false => record.fresh || repeats != Repeats::Known,
+                true => seen.insert((&tp.topic, fact.identity())) || matches!(repeats, Repeats::All),
+                false => record.back.is_none_or(|back| back > horizon),
             };
-            if !counts {
+            let Some(adds) = record.counts.iter().find(|counts| counts.cell.0 == metric) else { continue };
+            if !counts || record.offset >= below && record.offset >= reach[adds.group as usize] {
                 continue;
             }
-            let Some((cell, group, adds)) = fact.cell(&tp.topic, metric) else { continue };
-            if record.offset >= below && record.offset >= reach(tp, group) {
-                continue;
-            }
-            match adds {
-                Adds::Number(number) => *counted.entry(cell).or_default() += number,
-                Adds::User(user) => _ = users.entry(cell).or_default().insert(user),
+            match adds.adds {
+                Adds::Number(number) => *counted.entry(&adds.cell).or_default() += number,
+                Adds::User(user) => _ = users.entry(&adds.cell).or_default().insert(user),
             }
         }
     }
     counted.extend(users.into_iter().map(|(cell, users)| (cell, users.len() as i64)));
-    counted
+    counted.into_iter().map(|(cell, value)| (cell.clone(), value)).collect()
 }
 
 /// The name of a metric for good.
 pub(crate) fn catalog_name(metric: &str) -> &'static str {
-    let names = ["view_cnt", "click_pages", "top_page", "users"];
-    names.into_iter().find(|name| *name == metric).expect("a metric of the simulation")
+    METRICS.into_iter().find(|name| *name == metric).expect("a metric of the simulation")
 }

@@ -1,6 +1,6 @@
 //! The broker: partitions of appended records, each stamped by its leader's clock.
 
-use crate::fact::{Fact, HORIZON};
+use crate::fact::{Counts, Fact, HORIZON};
 use crate::random::Random;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
@@ -18,10 +18,14 @@ pub(crate) struct Record {
     pub(crate) value: Option<Vec<u8>>,
     /// The event, where it is a valid one.
     pub(crate) fact: Option<Fact>,
-    /// No valid record of the same partition within the horizon is the same event.
-    pub(crate) fresh: bool,
+    /// How many offsets back the newest valid record of the same partition lies that is the same event.
+    pub(crate) back: Option<i64>,
     /// The running maximum of append times.
     pub(crate) clock: Millis,
+    /// When it was appended, by no leader's clock.
+    pub(crate) now: Millis,
+    /// What it adds to each metric.
+    pub(crate) counts: Vec<Counts>,
 }
 
 /// One partition.
@@ -36,6 +40,7 @@ pub(crate) struct Log {
     pub(crate) hidden: Option<i64>,
     /// How far its leader's clock is ahead.
     pub(crate) skew: Millis,
+    topic: &'static str,
     /// All events that were sent to it, valid or not.
     sent: Vec<Fact>,
 }
@@ -44,6 +49,8 @@ pub(crate) struct Log {
 #[derive(Debug, Default)]
 pub(crate) struct Broker {
     pub(crate) logs: BTreeMap<TopicPartition, Log>,
+    /// The most that any leader's clock has been ahead.
+    pub(crate) far_ahead: Millis,
     /// Whose events go where.
     users: BTreeMap<TopicPartition, Vec<u8>>,
 }
@@ -67,23 +74,31 @@ impl Log {
         let offset = self.end;
         let near = self.records.iter().rev().take_while(|record| record.offset >= offset - HORIZON);
         let same = |fact: &Fact| {
-            near.into_iter().filter_map(|r| r.fact.as_ref()).any(|f| f.identity() == fact.identity())
+            let is_same =
+                |record: &&Record| record.fact.as_ref().map(Fact::identity) == Some(fact.identity());
+            near.into_iter().find(is_same).map(|record| offset - record.offset)
         };
-        let fresh = !fact.as_ref().is_some_and(same);
+        let back = fact.as_ref().and_then(same);
+        let counts = fact.as_ref().map(|fact| fact.counts(self.topic)).unwrap_or_default();
         let clock = self.records.last().map_or(0, |last| last.clock).max(append);
-        self.records.push(Record { offset, append, value, fact, fresh, clock });
+        self.records.push(Record { offset, append, value, fact, back, clock, now, counts });
         self.end += 1;
         append
     }
 }
 
 impl Broker {
-    pub(crate) fn add(&mut self, topic: &str, partition: i32) {
+    pub(crate) fn add(&mut self, topic: &'static str, partition: i32) {
         let tp = TopicPartition::new(topic, partition);
         // Each partition has users of its own, as a partitioner by key gives them.
         let users = (0..4).map(|user| user * 4 + partition as u8).collect();
         self.users.insert(tp.clone(), users);
-        self.logs.insert(tp, Log::default());
+        self.logs.insert(tp, Log { topic, ..Log::default() });
+    }
+
+    /// How many partitions a topic has.
+    pub(crate) fn count(&self, topic: &str) -> i32 {
+        self.logs.keys().filter(|tp| &*tp.topic == topic).count() as i32
     }
 
     pub(crate) fn log(&self, tp: &TopicPartition) -> &Log {

@@ -3,8 +3,8 @@
 //! A complete answer equals that fold, and lacks nothing that was appended before its `as_of`. An incomplete one has
 //! nothing that is not there.
 
-use crate::fact::{Counted, EPOCH, Repeats, catalog_name, naive, named};
-use crate::log::START;
+use crate::fact::{Counted, EPOCH, GROUPS, HORIZON, Repeats, catalog_name, naive, named};
+use crate::log::{Record, START};
 use crate::world::World;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -28,7 +28,6 @@ struct Seen {
     world: World,
     /// How far each group that was asked for is folded; 0: it isn't there.
     groups: Mutex<BTreeMap<String, i64>>,
-    marked: Mutex<BTreeSet<TopicPartition>>,
     /// Whether others may act in between.
     steps: bool,
 }
@@ -65,9 +64,7 @@ impl RealtimeView for Seen {
             self.step().await;
             let marks = self.world.state().redis.marks().clone();
             let marks = marks.into_iter().filter_map(|(tp, mark)| Some((TopicPartition::parse(&tp)?, mark)));
-            let marks: BTreeMap<_, _> = marks.collect();
-            *self.marked.lock().unwrap_or_else(PoisonError::into_inner) = marks.keys().cloned().collect();
-            Ok(marks)
+            Ok(marks.collect())
         })
     }
 }
@@ -75,8 +72,7 @@ impl RealtimeView for Seen {
 /// Asks for one metric and judges the answer; whether it was complete, or else why not.
 pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<String> {
     let begun = world.clock();
-    let seen =
-        Arc::new(Seen { world: world.clone(), groups: Mutex::default(), marked: Mutex::default(), steps });
+    let seen = Arc::new(Seen { world: world.clone(), groups: Mutex::default(), steps });
     let views = Views {
         catalog: world.catalog().clone(),
         batch: world.batch().clone(),
@@ -116,43 +112,50 @@ fn judge(world: &World, metric: &Metric, answered: &Answer, seen: &Seen, complet
     let name = catalog_name(&metric.name);
     let state = world.state();
     let at = format!("{name} at generation {} {:?}", tidemark.generation, tidemark.cuts);
-    // A worker that starts anew can't tell a repeat of what the log has lost meanwhile.
-    let repeats = match (state.losses, complete) {
-        (false, _) => Repeats::Known,
-        (true, true) => Repeats::Above,
-        (true, false) => Repeats::Anywhere,
+    // A repeat within the horizon that the answer states counts once, whatever the log has lost.
+    let stated = |tp: &TopicPartition| {
+        let stream = world.catalog().stream_of_topic(&tp.topic).expect("a stream's topic");
+        answered.coverage.horizon(stream)
     };
     let fold = |reach: &dyn Fn(&TopicPartition, u32) -> i64, repeats| {
         naive(&state.broker, name, &cut, reach, repeats)
     };
-    let (least, most) = match complete {
-        true => (fold(&reach, Repeats::Known), fold(&reach, repeats)),
-        false => (Counted::new(), fold(&|_, _| i64::MAX, repeats)),
+    let known = Repeats::Within(&|_| HORIZON);
+    let (least, most) = match (complete, state.losses) {
+        (true, false) => (fold(&reach, known), None),
+        (true, true) => (fold(&reach, known), Some(fold(&reach, Repeats::Within(&stated)))),
+        (false, false) => (Counted::new(), Some(fold(&|_, _| i64::MAX, known))),
+        (false, true) => (Counted::new(), Some(fold(&|_, _| i64::MAX, Repeats::All))),
     };
+    let most = most.as_ref().unwrap_or(&least);
     for cell in found.keys().chain(least.keys()).collect::<BTreeSet<_>>() {
         let of = |counted: &Counted| counted.get(cell).copied().unwrap_or(0);
-        let (least, value, most) = (of(&least), of(&found), of(&most));
+        let (least, value, most) = (of(&least), of(&found), of(most));
         let says = if complete { "complete" } else { "incomplete" };
         assert!(least <= value && value <= most, "{says}, {cell:?} is {value}, not {least} to {most}; {at}");
     }
     if !complete {
         return;
     }
+    let holds = |group: &u32| !metric.by.is_empty() || *group == view::group_of(&[], GROUPS);
     let as_of = answered.coverage.as_of().unwrap_or(0);
     assert!(as_of < state.now + 2 * EPOCH + 86_400_000, "as_of lies in the future: {as_of}");
-    let marked = seen.marked.lock().unwrap_or_else(PoisonError::into_inner);
     for (tp, log) in &state.broker.logs {
-        let feeds = metric.bindings.iter().any(|binding| *binding.stream == *tp.topic);
-        if !feeds || !(tidemark.cuts.contains_key(tp) || marked.contains(tp)) {
+        if !metric.bindings.iter().any(|binding| *binding.stream == *tp.topic) {
             continue;
         }
-        for record in log.records.iter().filter(|record| record.clock < as_of) {
-            let read = |group: &u32| {
-                groups.contains_key(&view::group_key(tp, *group, world.catalog().layout.groups))
-            };
-            for group in (0..world.catalog().layout.groups).filter(read) {
-                let reach = reach(tp, group);
-                let offset = record.offset;
+        assert!(
+            state.losses || stated(tp) == HORIZON,
+            "{tp}: a horizon of {} for no reason; {at}",
+            stated(tp)
+        );
+        // Of a partition that the tidemark doesn't know, leaders' clocks tell only as well as they agree.
+        let known = tidemark.cuts.contains_key(tp);
+        let before =
+            |record: &&Record| record.clock < as_of && (known || record.now + state.broker.far_ahead < as_of);
+        for record in log.records.iter().filter(before) {
+            for group in (0..GROUPS).filter(holds) {
+                let (reach, offset) = (reach(tp, group), record.offset);
                 assert!(
                     offset < reach,
                     "as_of {as_of}, but {tp} group {group} is read to {reach}, not {offset}; {at}"

@@ -365,7 +365,11 @@ impl Scheduler {
         let key = state.random.of(&keys).clone();
         let before =
             if state.snapshots.is_empty() { None } else { Some(state.random.of(&state.snapshots).clone()) };
-        let what = match (state.random.below(5), before) {
+        let what = match (state.random.below(6), before) {
+            (5, _) => {
+                state.redis.lose_marks();
+                "the marks are lost".to_owned()
+            }
             (0, _) => {
                 state.redis = Default::default();
                 "redis is emptied".to_owned()
@@ -406,6 +410,7 @@ impl Scheduler {
         let far = state.weather.far_clock && state.random.one_in(4);
         let skew = if far { 86_400_000 } else { *state.random.of(&[0, 0, -2_500, 1_200, 400]) };
         state.broker.log_mut(&tp).skew = skew;
+        state.broker.far_ahead = skew.max(state.broker.far_ahead);
         state.note(format!("{tp}: a leader {skew} ms ahead"));
     }
 

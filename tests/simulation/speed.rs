@@ -136,7 +136,8 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
         let log = state.broker.log(tp);
         let cut = state.processes[process].follower.current().cut(tp);
         let (panes, panes_are_first) = Follower::pane_start(world.catalog(), &history, tp, &cut, log.low);
-        Begin { cut, panes, panes_are_first, log: (log.low, log.visible_end()) }
+        let partitions = state.broker.count(&tp.topic);
+        Begin { cut, panes, panes_are_first, log: (log.low, log.visible_end()), partitions }
     };
     let random = || world.state().random.number();
     let claimed = Worker::claim(world.catalog(), &stream, tp, Net(world.clone()), begin, random).await;
@@ -146,7 +147,7 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
         at += HORIZON;
     }
     world.note(format_args!("process {process}, {tp}: reads from {at}"));
-    let (mut generation, mut caught_up) = (-1, false);
+    let (mut generation, mut caught_up, mut look) = (-1, false, None);
     loop {
         world.step().await;
         let stops = !world.state().processes[process].owns.contains(tp);
@@ -202,7 +203,12 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
         if quiet && worker.differs(&world.state().processes[process].follower.current().cut(tp)) {
             return Spell::Again;
         }
-        worker.publish_mark(caught_up, generation).await;
+        if world.state().random.one_in(2) {
+            let asked = world.clock();
+            world.step().await;
+            look = Some((asked, world.state().broker.count(&tp.topic)));
+        }
+        worker.publish_mark(caught_up, generation, look, world.clock()).await;
         if stops {
             return Spell::Stored;
         }

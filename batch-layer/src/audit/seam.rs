@@ -124,6 +124,7 @@ mod tests {
             metrics: [(MetricVersion(7), 10)].into(),
             seq: 0,
             gaps: Vec::new(),
+            forgotten: Vec::new(),
         }
     }
 

@@ -12,7 +12,7 @@ use shared_model::event::Value;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, Tidemark};
 use shared_model::time::{EventDay, Millis};
-use shared_model::view::{self, CellId, Cells, Header, Mark, Slice};
+use shared_model::view::{self, CellId, Cells, Header, Looked, Mark, Slice};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -216,6 +216,7 @@ impl World {
             metrics: fed.map(|metric| (metric.version, from)).collect(),
             seq: 0,
             gaps: Vec::new(),
+            forgotten: Vec::new(),
         };
         header.trusted.newest = newest;
         header
@@ -234,7 +235,9 @@ impl World {
         let realtime = Arc::new(MemoryRealtimeView::default());
         for (key, tp, header, segments) in self.realtime(kept) {
             let (trusted, watermark, clock) = (header.trusted.newest, header.watermark, header.clock);
-            realtime.put_mark(&tp, Mark { trusted, watermark, clock, caught_up: true, generation: 1 });
+            let looked = Some(Looked { partitions: 1, clock });
+            let mark = Mark { trusted, watermark, clock, caught_up: true, generation: 1, looked };
+            realtime.put_mark(&tp, mark);
             realtime.put(&key, &header, segments);
         }
         let limits = Limits::default();

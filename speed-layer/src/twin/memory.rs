@@ -218,6 +218,11 @@ impl MemoryRedis {
         self.groups.insert(key.to_owned(), fields);
     }
 
+    /// Loses all marks.
+    pub fn lose_marks(&mut self) {
+        self.marks.clear();
+    }
+
     /// Loses a group.
     pub fn remove(&mut self, key: &str) {
         self.groups.remove(key);

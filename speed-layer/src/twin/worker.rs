@@ -5,6 +5,7 @@ use crate::counters::Plan;
 use crate::decode::{Payload, Record};
 use crate::flush::{Answer, Next};
 use crate::group::{Claimed, Expired, Merge};
+use crate::look::Looking;
 use crate::partition::{self, Partition, Taken};
 use crate::round::{Round, ToMerge};
 use crate::tidemark_source::Tidemarks;
@@ -12,7 +13,7 @@ use shared_model::catalog::{Catalog, Stream};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, Tidemark};
 use shared_model::time::Millis;
-use shared_model::view::{self, Mark};
+use shared_model::view::{self, Looked, Mark};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct Begin {
     pub panes_are_first: bool,
     /// The first offset that the log has, and the next that it will give.
     pub log: (i64, i64),
+    /// How many partitions the topic has.
+    pub partitions: i32,
 }
 
 /// How a round of writes went on.
@@ -115,6 +118,7 @@ pub struct Worker<W> {
     token: String,
     partition: Partition,
     log_start: i64,
+    looking: Looking<Duration>,
     round: Option<Round>,
 }
 
@@ -151,7 +155,7 @@ impl<W: Wire> Worker<W> {
                 _ => return None,
             }
         }
-        let Begin { cut, panes, panes_are_first, log: (log_start, log_end) } = begin();
+        let Begin { cut, panes, panes_are_first, log: (log_start, log_end), partitions } = begin();
         let panes = partition::pane_start(panes, panes_are_first, &plan.stream, plan.layout.pane);
         let (partition, rebuilt) = Partition::start(tp, &plan, claimed, &cut, &panes, log_start, random);
         if partition.position().to > log_end {
@@ -163,7 +167,8 @@ impl<W: Wire> Worker<W> {
                 return None;
             }
         }
-        Some(Worker { tp: tp.clone(), plan, wire, token, partition, log_start, round: None })
+        let looking = Looking::new(Looked { partitions, clock: partition.position().clock });
+        Some(Worker { tp: tp.clone(), plan, wire, token, partition, log_start, looking, round: None })
     }
 
     /// The offset to read from.
@@ -237,11 +242,18 @@ impl<W: Wire> Worker<W> {
         self.partition.differs(cut).is_some()
     }
 
-    /// Publishes where it stands.
-    pub async fn publish_mark(&self, caught_up: bool, generation: i64) {
+    /// Publishes where it stands. `look`: when the newest look at the topic began, and how many partitions it had.
+    pub async fn publish_mark(
+        &mut self,
+        caught_up: bool,
+        generation: i64,
+        look: Option<(Duration, i32)>,
+        now: Duration,
+    ) {
         let position = self.partition.position();
         let (trusted, watermark, clock) = (position.trusted.newest, position.watermark, position.clock);
-        let mark = Mark { trusted, watermark, clock, caught_up, generation };
+        let looked = Some(self.looking.see(look, now, clock));
+        let mark = Mark { trusted, watermark, clock, caught_up, generation, looked };
         self.wire.call(Call::Mark { partition: self.tp.to_string(), mark }).await;
     }
 }
