@@ -14,6 +14,10 @@ mod batch;
 mod fact;
 #[path = "simulation/log.rs"]
 mod log;
+#[path = "simulation/mishaps.rs"]
+mod mishaps;
+#[path = "simulation/quiet.rs"]
+mod quiet;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/reader.rs"]
@@ -22,15 +26,18 @@ mod reader;
 mod scheduler;
 #[path = "simulation/speed.rs"]
 mod speed;
+#[path = "simulation/tally.rs"]
+mod tally;
 #[path = "simulation/world.rs"]
 mod world;
 
-use scheduler::{MOVES, Tally, play};
+use scheduler::{MOVES, play};
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
+use tally::Tally;
 use world::Sabotage;
 
 /// Seeds of an ordinary run.
@@ -39,14 +46,14 @@ const SEEDS: u64 = 200;
 /// Plays a seed; what it did, or why it failed with the last steps.
 fn attempt(seed: u64, moves: usize, sabotage: Option<Sabotage>) -> Result<Tally, String> {
     let mut scheduler = play(seed);
-    scheduler.world().state().sabotage = sabotage;
+    scheduler.world.state().sabotage = sabotage;
     PLAYING.set(true);
     let done = catch_unwind(AssertUnwindSafe(|| scheduler.run(moves)));
     PLAYING.set(false);
     done.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        format!("{}{}", scheduler.world().trace(), text.unwrap_or_default())
+        format!("{}{}", scheduler.world.trace(), text.unwrap_or_default())
     })
 }
 
@@ -140,6 +147,8 @@ fn the_simulation_catches_what_is_built_in() {
         Sabotage::EpochsDroppedEarly,
         Sabotage::CutsMoved,
         Sabotage::ArchiveSkips,
+        Sabotage::LooksClaimed,
+        Sabotage::HorizonUnsaid,
     ];
     silence();
     for sabotage in built_in {

@@ -213,6 +213,7 @@ impl ObjectStore for Objects {
         if world.fault() && world.fault() {
             // For good, so that nobody waits for the next try.
             world.note(format_args!("put {path}: refused"));
+            world.count("writes to the archive refused");
             return Err(Error::PermissionDenied { path: path.to_string(), source: "a full disk".into() });
         }
         let put = self.inner.put_opts(path, payload, options.clone()).await;
@@ -221,6 +222,7 @@ impl ObjectStore for Objects {
         let conditional = options.mode == object_store::PutMode::Create;
         if conditional && world.fault() {
             world.note(format_args!("put {path}: its answer is lost"));
+            world.count("answers lost");
             return Err(Error::Generic { store: "memory", source: "no answer".into() });
         }
         put

@@ -5,7 +5,7 @@
 
 use crate::fact::{Counted, EPOCH, GROUPS, HORIZON, Repeats, catalog_name, naive, named};
 use crate::log::{Record, START};
-use crate::world::World;
+use crate::world::{Sabotage, World};
 use futures::future::BoxFuture;
 use serde_json::json;
 use serving_layer::answer::{Answer, Views, answer};
@@ -15,7 +15,7 @@ use shared_model::aggregate::Finished;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{self, DAY};
-use shared_model::view::{self, Header, Mark};
+use shared_model::view::{self, Header, Looked, Mark};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,6 +51,7 @@ impl RealtimeView for Seen {
             let group = fields.and_then(|fields| {
                 Group::from_fields(fields.into_iter().map(|(field, value)| (field.into_bytes(), value)))
             });
+            let group = group.map(|group| forgetful(&self.world, group));
             let to = group
                 .as_ref()
                 .map_or(0, |group| Header::from_json(&group.header).expect("a header of ours").to);
@@ -64,9 +65,28 @@ impl RealtimeView for Seen {
             self.step().await;
             let marks = self.world.state().redis.marks().clone();
             let marks = marks.into_iter().filter_map(|(tp, mark)| Some((TopicPartition::parse(&tp)?, mark)));
-            Ok(marks.collect())
+            let claims = self.world.is_sabotaged(Sabotage::LooksClaimed);
+            let claimed = |(tp, mut mark): (TopicPartition, Mark)| {
+                mark.looked = mark
+                    .looked
+                    .filter(|_| claims)
+                    .map(|_| Looked { partitions: 0, clock: i64::MAX })
+                    .or(mark.looked);
+                (tp, mark)
+            };
+            Ok(marks.map(claimed).collect())
         })
     }
+}
+
+/// A group that doesn't say what it forgot, where that fault is built in.
+fn forgetful(world: &World, mut group: Group) -> Group {
+    if world.is_sabotaged(Sabotage::HorizonUnsaid) {
+        let mut header = Header::from_json(&group.header).expect("a header of ours");
+        header.forgotten.clear();
+        group.header = header.to_json().into_bytes();
+    }
+    group
 }
 
 /// Asks for one metric and judges the answer; whether it was complete, or else why not.

@@ -42,6 +42,7 @@ impl Wire for Net {
         let (lost_before, lost_after, again) = (world.fault(), world.fault(), world.fault());
         if lost_before {
             world.note(format_args!("a call is lost: {}", show(&call)));
+            world.count("calls lost");
             world.step().await;
             return None;
         }
@@ -61,6 +62,7 @@ impl Wire for Net {
         world.step().await;
         if lost_after {
             world.note(format_args!("its answer is lost: {}", show(&call)));
+            world.count("answers lost");
             return None;
         }
         Some(reply)

@@ -8,6 +8,7 @@ use crate::fact;
 use crate::log::{Broker, START};
 use crate::random::Random;
 use crate::speed::Process;
+use crate::tally::Tally;
 use batch_layer::twin::{MemoryLedger, Store};
 use serving_layer::batch_view::{Lost, MemoryBatchView, MemoryVersion};
 use serving_layer::merge;
@@ -42,6 +43,10 @@ pub(crate) enum Sabotage {
     CutsMoved,
     /// The archiver passes over a record now and then.
     ArchiveSkips,
+    /// A worker claims to have looked for partitions all the time.
+    LooksClaimed,
+    /// A group doesn't say that the log had lost some of its dedup horizon.
+    HorizonUnsaid,
 }
 
 /// What may happen in a seed's world beside crashes.
@@ -78,6 +83,7 @@ pub(crate) struct State {
     pub(crate) sabotage: Option<Sabotage>,
     /// A flip has just been shown to readers.
     pub(crate) flipped: bool,
+    pub(crate) tally: Tally,
     trace: VecDeque<String>,
     pub(crate) steps: usize,
 }
@@ -131,6 +137,7 @@ impl World {
             losses: false,
             sabotage: None,
             flipped: false,
+            tally: Tally::default(),
             trace: VecDeque::new(),
             steps: 0,
         };
@@ -176,6 +183,11 @@ impl World {
     /// Notes what happens, for the trace of a failure.
     pub(crate) fn note(&self, what: impl Display) {
         self.state().note(what);
+    }
+
+    /// Counts something that happened.
+    pub(crate) fn count(&self, what: &'static str) {
+        self.state().tally.add(what, 1);
     }
 
     /// The last steps.
