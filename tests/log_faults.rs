@@ -16,6 +16,7 @@ use std::time::Duration;
 use tidemark_tests::events::town;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
+use tidemark_tests::watch::Watch;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const SOON: Duration = Duration::from_secs(20);
@@ -125,13 +126,20 @@ async fn a_partition_that_is_added_is_read_from_its_start() {
     stack.send(&deliveries(2_000, 31));
     stack.settle().await;
     stack.batch(&["run"]).await;
-    let admin = admin(&stack);
+    let (admin, watch) = (admin(&stack), Watch::start(&serving));
     for topic in ["page_views", "events"] {
         let grown = admin.create_partitions(&[NewPartitions::new(topic, 3)], &AdminOptions::new()).await;
         grown.expect("partitions").into_iter().for_each(|result| drop(result.expect("grown")));
     }
-    stack.send(&deliveries(3_000, 32));
+    // A steady load, so that the old partitions are read on while nobody has been given the new ones yet.
+    for part in deliveries(3_000, 32).chunks(100) {
+        stack.send(part);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     stack.settle().await;
+    let (complete, not) = watch.end(&stack.probe).await;
+    println!("while partitions were added: {complete} answers complete, {not} not, none short");
+    assert!(complete > 0);
     stack.compare(&serving, &stack.oracle(), "before a run knows of the new partitions").await;
     stack.batch(&["run"]).await;
     stack.send(&deliveries(1_000, 33));
@@ -164,7 +172,12 @@ async fn a_log_whose_head_is_gone_before_it_was_read_is_a_gap_and_no_answer_is_c
     let restarted = doubts(&stack, &serving, &oracle).await;
     assert!(restarted.contains("offsets 0 to 700"), "{restarted}");
     // Metrics of the other topic alone are whole.
-    assert_eq!(serving.query(&total("user_click_cnt")).await.expect("an answer")["complete"], true);
+    let clicks = serving.query(&total("user_click_cnt")).await.expect("an answer");
+    assert_eq!((&clicks["complete"], &clicks["dedup_horizon"]["events"]), (&true.into(), &1_000_000.into()));
+    // A repeat of a record that is gone can't be recognised, and the answer says how far back one was.
+    let views = serving.query(&total("user_view_cnt")).await.expect("an answer");
+    let recognised = views["dedup_horizon"]["page_views"].as_i64().expect("a horizon");
+    assert!(recognised < 3_000, "{views}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

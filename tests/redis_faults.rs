@@ -3,24 +3,19 @@
 
 use local::install::{self, Installing, Need};
 use local::layers::Layer;
-use local::oracle;
-use local::probe::{Probe, Serving};
+use local::probe::Serving;
 use local::servers::{Redis, RedisOptions};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use shared_model::view;
 use simulator::generate::{Delivery, Generator, Options};
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tidemark_tests::events::town;
 use tidemark_tests::proxy::Proxy;
 use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::stack::Stack;
+use tidemark_tests::watch::Watch;
 use tidemark_tests::{number, wait_for};
-use tokio_util::sync::CancellationToken;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
@@ -63,97 +58,6 @@ async fn unready(layer: &Layer, why: &str) {
         if status == 503 && text.contains(why) { Ok(()) } else { Err(format!("{status}: {text}")) }
     })
     .await;
-}
-
-/// Asks without pause, and holds every answer that says it is complete against the log: nothing that was appended
-/// before its `as_of` may be missing.
-struct Watch {
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<Vec<Seen>>,
-}
-
-#[derive(Debug, Clone)]
-struct Seen {
-    complete: bool,
-    as_of: Option<i64>,
-    views: i64,
-}
-
-impl Watch {
-    fn start(serving: &Serving) -> Watch {
-        let (serving, stop) = (serving.clone(), CancellationToken::new());
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            let query = json!({
-                "metrics": ["user_view_cnt"], "granularity": "none",
-                "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
-            });
-            let mut seen = Vec::new();
-            while !stopped.is_cancelled() {
-                // While Redis is away there are no answers, which is no wrong answer.
-                if let Ok(answer) = serving.query(&query).await {
-                    let as_of = answer["as_of"].as_str();
-                    let as_of = as_of.and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok());
-                    seen.push(Seen {
-                        complete: answer["complete"] == true,
-                        as_of: as_of.map(|time| time.timestamp_millis()),
-                        views: answer["rows"][0]["values"]["user_view_cnt"].as_i64().unwrap_or(0),
-                    });
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            seen
-        });
-        Watch { stop, task }
-    }
-
-    /// Ends the watch. Gives how many answers said that they are complete, and how many that they are not.
-    async fn end(self, probe: &Probe) -> (usize, usize) {
-        self.stop.cancel();
-        let seen = self.task.await.expect("the watch");
-        let log = views(probe);
-        for answer in seen.iter().filter(|answer| answer.complete) {
-            let as_of = answer.as_of.expect("a complete answer says how far it reaches");
-            let (mut least, mut identities) = (0, BTreeSet::new());
-            for (_, identity) in log.iter().filter(|(append, _)| *append < as_of) {
-                least += i64::from(identities.insert(identity));
-            }
-            assert!(answer.views >= least, "short: {answer:?}, of {least} views appended before");
-        }
-        let complete = seen.iter().filter(|answer| answer.complete).count();
-        (complete, seen.len() - complete)
-    }
-}
-
-/// Every valid view in the log: when it was appended, and what it is.
-fn views(probe: &Probe) -> Vec<(i64, String)> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &probe.kafka)
-        .set("group.id", "tidemark-watch")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .create()
-        .expect("a consumer");
-    let mut found = Vec::new();
-    for tp in probe.partitions().expect("partitions").iter().filter(|tp| &*tp.topic == "page_views") {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&tp.topic, tp.partition, Offset::Beginning).expect("a partition");
-        consumer.assign(&list).expect("assigned");
-        loop {
-            match consumer.poll(Duration::from_secs(30)).expect("an answer") {
-                Ok(message) => {
-                    let fact = message.payload().and_then(|value| oracle::parse(&tp.topic, value));
-                    if let Some(fact) = fact {
-                        let time = message.timestamp().to_millis().expect("an append time");
-                        found.push((time, format!("{:?} {:?} {}", fact.uuid, fact.document, fact.time)));
-                    }
-                }
-                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => break,
-                Err(error) => panic!("{tp}: {error}"),
-            }
-        }
-    }
-    found
 }
 
 /// Waits until all is there again, and says what it took since `begun`.

@@ -38,6 +38,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 use tally::Tally;
+use tidemark_tests::number;
 use world::Sabotage;
 
 /// Seeds of an ordinary run.
@@ -65,11 +66,6 @@ fn fewest(seed: u64) -> usize {
         if attempt(seed, middle, None).is_ok() { passes = middle } else { fails = middle }
     }
     fails
-}
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
 /// Plays seeds, as many at once as the machine has cores, up to the first that fails.

@@ -254,6 +254,7 @@ impl Reasons {
 mod tests {
     use super::*;
     use shared_model::tidemark::Cut;
+    use shared_model::view::{Forgotten, Looked};
 
     fn header(cuts: &[(i64, i64)], from: i64, gaps: &[(i64, i64)]) -> Header {
         let version = shared_model::metric::MetricVersion(7);
@@ -302,6 +303,64 @@ mod tests {
         check(Some(header(&[(5, 40)], 41, &[])), (true, false, end));
         check(Some(header(&[(5, 40)], 40, &[(10, 40)])), (true, true, end));
         check(Some(header(&[(5, 40)], 40, &[(39, 41)])), (true, false, end));
+    }
+
+    #[test]
+    fn an_answer_reaches_no_further_than_partitions_were_looked_for() {
+        let catalog = crate::tests::catalog();
+        let metric = catalog.metric("user_view_cnt").unwrap();
+        let tp = |partition| TopicPartition::new("page_views", partition);
+        let cut = Cut { epoch: 5, ..Cut::start(40) };
+        let tidemark = Tidemark { cuts: [(tp(0), cut)].into(), ..Tidemark::default() };
+        let mut header = header(&[(5, 40)], 40, &[]);
+        header.metrics = [(metric.version, 40)].into();
+        // Of one partition, read to 95 s; how far its answer reaches, and which partitions it is about.
+        let check = |looked: Option<(i32, Millis)>, expected: (Millis, i32)| {
+            let looked = looked.map(|(partitions, clock)| Looked { partitions, clock });
+            let mark = Mark {
+                trusted: None,
+                watermark: None,
+                clock: 95_000,
+                caught_up: true,
+                generation: 1,
+                looked,
+            };
+            let marks = [(tp(0), mark)].into();
+            let mut coverage = Coverage::default();
+            let known = partitions(&catalog, &[metric], &tidemark, &marks);
+            for tp in &known {
+                let header = (tp.partition == 0).then_some(&header);
+                coverage.judge(&catalog, tp, header, &tidemark, &[metric]);
+            }
+            coverage.marks(&marks);
+            let found = (coverage.as_of().unwrap(), known.len() as i32);
+            assert_eq!((found, coverage.reasons()), (expected, vec![]), "{looked:?}");
+        };
+        check(Some((1, 95_000)), (95_000, 1));
+        check(Some((1, 94_000)), (94_000, 1));
+        // A partition that the tidemark doesn't know and that nobody has read yet.
+        check(Some((2, 94_000)), (50_000, 2));
+        check(None, (50_000, 1));
+    }
+
+    #[test]
+    fn an_answer_states_how_far_back_repeats_were_recognised() {
+        let catalog = crate::tests::catalog();
+        let stream = catalog.stream_of_topic("page_views").unwrap();
+        let check = |forgotten: &[(i64, i64)], cut: i64, expected: i64| {
+            let until = |known| known + stream.dedup_horizon;
+            let entry = |&(known, from)| Forgotten { known, from, until: until(known) };
+            let forgotten: Vec<_> = forgotten.iter().map(entry).collect();
+            let header = Header { forgotten, ..header(&[(5, cut)], cut, &[]) };
+            let mut coverage = Coverage::default();
+            coverage.recognises(&catalog, &TopicPartition::new("page_views", 0), &header, cut);
+            assert_eq!(coverage.horizon(stream), expected, "{:?} at {cut}", header.forgotten);
+        };
+        check(&[], 40, stream.dedup_horizon);
+        check(&[(30, 35)], 20, 5);
+        check(&[(30, 35)], 90, 60);
+        check(&[(30, 35), (80, 82)], 90, 10);
+        check(&[(30, 35)], 30 + stream.dedup_horizon, stream.dedup_horizon);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod redis_client;
 pub mod stack;
 pub mod torture;
+pub mod watch;
 
 use std::time::{Duration, Instant};
 

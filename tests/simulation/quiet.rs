@@ -88,12 +88,12 @@ impl Scheduler {
             let end = log.records.last().map_or(0, |record| record.offset + 1);
             header.is_some_and(|header| header.to >= end)
         };
-        // Answers reach as far as the log, too.
+        // Answers reach as far as the log, too, unless what moved its clock was lost unread.
         let is_marked = |tp: &TopicPartition, log: &Log| {
             let looked = state.redis.marks().get(&tp.to_string()).and_then(|mark| mark.looked);
             let clock = log.records.last().map_or(0, |record| record.clock);
             looked.is_some_and(|looked| {
-                looked.clock >= clock && looked.partitions == state.broker.count(&tp.topic)
+                (state.losses || looked.clock >= clock) && looked.partitions == state.broker.count(&tp.topic)
             })
         };
         let mut logs = state.broker.logs.iter();
