@@ -3,10 +3,9 @@
 
 use local::install::{self, Installing, Need};
 use local::layers::Layer;
-use local::probe::Serving;
+use local::probe::{Probe, Serving};
 use local::servers::{Redis, RedisOptions};
 use redis::aio::MultiplexedConnection;
-use serde_json::json;
 use shared_model::view;
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::{Duration, Instant};

@@ -540,7 +540,7 @@ impl World {
             for (group, reached) in reached[at].iter_mut().enumerate() {
                 let stored = self.twins[at].group(group);
                 let header = stored.as_ref().map(|stored| &stored.header);
-                let counts = coverage.judge(&self.catalog, &log.tp, header, &cut, &fed);
+                let counts = coverage.judge(&self.catalog, &log.tp, header, tidemark, &fed);
                 *reached = cut.offset;
                 if let (true, Some(stored)) = (counts, &stored) {
                     *reached = stored.header.to;
