@@ -106,6 +106,9 @@ impl Partition {
         }
         let first = groups.iter().min_by_key(|group| group.folds_from()).map(|group| group.header().clone());
         let first = first.expect("a layout has at least one group");
+        // One that ends at the tidemark's boundary has come by it, whichever record had reached it.
+        groups.iter_mut().for_each(|group| group.pass(cut.epoch, cut.offset));
+        let boundary = if first.to >= cut.offset { cut.clock_from(plan.layout.epoch) } else { Millis::MIN };
         let report_from = groups.iter().filter(|group| group.is_stored()).map(Group::folds_from).max();
         groups.iter_mut().for_each(|group| group.lose(log_start));
         // Below the start of a log that nothing was read of yet nothing counts.
@@ -116,7 +119,7 @@ impl Partition {
         let partition = Partition {
             tp: tp.clone(),
             plan: plan.clone(),
-            clock: IngestClock(first.clock),
+            clock: IngestClock(first.clock.max(boundary)),
             trusted: first.trusted,
             next: first.to.max(log_start),
             fingerprint: cut.fingerprint.map(|fingerprint| (cut.offset, fingerprint)),
