@@ -26,12 +26,19 @@ pub enum CodecError {
 }
 
 /// Appends an unsigned LEB128 varint: 1 byte below 128, 10 at most (19 for `u128`).
-pub fn put_varint(out: &mut Vec<u8>, mut value: u128) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
+pub fn put_varint(out: &mut Vec<u8>, value: u128) {
+    let mut rest = value;
+    while rest > u128::from(u64::MAX) {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
     }
-    out.push(value as u8);
+    // Nearly all numbers come here at once: 128-bit shifts are slow.
+    let mut rest = rest as u64;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
 }
 
 /// Appends a signed integer, zigzag then varint.
@@ -54,11 +61,21 @@ pub fn take_byte(input: &mut &[u8], what: &'static str) -> Result<u8, CodecError
 
 /// Takes an unsigned varint; refuses forms longer than needed.
 pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
-    let mut value = 0u128;
-    for shift in (0..128).step_by(7) {
+    // Nearly all numbers end in here: 128-bit shifts are slow.
+    let mut low = 0u64;
+    for shift in (0..63).step_by(7) {
+        let byte = take_byte(input, what)?;
+        low |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            let is_longer = byte == 0 && shift > 0;
+            return if is_longer { Err(CodecError::Invalid(what)) } else { Ok(u128::from(low)) };
+        }
+    }
+    let mut value = u128::from(low);
+    for shift in (63..128).step_by(7) {
         let byte = take_byte(input, what)?;
         let bits = u128::from(byte & 0x7f);
-        if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
+        if (bits << shift) >> shift != bits || byte == 0 {
             return Err(CodecError::Invalid(what));
         }
         value |= bits << shift;

@@ -10,9 +10,9 @@ use crate::catalog::Stream;
 use crate::codec::{self, CodecError};
 use crate::offsets::TopicPartition;
 use crate::time::{self, Millis};
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::sync::Arc;
 use thiserror::Error;
 
 /// The type of a field, a dimension or an expression.
@@ -43,7 +43,7 @@ pub enum Value {
     /// A finite float, never -0.
     Float(f64),
     /// Text.
-    Str(Arc<str>),
+    Str(CompactString),
 }
 
 impl Value {

@@ -26,6 +26,7 @@ mod parse;
 
 use crate::event::{FieldType, Value};
 use like::LikePattern;
+use std::borrow::Cow;
 pub use parse::{ExpressionError, MAX_DEPTH, MAX_LENGTH, MAX_NODES, parse};
 
 /// A typed expression over a stream's fields.
@@ -163,6 +164,11 @@ impl Expression {
     /// The value for one record: `values` are the stream's fields in the catalog's order.
     pub fn evaluate(&self, values: &[Value]) -> Value {
         evaluate::evaluate(self, values)
+    }
+
+    /// The same, lent where it is a field or a constant.
+    pub fn value<'a>(&'a self, values: &'a [Value]) -> Cow<'a, Value> {
+        evaluate::value(self, values)
     }
 
     /// One text for all spellings of the same tree, naming fields by `name`: what versions are hashed over.

@@ -99,17 +99,17 @@ pub struct Binding {
 impl Binding {
     /// Whether a record counts at all.
     pub fn admits(&self, values: &[Value]) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.evaluate(values) == Value::Bool(true))
+        self.filter.as_ref().is_none_or(|filter| *filter.value(values) == Value::Bool(true))
     }
 
     /// Writes the cell key of a record into `key` (cleared first): the encoded `by` values, then the item's. Returns
     /// the length of the `by` part, which alone decides the group.
     pub fn key(&self, values: &[Value], key: &mut Vec<u8>) -> usize {
         key.clear();
-        self.by.iter().for_each(|by| by.evaluate(values).encode(key));
+        self.by.iter().for_each(|by| by.value(values).encode(key));
         let by = key.len();
         if let Some(item) = &self.item {
-            item.evaluate(values).encode(key);
+            item.value(values).encode(key);
         }
         by
     }
@@ -117,7 +117,7 @@ impl Binding {
     /// Adds a record's value to a cell's state.
     pub fn add(&self, values: &[Value], state: &mut State) {
         match &self.value {
-            Some(value) => state.add(&value.evaluate(values)),
+            Some(value) => state.add(&value.value(values)),
             None => state.add(&Value::Null),
         }
     }

@@ -6,13 +6,16 @@
 //! `to`; that a record is in exactly one segment is held by the fence, which admits a write only at the position
 //! where the last one ended.
 
-use crate::aggregate::{Aggregate, State};
-use crate::codec::{self, CodecError};
+mod segment;
+
+use crate::aggregate::State;
+use crate::codec::CodecError;
 use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
+pub use segment::{Packer, merge, pack, unpack};
 use std::collections::BTreeMap;
 
 /// The hash field that holds the [`Header`] as JSON.
@@ -187,69 +190,6 @@ pub struct CellId {
 
 /// Cells by their name, in the canonical order.
 pub type Cells = BTreeMap<CellId, State>;
-
-const SEGMENT_VERSION: u8 = 1;
-
-/// Packs cells into a segment's bytes: a version byte, then a section per metric version, each `version (8 bytes BE),
-/// count, (key, bucket, state)*` in the canonical order; empty cells give an empty segment of 1 byte.
-pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec<u8> {
-    let mut out = vec![SEGMENT_VERSION];
-    let mut section: Option<(MetricVersion, u64, Vec<u8>)> = None;
-    let close = |section: Option<(MetricVersion, u64, Vec<u8>)>, out: &mut Vec<u8>| {
-        if let Some((version, count, bytes)) = section {
-            out.extend_from_slice(&version.0.to_be_bytes());
-            codec::put_varint(out, u128::from(count));
-            codec::put_bytes(out, &bytes);
-        }
-    };
-    for (id, state) in cells {
-        if section.as_ref().is_none_or(|(version, ..)| *version != id.version) {
-            close(section.take(), &mut out);
-            section = Some((id.version, 0, Vec::new()));
-        }
-        if let Some((_, count, bytes)) = &mut section {
-            *count += 1;
-            codec::put_bytes(bytes, &id.key);
-            codec::put_zigzag(bytes, i128::from(id.bucket));
-            state.encode(bytes);
-        }
-    }
-    close(section, &mut out);
-    out
-}
-
-/// Unpacks a segment, handing each cell of the metrics that `aggregate` knows to `each`; sections of other versions
-/// are passed over unread.
-pub fn unpack<'a>(
-    bytes: &[u8],
-    aggregate: impl Fn(MetricVersion) -> Option<&'a Aggregate>,
-    mut each: impl FnMut(MetricVersion, &[u8], Millis, State) -> Result<(), CodecError>,
-) -> Result<(), CodecError> {
-    let mut input = bytes;
-    match codec::take_byte(&mut input, "segment version")? {
-        SEGMENT_VERSION => {}
-        found => return Err(CodecError::Version { what: "segment", found, known: SEGMENT_VERSION }),
-    }
-    while !input.is_empty() {
-        let (version, rest) =
-            input.split_first_chunk::<8>().ok_or(CodecError::Truncated("metric version"))?;
-        input = rest;
-        let version = MetricVersion(u64::from_be_bytes(*version));
-        let count = codec::take_u64(&mut input, "cell count")?;
-        let mut cells = codec::take_bytes(&mut input, "section")?;
-        let Some(aggregate) = aggregate(version) else { continue };
-        for _ in 0..count {
-            let key = codec::take_bytes(&mut cells, "cell key")?;
-            let bucket = codec::take_i64(&mut cells, "cell bucket")?;
-            let state = State::decode(aggregate, &mut cells)?;
-            each(version, key, bucket, state)?;
-        }
-        if !cells.is_empty() {
-            return Err(CodecError::Invalid("section length"));
-        }
-    }
-    Ok(())
-}
 
 /// The newest times of one partition, as its owner last published them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,8 @@
 //! the same bytes. Every write has a fence of its own, so that a late copy of one can never be taken for another.
 
 use crate::compaction::{self, Segments};
-use crate::counters::{self, Deltas, Plan};
+use crate::counters::Plan;
+use crate::deltas::Deltas;
 use crate::flush::Found;
 use crate::partition::PaneStart;
 use crate::window;
@@ -12,8 +13,9 @@ use shared_model::codec::CodecError;
 use shared_model::epoch::TrustedTime;
 use shared_model::tidemark::Cut;
 use shared_model::time::Millis;
-use shared_model::view::{self, Cells, Forgotten, HEADER_VERSION, Header, Slice};
+use shared_model::view::{self, Forgotten, HEADER_VERSION, Header, Slice};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a claim found: the header, and the stored segments with their lengths.
 #[derive(Debug, Clone)]
@@ -79,14 +81,15 @@ pub(crate) struct Write {
     pub(crate) deletes: Vec<(Slice, u64)>,
 }
 
-/// Segments that were read back to be merged into one.
+/// Segments that were read back, merged into one.
 pub(crate) struct Merge {
     /// Their slice.
-    pub(crate) slice: Slice,
+    slice: Slice,
     /// Their numbers.
-    pub(crate) seqs: Vec<u64>,
-    /// Their merged cells.
-    pub(crate) cells: Cells,
+    seqs: Vec<u64>,
+    /// Their merged cells, packed.
+    cells: Vec<u8>,
+    plan: Arc<Plan>,
 }
 
 /// One group of one partition.
@@ -281,14 +284,14 @@ impl Group {
             header.panes_from = Some(Millis::MAX);
         }
         let mut deletes = self.expired_segments(expired);
-        let mut slices: BTreeMap<Slice, Cells> = self.deltas.take().into_iter().collect();
-        slices.retain(|&slice, _| !expired.has(slice));
-        if let Some(Merge { slice, seqs, cells }) = merge {
-            deletes.extend(seqs.into_iter().map(|seq| (slice, seq)));
-            merge_cells(slices.entry(slice).or_default(), cells)?;
+        let mut segments = self.deltas.take(|slice| !expired.has(slice))?;
+        if let Some(merge) = merge {
+            deletes.extend(merge.seqs.iter().map(|&seq| (merge.slice, seq)));
+            match segments.iter_mut().find(|(slice, _)| *slice == merge.slice) {
+                Some((_, cells)) => *cells = merge.with(cells)?,
+                None => segments.push((merge.slice, merge.cells)),
+            }
         }
-        let segments = slices.into_iter().filter(|(_, cells)| !cells.is_empty());
-        let segments = segments.map(|(slice, cells)| (slice, view::pack(&cells))).collect();
         Ok(Write { expected, header, segments, deletes })
     }
 
@@ -320,30 +323,25 @@ impl Group {
     }
 }
 
-/// Merges cells into others.
-fn merge_cells(into: &mut Cells, cells: Cells) -> Result<(), CodecError> {
-    for (id, state) in cells {
-        match into.get_mut(&id) {
-            Some(cell) => cell.merge(&state)?,
-            None => {
-                into.insert(id, state);
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Merge {
     /// Merges the bytes of segments that were read back.
+    ///
+    /// # Errors
+    /// Where they can't be what they claim to be.
     pub(crate) fn of(
-        plan: &Plan,
+        plan: &Arc<Plan>,
         slice: Slice,
         seqs: Vec<u64>,
         stored: &[Vec<u8>],
     ) -> Result<Merge, CodecError> {
-        let mut cells = Cells::new();
-        counters::merge_segments(plan, stored.iter().map(Vec::as_slice), &mut cells)?;
-        Ok(Merge { slice, seqs, cells })
+        let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
+        let cells = view::merge(&stored, |version| plan.aggregate(version))?;
+        Ok(Merge { slice, seqs, cells, plan: plan.clone() })
+    }
+
+    /// The same with further cells.
+    fn with(&self, cells: &[u8]) -> Result<Vec<u8>, CodecError> {
+        view::merge(&[&self.cells, cells], |version| self.plan.aggregate(version))
     }
 }
 

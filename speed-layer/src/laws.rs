@@ -296,11 +296,13 @@ fn naive_cells(plan: &Plan, log: &[Logged], group: u32, from: i64, to: i64) -> B
         if repeat {
             continue;
         }
-        plan.fold(&event, &mut Vec::new(), |of, metric, binding, key| {
+        plan.fold(&event, &mut Vec::new(), |of, counted, key, _| {
+            let metric = counted.metric;
             let mut add = |slice, bucket| {
                 let id = CellId { version: metric.version, key: key.into(), bucket };
                 let cells = slices.entry(slice).or_default();
-                binding
+                counted
+                    .binding
                     .add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
             };
             if of == group && metric.window.is_some() {

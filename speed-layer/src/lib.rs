@@ -9,6 +9,7 @@ mod decode;
 mod dedup;
 mod window;
 mod counters;
+mod deltas;
 mod compaction;
 mod group;
 mod flush;

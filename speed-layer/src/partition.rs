@@ -6,6 +6,7 @@
 use crate::counters::Plan;
 use crate::decode::{Payload, Record};
 use crate::dedup::Dedup;
+use crate::deltas::Place;
 use crate::flush::{self, Found, Start, Why};
 use crate::group::{Claimed, Group, Position};
 use crate::window;
@@ -15,7 +16,7 @@ use shared_model::event::{self, Event, Reject};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, Reach, reach};
 use shared_model::time::Millis;
-use shared_model::view::{self, Slice};
+use shared_model::view;
 use std::sync::Arc;
 
 /// How many records below the first needed one are read again at least.
@@ -76,7 +77,6 @@ pub(crate) struct Partition {
     /// Panes that start before this are expired.
     oldest_pane: Option<Millis>,
     key: Vec<u8>,
-    name: Vec<u8>,
 }
 
 impl Partition {
@@ -130,7 +130,6 @@ impl Partition {
             oldest_pane: None,
             groups,
             key: Vec::new(),
-            name: Vec::new(),
         };
         (partition, rebuilt)
     }
@@ -218,22 +217,16 @@ impl Partition {
     }
 
     fn fold(&mut self, event: &Event, offset: i64, epoch: i64) {
-        let Partition { plan, groups, key, name, oldest_pane, .. } = self;
+        let Partition { plan, groups, key, oldest_pane, .. } = self;
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
         let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
-        plan.fold(event, key, |group, metric, binding, key| {
-            let group = &mut groups[group as usize];
-            if offset < group.folds_from() {
-                return;
-            }
-            if metric.window.is_some() && in_window {
-                let cell = group.deltas().cell(Slice::Pane(pane), metric, pane, key, name);
-                binding.add(&event.values, cell);
-            }
-            if group.views(offset) {
-                let bucket = metric.grain.bucket(event.time);
-                let cell = group.deltas().cell(Slice::Epoch(epoch), metric, bucket, key, name);
-                binding.add(&event.values, cell);
+        plan.fold(event, key, |group, counted, key, hash| {
+            let (group, metric) = (&mut groups[group as usize], counted.metric);
+            let pane = (metric.window.is_some() && in_window).then_some(pane);
+            let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
+            if offset >= group.folds_from() && (pane.is_some() || view.is_some()) {
+                let state = group.deltas().cell(&counted, Place { pane, view }, key, hash);
+                counted.binding.add(&event.values, state);
             }
         });
     }

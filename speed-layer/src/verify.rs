@@ -178,14 +178,16 @@ fn compare(
         }
         let Some(event) = event else { continue };
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
-        plan.fold(event, &mut Vec::new(), |of, metric, binding, key| {
+        plan.fold(event, &mut Vec::new(), |of, counted, key, _| {
             if of != number {
                 return;
             }
+            let metric = counted.metric;
             let mut add = |slice, bucket| {
                 let id = CellId { version: metric.version, key: key.into(), bucket };
                 let cells: &mut Cells = expected.entry(slice).or_default();
-                binding
+                counted
+                    .binding
                     .add(&event.values, cells.entry(id).or_insert_with(|| State::empty(&metric.aggregate)));
             };
             if *offset >= from {

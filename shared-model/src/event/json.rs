@@ -44,11 +44,13 @@ impl<'de> Visitor<'de> for Record<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Value>, A::Error> {
         let mut values: Vec<Option<Value>> = vec![None; self.fields.len()];
-        while let Some(name) = map.next_key_seed(Name { fields: self.fields })? {
+        let mut expected = 0;
+        while let Some(name) = map.next_key_seed(Name { fields: self.fields, expected })? {
             let Some(at) = name else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
+            expected = at + 1;
             let field = &self.fields[at];
             let value = map.next_value_seed(Scalar { ty: field.ty })?;
             let problem = match value {
@@ -69,6 +71,8 @@ impl<'de> Visitor<'de> for Record<'_> {
 /// Finds a key's place among the declared fields.
 struct Name<'a> {
     fields: &'a [Field],
+    /// The one that is looked at first: a producer writes its fields in one order.
+    expected: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
@@ -87,6 +91,9 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Option<usize>, E> {
+        if self.fields.get(self.expected).is_some_and(|field| field.name == name) {
+            return Ok(Some(self.expected));
+        }
         Ok(self.fields.iter().position(|field| field.name == name))
     }
 }

@@ -5,16 +5,25 @@
 use super::cast::{cast, finite};
 use super::{BinaryOp, Expression, Node};
 use crate::event::Value;
+use std::borrow::Cow;
 use std::cmp::Ordering;
+
+/// The value of an expression over a record's fields, lent where it stands there already.
+pub(super) fn value<'a>(expression: &'a Expression, values: &'a [Value]) -> Cow<'a, Value> {
+    match &expression.node {
+        Node::Field(at) => Cow::Borrowed(values.get(*at).unwrap_or(&Value::Null)),
+        Node::Literal(value) => Cow::Borrowed(value),
+        _ => Cow::Owned(evaluate(expression, values)),
+    }
+}
 
 /// The value of an expression over a record's fields.
 pub(super) fn evaluate(expression: &Expression, values: &[Value]) -> Value {
     match &expression.node {
-        Node::Field(at) => values.get(*at).cloned().unwrap_or(Value::Null),
-        Node::Literal(value) => value.clone(),
+        Node::Field(_) | Node::Literal(_) => value(expression, values).into_owned(),
         Node::Binary { op: BinaryOp::And, left, right } => junction(false, [left, right], values),
         Node::Binary { op: BinaryOp::Or, left, right } => junction(true, [left, right], values),
-        Node::Binary { op, left, right } => binary(*op, &evaluate(left, values), &evaluate(right, values)),
+        Node::Binary { op, left, right } => binary(*op, &value(left, values), &value(right, values)),
         Node::Not(inner) => match evaluate(inner, values) {
             Value::Bool(truth) => Value::Bool(!truth),
             _ => Value::Null,

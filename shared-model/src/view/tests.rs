@@ -1,6 +1,8 @@
 //! Segments round-trip whatever their cells, and hostile ones are refused.
 
+use super::segment::SEGMENT_VERSION;
 use super::*;
+use crate::aggregate::Aggregate;
 use crate::laws;
 use proptest::prelude::*;
 
@@ -45,6 +47,27 @@ proptest! {
         prop_assert_eq!(unpacked(&pack(&cells), &aggregates), Ok(cells));
     }
 
+    /// Cells dealt out to three segments, some to several, and merged from their bytes.
+    #[test]
+    fn merging_bytes_is_merging_cells(
+        (aggregates, cells) in segments(),
+        deal in prop::collection::vec(1u8..8, 16),
+    ) {
+        let (mut dealt, mut expected) = ([Cells::new(), Cells::new(), Cells::new()], Cells::new());
+        for ((id, state), to) in cells.iter().zip(deal.iter().cycle()) {
+            for (_, into) in (0..).zip(&mut dealt).filter(|(segment, _)| to >> segment & 1 == 1) {
+                into.insert(id.clone(), state.clone());
+                match expected.get_mut(id) {
+                    Some(sum) => sum.merge(state).unwrap(),
+                    None => _ = expected.insert(id.clone(), state.clone()),
+                }
+            }
+        }
+        let packed = dealt.each_ref().map(pack);
+        let merged = merge(&packed.each_ref().map(Vec::as_slice), |version| aggregates.get(&version));
+        prop_assert_eq!(merged, Ok(pack(&expected)));
+    }
+
     #[test]
     fn unknown_versions_are_passed_over((mut aggregates, mut cells) in segments()) {
         let bytes = pack(&cells);
@@ -61,6 +84,7 @@ proptest! {
         bytes[at] ^= 1u8 << bit;
         let _ = unpacked(&bytes, &aggregates);
         let _ = unpacked(&bytes[..at], &aggregates);
+        let _ = merge(&[&pack(&cells), &bytes, &bytes[..at]], |version| aggregates.get(&version));
     }
 
     #[test]
@@ -68,6 +92,7 @@ proptest! {
         let every_version = |_| Some(&aggregate);
         let _ = unpack(&bytes, every_version, |_, _, _, _| Ok(()));
         bytes.insert(0, SEGMENT_VERSION);
+        let _ = merge(&[&bytes, &bytes], every_version);
         let _ = unpack(&bytes, every_version, |_, _, _, _| Ok(()));
         let _ = Header::from_json(&bytes);
     }

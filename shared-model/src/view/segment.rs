@@ -1,0 +1,220 @@
+//! The bytes of a segment: packed cells in their canonical order, each name once.
+//!
+//! A version byte, then a section per metric version: `version (8 bytes BE), count, length, (key, bucket, state)*`. The
+//! order makes merging segments a pass over their bytes.
+
+use super::CellId;
+use crate::aggregate::{Aggregate, State};
+use crate::codec::{self, CodecError};
+use crate::metric::MetricVersion;
+use crate::time::Millis;
+
+pub(super) const SEGMENT_VERSION: u8 = 1;
+
+/// Packs cells that come in the canonical order of [`CellId`].
+pub struct Packer {
+    out: Vec<u8>,
+    /// The open section: its version, and its cells so far but for the last.
+    section: Option<(MetricVersion, u64)>,
+    cells: Vec<u8>,
+    /// The last cell's key, bucket and state: the next may be of the same name.
+    key: Vec<u8>,
+    bucket: Millis,
+    state: Option<State>,
+}
+
+impl Default for Packer {
+    fn default() -> Packer {
+        let (out, cells, key) = (vec![SEGMENT_VERSION], Vec::new(), Vec::new());
+        Packer { out, section: None, cells, key, bucket: 0, state: None }
+    }
+}
+
+impl Packer {
+    /// Takes the next cell, which is merged with the last where it has the same name.
+    ///
+    /// # Errors
+    /// Where states of one name can't be merged.
+    pub fn push(
+        &mut self,
+        version: MetricVersion,
+        key: &[u8],
+        bucket: Millis,
+        state: &State,
+    ) -> Result<(), CodecError> {
+        if self.section.is_some_and(|(open, _)| open == version) {
+            if let Some(last) = &mut self.state
+                && self.bucket == bucket
+                && self.key == key
+            {
+                return last.merge(state);
+            }
+            self.close_cell();
+        } else {
+            self.close_section();
+            self.section = Some((version, 0));
+        }
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        self.bucket = bucket;
+        self.state = Some(state.clone());
+        Ok(())
+    }
+
+    fn close_cell(&mut self) {
+        if let (Some(state), Some((_, count))) = (self.state.take(), &mut self.section) {
+            *count += 1;
+            codec::put_bytes(&mut self.cells, &self.key);
+            codec::put_zigzag(&mut self.cells, i128::from(self.bucket));
+            state.encode(&mut self.cells);
+        }
+    }
+
+    fn close_section(&mut self) {
+        self.close_cell();
+        if let Some((version, count)) = self.section.take() {
+            self.out.extend_from_slice(&version.0.to_be_bytes());
+            codec::put_varint(&mut self.out, u128::from(count));
+            codec::put_bytes(&mut self.out, &self.cells);
+            self.cells.clear();
+        }
+    }
+
+    /// The segment; of no cells, 1 byte.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.close_section();
+        self.out
+    }
+}
+
+/// Packs cells, which come in their canonical order and each name once, as from a [`super::Cells`].
+///
+/// # Panics
+/// Where states of one name can't be merged.
+pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec<u8> {
+    let mut packer = Packer::default();
+    for (id, state) in cells {
+        packer.push(id.version, &id.key, id.bucket, state).expect("each name comes once");
+    }
+    packer.finish()
+}
+
+/// The sections of a segment.
+struct Sections<'a>(&'a [u8]);
+
+impl<'a> Sections<'a> {
+    fn of(mut segment: &'a [u8]) -> Result<Sections<'a>, CodecError> {
+        match codec::take_byte(&mut segment, "segment version")? {
+            SEGMENT_VERSION => Ok(Sections(segment)),
+            found => Err(CodecError::Version { what: "segment", found, known: SEGMENT_VERSION }),
+        }
+    }
+
+    /// The next section's version, number of cells and their bytes.
+    fn next(&mut self) -> Result<Option<(MetricVersion, u64, &'a [u8])>, CodecError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let (version, rest) =
+            self.0.split_first_chunk::<8>().ok_or(CodecError::Truncated("metric version"))?;
+        self.0 = rest;
+        let version = MetricVersion(u64::from_be_bytes(*version));
+        let count = codec::take_u64(&mut self.0, "cell count")?;
+        Ok(Some((version, count, codec::take_bytes(&mut self.0, "section")?)))
+    }
+}
+
+/// Takes one cell of a section.
+fn take_cell<'a>(
+    aggregate: &Aggregate,
+    cells: &mut &'a [u8],
+) -> Result<(&'a [u8], Millis, State), CodecError> {
+    let key = codec::take_bytes(cells, "cell key")?;
+    let bucket = codec::take_i64(cells, "cell bucket")?;
+    Ok((key, bucket, State::decode(aggregate, cells)?))
+}
+
+/// Unpacks a segment, handing each cell of the metrics that `aggregate` knows to `each`; sections of other versions
+/// are passed over unread.
+pub fn unpack<'a>(
+    bytes: &[u8],
+    aggregate: impl Fn(MetricVersion) -> Option<&'a Aggregate>,
+    mut each: impl FnMut(MetricVersion, &[u8], Millis, State) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let mut sections = Sections::of(bytes)?;
+    while let Some((version, count, mut cells)) = sections.next()? {
+        let Some(aggregate) = aggregate(version) else { continue };
+        for _ in 0..count {
+            let (key, bucket, state) = take_cell(aggregate, &mut cells)?;
+            each(version, key, bucket, state)?;
+        }
+        if !cells.is_empty() {
+            return Err(CodecError::Invalid("section length"));
+        }
+    }
+    Ok(())
+}
+
+/// One section that is being merged with others: its first cell, and the bytes after it.
+struct Cursor<'a> {
+    cell: (&'a [u8], Millis, State),
+    left: u64,
+    rest: &'a [u8],
+}
+
+/// Merges segments into one. Sections of versions that `aggregate` doesn't know are left out.
+pub fn merge<'a>(
+    segments: &[&[u8]],
+    aggregate: impl Fn(MetricVersion) -> Option<&'a Aggregate>,
+) -> Result<Vec<u8>, CodecError> {
+    let mut sections: Vec<(MetricVersion, u64, &[u8])> = Vec::new();
+    for segment in segments {
+        let mut of = Sections::of(segment)?;
+        while let Some(section) = of.next()? {
+            sections.push(section);
+        }
+    }
+    sections.sort_by_key(|(version, ..)| *version);
+    let mut packer = Packer::default();
+    for sections in sections.chunk_by(|(a, ..), (b, ..)| a == b) {
+        let version = sections[0].0;
+        if let Some(aggregate) = aggregate(version) {
+            merge_sections(version, aggregate, sections, &mut packer)?;
+        }
+    }
+    Ok(packer.finish())
+}
+
+fn merge_sections(
+    version: MetricVersion,
+    aggregate: &Aggregate,
+    sections: &[(MetricVersion, u64, &[u8])],
+    packer: &mut Packer,
+) -> Result<(), CodecError> {
+    let mut cursors: Vec<Cursor<'_>> = Vec::with_capacity(sections.len());
+    for &(_, count, mut rest) in sections {
+        if count > 0 {
+            let cell = take_cell(aggregate, &mut rest)?;
+            cursors.push(Cursor { cell, left: count - 1, rest });
+        }
+    }
+    // Segments are merged eight or so at a time: looking at each is as quick as a heap.
+    while let Some(least) = (0..cursors.len()).min_by_key(|&at| (cursors[at].cell.0, cursors[at].cell.1)) {
+        let cursor = &mut cursors[least];
+        let (key, bucket, state) = &cursor.cell;
+        packer.push(version, key, *bucket, state)?;
+        if cursor.left > 0 {
+            cursor.left -= 1;
+            let next = take_cell(aggregate, &mut cursor.rest)?;
+            if (next.0, next.1) <= (cursor.cell.0, cursor.cell.1) {
+                return Err(CodecError::Invalid("order of cells"));
+            }
+            cursor.cell = next;
+        } else if cursor.rest.is_empty() {
+            cursors.swap_remove(least);
+        } else {
+            return Err(CodecError::Invalid("section length"));
+        }
+    }
+    Ok(())
+}

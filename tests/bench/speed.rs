@@ -1,0 +1,301 @@
+//! How fast the speed layer catches up, on the peer's records and metrics, and what it costs.
+//!
+//! `cargo bench --bench speed -- --help`. Servers are real; every run's answers are held against a naive fold of the
+//! records, and a run that differs fails the bench.
+
+mod events;
+
+use anyhow::{Context as _, ensure};
+use clap::{Parser, ValueEnum};
+use events::Totals;
+use local::layers::Layer;
+use local::probe::Serving;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tidemark_tests::stack::Stack;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const CATALOG: &str = include_str!("peer.toml");
+const MB: f64 = 1_048_576.0;
+
+/// Measures how fast the speed layer catches up with a log that is there already.
+#[derive(Parser)]
+struct Args {
+    /// Records in the log.
+    #[arg(long, default_value_t = 10_000_000)]
+    records: u64,
+    /// Partitions of the log.
+    #[arg(long, default_value_t = 4)]
+    partitions: i32,
+    /// Measured runs of each mode.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Workers that share the partitions.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// What is measured; all of them where none is named.
+    #[arg(long, value_enum)]
+    mode: Vec<Mode>,
+    /// The seed of the records.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The width of a pane, which is the slide of the windows.
+    #[arg(long, default_value = "10s")]
+    pane: String,
+    /// Further arguments of the worker, separated by spaces.
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    worker: String,
+    /// A command that runs beside each measured run, with the first worker's process id as its last argument (a
+    /// profiler).
+    #[arg(long)]
+    beside: Option<String>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Cells packed in groups, finished when read; repeats aren't looked for.
+    Packed,
+    /// The same, and repeats are left out.
+    PackedDedup,
+    /// Finished values are published as plain keys; repeats aren't looked for.
+    Plain,
+    /// The same, and repeats are left out.
+    PlainDedup,
+}
+
+impl Mode {
+    fn catalog(self, pane: &str) -> String {
+        let dedup = matches!(self, Mode::PackedDedup | Mode::PlainDedup);
+        let identity = r#"["uuid", "document_id", "display_id", "ad_id", "ts"]"#;
+        CATALOG
+            .replace("IDENTITY", if dedup { identity } else { "[]" })
+            .replace("PUBLISH", if matches!(self, Mode::Plain | Mode::PlainDedup) { "true" } else { "false" })
+            .replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().expect("no mode is hidden").get_name().to_owned()
+    }
+}
+
+/// What one run took.
+struct Run {
+    seconds: f64,
+    /// CPU-seconds of the workers, Redis and Kafka.
+    cpu: [f64; 3],
+    /// The workers' most memory, in MB.
+    peak: f64,
+    /// The data in Redis at the end, in MB.
+    dataset: f64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let modes = if args.mode.is_empty() { Mode::value_variants().to_vec() } else { args.mode.clone() };
+    println!("{}", machine());
+    println!(
+        "{} records (seed {}), {} partitions, {} workers, {} runs a mode; median (min to max)",
+        args.records, args.seed, args.partitions, args.workers, args.runs
+    );
+    for mode in modes {
+        measure(&args, mode).await.with_context(|| mode.name())?;
+    }
+    Ok(())
+}
+
+async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
+    let stack = Stack::with_catalog(LAYERS, args.partitions, &mode.catalog(&args.pane)).await;
+    stack.batch(&["run"]).await;
+    let bootstrap = stack.kafka.bootstrap();
+    let (records, partitions, seed) = (args.records, args.partitions as u64, args.seed);
+    let begun = Instant::now();
+    let send = move || send(&bootstrap, records, partitions, seed);
+    let totals = tokio::task::spawn_blocking(send).await??;
+    println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
+    let idle = stack.dataset().await as f64;
+    let mut runs = Vec::new();
+    for number in 0..args.runs {
+        let mut run = catch_up(&stack, args).await?;
+        run.dataset -= idle / MB;
+        println!("  run {}: {:.1} s", number + 1, run.seconds);
+        runs.push(run);
+        check(&stack, &totals).await?;
+    }
+    report(args, mode, &runs);
+    Ok(())
+}
+
+/// Writes the log, uncompressed and without keys, as the peer's generator does.
+fn send(bootstrap: &str, records: u64, partitions: u64, seed: u64) -> anyhow::Result<Totals> {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("acks", "1")
+        .set("linger.ms", "20")
+        .set("batch.size", "262144")
+        .set("queue.buffering.max.messages", "1000000")
+        .create()?;
+    let totals = events::generate(records, partitions, seed, |partition, value| {
+        let mut record: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to("events").partition(partition).payload(value);
+        while let Err((error, back)) = producer.send(record) {
+            assert!(matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)), "{error}");
+            producer.poll(Duration::from_millis(20));
+            record = back;
+        }
+        producer.poll(Duration::ZERO);
+    });
+    producer.flush(Duration::from_secs(60))?;
+    Ok(totals)
+}
+
+/// Empties Redis, starts the workers, and waits until all that the log holds is stored.
+async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
+    let client = redis::Client::open(stack.redis.url())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    redis::cmd("FLUSHALL").exec_async(&mut connection).await?;
+    let ends = stack.probe.ends()?;
+    let (redis, kafka) = (
+        stack.redis.pid().context("redis has ended")? as i32,
+        stack.kafka.pid().context("kafka has ended")? as i32,
+    );
+    let before = [cpu(redis)?, cpu(kafka)?];
+    let mut command = vec!["run", "--listen", "127.0.0.1:0"];
+    command.extend(args.worker.split_whitespace());
+    let begun = Instant::now();
+    let start = |number: usize| {
+        let connections = ["catalog", "kafka", "redis", "postgres"];
+        stack.process_named("speed-layer", &format!("speed-{number}"), &command, &connections)
+    };
+    let workers: Vec<Layer> = (0..args.workers).map(start).collect();
+    let beside = args.beside.as_ref().map(|beside| {
+        let mut words = beside.split_whitespace();
+        let mut command = std::process::Command::new(words.next().unwrap_or_default());
+        command.args(words).arg(workers[0].pid().to_string()).spawn()
+    });
+    loop {
+        for worker in &workers {
+            ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
+        if stack.probe.lag(&ends).await? == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let (mut work, mut peak) = (0.0, 0.0);
+    for worker in &workers {
+        work += cpu(worker.pid())?;
+        peak += peak_memory(worker.pid())?;
+    }
+    let cpu = [work, cpu(redis)? - before[0], cpu(kafka)? - before[1]];
+    for worker in workers {
+        worker.stop().await;
+    }
+    if let Some(beside) = beside {
+        beside?.wait()?;
+    }
+    Ok(Run { seconds, cpu, peak, dataset: stack.dataset().await as f64 / MB })
+}
+
+/// Holds what the serving layer answers against the totals.
+async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
+    let (_process, serving) = stack.serving().await;
+    let number = |counts: &[u32]| -> HashMap<String, u64> {
+        let counted = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        counted.map(|(key, &count)| (key.to_string(), u64::from(count))).collect()
+    };
+    let by_user = |of: usize| -> HashMap<String, u64> {
+        let counted = totals.users.iter().enumerate().filter(|(_, counts)| counts[of] > 0);
+        counted.map(|(user, counts)| (events::uuid(user), u64::from(counts[of]))).collect()
+    };
+    for (metric, key, expected) in [
+        ("user_click_cnt", "uuid", by_user(0)),
+        ("user_view_cnt", "uuid", by_user(1)),
+        ("doc_cnt", "document_id", number(&totals.documents)),
+        ("display_cnt", "display_id", number(&totals.displays)),
+    ] {
+        let answer = ask(&serving, metric).await?;
+        let rows = answer["rows"].as_array().context("rows")?;
+        ensure!(rows.len() == expected.len(), "{metric}: {} rows, not {}", rows.len(), expected.len());
+        for row in rows {
+            let name = match &row["key"][key] {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let found = row["values"][metric].as_u64();
+            ensure!(found == expected.get(&name).copied(), "{metric} of {name}: {found:?}");
+        }
+    }
+    Ok(())
+}
+
+/// All that a metric counted, by its keys, over all time.
+async fn ask(serving: &Serving, metric: &str) -> anyhow::Result<Value> {
+    let query = json!({
+        "metrics": [metric], "granularity": "none", "strict": true, "limit": 1_000_000,
+        "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
+    });
+    serving.query(&query).await
+}
+
+fn report(args: &Args, mode: Mode, runs: &[Run]) {
+    let of = |what: &dyn Fn(&Run) -> f64| {
+        let mut values: Vec<f64> = runs.iter().map(what).collect();
+        values.sort_by(f64::total_cmp);
+        (values[values.len() / 2], values[0], values[values.len() - 1])
+    };
+    let line = |name: &str, what: &dyn Fn(&Run) -> f64, digits: usize| {
+        let (median, min, max) = of(what);
+        println!("  {name:<34} {median:>12.digits$} ({min:.digits$} to {max:.digits$})");
+    };
+    let records = args.records as f64;
+    println!("{}:", mode.name());
+    line("records/s", &|run| records / run.seconds, 0);
+    line("records per CPU-second, all", &|run| records / run.cpu.iter().sum::<f64>(), 0);
+    line("records per CPU-second, worker", &|run| records / run.cpu[0], 0);
+    line("CPU us per record, worker", &|run| 1e6 * run.cpu[0] / records, 3);
+    line("CPU us per record, redis", &|run| 1e6 * run.cpu[1] / records, 3);
+    line("CPU us per record, kafka", &|run| 1e6 * run.cpu[2] / records, 3);
+    line("worker's peak memory, MB", &|run| run.peak, 0);
+    line("data in redis, MB", &|run| run.dataset, 0);
+}
+
+/// The CPU-seconds that a process has taken: fields 14 and 15 of /proc/PID/stat, in ticks of 10 ms.
+fn cpu(pid: i32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').context("no name")?.1.split_whitespace();
+    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(ticks as f64 / 100.0)
+}
+
+/// The most memory that a process had so far, in MB.
+fn peak_memory(pid: i32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
+
+/// The machine, in a line.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
+    let memory = read("/proc/meminfo");
+    let memory = memory.lines().next().unwrap_or_default().trim_start_matches("MemTotal:").trim().to_owned();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{cores} x{}; {memory}; {}",
+        model.trim_start_matches([' ', '\t', ':']),
+        read("/proc/version").trim()
+    )
+}
