@@ -26,8 +26,8 @@ mod parse;
 
 use crate::event::{FieldType, Value};
 use like::LikePattern;
-use std::borrow::Cow;
 pub use parse::{ExpressionError, MAX_DEPTH, MAX_LENGTH, MAX_NODES, parse};
+use std::borrow::Cow;
 
 /// A typed expression over a stream's fields.
 #[derive(Debug, Clone, PartialEq)]

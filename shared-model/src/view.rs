@@ -14,8 +14,8 @@ use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
-use serde::{Deserialize, Serialize};
 pub use segment::{Packer, merge, pack, unpack};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The hash field that holds the [`Header`] as JSON.

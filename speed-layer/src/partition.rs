@@ -225,8 +225,7 @@ impl Partition {
             let pane = (metric.window.is_some() && in_window).then_some(pane);
             let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
             if offset >= group.folds_from() && (pane.is_some() || view.is_some()) {
-                let state = group.deltas().cell(&counted, Place { pane, view }, key, hash);
-                counted.binding.add(&event.values, state);
+                group.deltas().add(&counted, Place { pane, view }, key, hash, &event.values);
             }
         });
     }

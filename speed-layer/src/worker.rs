@@ -40,6 +40,9 @@ use tokio_util::sync::CancellationToken;
 const TURN: usize = 512;
 /// How often a quiet group's position is written, and each group's presence is verified.
 const QUIET: Duration = Duration::from_secs(1);
+/// How long cells may wait while catching up, where none are new to anybody: the more records a write holds, the less
+/// each costs.
+const CATCHING_UP: Duration = Duration::from_secs(1);
 /// How many dead letters may wait for a flush.
 const DEAD_LETTERS: usize = 2_000;
 /// How many bytes of waiting cells, or of dead letters, force a flush.
@@ -138,6 +141,8 @@ async fn spell(
         letters: Vec::new(),
         letter_bytes: 0,
         caught_up: false,
+        end_seen: false,
+        flushed: Instant::now(),
         quiet_since: Instant::now(),
         mark: None,
         took: [0; 3],
@@ -163,6 +168,10 @@ struct Owner {
     letter_bytes: usize,
     /// Whether the end of the log was seen since the last record.
     caught_up: bool,
+    /// Whether it was seen since the last flush.
+    end_seen: bool,
+    /// When the last flush began.
+    flushed: Instant,
     /// When quiet groups were last written.
     quiet_since: Instant,
     mark: Option<Mark>,
@@ -193,7 +202,10 @@ impl Owner {
                         _ => Spell::Ended(Ended::Stopped),
                     });
                 }
-                _ = round.tick() => self.flush(false, stop).await?,
+                _ = round.tick() => match self.end_seen || self.flushed.elapsed() >= CATCHING_UP {
+                    true => self.flush(false, stop).await?,
+                    false => ControlFlow::Continue(()),
+                },
                 Ok(()) = tidemarks.changed() => self.compare(&tidemarks.borrow_and_update().clone()),
                 Some(message) = messages.next() => {
                     self.take(message)?;
@@ -214,7 +226,7 @@ impl Owner {
         let message = match message {
             Ok(message) => message,
             Err(KafkaError::PartitionEOF(_)) => {
-                self.caught_up = true;
+                (self.caught_up, self.end_seen) = (true, true);
                 return Ok(());
             }
             Err(KafkaError::MessageConsumption(
@@ -287,6 +299,7 @@ impl Owner {
     /// One round: dead letters first, then every group that has something to say, then the mark.
     async fn flush(&mut self, last: bool, stop: &CancellationToken) -> Flow {
         let begun = Instant::now();
+        (self.flushed, self.end_seen) = (begun, self.caught_up);
         if self.shared.log.replaced(&self.partition.tp.topic) != self.replaced {
             // Nothing of the new log is stored: the claim finds out whether the old one is really gone.
             return Ok(ControlFlow::Break(Spell::Again("the topic was deleted and made anew".to_owned())));

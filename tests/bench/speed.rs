@@ -49,6 +49,9 @@ struct Args {
     /// Further arguments of the worker, separated by spaces.
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     worker: String,
+    /// The program that is run as the layers, to compare with another build.
+    #[arg(long, default_value = LAYERS)]
+    layers: String,
     /// A command that runs beside each measured run, with the first worker's process id as its last argument (a
     /// profiler).
     #[arg(long)]
@@ -113,7 +116,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
-    let stack = Stack::with_catalog(LAYERS, args.partitions, &mode.catalog(&args.pane)).await;
+    let stack = Stack::with_catalog(&args.layers, args.partitions, &mode.catalog(&args.pane)).await;
     stack.batch(&["run"]).await;
     let bootstrap = stack.kafka.bootstrap();
     let (records, partitions, seed) = (args.records, args.partitions as u64, args.seed);
@@ -224,7 +227,7 @@ async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
         ("doc_cnt", "document_id", number(&totals.documents)),
         ("display_cnt", "display_id", number(&totals.displays)),
     ] {
-        let answer = ask(&serving, metric).await?;
+        let answer = ask(&serving, metric, &[key]).await?;
         let rows = answer["rows"].as_array().context("rows")?;
         ensure!(rows.len() == expected.len(), "{metric}: {} rows, not {}", rows.len(), expected.len());
         for row in rows {
@@ -236,13 +239,37 @@ async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
             ensure!(found == expected.get(&name).copied(), "{metric} of {name}: {found:?}");
         }
     }
+    let mut places: HashMap<String, Vec<u64>> = HashMap::new();
+    for (&(place, _), &count) in &totals.geo_documents {
+        places.entry(events::geo(place as usize)).or_default().push(u64::from(count));
+    }
+    let answer = ask(&serving, "geo_top_doc", &["geo"]).await?;
+    let mut found: HashMap<String, Vec<u64>> = HashMap::new();
+    for row in answer["rows"].as_array().context("rows")? {
+        let place = row["key"]["geo"].as_str().context("a place")?.to_owned();
+        found.entry(place).or_default().extend(row["values"]["geo_top_doc"].as_u64());
+    }
+    for (place, counts) in &mut places {
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts.truncate(10);
+        ensure!(
+            found.get(place) == Some(counts),
+            "geo_top_doc of {place}: {:?}, not {counts:?}",
+            found.get(place)
+        );
+    }
+    ensure!(found.len() == places.len(), "geo_top_doc: {} places, not {}", found.len(), places.len());
+    let users = totals.users.iter().filter(|counts| counts[0] + counts[1] > 0).count() as f64;
+    let answer = ask(&serving, "active_user", &[]).await?;
+    let estimate = answer["rows"][0]["values"]["active_user"].as_f64().context("an estimate")?;
+    ensure!((estimate / users - 1.0).abs() < 0.05, "active_user: {estimate}, not about {users}");
     Ok(())
 }
 
 /// All that a metric counted, by its keys, over all time.
-async fn ask(serving: &Serving, metric: &str) -> anyhow::Result<Value> {
+async fn ask(serving: &Serving, metric: &str, by: &[&str]) -> anyhow::Result<Value> {
     let query = json!({
-        "metrics": [metric], "granularity": "none", "strict": true, "limit": 1_000_000,
+        "metrics": [metric], "group_by": by, "granularity": "none", "strict": true, "limit": 1_000_000,
         "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
     });
     serving.query(&query).await

@@ -61,6 +61,8 @@ impl Reading<'_, '_, '_> {
             duration_of(raw.lateness.as_deref(), 60_000, path, 0..=30 * DAY, check)
         });
         let dedup_horizon = self.number("dedup_horizon", raw.dedup_horizon, 1_000_000, 0, 100_000_000);
+        // Without identity fields each record is an event of its own: there are no repeats to look for.
+        let dedup_horizon = if identity.is_empty() { 0 } else { dedup_horizon };
         let max_record_bytes = self.number("max_record_bytes", raw.max_record_bytes, 1 << 20, 1, 64 << 20);
         let max_text_bytes = self.number("max_text_bytes", raw.max_text_bytes, 4_096, 1, 1 << 20);
         let mut stream = Stream {
