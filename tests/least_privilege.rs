@@ -62,7 +62,8 @@ impl Guarded {
     }
 
     fn postgres_as(&self, role: &str) -> String {
-        self.database.replace("tidemark@", &format!("{role}@"))
+        // The server trusts whoever comes: the password is there to be looked for.
+        self.database.replace("tidemark@", &format!("{role}:PLANTED_PASSWORD@"))
     }
 
     fn redis_as(&self, user: &str, password: &str) -> String {
@@ -206,6 +207,12 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     assert!(audits.status().is_success(), "{}", audits.text().await.unwrap_or_default());
     one_line_a_message(&speed);
     one_line_a_message(&process);
+    for layer in [&speed, &process] {
+        // What anyone on the machine can list.
+        let listed =
+            std::fs::read_to_string(format!("/proc/{}/cmdline", layer.pid())).expect("its command line");
+        assert!(!listed.contains("_PASSWORD"), "{listed}");
+    }
     rights_end(&guarded).await;
 }
 
@@ -245,6 +252,10 @@ async fn rights_end(guarded: &Guarded) {
     refused(&batch, "create role x").await;
     refused(&batch, "create database x").await;
     let mut connection = sqlx::PgConnection::connect(&reader).await.expect("a connection");
+    let mut owner = sqlx::PgConnection::connect(&guarded.database).await.expect("the owner");
+    let runs = sqlx::query_scalar("select string_agg(run::text, ' ') from tidemark.run");
+    let runs: String = runs.fetch_one(&mut owner).await.expect("the runs");
+    assert!(!runs.is_empty() && !runs.contains("_PASSWORD"), "{runs}");
     let rows: i64 = sqlx::query_scalar("select count(*) from metrics.user_view_cnt where uuid = $1")
         .bind(NAUGHTY[2])
         .fetch_one(&mut connection)

@@ -173,6 +173,7 @@ async fn by_tls_with_passwords_and_client_certificates_answers_are_complete() {
     let batch = async |stack: &Stack| {
         let run = stack.process("batch-layer", &["run"], &["catalog", "archive"]);
         assert_eq!(run.ended().await, 0, "{}", run.logged());
+        run.logged()
     };
     batch(&stack).await;
 
@@ -194,6 +195,14 @@ async fn by_tls_with_passwords_and_client_certificates_answers_are_complete() {
         let speed = speed(&stack);
         says(&speed, why).await;
         assert_eq!(speed.stop().await, 0);
+        // Redis is for the batch layer's audit alone, which stops no run.
+        if changes.iter().all(|(name, _)| !name.starts_with("TIDEMARK_REDIS")) {
+            let run = stack.process("batch-layer", &["run"], &["catalog", "archive"]);
+            assert_ne!(run.ended().await, 0, "a run without {why}");
+            let said = run.logged();
+            assert!(said.contains(why), "{why}: {said}");
+            assert!(!said.contains(PASSWORD) && !said.contains(WRONG), "a secret is told: {said}");
+        }
     }
 
     stack.environment = environment(&whole, &[]);
@@ -207,7 +216,8 @@ async fn by_tls_with_passwords_and_client_certificates_answers_are_complete() {
         stack.send(part);
         let oracle = stack.oracle();
         stack.becomes(&serving, &oracle, "in realtime").await;
-        batch(&stack).await;
+        let audited = batch(&stack).await;
+        assert!(audited.contains("unexplained error 0.000000"), "{audited}");
         stack.becomes(&serving, &oracle, "after the run").await;
     }
     let verify = stack.process("speed-layer", &["verify"], &["catalog"]);

@@ -3,9 +3,9 @@
 //! An offset that the log no longer has becomes a gap, never a skip; what stops a partition becomes a reason for
 //! people, never an endless wait.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -16,6 +16,7 @@ use shared_model::event::{PRODUCED_HEADER, TICK_HEADER};
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -31,14 +32,32 @@ const POLL: Duration = Duration::from_millis(100);
 /// A consumer that reads only what it is assigned.
 pub(crate) type LogConsumer = BaseConsumer<Quiet>;
 
-/// Keeps the client's own log to what is worth a line: the end of a partition is no error.
-pub(crate) struct Quiet;
+/// Keeps the client's own log to what is worth a line: the end of a partition is no error. What brokers can't be reached
+/// for is kept, since a request then says only that it had no answer in time.
+#[derive(Default)]
+pub(crate) struct Quiet {
+    trouble: Mutex<Option<String>>,
+}
+
+impl Quiet {
+    /// Why a request failed: a wrong password, a certificate, a refused connection where that is known.
+    fn explain(&self, error: KafkaError) -> anyhow::Error {
+        match self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(reason) => anyhow!("{reason}"),
+            None => error.into(),
+        }
+    }
+}
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
         match error {
-            KafkaError::PartitionEOF(_) => {}
-            error => debug!("kafka: {error}: {reason}"),
+            // That all are down says less than what was said of each.
+            KafkaError::PartitionEOF(_) | KafkaError::Global(Code::PartitionEOF | Code::AllBrokersDown) => {}
+            error => {
+                debug!("kafka: {error}: {reason}");
+                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+            }
         }
     }
 }
@@ -59,7 +78,7 @@ pub(crate) fn consumer(kafka: &ClientConfig) -> Result<LogConsumer> {
         .set("fetch.wait.max.ms", "20")
         .set("queued.max.messages.kbytes", "16384");
     config
-        .create_with_context(Quiet)
+        .create_with_context(Quiet::default())
         .context("the kafka consumer can't be made: check --kafka and --kafka-property")
 }
 
@@ -71,14 +90,15 @@ pub(crate) fn producer(kafka: &ClientConfig) -> Result<LogProducer> {
     let mut config = kafka.clone();
     config.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", "10000");
     config
-        .create_with_context(Quiet)
+        .create_with_context(Quiet::default())
         .context("the kafka producer can't be made: check --kafka and --kafka-property")
 }
 
 /// The partitions of a topic, ascending; `None` where the topic isn't there.
 pub(crate) fn partitions(consumer: &LogConsumer, topic: &str) -> Result<Option<Vec<TopicPartition>>> {
     let failed = || format!("kafka doesn't tell about topic {topic} (is the broker of --kafka up?)");
-    let metadata = consumer.fetch_metadata(Some(topic), REQUEST).with_context(failed)?;
+    let metadata = consumer.fetch_metadata(Some(topic), REQUEST);
+    let metadata = metadata.map_err(|error| consumer.context().explain(error)).with_context(failed)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(Code::from) {
         None => {}
@@ -94,18 +114,21 @@ pub(crate) fn partitions(consumer: &LogConsumer, topic: &str) -> Result<Option<V
 /// The first offset that a partition's log has, and one more than its last.
 pub(crate) fn watermarks(consumer: &LogConsumer, tp: &TopicPartition) -> Result<(i64, i64)> {
     let watermarks = consumer.fetch_watermarks(&tp.topic, tp.partition, REQUEST);
+    let watermarks = watermarks.map_err(|error| consumer.context().explain(error));
     watermarks.with_context(|| format!("kafka doesn't tell where the log of {tp} begins and ends"))
 }
 
 /// Refuses topics whose records carry their producers' times, or lose records to compaction: neither has an ingest
 /// clock that everyone reads the same from the log.
 pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        kafka.create().context("the kafka admin client can't be made")?;
+    let admin: AdminClient<Quiet> =
+        kafka.create_with_context(Quiet::default()).context("the kafka admin client can't be made")?;
     let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
     let options = AdminOptions::new().request_timeout(Some(REQUEST));
     let described = admin.describe_configs(&specifiers, &options).await;
+    let explain = |error| admin.inner().context().explain(error);
     let described = described
+        .map_err(explain)
         .context("kafka doesn't tell how its topics are configured; are host, port, TLS and SASL right?")?;
     let bootstrap = kafka.get("bootstrap.servers").unwrap_or("BROKER:9092");
     let mut faults = Vec::new();

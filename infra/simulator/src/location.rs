@@ -125,7 +125,14 @@ impl Stores {
             return Ok(Location::Local(PathBuf::from(text)));
         }
         let url = Url::parse(text).context("an input or output is no URL that can be read")?;
-        let url = without_secrets(url);
+        if url.password().is_some() || url.query().is_some() {
+            let scheme = url.scheme();
+            bail!(
+                "a URL with {scheme}:// holds a password or parameters, which no store takes from there: take them out; \
+                 credentials come from the environment"
+            );
+        }
+        let url = without_user(url);
         let shown = url.as_str().trim_end_matches('/').to_owned();
         if url.scheme() == "file" {
             let path = url.to_file_path();
@@ -148,13 +155,12 @@ impl Stores {
     }
 }
 
-/// No store takes a password or a query from its URL, so they are dropped before anything can show them.
-fn without_secrets(mut url: Url) -> Url {
-    url.set_query(None);
+/// No store takes a user from its URL, so it is dropped before anything can show it. Only Azure's abfs:// has something
+/// else, its container, there.
+fn without_user(mut url: Url) -> Url {
     url.set_fragment(None);
-    // Where a URL can't have them, it has none. Only Azure's abfs:// has something else, its container, there.
-    let _ = url.set_password(None);
     if !url.scheme().starts_with("abfs") {
+        // Where a URL can't have one, it has none.
         let _ = url.set_username("");
     }
     url
@@ -292,10 +298,16 @@ mod tests {
         };
         check("a/b.csv", "b.csv", "a/b.csv");
         check("file:///a/b.csv", "b.csv", "/a/b.csv");
-        check("http://u:secret@host/x.csv?key=secret", "x.csv", "http://host/x.csv");
+        check("http://user@host/x.csv", "x.csv", "http://host/x.csv");
         check("s3://b/dir/page_views.csv.gz", "page_views.csv.gz", "s3://b/dir/page_views.csv.gz");
-        check("s3://user:secret@b/x@y.csv?key=secret", "x@y.csv", "s3://b/x@y.csv");
-        for refused in ["ftp://u:secret@host/x.csv", "s3://u:secret@/x", "http://u:secret@host:x/?secret"] {
+        check("s3://user@b/x@y.csv", "x@y.csv", "s3://b/x@y.csv");
+        for refused in [
+            "ftp://u:secret@host/x.csv",
+            "s3://u:secret@/x",
+            "s3://u:secret@b/x.csv",
+            "http://u:secret@host:x/?secret",
+            "http://host/x.csv?key=secret",
+        ] {
             let error = format!("{:#}", stores().locate(refused).expect_err("refused"));
             assert!(!error.contains("secret"), "{error}");
         }
