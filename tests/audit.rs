@@ -1,6 +1,8 @@
 //! The seam, measured on real servers: at each move of the tidemark the audit compares what a reader would have had with
 //! what is published. Clean runs raise no alarm, lost records are caught in the first, repeats heal and are shown, and a
 //! boundary that the speed layer has elsewhere makes answers incomplete until the group is rebuilt.
+//!
+//! The long form: `TIDEMARK_RUNS=100 cargo test --workspace --test audit clean -- --nocapture`.
 
 use local::oracle;
 use local::probe::Serving;
@@ -12,7 +14,7 @@ use shared_model::view::{self, CellId, Cells, Header, Slice};
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use tidemark_tests::stack::{Stack, free_port};
-use tidemark_tests::wait_for;
+use tidemark_tests::{number, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
@@ -112,7 +114,8 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
     let (_process, serving) = stack.serving().await;
     let repeats =
         Options { near_repeats: 0.05, far_repeats: 0.05, far_distance: 1_200, ..Options::default() };
-    let all = deliveries(Options { records: 15_000, ..repeats.clone() }, 41);
+    let records = 2_500 * number("TIDEMARK_RUNS").unwrap_or(6);
+    let all = deliveries(Options { records, ..repeats.clone() }, 41);
     let mut kinds = BTreeMap::<&str, i64>::new();
     let mut healed = 0;
     for part in all.chunks(2_500) {
@@ -123,7 +126,7 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
         }
         healed += record["audit"]["healed"].as_i64().expect("a number");
     }
-    println!("repeats: {kinds:?}");
+    println!("{} clean runs; repeats: {kinds:?}", all.len().div_ceil(2_500));
     let of = |kind| kinds[kind];
     assert!(
         of("within_horizon") > 100 && of("beyond_horizon") > 20 && of("across_tidemark") > 20,
@@ -134,7 +137,7 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
     stack.settle().await;
     stack.compare(&serving, &stack.oracle(), "after the last run").await;
     // What is imported is no error either: the beginning of the log again, and a history of its own.
-    import(&stack, generator(Options { records: 15_000, ..repeats }, 41), 3_000).await;
+    import(&stack, generator(Options { records, ..repeats }, 41), 3_000).await;
     import(&stack, generator(Options { records: 1_500, ..Options::default() }, 45), 1_500).await;
     let more = deliveries(Options { records: 1_000, ..Options::default() }, 46);
     let (code, record) = audited_run(&stack, &more, &["--strict-audit", "0"]).await;

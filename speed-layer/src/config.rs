@@ -141,9 +141,9 @@ pub struct RunArgs {
     /// How often changed cells are written.
     #[arg(long, env = "TIDEMARK_FLUSH_INTERVAL", default_value = "250ms", value_parser = humantime::parse_duration)]
     pub flush_interval: Duration,
-    /// How many cells of one partition may wait before they are written at once, when catching up. Few enough to stay in
-    /// the processor's cache.
-    #[arg(long, default_value_t = 40_000)]
+    /// How many changes of cells in one partition may wait before they are written at once, when catching up: a record
+    /// makes one for each metric that it feeds.
+    #[arg(long, default_value_t = 150_000)]
     pub pending_cells: usize,
     /// How long epochs below the last tidemark but one are kept after a flip: longer than the longest query.
     #[arg(long, env = "TIDEMARK_EPOCH_GRACE", default_value = "60s", value_parser = humantime::parse_duration)]

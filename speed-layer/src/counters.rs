@@ -22,8 +22,6 @@ pub(crate) struct Plan {
     /// The metrics, each with its binding to this stream, by ascending version.
     metrics: Vec<(Arc<Metric>, Binding)>,
     aggregates: HashMap<MetricVersion, Aggregate>,
-    /// Keys come from outside: their hashes can't be foreseen.
-    hash: FastHash,
 }
 
 /// A metric that a record feeds.
@@ -48,8 +46,7 @@ impl Plan {
         metrics.sort_by_key(|(metric, _)| metric.version);
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
-        let hash = FastHash::default();
-        Plan { stream: stream.clone(), layout: catalog.layout, longest_window, metrics, aggregates, hash }
+        Plan { stream: stream.clone(), layout: catalog.layout, longest_window, metrics, aggregates }
     }
 
     /// The versions of all its metrics.
@@ -62,18 +59,18 @@ impl Plan {
         self.aggregates.get(&version)
     }
 
-    /// Names, for each metric that admits the event, the group, what is counted, and the cell's key with its hash.
+    /// Names, for each metric that admits the event, the group, what is counted, and the cell's key.
     pub(crate) fn fold(
         &self,
         event: &Event,
         key: &mut Vec<u8>,
-        mut each: impl FnMut(u32, Counted<'_>, &[u8], u64),
+        mut each: impl FnMut(u32, Counted<'_>, &[u8]),
     ) {
         for (number, (metric, binding)) in self.metrics.iter().enumerate() {
             if binding.admits(&event.values) {
                 let by = binding.key(&event.values, key);
                 let group = view::group_of(&key[..by], self.layout.groups);
-                each(group, Counted { number, metric, binding }, key, self.hash.of(key));
+                each(group, Counted { number, metric, binding }, key);
             }
         }
     }

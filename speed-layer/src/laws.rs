@@ -296,7 +296,7 @@ fn naive_cells(plan: &Plan, log: &[Logged], group: u32, from: i64, to: i64) -> B
         if repeat {
             continue;
         }
-        plan.fold(&event, &mut Vec::new(), |of, counted, key, _| {
+        plan.fold(&event, &mut Vec::new(), |of, counted, key| {
             let metric = counted.metric;
             let mut add = |slice, bucket| {
                 let id = CellId { version: metric.version, key: key.into(), bucket };

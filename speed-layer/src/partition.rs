@@ -220,12 +220,12 @@ impl Partition {
         let Partition { plan, groups, key, oldest_pane, .. } = self;
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
         let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
-        plan.fold(event, key, |group, counted, key, hash| {
+        plan.fold(event, key, |group, counted, key| {
             let (group, metric) = (&mut groups[group as usize], counted.metric);
             let pane = (metric.window.is_some() && in_window).then_some(pane);
             let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
             if offset >= group.folds_from() && (pane.is_some() || view.is_some()) {
-                group.deltas().add(&counted, Place { pane, view }, key, hash, &event.values);
+                group.deltas().add(&counted, Place { view, pane }, key, &event.values);
             }
         });
     }

@@ -178,7 +178,7 @@ fn compare(
         }
         let Some(event) = event else { continue };
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
-        plan.fold(event, &mut Vec::new(), |of, counted, key, _| {
+        plan.fold(event, &mut Vec::new(), |of, counted, key| {
             if of != number {
                 return;
             }
