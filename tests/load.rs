@@ -24,11 +24,15 @@ fn worker(stack: &Stack) -> Layer {
     stack.process("speed-layer", &command, &["catalog", "kafka", "redis", "postgres"])
 }
 
-/// The CPU time that a process has taken, in clock ticks: fields 14 and 15 of /proc/PID/stat.
-fn cpu_ticks(worker: &Layer) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).expect("its statistics");
-    let fields = stat.rsplit_once(')').expect("its name").1.split_whitespace();
-    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+/// The CPU time that a process' threads have taken, in ns: the first field of their /proc/PID/task/TID/schedstat.
+fn cpu(worker: &Layer) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", worker.pid())).expect("its threads");
+    let taken = |thread: std::fs::DirEntry| {
+        // One that has just ended has taken next to nothing.
+        let stat = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        stat.split_whitespace().next().map_or(0, |ns| ns.parse::<u64>().expect("a number"))
+    };
+    threads.map(|thread| taken(thread.expect("a thread"))).sum()
 }
 
 /// Sends page views, the n-th by the user of its number, while the worker stands still; gives how long it then takes
@@ -83,20 +87,20 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
     stack.batch(&["run"]).await;
     let (worker, (_process, serving)) = (worker(&stack), stack.serving().await);
     let records = 30_000;
-    let (mut best, mut work, mut sent) = ([Duration::MAX; 2], [0; 2], 0);
-    // In turns, so that what else the machine does falls on both.
-    for round in 0..4 {
+    let (mut best, mut work, mut sent) = ([Duration::MAX; 2], [u64::MAX; 2], 0);
+    // In turns, so that what else the machine does falls on both; what it does makes work slower, never quicker.
+    for round in 0..6 {
         for kind in 0..2 {
             let hot = |n: usize| kind == 1 && n.is_multiple_of(2);
             let user =
                 |n: usize| if hot(n) { "hot".to_owned() } else { format!("user{}", n * 7_919 % 5_000) };
-            let before = cpu_ticks(&worker);
+            let before = cpu(&worker);
             let took = burst(&stack, &worker, records, sent, user).await;
             sent += records;
             // The first round warms both up.
             if round > 0 {
                 best[kind] = took.min(best[kind]);
-                work[kind] += cpu_ticks(&worker) - before;
+                work[kind] = work[kind].min(cpu(&worker) - before);
             }
         }
     }
