@@ -99,6 +99,9 @@ pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec
     packer.finish()
 }
 
+/// One metric's cells in a segment: its version, how many they are, and their bytes.
+type Section<'a> = (MetricVersion, u64, &'a [u8]);
+
 /// The sections of a segment.
 struct Sections<'a>(&'a [u8]);
 
@@ -110,8 +113,7 @@ impl<'a> Sections<'a> {
         }
     }
 
-    /// The next section's version, number of cells and their bytes.
-    fn next(&mut self) -> Result<Option<(MetricVersion, u64, &'a [u8])>, CodecError> {
+    fn next(&mut self) -> Result<Option<Section<'a>>, CodecError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -167,7 +169,7 @@ pub fn merge<'a>(
     segments: &[&[u8]],
     aggregate: impl Fn(MetricVersion) -> Option<&'a Aggregate>,
 ) -> Result<Vec<u8>, CodecError> {
-    let mut sections: Vec<(MetricVersion, u64, &[u8])> = Vec::new();
+    let mut sections: Vec<Section<'_>> = Vec::new();
     for segment in segments {
         let mut of = Sections::of(segment)?;
         while let Some(section) = of.next()? {
@@ -188,7 +190,7 @@ pub fn merge<'a>(
 fn merge_sections(
     version: MetricVersion,
     aggregate: &Aggregate,
-    sections: &[(MetricVersion, u64, &[u8])],
+    sections: &[Section<'_>],
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
     let mut cursors: Vec<Cursor<'_>> = Vec::with_capacity(sections.len());
