@@ -187,8 +187,9 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
 /// Sends records, a few at a time, until it is stopped; gives how many, which are yet to be acknowledged.
 async fn send(kafka: String, seed: u64, mut stopped: tokio::sync::oneshot::Receiver<()>) -> (Sender, usize) {
     let options = Options {
+        // At 400 a second, within the streams' bounds for the whole of the long form.
         records: 1_000_000,
-        span: 40 * 86_400_000,
+        span: 16 * 86_400_000,
         users: 100,
         documents: 50,
         displays: 60,

@@ -218,9 +218,13 @@ fn bytes(keys: &[u8], (at, length): (u32, u32)) -> &[u8] {
 /// Spreads numbers over 64 bits: 2^64 over the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// A packer and the bucket of the cells that go there.
+type Target = Option<(usize, Millis)>;
+
 /// The segments that are being packed, and which of them each place feeds.
 struct Targets {
-    places: Vec<(Option<(usize, Millis)>, Option<(usize, Millis)>)>,
+    /// The view's and the pane's, by the places' ranks.
+    places: Vec<[Target; 2]>,
     slices: BTreeMap<Slice, usize>,
     packers: Vec<Packer>,
 }
@@ -239,7 +243,7 @@ impl Targets {
         };
         let target = |Place { view, pane }: Place| {
             let view = view.and_then(|(bucket, epoch)| Some((packer(Slice::Epoch(epoch))?, bucket)));
-            (view, pane.and_then(|start| Some((packer(Slice::Pane(start))?, start))))
+            [view, pane.and_then(|start| Some((packer(Slice::Pane(start))?, start)))]
         };
         let places = places.map(target).collect();
         Targets { places, slices, packers }
@@ -252,8 +256,7 @@ impl Targets {
         rank: u32,
         state: &State,
     ) -> Result<(), CodecError> {
-        let (view, pane) = self.places[rank as usize];
-        for (packer, bucket) in [view, pane].into_iter().flatten() {
+        for (packer, bucket) in self.places[rank as usize].into_iter().flatten() {
             self.packers[packer].push(version, key, bucket, state)?;
         }
         Ok(())

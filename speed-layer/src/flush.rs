@@ -15,7 +15,7 @@ pub(crate) enum Found {
     /// A group whose header can't be read, or doesn't belong to its fence.
     Unreadable(String),
     /// A group.
-    Group(Header),
+    Group(Box<Header>),
 }
 
 /// What to do with a claimed group.
@@ -174,7 +174,8 @@ mod tests {
         let check = |found: Found, expected: Start| {
             assert_eq!(start(&found, &cut, [MetricVersion(7)].into_iter()), expected, "{found:?}");
         };
-        let group = |to, cuts: &[(i64, i64)], metrics: &[(u64, i64)]| Found::Group(header(to, cuts, metrics));
+        let group =
+            |to, cuts: &[(i64, i64)], metrics: &[(u64, i64)]| Found::Group(header(to, cuts, metrics).into());
         check(Found::Nothing, Start::Rebuild(Why::Missing));
         check(group(90, &[(0, 0), (5, 40)], &[(7, 0)]), Start::Resume);
         check(group(90, &[(5, 40), (8, 50)], &[(7, 40)]), Start::Resume);
@@ -188,7 +189,7 @@ mod tests {
         check(group(90, &[(5, 40)], &[(7, 41)]), Start::Rebuild(Why::Metric(MetricVersion(7))));
         let mut newer = header(90, &[(5, 40)], &[(7, 40)]);
         newer.v += 1;
-        check(Found::Group(newer), Start::Rebuild(Why::Unreadable("layout version 2".into())));
+        check(Found::Group(newer.into()), Start::Rebuild(Why::Unreadable("layout version 2".into())));
         let torn = Found::Unreadable("torn".into());
         check(torn, Start::Rebuild(Why::Unreadable("torn".into())));
     }

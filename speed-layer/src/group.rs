@@ -36,7 +36,7 @@ impl Claimed {
         let found = match (header, fence) {
             (None, None) if segments.is_empty() => Found::Nothing,
             (Some(header), fence) => match Header::from_json(header) {
-                Ok(header) if fence == Some(&*header.fence()) => Found::Group(header),
+                Ok(header) if fence == Some(&*header.fence()) => Found::Group(header.into()),
                 Ok(_) => Found::Unreadable("its fence is not its header's".into()),
                 Err(error) => Found::Unreadable(error.to_string()),
             },

@@ -142,7 +142,7 @@ impl Store {
         match self.0.get(key) {
             None => Claimed { found: Found::Nothing, segments: Vec::new() },
             Some((header, segments)) => Claimed {
-                found: Found::Group(header.clone()),
+                found: Found::Group(header.clone().into()),
                 segments: segments.iter().map(|(&(slice, seq), bytes)| (slice, seq, bytes.len())).collect(),
             },
         }

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -28,25 +28,34 @@ use crate::archive::step::{Arrived, Logged, shrunk};
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long one poll waits: the delay with which a stop signal is seen.
 const POLL: Duration = Duration::from_millis(100);
+/// How long the client is asked why the brokers can't be reached.
+const TROUBLE: Duration = Duration::from_secs(3);
 
 /// A consumer that reads only what it is assigned.
 pub(crate) type LogConsumer = BaseConsumer<Quiet>;
 
-/// Keeps the client's own log to what is worth a line: the end of a partition is no error. What brokers can't be reached
-/// for is kept, since a request then says only that it had no answer in time.
+/// Keeps the client's own log to what is worth a line: the end of a partition is no error. Why brokers can't be reached is
+/// kept, since a request then says only that it had no answer in time.
 #[derive(Default)]
 pub(crate) struct Quiet {
     trouble: Mutex<Option<String>>,
 }
 
 impl Quiet {
-    /// Why a request failed: a wrong password, a certificate, a refused connection where that is known.
-    fn explain(&self, error: KafkaError) -> anyhow::Error {
-        match self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(reason) => anyhow!("{reason}"),
-            None => error.into(),
-        }
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Why the brokers can't be reached, where the client finds out: a wrong password, a certificate, a refused connection.
+/// Blocks for a while.
+fn trouble(kafka: &ClientConfig) -> Option<String> {
+    let (consumer, begun) = (consumer(kafka).ok()?, Instant::now());
+    while begun.elapsed() < TROUBLE && consumer.context().trouble().is_none() {
+        // Brings the client's errors to its context.
+        drop(consumer.poll(POLL));
+    }
+    consumer.context().trouble()
 }
 
 impl ClientContext for Quiet {
@@ -97,8 +106,7 @@ pub(crate) fn producer(kafka: &ClientConfig) -> Result<LogProducer> {
 /// The partitions of a topic, ascending; `None` where the topic isn't there.
 pub(crate) fn partitions(consumer: &LogConsumer, topic: &str) -> Result<Option<Vec<TopicPartition>>> {
     let failed = || format!("kafka doesn't tell about topic {topic} (is the broker of --kafka up?)");
-    let metadata = consumer.fetch_metadata(Some(topic), REQUEST);
-    let metadata = metadata.map_err(|error| consumer.context().explain(error)).with_context(failed)?;
+    let metadata = consumer.fetch_metadata(Some(topic), REQUEST).with_context(failed)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(Code::from) {
         None => {}
@@ -114,21 +122,26 @@ pub(crate) fn partitions(consumer: &LogConsumer, topic: &str) -> Result<Option<V
 /// The first offset that a partition's log has, and one more than its last.
 pub(crate) fn watermarks(consumer: &LogConsumer, tp: &TopicPartition) -> Result<(i64, i64)> {
     let watermarks = consumer.fetch_watermarks(&tp.topic, tp.partition, REQUEST);
-    let watermarks = watermarks.map_err(|error| consumer.context().explain(error));
     watermarks.with_context(|| format!("kafka doesn't tell where the log of {tp} begins and ends"))
 }
 
 /// Refuses topics whose records carry their producers' times, or lose records to compaction: neither has an ingest
 /// clock that everyone reads the same from the log.
 pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Result<()> {
-    let admin: AdminClient<Quiet> =
-        kafka.create_with_context(Quiet::default()).context("the kafka admin client can't be made")?;
+    let admin: AdminClient<DefaultClientContext> =
+        kafka.create().context("the kafka admin client can't be made")?;
     let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
     let options = AdminOptions::new().request_timeout(Some(REQUEST));
     let described = admin.describe_configs(&specifiers, &options).await;
-    let explain = |error| admin.inner().context().explain(error);
+    let described = match described {
+        Ok(described) => Ok(described),
+        Err(error) => {
+            let kafka = kafka.clone();
+            let reason = tokio::task::spawn_blocking(move || trouble(&kafka)).await.unwrap_or_default();
+            Err(reason.map_or_else(|| error.into(), |reason| anyhow!(reason)))
+        }
+    };
     let described = described
-        .map_err(explain)
         .context("kafka doesn't tell how its topics are configured; are host, port, TLS and SASL right?")?;
     let bootstrap = kafka.get("bootstrap.servers").unwrap_or("BROKER:9092");
     let mut faults = Vec::new();
