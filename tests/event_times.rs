@@ -7,11 +7,10 @@ use serde_json::{Value, json};
 use shared_model::offsets::TopicPartition;
 use shared_model::view;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::shop::events::Record;
 use tidemark_tests::stack::Stack;
-use tidemark_tests::wait_for;
+use tidemark_tests::{now, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const MINUTE: i64 = 60_000;
@@ -73,11 +72,6 @@ fn catalog(streams: &[Stream]) -> String {
     };
     let streams: String = streams.iter().map(stream).collect();
     format!("[layout]\nepoch = \"1s\"\ngroups = 4\npane = \"10s\"\n{streams}")
-}
-
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-    now.as_millis() as i64
 }
 
 fn record(topic: &'static str, id: i64, at: i64) -> Record {

@@ -10,12 +10,12 @@ use shared_model::catalog::OUTBRAIN;
 use shared_model::offsets::TopicPartition;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tidemark_tests::brokers::{FIRST, Pair, SECOND};
 use tidemark_tests::events::town;
 use tidemark_tests::load::Load;
 use tidemark_tests::stack::Stack;
-use tidemark_tests::wait_for;
+use tidemark_tests::{now, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
@@ -89,11 +89,6 @@ async fn leaders_that_die_stop_or_stand_still_under_load_cost_nothing() {
          0 doubled over {} distinct events",
         oracle.facts().len()
     );
-}
-
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-    now.as_millis() as i64
 }
 
 /// The tidemark's cuts, and why partitions are held.

@@ -18,15 +18,15 @@ const USERS: usize = 1_000_000;
 const GEOS: usize = 2_000;
 
 /// What all records add up to, by a naive fold.
-pub struct Totals {
+pub(crate) struct Totals {
     /// Clicks and views of each user.
-    pub users: Vec<[u32; 2]>,
+    pub(crate) users: Vec<[u32; 2]>,
     /// Events of each document.
-    pub documents: Vec<u32>,
+    pub(crate) documents: Vec<u32>,
     /// Events of each display.
-    pub displays: Vec<u32>,
+    pub(crate) displays: Vec<u32>,
     /// Events of each document in each place.
-    pub geo_documents: HashMap<(u32, u32), u32>,
+    pub(crate) geo_documents: HashMap<(u32, u32), u32>,
 }
 
 /// Draws ranks below `n` with probability proportional to (rank + 1)^-exponent, by the cumulated weights.
@@ -49,12 +49,12 @@ impl Zipf {
 }
 
 /// A user's id as the records have it.
-pub fn uuid(user: usize) -> String {
+pub(crate) fn uuid(user: usize) -> String {
     format!("{:016x}", mix(user as u64))
 }
 
 /// A place as the records have it.
-pub fn geo(place: usize) -> String {
+pub(crate) fn geo(place: usize) -> String {
     const COUNTRIES: [&str; 8] = ["US", "US", "US", "GB", "CA", "AU", "IN", "DE"];
     let bits = mix(place as u64 * 31 + 7);
     let letter = |shift: u32| char::from(b'A' + (bits >> shift & 15) as u8);
@@ -70,7 +70,7 @@ fn mix(bits: u64) -> u64 {
 }
 
 /// Makes `records` records and hands on each with the partition of `partitions` that its user belongs to.
-pub fn generate(records: u64, partitions: u64, seed: u64, mut each: impl FnMut(i32, &[u8])) -> Totals {
+pub(crate) fn generate(records: u64, partitions: u64, seed: u64, mut each: impl FnMut(i32, &[u8])) -> Totals {
     let (users, documents) = (Zipf::new(USERS, 0.9), Zipf::new(DOCUMENTS, 1.0));
     let (displays, geos) = (Zipf::new(DISPLAYS, 0.8), Zipf::new(GEOS, 1.0));
     let (uuids, places): (Vec<String>, Vec<String>) =

@@ -24,6 +24,12 @@ use std::time::{Duration, Instant};
 /// The longest wait for anything to become true.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The present: what a test compares brokers' stamps with, and what it calls the time of an event.
+#[allow(clippy::disallowed_methods)]
+pub fn now() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
 /// A number from the environment: how long a long form runs, or the seed of a failure.
 pub fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
