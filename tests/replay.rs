@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 use tidemark_tests::s3::{Api, BUCKET, Behaviour};
 use tidemark_tests::simulator::{Simulator, number, says, the_error};
-use tidemark_tests::{stack, wait_for};
+use tidemark_tests::{now, stack, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 /// Outbrain's clock begins here.
@@ -203,11 +203,6 @@ fn check(sent: &[Sent], expected: &[Row]) {
         let same_time = before.row.time == after.row.time;
         assert!(same_time || before.produced <= after.produced, "{before:?}\n{after:?}");
     }
-}
-
-#[allow(clippy::disallowed_methods)]
-fn now() -> i64 {
-    chrono::Utc::now().timestamp_millis()
 }
 
 #[tokio::test(flavor = "multi_thread")]

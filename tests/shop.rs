@@ -10,19 +10,13 @@ use tidemark_tests::shop::events::{Record, records};
 use tidemark_tests::shop::metrics::{metric, metrics};
 use tidemark_tests::shop::oracle::Oracle;
 use tidemark_tests::stack::Stack;
-use tidemark_tests::wait_for;
+use tidemark_tests::{now, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const SEED: u64 = 31;
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
-
-/// Live streams lie in the present, so these tests have one.
-#[allow(clippy::disallowed_methods)]
-fn now() -> i64 {
-    chrono::Utc::now().timestamp_millis()
-}
 
 /// Roll-ups over keys and time, filters, several metrics side by side, and a formula.
 fn questions() -> Vec<Query> {
