@@ -14,7 +14,7 @@ use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
-pub use segment::{Packer, merge, pack, unpack};
+pub use segment::{Packer, is_empty, merge, pack, unpack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

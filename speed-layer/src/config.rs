@@ -143,7 +143,7 @@ pub struct RunArgs {
     pub flush_interval: Duration,
     /// How many changes of cells in one partition may wait before they are written at once, when catching up: a record
     /// makes one for each metric that it feeds.
-    #[arg(long, default_value_t = 150_000)]
+    #[arg(long, default_value_t = 100_000)]
     pub pending_cells: usize,
     /// How long epochs below the last tidemark but one are kept after a flip: longer than the longest query.
     #[arg(long, env = "TIDEMARK_EPOCH_GRACE", default_value = "60s", value_parser = humantime::parse_duration)]

@@ -81,15 +81,16 @@ pub(crate) struct Write {
     pub(crate) deletes: Vec<(Slice, u64)>,
 }
 
-/// Segments that were read back, merged into one.
+/// Segments that were read back, to be merged into one.
 pub(crate) struct Merge {
     /// Their slice.
-    slice: Slice,
+    pub(crate) slice: Slice,
     /// Their numbers.
-    seqs: Vec<u64>,
-    /// Their merged cells, packed.
-    cells: Vec<u8>,
-    plan: Arc<Plan>,
+    pub(crate) seqs: Vec<u64>,
+    /// Their bytes.
+    pub(crate) stored: Vec<Vec<u8>>,
+    /// What tells their aggregates.
+    pub(crate) plan: Arc<Plan>,
 }
 
 /// One group of one partition.
@@ -287,9 +288,13 @@ impl Group {
         let mut segments = self.deltas.take(|slice| !expired.has(slice))?;
         if let Some(merge) = merge {
             deletes.extend(merge.seqs.iter().map(|&seq| (merge.slice, seq)));
-            match segments.iter_mut().find(|(slice, _)| *slice == merge.slice) {
-                Some((_, cells)) => *cells = merge.with(cells)?,
-                None => segments.push((merge.slice, merge.cells)),
+            let mut parts: Vec<&[u8]> = merge.stored.iter().map(Vec::as_slice).collect();
+            let fresh = segments.extract_if(.., |(slice, _)| *slice == merge.slice).next();
+            parts.extend(fresh.iter().map(|(_, cells)| cells.as_slice()));
+            let cells = view::merge(&parts, |version| merge.plan.aggregate(version))?;
+            // Of metrics that are no more nothing is left.
+            if !view::is_empty(&cells) {
+                segments.push((merge.slice, cells));
             }
         }
         Ok(Write { expected, header, segments, deletes })
@@ -320,28 +325,6 @@ impl Group {
         }
         self.header = write.header;
         self.stored = true;
-    }
-}
-
-impl Merge {
-    /// Merges the bytes of segments that were read back.
-    ///
-    /// # Errors
-    /// Where they can't be what they claim to be.
-    pub(crate) fn of(
-        plan: &Arc<Plan>,
-        slice: Slice,
-        seqs: Vec<u64>,
-        stored: &[Vec<u8>],
-    ) -> Result<Merge, CodecError> {
-        let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
-        let cells = view::merge(&stored, |version| plan.aggregate(version))?;
-        Ok(Merge { slice, seqs, cells, plan: plan.clone() })
-    }
-
-    /// The same with further cells.
-    fn with(&self, cells: &[u8]) -> Result<Vec<u8>, CodecError> {
-        view::merge(&[&self.cells, cells], |version| self.plan.aggregate(version))
     }
 }
 

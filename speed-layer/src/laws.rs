@@ -194,7 +194,7 @@ impl<'a> World<'a> {
                 let (_, segments) = self.store.0.get(&group.key)?;
                 let stored: Option<Vec<Vec<u8>>> =
                     seqs.iter().map(|&seq| segments.get(&(slice, seq)).cloned()).collect();
-                Some(Merge::of(&self.plan, slice, seqs, &stored?).expect("segments decode"))
+                Some(Merge { slice, seqs, stored: stored?, plan: self.plan.clone() })
             });
             let write = group.write(&position, &expired, merge).expect("states merge").clone();
             if !self.store.apply(&group.key, &write) {

@@ -59,7 +59,7 @@ impl Round {
     /// Builds the writes, with the segments that were read back.
     ///
     /// # Errors
-    /// Where stored states don't merge with the ones that wait.
+    /// Where stored segments can't be read, or don't merge with the cells that wait.
     pub(crate) fn build(
         &self,
         partition: &mut Partition,
@@ -68,7 +68,7 @@ impl Round {
         let groups = partition.groups_mut();
         for &group in &self.due {
             let write = groups[group].write(&self.position, &self.expired, merged.remove(&group));
-            write.context("states don't merge")?;
+            write.context("a stored segment can't be read or merged")?;
         }
         Ok(())
     }

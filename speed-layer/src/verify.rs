@@ -207,9 +207,9 @@ fn compare(
         crate::counters::merge_segments(plan, std::iter::once(&bytes[..]), cells)
             .map_err(|e| e.to_string())?;
     }
-    // Panes that have slid out may be there still.
-    found.retain(|slice, _| {
-        !matches!(slice, Slice::Pane(start) if *start < panes_from || header.pane_holes.contains(start))
+    // Panes that have slid out may be there still, and cells of metrics that are no more.
+    found.retain(|slice, cells| {
+        !cells.is_empty() && !matches!(slice, Slice::Pane(start) if *start < panes_from || header.pane_holes.contains(start))
     });
     for slice in expected.keys().chain(found.keys()) {
         if expected.get(slice) != found.get(slice) {

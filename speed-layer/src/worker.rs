@@ -18,7 +18,7 @@ use crate::round::{Round, ToMerge};
 use crate::telemetry::PartitionMetrics;
 use crate::tidemark_source::{TidemarkSource, Tidemarks};
 use ::redis::RedisResult;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -40,8 +40,8 @@ use tokio_util::sync::CancellationToken;
 const TURN: usize = 512;
 /// How often a quiet group's position is written, and each group's presence is verified.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long cells may wait while catching up, where none are new to anybody: the more records a write holds, the less
-/// each costs.
+/// How long cells may wait while more is fetched than can be taken in: the more records a write holds, the less each
+/// costs.
 const CATCHING_UP: Duration = Duration::from_secs(1);
 /// How many dead letters may wait for a flush.
 const DEAD_LETTERS: usize = 2_000;
@@ -141,7 +141,7 @@ async fn spell(
         letters: Vec::new(),
         letter_bytes: 0,
         caught_up: false,
-        end_seen: false,
+        end_seen: true,
         flushed: Instant::now(),
         quiet_since: Instant::now(),
         mark: None,
@@ -168,7 +168,7 @@ struct Owner {
     letter_bytes: usize,
     /// Whether the end of the log was seen since the last record.
     caught_up: bool,
-    /// Whether it was seen since the last flush.
+    /// Whether it, or that of what was fetched, was seen since the last flush: we keep up.
     end_seen: bool,
     /// When the last flush began.
     flushed: Instant,
@@ -210,7 +210,11 @@ impl Owner {
                 Some(message) = messages.next() => {
                     self.take(message)?;
                     for _ in 0..TURN {
-                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        let Some(Some(message)) = messages.next().now_or_never() else {
+                            // All that was fetched is taken in: what comes is new, or fetching is what takes its time.
+                            self.end_seen = true;
+                            break;
+                        };
                         self.take(message)?;
                     }
                     self.after_turn(stop).await?
@@ -310,7 +314,7 @@ impl Owner {
         let (position, expired) = (self.partition.position(), self.expired());
         let quiet = last || self.quiet_since.elapsed() >= QUIET;
         let (round, merges) = Round::begin(&self.partition, expired, quiet);
-        let merged = self.read_back(merges).await?;
+        let merged = self.read_back(merges).await;
         round.build(&mut self.partition, merged)?;
         let bytes = round.writes().iter().filter_map(|&group| self.partition.groups()[group].in_flight());
         let bytes = bytes.flat_map(|write| &write.segments).map(|(_, bytes)| bytes.len()).sum();
@@ -324,7 +328,7 @@ impl Owner {
         self.metrics.took(self.took[0], self.took[1], self.took[2]);
         self.took = [0; 3];
         if quiet {
-            self.quiet_since = Instant::now();
+            self.quiet_since = begun;
             let tidemarks = self.shared.tidemarks.borrow().clone();
             if let ControlFlow::Break(spell) = self.compare(&tidemarks) {
                 return Ok(ControlFlow::Break(spell));
@@ -348,23 +352,15 @@ impl Owner {
         Expired { panes_below: oldest_pane, epochs_below: floor.map(|cut| (cut.epoch, cut.offset)) }
     }
 
-    /// Reads back what a round merges.
-    async fn read_back(&self, merges: Vec<ToMerge>) -> anyhow::Result<BTreeMap<usize, Merge>> {
-        let (redis, groups) = (&self.shared.redis, self.partition.groups());
+    /// Reads back what a round merges. A failed or partial read only puts a merge off: the write itself will find out what
+    /// is wrong.
+    async fn read_back(&self, merges: Vec<ToMerge>) -> BTreeMap<usize, Merge> {
+        let (redis, groups, plan) = (&self.shared.redis, self.partition.groups(), &self.plan);
         let read = merges.into_iter().map(|ToMerge { group, slice, seqs }| async move {
-            let stored = redis.segments(&groups[group].key, slice, &seqs).await;
-            stored.map(|stored| (group, slice, seqs, stored))
+            let stored = redis.segments(&groups[group].key, slice, &seqs).await.ok()??;
+            Some((group, Merge { slice, seqs, stored, plan: plan.clone() }))
         });
-        // A failed or partial read only puts the merge off: the write itself will find out what is wrong.
-        let read: Vec<_> = join_all(read).await.into_iter().filter_map(Result::ok).collect();
-        let mut merged: BTreeMap<usize, Merge> = BTreeMap::new();
-        for (group, slice, seqs, stored) in read {
-            if let Some(stored) = stored {
-                let merge = Merge::of(&self.plan, slice, seqs, &stored);
-                merged.insert(group, merge.context("a stored segment can't be read")?);
-            }
-        }
-        Ok(merged)
+        join_all(read).await.into_iter().flatten().collect()
     }
 
     /// Sends a round's writes until all are stored.

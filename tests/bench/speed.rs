@@ -10,13 +10,14 @@ use clap::{Parser, ValueEnum};
 use events::Totals;
 use local::layers::Layer;
 use local::probe::Serving;
+use local::servers::KafkaOptions;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Servers, Stack};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("peer.toml");
@@ -116,7 +117,11 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
-    let stack = Stack::with_catalog(&args.layers, args.partitions, &mode.catalog(&args.pane)).await;
+    // A broker as it is run for real, not one that is there quickly.
+    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
+    let servers = Servers { kafka, ..Servers::default() };
+    let stack = Stack::without_topics(&args.layers, &mode.catalog(&args.pane), servers).await;
+    stack.kafka.create_topic("events", args.partitions, &[]).await?;
     stack.batch(&["run"]).await;
     let bootstrap = stack.kafka.bootstrap();
     let (records, partitions, seed) = (args.records, args.partitions as u64, args.seed);

@@ -3,7 +3,7 @@
 //! An offset that the log no longer has becomes a gap, never a skip; what stops a partition becomes a reason for
 //! people, never an endless wait.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
@@ -138,7 +138,10 @@ pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Resul
         Err(error) => {
             let kafka = kafka.clone();
             let reason = tokio::task::spawn_blocking(move || trouble(&kafka)).await.unwrap_or_default();
-            Err(reason.map_or_else(|| error.into(), |reason| anyhow!(reason)))
+            Err(reason.map_or_else(
+                || error.clone().into(),
+                |reason| anyhow::Error::from(error.clone()).context(reason),
+            ))
         }
     };
     let described = described

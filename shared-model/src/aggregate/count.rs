@@ -10,7 +10,7 @@ pub const LIMIT: u64 = i64::MAX as u64;
 
 /// One more record.
 #[inline]
-pub fn add(count: &mut u64) {
+pub(super) fn add(count: &mut u64) {
     *count += 1;
 }
 

@@ -102,6 +102,11 @@ pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec
 /// One metric's cells in a segment: its version, how many they are, and their bytes.
 type Section<'a> = (MetricVersion, u64, &'a [u8]);
 
+/// Whether a segment has no cells.
+pub fn is_empty(segment: &[u8]) -> bool {
+    segment.len() <= 1
+}
+
 /// The sections of a segment.
 struct Sections<'a>(&'a [u8]);
 

@@ -230,8 +230,7 @@ impl<W: Wire> Worker<W> {
             let key = self.partition.groups()[group].key.clone();
             let fields = seqs.iter().map(|&seq| view::segment_field(slice, seq)).collect();
             if let Some(Reply::Values(Some(stored))) = self.wire.call(Call::Segments { key, fields }).await {
-                let merge = Merge::of(&self.plan, slice, seqs, &stored).expect("a segment that we wrote");
-                merged.insert(group, merge);
+                merged.insert(group, Merge { slice, seqs, stored, plan: self.plan.clone() });
             }
         }
         merged
