@@ -41,12 +41,20 @@ fn points(layer: &str) -> Vec<String> {
     found
 }
 
+/// A point at which a process is to die.
+struct Death {
+    point: String,
+    /// At which time that it comes by there.
+    hit: u32,
+    /// Whether it must come by there: each point has one such death.
+    must: bool,
+}
+
 /// Every point once at its first hit, those first that only an empty server reaches; then points and hits at random.
-fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Vec<(String, u32)> {
-    let mut plan: Vec<(String, u32)> = first.iter().map(|point| ((*point).to_owned(), 1)).collect();
-    plan.extend(
-        points.iter().filter(|point| !first.contains(&point.as_str())).map(|point| (point.clone(), 1)),
-    );
+fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Vec<Death> {
+    let must = |point: &str| Death { point: point.to_owned(), hit: 1, must: true };
+    let mut plan: Vec<Death> = first.iter().map(|point| must(point)).collect();
+    plan.extend(points.iter().filter(|point| !first.contains(&point.as_str())).map(|point| must(point)));
     let often: Vec<&String> = points.iter().filter(|point| !first.contains(&point.as_str())).collect();
     while plan.len() < kills {
         let point = often[rng.random_range(0..often.len())].clone();
@@ -56,7 +64,7 @@ fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Ve
             Some(rest) if rest.starts_with("library") => 1,
             _ => 4,
         };
-        plan.push((point, rng.random_range(1..=most)));
+        plan.push(Death { point, hit: rng.random_range(1..=most), must: false });
     }
     plan
 }
@@ -66,19 +74,26 @@ async fn dies(layer: &Layer, at: &str) -> bool {
     wait_for(&format!("the end at {at}"), async || layer.exited().ok_or_else(|| layer.logged())).await == -1
 }
 
+fn progress(layer: &str, number: usize, of: usize) {
+    if number > 0 && number.is_multiple_of(50) {
+        println!("{layer}: {number} of {of}");
+    }
+}
+
 fn armed(point: &str, hit: u32) -> [(String, String); 1] {
     [("TIDEMARK_FAILPOINT".to_owned(), format!("{point}:{hit}"))]
 }
 
 /// The speed layer: started and killed, over and over. Owns its partitions without a group, whose members would have
 /// to be timed out first.
-async fn kill_speed(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
+async fn kill_speed(stack: &Stack, plan: Vec<Death>) -> usize {
     let partitions: Vec<String> =
         stack.probe.partitions().expect("partitions").iter().map(ToString::to_string).collect();
     let partitions = partitions.join(",");
     let command = ["run", "--flush-interval", "20ms", "--epoch-grace", "1s", "--assign", &partitions];
     let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    for (point, hit) in &plan {
+    for (number, Death { point, hit, .. }) in plan.iter().enumerate() {
+        progress("speed layer", number, plan.len());
         if point.starts_with("speed.reset") || point.starts_with("speed.lease") {
             // Groups are emptied where they are built anew; the last worker's lease would have to run out.
             let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
@@ -93,9 +108,10 @@ async fn kill_speed(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
 }
 
 /// The archive and the batch layer: run and killed. A run that comes through below the hit wanted is no kill.
-async fn kill_batch(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
-    let mut kills = 0;
-    for (point, hit) in plan {
+async fn kill_batch(stack: &Stack, plan: Vec<Death>) -> usize {
+    let (mut kills, deaths) = (0, plan.len());
+    for (number, Death { point, hit, must }) in plan.into_iter().enumerate() {
+        progress("archive and batch layer", number, deaths);
         let command: &[&str] = match point.as_str() {
             // A run that publishes nothing closes its own record.
             "batch.close.before" | "batch.close.after" => {
@@ -111,7 +127,7 @@ async fn kill_batch(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
         };
         let (connections, at) = (["catalog", "kafka", "postgres", "archive"], format!("{point}:{hit}"));
         // The first runs have nothing to retire, and don't come by there.
-        let runs = if hit == 1 { 6 } else { 1 };
+        let runs = if must { 6 } else { 1 };
         let mut died = false;
         for _ in 0..runs {
             let batch = stack.process_in("batch-layer", command, &connections, &armed(&point, hit));
@@ -121,7 +137,7 @@ async fn kill_batch(stack: &Stack, plan: Vec<(String, u32)>) -> usize {
                 break;
             }
         }
-        assert!(died || hit > 1, "{at} was not come by");
+        assert!(died || !must, "{at} was not come by");
         kills += usize::from(died);
     }
     kills

@@ -232,7 +232,7 @@ async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
         ("doc_cnt", "document_id", number(&totals.documents)),
         ("display_cnt", "display_id", number(&totals.displays)),
     ] {
-        let answer = ask(&serving, metric, &[key]).await?;
+        let answer = ask(&serving, metric, &[key], json!([])).await?;
         let rows = answer["rows"].as_array().context("rows")?;
         ensure!(rows.len() == expected.len(), "{metric}: {} rows, not {}", rows.len(), expected.len());
         for row in rows {
@@ -244,11 +244,14 @@ async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
             ensure!(found == expected.get(&name).copied(), "{metric} of {name}: {found:?}");
         }
     }
+    // All places would be more items than one answer may hold.
     let mut places: HashMap<String, Vec<u64>> = HashMap::new();
-    for (&(place, _), &count) in &totals.geo_documents {
+    for (&(place, _), &count) in totals.geo_documents.iter().filter(|((place, _), _)| place % 50 == 0) {
         places.entry(events::geo(place as usize)).or_default().push(u64::from(count));
     }
-    let answer = ask(&serving, "geo_top_doc", &["geo"]).await?;
+    let named: Vec<&String> = places.keys().collect();
+    let filters = json!([{ "dimension": "geo", "op": "in", "values": named }]);
+    let answer = ask(&serving, "geo_top_doc", &["geo"], filters).await?;
     let mut found: HashMap<String, Vec<u64>> = HashMap::new();
     for row in answer["rows"].as_array().context("rows")? {
         let place = row["key"]["geo"].as_str().context("a place")?.to_owned();
@@ -265,16 +268,16 @@ async fn check(stack: &Stack, totals: &Totals) -> anyhow::Result<()> {
     }
     ensure!(found.len() == places.len(), "geo_top_doc: {} places, not {}", found.len(), places.len());
     let users = totals.users.iter().filter(|counts| counts[0] + counts[1] > 0).count() as f64;
-    let answer = ask(&serving, "active_user", &[]).await?;
+    let answer = ask(&serving, "active_user", &[], json!([])).await?;
     let estimate = answer["rows"][0]["values"]["active_user"].as_f64().context("an estimate")?;
     ensure!((estimate / users - 1.0).abs() < 0.05, "active_user: {estimate}, not about {users}");
     Ok(())
 }
 
 /// All that a metric counted, by its keys, over all time.
-async fn ask(serving: &Serving, metric: &str, by: &[&str]) -> anyhow::Result<Value> {
+async fn ask(serving: &Serving, metric: &str, by: &[&str], filters: Value) -> anyhow::Result<Value> {
     let query = json!({
-        "metrics": [metric], "group_by": by, "granularity": "none", "strict": true, "limit": 1_000_000,
+        "metrics": [metric], "group_by": by, "filters": filters, "granularity": "none", "strict": true, "limit": 1_000_000,
         "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
     });
     serving.query(&query).await
