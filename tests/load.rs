@@ -86,7 +86,7 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
     let stack = Stack::start(LAYERS, 2).await;
     stack.batch(&["run"]).await;
     let (worker, (_process, serving)) = (worker(&stack), stack.serving().await);
-    let records = 30_000;
+    let records = 60_000;
     let (mut best, mut work, mut sent) = ([Duration::MAX; 2], [u64::MAX; 2], 0);
     // In turns, so that what else the machine does falls on both; what it does makes work slower, never quicker.
     for round in 0..6 {
@@ -105,17 +105,19 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
         }
     }
     let rates = best.map(|took| records as f64 / took.as_secs_f64());
-    // The worker is bound by its CPU; its time by the clock is also that of whatever else runs here.
-    let ratio = work[0] as f64 / work[1] as f64;
+    // A burst takes half a second, and either measure of it alone is at the mercy of whatever else runs here: a load
+    // that is really dearer is so by the clock and in CPU time.
+    let (by_clock, by_cpu) = (rates[1] / rates[0], work[0] as f64 / work[1] as f64);
     stack.verify_groups("with a hot key").await;
     equal(&serving, &stack.oracle()).await;
     println!(
         "one key with half of all load: {:.0} records/s, {:.0} of uniform load; {:.0} % of its records per CPU-second",
         rates[1],
         rates[0],
-        100.0 * ratio,
+        100.0 * by_cpu,
     );
-    assert!(ratio >= 0.8, "{:.0} % of the uniform load's records per CPU-second", 100.0 * ratio);
+    let best = by_clock.max(by_cpu);
+    assert!(best >= 0.8, "{:.0} % of uniform load's throughput", 100.0 * best);
 }
 
 #[tokio::test(flavor = "multi_thread")]
