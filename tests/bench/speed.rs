@@ -1,6 +1,6 @@
 //! How fast the speed layer catches up, on the peer's records and metrics, and what it costs.
 //!
-//! `cargo bench --bench speed -- --help`. Servers are real; every run's answers are held against a naive fold of the
+//! `cargo bench --workspace --bench speed -- --help`. Servers are real; every run's answers are held against a naive fold of the
 //! records, and a run that differs fails the bench.
 
 mod events;
