@@ -40,6 +40,20 @@ async fn a_speed_worker_killed_mid_work_loses_and_doubles_nothing() {
     stack.settle().await;
     stack.verify_groups("after four kills").await;
     stack.compare(&serving, &stack.oracle(), "after four kills").await;
+    // A tidemark beyond the log's last record: who claims the groups next moves them to its boundary.
+    stack.run_past_the_end().await;
+    speed.kill();
+    let before = stack.probe.headers().await.expect("headers");
+    speed.restart().expect("restarted");
+    wait_for("the groups standing at the tidemark", async || {
+        let headers = stack.probe.headers().await.expect("headers");
+        match headers.iter().find(|(group, header)| header.clock <= before[*group].clock) {
+            Some((group, header)) => Err(format!("{group:?} stands at {}", header.clock)),
+            None => Ok(()),
+        }
+    })
+    .await;
+    stack.verify_groups("at the tidemark").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

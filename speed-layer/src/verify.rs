@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use rdkafka::error::KafkaError;
 use shared_model::aggregate::State;
 use shared_model::catalog::{Catalog, Stream};
-use shared_model::epoch::{IngestClock, TrustedTime};
+use shared_model::epoch::{EpochLength, IngestClock, TrustedTime};
 use shared_model::event::{self, Event, Identity};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
@@ -42,7 +42,8 @@ pub(crate) async fn verify(args: VerifyArgs, catalog: &Catalog) -> anyhow::Resul
             let tp = TopicPartition::new(&topic, partition);
             let groups = groups(&redis, &tp, catalog).await?;
             let to = groups.iter().flatten().map(|group| group.header.to).max().unwrap_or(0);
-            let history = History::read(&log, &tp, stream, to).await?;
+            let (_, end) = log.watermarks(&tp).await?;
+            let history = History::read(&log, &tp, stream, end).await?;
             for (number, group) in groups.iter().enumerate() {
                 let Some(group) = group else {
                     tracing::info!("{tp} group {number}: absent");
@@ -53,8 +54,7 @@ pub(crate) async fn verify(args: VerifyArgs, catalog: &Catalog) -> anyhow::Resul
                     Err(fault) => faults.push(format!("{tp} group {number}: {fault}")),
                 }
             }
-            let (_, end) = log.watermarks(&tp).await?;
-            tracing::info!("{tp}: {} records up to {to}, {} behind", history.records.len(), end - to);
+            tracing::info!("{tp}: {} records up to {to}, {} behind", history.below(to).len(), end - to);
         }
     }
     if !faults.is_empty() {
@@ -144,6 +144,21 @@ impl History {
         log.close(tp).await?;
         Ok(history)
     }
+
+    /// The records below an offset.
+    fn below(&self, to: i64) -> &[(i64, Millis, Option<Event>)] {
+        &self.records[..self.records.partition_point(|&(offset, ..)| offset < to)]
+    }
+
+    /// Whether a group's ingest clock and trusted time may stand where it ends. The clock is that of the record below, or a
+    /// tidemark's boundary that lies between it and the next record.
+    fn has_times(&self, header: &Header, epochs: EpochLength) -> bool {
+        let Some((clock, trusted)) = self.times.get(&header.to) else { return true };
+        let next = self.records.get(self.below(header.to).len()).map_or(Millis::MAX, |&(_, clock, _)| clock);
+        let boundary = epochs.boundary(epochs.epoch(header.clock));
+        header.trusted == *trusted
+            && (header.clock == *clock || (*clock..=next).contains(&boundary) && header.clock == boundary)
+    }
 }
 
 /// Compares a group with the log, and returns how many cells were equal.
@@ -159,19 +174,20 @@ fn compare(
     if !header.gaps.is_empty() {
         return Err(format!("it has gaps {:?}", header.gaps));
     }
-    if let Some(expected) = history.times.get(&header.to)
-        && *expected != (header.clock, header.trusted.clone())
-    {
+    let epochs = plan.layout.epoch;
+    if !history.has_times(header, epochs) {
         return Err(format!(
-            "its times are {}, {:?}; the log's are {expected:?}",
-            header.clock, header.trusted
+            "its times are {}, {:?}; the log's are {:?}",
+            header.clock,
+            header.trusted,
+            history.times.get(&header.to)
         ));
     }
-    let epochs = plan.layout.epoch;
+    let records = history.below(header.to);
     let mut cuts = vec![header.cuts[0]];
     let mut expected: BTreeMap<Slice, Cells> = BTreeMap::new();
     let panes_from = header.panes_from.unwrap_or(Millis::MIN).max(window);
-    for (offset, clock, event) in history.records.iter().filter(|(offset, ..)| *offset < header.to) {
+    for (offset, clock, event) in records {
         let epoch = epochs.epoch(*clock);
         if *offset >= from && cuts[cuts.len() - 1].0 < epoch {
             cuts.push((epoch, *offset));
@@ -198,7 +214,14 @@ fn compare(
             }
         });
     }
-    if header.cuts != cuts {
+    // A tidemark's boundary is a cut too, though no record need begin its epoch.
+    let stands = |&(epoch, offset): &(i64, i64)| {
+        let begins = records.partition_point(|&(_, clock, _)| epochs.epoch(clock) < epoch);
+        records[..begins].last().is_none_or(|&(last, ..)| last < offset)
+            && records.get(begins).is_none_or(|&(first, ..)| offset <= first)
+    };
+    let has = |&(epoch, _): &(i64, i64)| header.cuts.iter().any(|&(other, _)| other == epoch);
+    if !header.cuts.iter().skip(1).all(stands) || !cuts.iter().all(has) {
         return Err(format!("its cuts are {:?}; the log's are {cuts:?}", header.cuts));
     }
     let mut found: BTreeMap<Slice, Cells> = BTreeMap::new();
@@ -208,9 +231,8 @@ fn compare(
             .map_err(|e| e.to_string())?;
     }
     // Panes that have slid out may be there still, and cells of metrics that are no more.
-    found.retain(|slice, cells| {
-        !cells.is_empty() && !matches!(slice, Slice::Pane(start) if *start < panes_from || header.pane_holes.contains(start))
-    });
+    let has_slid_out = |slice: &Slice| matches!(slice, Slice::Pane(start) if *start < panes_from || header.pane_holes.contains(start));
+    found.retain(|slice, cells| !cells.is_empty() && !has_slid_out(slice));
     for slice in expected.keys().chain(found.keys()) {
         if expected.get(slice) != found.get(slice) {
             let count = |cells: Option<&Cells>| cells.map_or(0, BTreeMap::len);
