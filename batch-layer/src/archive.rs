@@ -30,7 +30,7 @@ pub use segment::SYSTEM_COLUMNS;
 pub use store::Store;
 
 pub(crate) use buffer::{Batch, Buffers};
-pub(crate) use seal::Sealer;
+pub(crate) use seal::{Chain, Sealer};
 pub(crate) use segment::{Files, Form, RejectedRow, Row};
 
 use anyhow::{Context, Result};
@@ -133,23 +133,41 @@ impl Advanced {
 /// again once all are read, so that one that isn't found holds nothing that was appended before the epochs that were
 /// closed. A failure of the store or of the broker is an error; a partition that merely can't move on is held.
 pub async fn advance(ctx: &Archiver, from: &BTreeMap<TopicPartition, Cut>, until: Until) -> Result<Advanced> {
+    let epochs = ctx.catalog.layout.epoch;
+    let discover = async |known: &BTreeMap<TopicPartition, Cut>| partition::discover(ctx, known).await;
+    let read_all = async |chains| partition::read_all(ctx, chains, until).await;
+    advance_by(&ctx.store, epochs, from, until.now, discover, read_all).await
+}
+
+/// The same by any way to look for partitions and to read their logs.
+pub(crate) async fn advance_by(
+    store: &Store,
+    epochs: EpochLength,
+    from: &BTreeMap<TopicPartition, Cut>,
+    now: Millis,
+    discover: impl AsyncFn(&BTreeMap<TopicPartition, Cut>) -> Result<partition::Found>,
+    read_all: impl AsyncFn(Vec<seal::Chain>) -> Result<Vec<partition::Read>>,
+) -> Result<Advanced> {
     let (mut advanced, mut known) = (Advanced::default(), from.clone());
     loop {
-        let found = partition::discover(ctx, &known).await?;
+        let found = discover(&known).await?;
         known.clone_from(&found.starts);
         let Some(starts) = advanced.news(found) else { break };
-        let chains = advanced.walk(&ctx.store, ctx.catalog.layout.epoch, starts, until.now).await?;
-        for (chain, held) in partition::read_all(ctx, chains, until).await? {
+        let chains = advanced.walk(store, epochs, starts, now).await?;
+        for (chain, held) in read_all(chains).await? {
             advanced.take(chain, held);
         }
     }
-    advanced.sort();
+    advanced.sealed.sort_by(|a, b| {
+        let place = |sealed: &Sealed| (sealed.manifest.topic_partition(), sealed.manifest.from.offset);
+        place(a).cmp(&place(b))
+    });
     Ok(advanced)
 }
 
 impl Advanced {
     /// Takes in what was found; where the partitions begin that weren't found before, if there are any.
-    pub(crate) fn news(&mut self, found: partition::Found) -> Option<BTreeMap<TopicPartition, Cut>> {
+    fn news(&mut self, found: partition::Found) -> Option<BTreeMap<TopicPartition, Cut>> {
         self.waiting = found.waiting;
         self.held.extend(found.held);
         let mut starts = found.starts;
@@ -158,7 +176,7 @@ impl Advanced {
     }
 
     /// Follows the manifests of partitions; those that must be read on come back as chains.
-    pub(crate) async fn walk(
+    async fn walk(
         &mut self,
         store: &Store,
         epochs: EpochLength,
@@ -179,15 +197,7 @@ impl Advanced {
         Ok(chains)
     }
 
-    /// Brings the manifests into their order.
-    pub(crate) fn sort(&mut self) {
-        self.sealed.sort_by(|a, b| {
-            let place = |sealed: &Sealed| (sealed.manifest.topic_partition(), sealed.manifest.from.offset);
-            place(a).cmp(&place(b))
-        });
-    }
-
-    pub(crate) fn take(&mut self, chain: seal::Chain, held: Option<String>) {
+    fn take(&mut self, chain: seal::Chain, held: Option<String>) {
         if let Some(reason) = held {
             self.held.insert(chain.tp.clone(), reason);
         }

@@ -13,7 +13,7 @@ pub use crate::archive::{Limits, Store, Until};
 pub use crate::compute::Cell;
 pub use ledger::{MemoryLedger, Published, Refused};
 
-use crate::archive::{Advanced, Form, Sealer, partition, step};
+use crate::archive::{self, Advanced, Chain, Form, Sealer, partition, step};
 use crate::compute::Sorter;
 use crate::ledger::Entry;
 use crate::run::input::{Fresh, Inputs, Way};
@@ -146,26 +146,25 @@ impl<S: Surroundings> Batch<'_, S> {
     async fn archive(&self, from: &BTreeMap<TopicPartition, Cut>) -> Result<Advanced> {
         let until = Until::at(self.world.now());
         let epochs = self.catalog.layout.epoch;
-        let (mut advanced, mut known) = (Advanced::default(), from.clone());
-        loop {
+        let discover = async |known: &BTreeMap<TopicPartition, Cut>| {
             let there = self.world.partitions();
             let new = there.iter().filter(|(tp, _)| !known.contains_key(tp));
             let new = new.map(|(tp, low)| (tp.clone(), *low)).collect();
             let seen = partition::Seen { there: there.into_keys().collect(), new, waiting: Vec::new() };
-            let found = partition::begin(&self.store, &known, seen).await?;
-            known.clone_from(&found.starts);
-            let Some(starts) = advanced.news(found) else { break };
-            for chain in advanced.walk(&self.store, epochs, starts, until.now).await? {
+            partition::begin(&self.store, known, seen).await
+        };
+        let read_all = async |chains: Vec<Chain>| {
+            let mut read = Vec::new();
+            for chain in chains {
                 let Some(stream) = self.catalog.stream_of_topic(&chain.tp.topic) else { continue };
                 let mut log = self.world.open(&chain.tp);
                 let (stream, store) = (stream.clone(), self.store.clone());
                 let sealer = Sealer::new(store, stream, epochs, chain, self.limits, until.now);
-                let read = step::read_on(&mut log, sealer.written_as(PLAIN), epochs, until).await?;
-                advanced.take(read.0, read.1);
+                read.push(step::read_on(&mut log, sealer.written_as(PLAIN), epochs, until).await?);
             }
-        }
-        advanced.sort();
-        Ok(advanced)
+            Ok(read)
+        };
+        archive::advance_by(&self.store, epochs, from, until.now, discover, read_all).await
     }
 
     /// Computes one metric's day; nothing where that changes nothing. The id of the staged version.

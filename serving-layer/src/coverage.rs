@@ -82,28 +82,20 @@ impl Coverage {
         for (from, to) in header.gaps.iter().filter(|(_, to)| *to > cut.offset) {
             self.doubt_of(format!("the log had lost offsets {from} to {to} before they were read"), tp);
         }
-        self.recognises(catalog, tp, header, cut.offset);
-        self.reached(
-            tp,
-            Reached { as_of: header.clock.max(below.below), watermark: header.watermark, ..below },
-        );
-        self.groups += 1;
+        self.group(catalog, tp, header, below, cut.offset);
         true
     }
 
     /// Notes a group whose panes are read.
     pub fn live(&mut self, catalog: &Catalog, tp: &TopicPartition, header: &Header, tidemark: &Tidemark) {
-        self.recognises(catalog, tp, header, 0);
-        let below = batch_reach(catalog, tp, tidemark);
-        self.reached(
-            tp,
-            Reached { as_of: header.clock.max(below.below), watermark: header.watermark, ..below },
-        );
-        self.groups += 1;
+        self.group(catalog, tp, header, batch_reach(catalog, tp, tidemark), 0);
     }
 
-    /// Takes in how far back repeats were recognised among a group's records from an offset on.
-    fn recognises(&mut self, catalog: &Catalog, tp: &TopicPartition, header: &Header, from: i64) {
+    /// Takes in how far a group reaches, and how far back repeats were recognised among its records from an offset on.
+    fn group(&mut self, catalog: &Catalog, tp: &TopicPartition, header: &Header, below: Reached, from: i64) {
+        let as_of = header.clock.max(below.below);
+        self.reached(tp, Reached { as_of, watermark: header.watermark, ..below });
+        self.groups += 1;
         let Some(stream) = catalog.stream_of_topic(&tp.topic) else { return };
         let (asked, found) = (stream.dedup_horizon, header.horizon_from(from, stream.dedup_horizon));
         if found < asked {
@@ -353,7 +345,8 @@ mod tests {
             let forgotten: Vec<_> = forgotten.iter().map(entry).collect();
             let header = Header { forgotten, ..header(&[(5, cut)], cut, &[]) };
             let mut coverage = Coverage::default();
-            coverage.recognises(&catalog, &TopicPartition::new("page_views", 0), &header, cut);
+            let below = Reached { as_of: 0, below: 0, watermark: None, caught_up: true };
+            coverage.group(&catalog, &TopicPartition::new("page_views", 0), &header, below, cut);
             assert_eq!(coverage.horizon(stream), expected, "{:?} at {cut}", header.forgotten);
         };
         check(&[], 40, stream.dedup_horizon);

@@ -29,7 +29,8 @@ pub(crate) async fn claim(
         .collect();
     let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
     let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let partitions = shared.log.count(&tp.topic).await?;
+    let partitions = shared.log.partitions(vec![tp.topic.clone()]).await?;
+    let partitions = partitions.get(&tp.topic).with_context(|| format!("there is no topic {}", tp.topic))?;
     let (log_start, log_end) = shared.log.watermarks(tp).await?;
     let cut = shared.tidemarks.borrow().current().cut(tp);
     let panes =
@@ -80,7 +81,7 @@ pub(crate) async fn claim(
         );
     }
     tracing::info!("{tp}: reading from {read_from}, folding from {}; the log ends at {log_end}", position.to);
-    Ok(Some((partition, read_from, partitions)))
+    Ok(Some((partition, read_from, *partitions)))
 }
 
 /// A number that no other claim has.

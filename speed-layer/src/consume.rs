@@ -120,30 +120,22 @@ impl Log {
     pub(crate) async fn partitions(&self, topics: Vec<Arc<str>>) -> anyhow::Result<BTreeMap<Arc<str>, i32>> {
         let data = self.data.clone();
         blocking(move || {
-            let metadata = data.fetch_metadata(None, ASK);
-            let metadata = metadata.map_err(|error| match data.context().trouble() {
-                // What the call itself says is only that nothing came.
-                Some(reason) => anyhow!(reason),
-                None => error.into(),
-            });
-            let metadata = metadata.context("kafka does not answer")?;
+            let mut counts = BTreeMap::new();
+            for topic in topics {
+                let metadata = data.fetch_metadata(Some(&topic), ASK);
+                let metadata = metadata.map_err(|error| match data.context().trouble() {
+                    // What the call itself says is only that nothing came.
+                    Some(reason) => anyhow!(reason),
+                    None => error.into(),
+                });
+                let metadata = metadata.context("kafka does not answer")?;
+                let found = metadata.topics().iter().find(|found| found.name() == &*topic);
+                if let Some(found) = found.filter(|found| found.error().is_none()) {
+                    counts.insert(topic, found.partitions().len() as i32);
+                }
+            }
             data.context().forget_trouble();
-            let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
-            let counts: BTreeMap<&str, usize> = there.map(|t| (t.name(), t.partitions().len())).collect();
-            Ok(topics.into_iter().filter_map(|t| counts.get(&*t).map(|&n| (t.clone(), n as i32))).collect())
-        })
-        .await
-    }
-
-    /// How many partitions a topic has.
-    pub(crate) async fn count(&self, topic: &Arc<str>) -> anyhow::Result<i32> {
-        let (data, topic) = (self.data.clone(), topic.clone());
-        blocking(move || {
-            let metadata = data.fetch_metadata(Some(&topic), ASK);
-            let metadata = metadata.with_context(|| format!("cannot ask for {topic}'s partitions"))?;
-            let found = metadata.topics().iter().find(|found| found.name() == &*topic);
-            let found = found.filter(|found| found.error().is_none());
-            Ok(found.with_context(|| format!("there is no topic {topic}"))?.partitions().len() as i32)
+            Ok(counts)
         })
         .await
     }

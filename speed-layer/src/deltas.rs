@@ -160,11 +160,9 @@ impl Deltas {
         let mut places: Vec<(Place, u32)> = taken.places.iter().copied().zip(0..).collect();
         places.sort_unstable();
         let mut rank_of = vec![0; places.len()];
-        let mut rank = 0;
-        places.iter().for_each(|&(_, at)| {
+        for (rank, &(_, at)) in (0..).zip(&places) {
             rank_of[at as usize] = rank;
-            rank += 1;
-        });
+        }
         let mut targets = Targets::new(places.into_iter().map(|(place, _)| place), wanted);
         let mut metrics = std::mem::take(&mut taken.metrics);
         for Notes { version, notes, .. } in &mut metrics {

@@ -15,7 +15,6 @@ use shared_model::tidemark::Cut;
 use shared_model::time::Millis;
 use shared_model::view::{self, Forgotten, HEADER_VERSION, Header, Slice};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// What a claim found: the header, and the stored segments with their lengths.
 #[derive(Debug, Clone)]
@@ -89,8 +88,6 @@ pub(crate) struct Merge {
     pub(crate) seqs: Vec<u64>,
     /// Their bytes.
     pub(crate) stored: Vec<Vec<u8>>,
-    /// What tells their aggregates.
-    pub(crate) plan: Arc<Plan>,
 }
 
 /// One group of one partition.
@@ -251,12 +248,13 @@ impl Group {
     /// The write that is not confirmed yet, or a new one that brings the group to `position`.
     pub(crate) fn write(
         &mut self,
+        plan: &Plan,
         position: &Position,
         expired: &Expired,
         merge: Option<Merge>,
     ) -> Result<&Write, CodecError> {
         if self.in_flight.is_none() {
-            self.in_flight = Some(self.next_write(position, expired, merge)?);
+            self.in_flight = Some(self.next_write(plan, position, expired, merge)?);
         }
         Ok(self.in_flight.as_ref().expect("set above"))
     }
@@ -268,6 +266,7 @@ impl Group {
 
     fn next_write(
         &mut self,
+        plan: &Plan,
         position: &Position,
         expired: &Expired,
         merge: Option<Merge>,
@@ -291,7 +290,7 @@ impl Group {
             let mut parts: Vec<&[u8]> = merge.stored.iter().map(Vec::as_slice).collect();
             let fresh = segments.extract_if(.., |(slice, _)| *slice == merge.slice).next();
             parts.extend(fresh.iter().map(|(_, cells)| cells.as_slice()));
-            let cells = view::merge(&parts, |version| merge.plan.aggregate(version))?;
+            let cells = view::merge(&parts, |version| plan.aggregate(version))?;
             // Of metrics that are no more nothing is left.
             if !view::is_empty(&cells) {
                 segments.push((merge.slice, cells));

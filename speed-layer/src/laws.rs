@@ -194,9 +194,9 @@ impl<'a> World<'a> {
                 let (_, segments) = self.store.0.get(&group.key)?;
                 let stored: Option<Vec<Vec<u8>>> =
                     seqs.iter().map(|&seq| segments.get(&(slice, seq)).cloned()).collect();
-                Some(Merge { slice, seqs, stored: stored?, plan: self.plan.clone() })
+                Some(Merge { slice, seqs, stored: stored? })
             });
-            let write = group.write(&position, &expired, merge).expect("states merge").clone();
+            let write = group.write(&self.plan, &position, &expired, merge).expect("states merge").clone();
             if !self.store.apply(&group.key, &write) {
                 whole = false;
             } else if heard {

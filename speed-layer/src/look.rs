@@ -57,12 +57,11 @@ pub(crate) async fn follow(
     stop: CancellationToken,
 ) {
     loop {
-        for topic in &topics {
-            let asked = Instant::now();
-            // What goes wrong is told by those who read.
-            if let Ok(partitions) = log.count(topic).await {
-                looks.send_modify(|looks| _ = looks.insert(topic.clone(), (asked, partitions)));
-            }
+        let asked = Instant::now();
+        // What goes wrong is told by those who read.
+        if let Ok(found) = log.partitions(topics.clone()).await {
+            let found = found.into_iter().map(|(topic, partitions)| (topic, (asked, partitions)));
+            looks.send_modify(|looks| looks.extend(found));
         }
         tokio::select! {
             () = stop.cancelled() => return,

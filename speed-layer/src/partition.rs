@@ -258,6 +258,11 @@ impl Partition {
         &self.groups
     }
 
+    /// What its records feed.
+    pub(crate) fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
     /// The groups, to be written and confirmed.
     pub(crate) fn groups_mut(&mut self) -> &mut [Group] {
         &mut self.groups

@@ -65,9 +65,10 @@ impl Round {
         partition: &mut Partition,
         mut merged: BTreeMap<usize, Merge>,
     ) -> anyhow::Result<()> {
+        let plan = partition.plan().clone();
         let groups = partition.groups_mut();
         for &group in &self.due {
-            let write = groups[group].write(&self.position, &self.expired, merged.remove(&group));
+            let write = groups[group].write(&plan, &self.position, &self.expired, merged.remove(&group));
             write.context("a stored segment can't be read or merged")?;
         }
         Ok(())

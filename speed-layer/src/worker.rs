@@ -136,7 +136,6 @@ async fn spell(
         partition,
         replaced,
         shared: shared.clone(),
-        plan: plan.clone(),
         token,
         letters: Vec::new(),
         letter_bytes: 0,
@@ -156,7 +155,6 @@ async fn spell(
 /// The running state of one spell.
 struct Owner {
     shared: Arc<Shared>,
-    plan: Arc<Plan>,
     partition: Partition,
     token: String,
     /// How often the topic had been replaced when the spell began.
@@ -355,10 +353,10 @@ impl Owner {
     /// Reads back what a round merges. A failed or partial read only puts a merge off: the write itself will find out what
     /// is wrong.
     async fn read_back(&self, merges: Vec<ToMerge>) -> BTreeMap<usize, Merge> {
-        let (redis, groups, plan) = (&self.shared.redis, self.partition.groups(), &self.plan);
+        let (redis, groups) = (&self.shared.redis, self.partition.groups());
         let read = merges.into_iter().map(|ToMerge { group, slice, seqs }| async move {
             let stored = redis.segments(&groups[group].key, slice, &seqs).await.ok()??;
-            Some((group, Merge { slice, seqs, stored, plan: plan.clone() }))
+            Some((group, Merge { slice, seqs, stored }))
         });
         join_all(read).await.into_iter().flatten().collect()
     }

@@ -134,18 +134,17 @@ pub(crate) async fn check_topics(kafka: &ClientConfig, topics: &[&str]) -> Resul
     let options = AdminOptions::new().request_timeout(Some(REQUEST));
     let described = admin.describe_configs(&specifiers, &options).await;
     let described = match described {
-        Ok(described) => Ok(described),
+        Ok(described) => described,
         Err(error) => {
             let kafka = kafka.clone();
             let reason = tokio::task::spawn_blocking(move || trouble(&kafka)).await.unwrap_or_default();
-            Err(reason.map_or_else(
-                || error.clone().into(),
-                |reason| anyhow::Error::from(error.clone()).context(reason),
-            ))
+            let error = anyhow::Error::from(error);
+            let error = if let Some(reason) = reason { error.context(reason) } else { error };
+            return Err(error.context(
+                "kafka doesn't tell how its topics are configured; are host, port, TLS and SASL right?",
+            ));
         }
     };
-    let described = described
-        .context("kafka doesn't tell how its topics are configured; are host, port, TLS and SASL right?")?;
     let bootstrap = kafka.get("bootstrap.servers").unwrap_or("BROKER:9092");
     let mut faults = Vec::new();
     for (topic, resource) in topics.iter().zip(described) {

@@ -92,13 +92,12 @@ async fn first_cut(store: &Store, path: &str) -> Result<Cut> {
     Ok(Manifest::from_json(path, &json)?.from)
 }
 
+/// A chain that was read on, and the reason where it could not be.
+pub(crate) type Read = (Chain, Option<String>);
+
 /// Reads chains on in the log until each has closed every epoch that ended before `until`, several at once. Each
 /// comes back with the reason where it could not.
-pub(crate) async fn read_all(
-    ctx: &Archiver,
-    chains: Vec<Chain>,
-    until: Until,
-) -> Result<Vec<(Chain, Option<String>)>> {
+pub(crate) async fn read_all(ctx: &Archiver, chains: Vec<Chain>, until: Until) -> Result<Vec<Read>> {
     if chains.is_empty() {
         return Ok(Vec::new());
     }
@@ -120,12 +119,7 @@ pub(crate) async fn read_all(
     Ok(done)
 }
 
-fn work(
-    ctx: &Archiver,
-    queue: &Mutex<VecDeque<Chain>>,
-    until: Until,
-    runtime: &Handle,
-) -> Result<Vec<(Chain, Option<String>)>> {
+fn work(ctx: &Archiver, queue: &Mutex<VecDeque<Chain>>, until: Until, runtime: &Handle) -> Result<Vec<Read>> {
     let mut done = Vec::new();
     let mut consumer: Option<(Arc<str>, LogConsumer)> = None;
     let mut producer = None;

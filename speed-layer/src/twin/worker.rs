@@ -113,7 +113,6 @@ impl Follower {
 /// A worker that owns a partition, as far as it knows.
 pub struct Worker<W> {
     tp: TopicPartition,
-    plan: Arc<Plan>,
     wire: W,
     token: String,
     partition: Partition,
@@ -168,7 +167,7 @@ impl<W: Wire> Worker<W> {
             }
         }
         let looking = Looking::new(Looked { partitions, clock: partition.position().clock });
-        Some(Worker { tp: tp.clone(), plan, wire, token, partition, log_start, looking, round: None })
+        Some(Worker { tp: tp.clone(), wire, token, partition, log_start, looking, round: None })
     }
 
     /// The offset to read from.
@@ -230,7 +229,7 @@ impl<W: Wire> Worker<W> {
             let key = self.partition.groups()[group].key.clone();
             let fields = seqs.iter().map(|&seq| view::segment_field(slice, seq)).collect();
             if let Some(Reply::Values(Some(stored))) = self.wire.call(Call::Segments { key, fields }).await {
-                merged.insert(group, Merge { slice, seqs, stored, plan: self.plan.clone() });
+                merged.insert(group, Merge { slice, seqs, stored });
             }
         }
         merged
