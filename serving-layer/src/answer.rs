@@ -13,12 +13,12 @@ use futures::StreamExt;
 use shared_model::catalog::Catalog;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
-use shared_model::metric::{Metric, MetricVersion};
+use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
-use shared_model::view::{self, Header, Slice};
-use std::collections::{BTreeMap, BTreeSet};
+use shared_model::view::{self, Slice};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What answers are made from.
@@ -163,7 +163,7 @@ async fn add_realtime(
     let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
     while let Some((wanted, read)) = reads.next().await {
         match read {
-            Ok(group) => add_group(views, query, &wanted, tidemark, group, fold, coverage)?,
+            Ok(group) => add_group(views, query, &wanted, tidemark, group.as_deref(), fold, coverage)?,
             Err(error) => {
                 // Half of the realtime view is no answer: none of it is used.
                 drop(reads);
@@ -179,24 +179,28 @@ async fn add_realtime(
     Ok(())
 }
 
-/// One group to read, and the value columns that it can add to.
+/// One group to read, and the value columns that it can add to, each with the keys that are wanted of it: all of them
+/// where there are none.
 struct Wanted {
     tp: TopicPartition,
     group: u32,
-    columns: Vec<usize>,
+    columns: Vec<(usize, Option<Vec<Vec<u8>>>)>,
 }
 
 fn wanted(views: &Views, query: &Query, partitions: &BTreeSet<TopicPartition>) -> Vec<Wanted> {
     let groups = views.catalog.layout.groups;
-    let places: Vec<(usize, BTreeSet<u32>)> = (0..query.columns.len())
-        .map(|i| (i, query.groups_of(&query.columns[i], groups).unwrap_or_else(|| (0..groups).collect())))
-        .collect();
+    let keys: Vec<_> = query.columns.iter().map(|column| query.keys_of(column)).collect();
     let mut wanted = Vec::new();
-    for tp in partitions {
-        for group in 0..groups {
-            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
-            let holds = places.iter().filter(|(i, groups)| groups.contains(&group) && feeds(*i));
-            let columns: Vec<usize> = holds.map(|(i, _)| *i).collect();
+    for group in 0..groups {
+        let of_group = |(i, keys): (usize, &Option<BTreeSet<Vec<u8>>>)| {
+            let of = |key: &&Vec<u8>| view::group_of(key, groups) == group;
+            let keys: Option<Vec<_>> = keys.as_ref().map(|keys| keys.iter().filter(of).cloned().collect());
+            (keys.as_ref().is_none_or(|keys| !keys.is_empty())).then_some((i, keys))
+        };
+        let columns: Vec<_> = keys.iter().enumerate().filter_map(of_group).collect();
+        for tp in partitions {
+            let mut columns = columns.clone();
+            columns.retain(|(i, _)| coverage::feeds(&views.catalog, &query.columns[*i].metric, tp));
             if !columns.is_empty() {
                 wanted.push(Wanted { tp: tp.clone(), group, columns });
             }
@@ -211,68 +215,37 @@ fn add_group(
     query: &Query,
     wanted: &Wanted,
     tidemark: &Tidemark,
-    group: Option<Group>,
+    group: Option<&Group>,
     fold: &mut Fold<'_>,
     coverage: &mut Coverage,
 ) -> Result<(), ServeError> {
-    let (group, cut_epoch) = (group.unwrap_or_default(), tidemark.cut(&wanted.tp).epoch);
-    let header = decode_header(&group, &wanted.tp, coverage);
-    let metrics: Vec<&Metric> = wanted.columns.iter().map(|i| &*query.columns[*i].metric).collect();
-    if !coverage.judge(&views.catalog, &wanted.tp, header.as_ref(), tidemark, &metrics) {
+    let cut_epoch = tidemark.cut(&wanted.tp).epoch;
+    coverage.unreadable(&wanted.tp, group);
+    let header = group.and_then(|group| group.header.as_ref().ok());
+    let metrics: Vec<&Metric> = wanted.columns.iter().map(|(i, _)| &*query.columns[*i].metric).collect();
+    if !coverage.judge(&views.catalog, &wanted.tp, header, tidemark, &metrics) {
         return Ok(());
     }
-    let mut places: BTreeMap<MetricVersion, Vec<usize>> = BTreeMap::new();
-    for i in &wanted.columns {
-        places.entry(query.columns[*i].metric.version).or_default().push(*i);
-    }
-    for (slice, bytes) in &group.segments {
-        if !matches!(slice, Slice::Epoch(epoch) if *epoch >= cut_epoch) {
-            continue;
-        }
-        let mut over = None;
-        let metric_of = |version| places.get(&version).map(|columns| &query.columns[columns[0]].metric);
-        let read = view::unpack(
-            bytes,
-            |version| metric_of(version).map(|metric| &metric.aggregate),
-            |version, key, bucket, state| {
-                let Some(metric) = metric_of(version) else { return Ok(()) };
-                let cell = cell(metric, key, bucket, state)?;
-                for place in places.get(&version).into_iter().flatten() {
-                    match fold.add(*place, &cell) {
-                        Ok(added) => coverage.cells += u64::from(added),
-                        Err(FoldError::Undecodable(error)) => return Err(error),
-                        Err(limit) => {
-                            over = Some(limit);
-                            return Err(CodecError::Invalid("cell: the answer's limit is reached"));
-                        }
-                    }
-                }
+    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epoch >= cut_epoch);
+    let segments = group.iter().flat_map(|group| &group.segments);
+    for segment in segments.filter(|segment| above(segment.slice)) {
+        for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
+            let read = segment.cells(metric, keys.as_deref(), |key, bucket, state| {
+                let added = fold.add(*column, &cell(metric, key, bucket, state)?)?;
+                coverage.cells += u64::from(added);
                 Ok(())
-            },
-        );
-        if let Some(limit) = over {
-            return Err(over_limit(limit));
-        }
-        if let Err(error) = read {
-            coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), &wanted.tp);
+            });
+            match read {
+                Ok(()) => {}
+                Err(FoldError::Undecodable(error)) => {
+                    let reason = format!("segments of the realtime view can't be decoded: {error}");
+                    coverage.doubt_of(reason, &wanted.tp);
+                }
+                Err(limit) => return Err(over_limit(limit)),
+            }
         }
     }
     Ok(())
-}
-
-/// The header of a group, if there is one that can be read; what can't be read is a doubt.
-pub(crate) fn decode_header(group: &Group, tp: &TopicPartition, coverage: &mut Coverage) -> Option<Header> {
-    if !group.unknown.is_empty() {
-        coverage.doubt_of("groups of the realtime view hold fields of an unknown layout", tp);
-    }
-    if group.header.is_empty() {
-        return None;
-    }
-    let header = Header::from_json(&group.header);
-    if let Err(error) = &header {
-        coverage.doubt_of(format!("headers of the realtime view can't be decoded: {error}"), tp);
-    }
-    header.ok()
 }
 
 /// Decodes a cell's key.

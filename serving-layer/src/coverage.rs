@@ -5,6 +5,7 @@
 //! promised becomes a reason; an answer without reasons is complete up to its `as_of`.
 
 use crate::batch_view::Lost;
+use crate::realtime_view::Group;
 use shared_model::catalog::{Catalog, Stream};
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
@@ -46,6 +47,17 @@ impl Coverage {
     /// Notes a reason that concerns one of several like things: they are counted, the first few named.
     pub fn doubt_of(&mut self, reason: impl Into<String>, which: impl ToString) {
         self.reasons.note(reason.into(), which.to_string());
+    }
+
+    /// Notes what of a group can't be read.
+    pub fn unreadable(&mut self, tp: &TopicPartition, group: Option<&Group>) {
+        let Some(group) = group else { return };
+        if !group.unknown.is_empty() {
+            self.doubt_of("groups of the realtime view hold fields of an unknown layout", tp);
+        }
+        if let Err(error) = &group.header {
+            self.doubt_of(format!("headers of the realtime view can't be decoded: {error}"), tp);
+        }
     }
 
     /// Judges one group against its partition's cut, for the metrics that are asked of it. Whether its cells from the

@@ -44,7 +44,7 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<
         PostgresBatchView::new(&url, args.postgres_connections).map_err(|_| POSTGRES.refused())
     });
     let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
-    let realtime = RedisRealtimeView::new(Address::new(&args.redis)?);
+    let realtime = RedisRealtimeView::new(Address::new(&args.redis)?, u64::from(args.cache) << 20);
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
     let listener = TcpListener::bind(&args.listen)

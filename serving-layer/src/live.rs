@@ -4,22 +4,23 @@
 //! partition trusts, so that a quiet stream's counters fall to 0. No request waits for Postgres: the tidemark, which says
 //! what a missing group means, is the one that was last seen.
 
-use crate::answer::{Views, cell, decode_header};
+use crate::answer::Views;
 use crate::batch_view::Position;
 use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
-use crate::merge::{error_bound_of, rank};
+use crate::merge::error_bound_of;
 use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
-use crate::realtime_view::{Group, RealtimeError, Want};
+use crate::realtime_view::{Group, Marks, RealtimeError};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};
-use futures::StreamExt;
-use shared_model::aggregate::{Aggregate, State};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use shared_model::aggregate::{Aggregate, State, top_k};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{Interval, SlidingWindow, show};
-use shared_model::view::{self, Header, Mark, Slice};
-use std::collections::BTreeMap;
+use shared_model::view::{self, Header, Slice};
+use std::sync::Arc;
 
 /// What is known without asking: refreshed once a second.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +28,7 @@ pub struct Known {
     /// Where the batch view stands; `None` before its first run.
     pub position: Option<Position>,
     /// What the partitions' owners last said.
-    pub marks: BTreeMap<TopicPartition, Mark>,
+    pub marks: Marks,
 }
 
 /// A valid live request.
@@ -42,6 +43,13 @@ pub struct LiveRequest {
 }
 
 impl LiveRequest {
+    /// The key as cells have it.
+    fn key(&self) -> Vec<u8> {
+        let mut key = Vec::new();
+        self.by.iter().for_each(|value| value.encode(&mut key));
+        key
+    }
+
     /// Reads the parameters of a request: one for each key column; NULL is written `\N`. Beside them `strict`, and `k`
     /// for a top-k, unless a key column has that name.
     ///
@@ -120,60 +128,41 @@ pub async fn live(
     request: &LiveRequest,
 ) -> Result<LiveReply, ServeError> {
     let position = known.position.as_ref().ok_or_else(crate::answer::no_tidemark)?;
-    let groups = read_groups(views, known, position, metric, request).await?;
+    let (key, groups) = (request.key(), views.catalog.layout.groups);
+    let group = view::group_of(&key, groups);
+    let partitions = coverage::partitions(&views.catalog, &[metric], &position.current, &known.marks);
     let mut coverage = Coverage::default();
-    let partitions = groups.iter().map(|(tp, _)| tp.clone()).collect();
     for topic in coverage::unknown_topics(&views.catalog, &[metric], &partitions) {
         coverage.doubt(format!("no partition of topic {topic} is known yet"));
     }
-    let mut read = Vec::new();
-    for (tp, group) in groups {
-        let group = group.unwrap_or_default();
-        let header = decode_header(&group, &tp, &mut coverage);
-        read.push((tp, header, group));
-    }
+    let keys: Vec<String> = partitions.iter().map(|tp| view::group_key(tp, group, groups)).collect();
     // Panes expire by what the marks said when a group was written. Marks that are read after the groups are no older,
     // so that no pane of the window they place can have expired in what was read.
-    let marks = views.realtime.marks().await.map_err(unavailable)?;
+    let (found, marks) = views.realtime.live(&keys).await.map_err(unavailable)?;
+    let read: Vec<Read> = partitions.into_iter().zip(found).collect();
+    read.iter().for_each(|(tp, group)| coverage.unreadable(tp, group.as_deref()));
     for tp in coverage::partitions(&views.catalog, &[metric], &position.current, &marks) {
-        if !read.iter().any(|(there, _, _)| *there == tp) {
+        if !read.iter().any(|(there, _)| *there == tp) {
             coverage.batch_alone(&views.catalog, &tp, &position.current);
         }
     }
-    let headers = read.iter().filter_map(|(_, header, _)| header.as_ref()?.trusted.newest);
+    let headers = read.iter().filter_map(|(_, group)| header(group)?.trusted.newest);
     let newest = marks.values().filter_map(|mark| mark.trusted).chain(headers).max();
     let window = newest.map(|newest| window.at(newest));
-    for (tp, header, _) in &read {
-        reach(views, position, metric, tp, header.as_ref(), window, &mut coverage);
+    for (tp, group) in &read {
+        reach(views, position, metric, tp, header(group), window, &mut coverage);
     }
-    let merged = merge(metric, request, window, &read, &mut coverage);
+    let merged = merge(metric, &key, window, &read, &mut coverage);
+    let value = value(metric, request, merged, &mut coverage);
     coverage.marks(&marks);
-    Ok(reply(views, position, metric, request, window, merged, coverage))
+    Ok(reply(views, position, metric, request, window, value, &coverage))
 }
 
-/// The key's group in each partition that feeds the metric.
-async fn read_groups(
-    views: &Views,
-    known: &Known,
-    position: &Position,
-    metric: &Metric,
-    request: &LiveRequest,
-) -> Result<Vec<(TopicPartition, Option<Group>)>, ServeError> {
-    let groups = views.catalog.layout.groups;
-    let mut key = Vec::new();
-    request.by.iter().for_each(|value| value.encode(&mut key));
-    let group = view::group_of(&key, groups);
-    let partitions = coverage::partitions(&views.catalog, &[metric], &position.current, &known.marks);
-    let reads = partitions.into_iter().map(|tp| async move {
-        let read = views.realtime.group(&view::group_key(&tp, group, groups), Want::Panes).await;
-        (tp, read)
-    });
-    let mut reads = futures::stream::iter(reads).buffered(views.limits.redis_reads.max(1));
-    let mut found = Vec::new();
-    while let Some((tp, read)) = reads.next().await {
-        found.push((tp, read.map_err(unavailable)?));
-    }
-    Ok(found)
+/// A partition's group, if it is there.
+type Read = (TopicPartition, Option<Arc<Group>>);
+
+fn header(group: &Option<Arc<Group>>) -> Option<&Header> {
+    group.as_ref()?.header.as_ref().ok()
 }
 
 fn unavailable(error: RealtimeError) -> ServeError {
@@ -213,39 +202,67 @@ fn reach(
     coverage.live(&views.catalog, tp, header, &position.current);
 }
 
-/// The merged state of the key, or of each of its items.
-fn merge(
+/// The merged state of the key, or of each of its items, by the item's bytes.
+fn merge<'a>(
     metric: &Metric,
-    request: &LiveRequest,
+    key: &[u8],
     window: Option<Interval>,
-    groups: &[(TopicPartition, Option<Header>, Group)],
+    groups: &'a [Read],
     coverage: &mut Coverage,
-) -> BTreeMap<Option<Value>, State> {
-    let mut merged = BTreeMap::new();
-    let inside =
-        |slice: &Slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(*start));
-    for (tp, header, group) in groups {
-        if header.is_none() {
-            continue;
-        }
-        for (_, bytes) in group.segments.iter().filter(|(slice, _)| inside(slice)) {
-            let aggregate = |version| (version == metric.version).then_some(&metric.aggregate);
-            let read = view::unpack(bytes, aggregate, |_, key, bucket, state| {
-                let cell = cell(metric, key, bucket, state)?;
-                if cell.by != request.by {
-                    return Ok(());
-                }
+) -> HashMap<&'a [u8], State> {
+    let mut merged: HashMap<&[u8], State> = HashMap::new();
+    let inside = |slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(start));
+    for (tp, group) in groups {
+        let Some(group) = group.as_ref().filter(|group| group.header.is_ok()) else { continue };
+        for segment in group.segments.iter().filter(|segment| inside(segment.slice)) {
+            let read = segment.cells(metric, Some(&[key]), |name, _, state| {
                 coverage.cells += 1;
-                let held = merged.entry(cell.item).or_insert_with(|| State::empty(&metric.aggregate));
-                held.merge(&cell.state)
+                match merged.entry(&name[key.len()..]) {
+                    Entry::Occupied(mut held) => held.get_mut().merge(&state),
+                    Entry::Vacant(place) => {
+                        place.insert(state);
+                        Ok(())
+                    }
+                }
             });
             if let Err(error) = read {
-                coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), tp);
+                coverage.doubt_of(UNDECODABLE, format!("{tp}: {error}"));
             }
         }
     }
     merged
 }
+
+/// What a live answer says of the key.
+enum Counted {
+    /// Its state.
+    One(State),
+    /// The items counted most often, best first.
+    Ranked(Vec<(Value, u64)>),
+}
+
+fn value(
+    metric: &Metric,
+    request: &LiveRequest,
+    mut merged: HashMap<&[u8], State>,
+    coverage: &mut Coverage,
+) -> Counted {
+    if metric.item.is_none() {
+        let state = merged.remove(&[][..]);
+        return Counted::One(state.unwrap_or_else(|| State::empty(&metric.aggregate)));
+    }
+    let counted =
+        merged.into_iter().filter_map(|(mut item, state)| match (Value::decode(&mut item), state) {
+            (Ok(value), State::Count(count)) if item.is_empty() => Some((value, count)),
+            _ => {
+                coverage.doubt(UNDECODABLE);
+                None
+            }
+        });
+    Counted::Ranked(top_k::rank(counted, request.k))
+}
+
+const UNDECODABLE: &str = "segments of the realtime view can't be decoded";
 
 fn reply(
     views: &Views,
@@ -253,28 +270,30 @@ fn reply(
     metric: &Metric,
     request: &LiveRequest,
     window: Option<Interval>,
-    mut merged: BTreeMap<Option<Value>, State>,
-    coverage: Coverage,
+    counted: Counted,
+    coverage: &Coverage,
 ) -> LiveReply {
-    let mut envelope = Envelope::new(&views.catalog, &[metric], &position.current, &coverage);
+    let mut envelope = Envelope::new(&views.catalog, &[metric], &position.current, coverage);
     let watermark = coverage.watermark(&views.catalog);
     envelope.window_start = window.map(|window| show(window.start));
     envelope.window_end = window.map(|window| show(window.end));
     envelope.is_final =
         envelope.complete && window.zip(watermark).is_some_and(|(window, watermark)| watermark >= window.end);
     let (mut value, mut items, mut bound) = (None, None, 0.0);
-    if let Some(column) = &metric.item {
-        let counted = merged.into_iter().filter_map(|(item, state)| Some((item?, state))).collect();
-        let ranked = |(i, (item, count)): (usize, (Value, u64))| RankedReply {
-            rank: i + 1,
-            item: json(&Key(std::slice::from_ref(column), &[item])),
-            value: State::Count(count).finish(&Aggregate::Count),
-        };
-        items = Some(rank(counted, request.k).into_iter().enumerate().map(ranked).collect());
-    } else {
-        let state = merged.remove(&None).unwrap_or_else(|| State::empty(&metric.aggregate));
-        bound = error_bound_of(&state);
-        value = Some(state.finish(&metric.aggregate));
+    match counted {
+        Counted::One(state) => {
+            bound = error_bound_of(&state);
+            value = Some(state.finish(&metric.aggregate));
+        }
+        Counted::Ranked(best) => {
+            let column = metric.item.as_slice();
+            let ranked = |(i, (item, count)): (usize, (Value, u64))| RankedReply {
+                rank: i + 1,
+                item: json(&Key(column, &[item])),
+                value: State::Count(count).finish(&Aggregate::Count),
+            };
+            items = Some(best.into_iter().enumerate().map(ranked).collect());
+        }
     }
     let live_name = metric.live_name.clone().unwrap_or_else(|| metric.name.clone());
     envelope.error_bound.insert(live_name.clone(), bound);

@@ -16,7 +16,6 @@ use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Interval;
-use shared_model::view;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -95,8 +94,8 @@ pub enum OrderBy {
     Item,
 }
 
-/// More pinned keys than this are not worth telling their groups apart.
-const MAX_PINNED: usize = 256;
+/// More pinned keys than this are not worth being looked for one by one.
+const MAX_PINNED: usize = 4_096;
 
 impl Query {
     /// Whether the one column is a top-k, whose rows are ranked items.
@@ -104,9 +103,9 @@ impl Query {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })
     }
 
-    /// The groups of each partition that can hold a cell of `column`, where the filters pin its whole key by equality;
-    /// `None`: any group can.
-    pub fn groups_of(&self, column: &Column, groups: u32) -> Option<BTreeSet<u32>> {
+    /// The keys that a cell of `column` can have, where the filters pin its `by` values by equality; encoded, ascending.
+    /// `None`: it can have any.
+    pub fn keys_of(&self, column: &Column) -> Option<BTreeSet<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = vec![Vec::new()];
         for place in 0..column.metric.by.len() {
             let pinned = |(filter, part): (&Filter, &Part)| match &filter.test {
@@ -125,6 +124,6 @@ impl Query {
             };
             keys = keys.iter().flat_map(|key| values.iter().map(move |value| extend(key, value))).collect();
         }
-        Some(keys.iter().map(|key| view::group_of(key, groups)).collect())
+        Some(keys.into_iter().collect())
     }
 }

@@ -1,18 +1,23 @@
-//! The realtime view as the serving layer reads it: whole groups, each in one read-only call.
+//! The realtime view as the serving layer reads it: group by group.
 //!
-//! Nothing here writes. A group is read as one piece, so its header describes exactly the segments beside it.
+//! Nothing here writes. A group is read as one piece, so its header describes exactly the segments beside it; what is
+//! answered was so at a moment after it was asked.
 
+mod group;
+mod held;
 mod memory;
 mod redis;
 
 pub use self::redis::{Address, RedisRealtimeView};
+pub use group::{Group, Segment};
 pub use memory::MemoryRealtimeView;
-pub use shared_model::view::Group;
 
 use futures::future::BoxFuture;
+use futures::{StreamExt as _, TryStreamExt as _};
 use shared_model::offsets::TopicPartition;
 use shared_model::view::Mark;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why the realtime view could not be read: the cause, for the log.
@@ -21,7 +26,7 @@ use thiserror::Error;
 pub struct RealtimeError(pub String);
 
 /// Which segments of a group are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// The view cells, by epoch.
     Epochs,
@@ -29,11 +34,33 @@ pub enum Want {
     Panes,
 }
 
+/// Groups in the order in which they were asked for, where they are there.
+pub type Groups = Vec<Option<Arc<Group>>>;
+
+/// What the owners of partitions said of them.
+pub type Marks = BTreeMap<TopicPartition, Mark>;
+
+/// How many groups are read at once for a live answer.
+const ABREAST: usize = 32;
+
 /// Where groups are read from.
 pub trait RealtimeView: Send + Sync {
     /// Reads one group by its key; `None` where there is none.
-    fn group<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>>;
+    fn group<'a>(
+        &'a self,
+        key: &'a str,
+        want: Want,
+    ) -> BoxFuture<'a, Result<Option<Arc<Group>>, RealtimeError>>;
 
     /// What the owners last said of their partitions. Entries that can't be read are left out.
-    fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>>;
+    fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>>;
+
+    /// Reads the panes of groups, by their keys, and after them the marks.
+    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
+        let reads: Vec<_> = keys.iter().map(|key| self.group(key, Want::Panes)).collect();
+        Box::pin(async move {
+            let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
+            Ok((groups, self.marks().await?))
+        })
+    }
 }

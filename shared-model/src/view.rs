@@ -14,7 +14,7 @@ use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
-pub use segment::{Packer, is_empty, merge, pack, unpack};
+pub use segment::{Packer, Section, Sections, is_empty, merge, pack, take_cell, unpack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -63,7 +63,8 @@ pub struct Header {
     pub cuts: Vec<(i64, i64)>,
     /// The offset from which each metric version has been folded into the view cells.
     pub metrics: BTreeMap<MetricVersion, i64>,
-    /// How many writes the group has had: the number of the newest segments, and what makes each fence unique.
+    /// The number of the last write: that of the newest segments, and what makes each fence unique. It grows with each
+    /// write, and leaps whenever another owner begins, so that no number of an incarnation is ever given twice.
     pub seq: u64,
     /// Ranges of offsets that the log no longer had when they were needed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

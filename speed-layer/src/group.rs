@@ -103,16 +103,22 @@ pub(crate) struct Group {
     passed: Vec<(i64, i64)>,
     /// Whether the log had a hole here and no event has come since: what panes lack is not known yet.
     after_gap: bool,
+    /// By how much the number of the next write is ahead.
+    leap: u64,
     in_flight: Option<Write>,
 }
 
 impl Group {
     /// Goes on with a group as stored. Metric versions that the plan doesn't know are no longer vouched for.
+    ///
+    /// The number of the first write leaps by up to 2^32, so that it is none that was given before, even if Redis was
+    /// rolled back to before it: a number stands for the same bytes for ever, and whoever has read them may keep them.
     pub(crate) fn resume(
         key: String,
         mut header: Header,
         segments: &[(Slice, u64, usize)],
         plan: &Plan,
+        random: u64,
     ) -> Group {
         let known: Vec<_> = plan.versions().collect();
         header.metrics.retain(|version, _| known.contains(version));
@@ -120,6 +126,7 @@ impl Group {
         for &(slice, seq, length) in segments {
             group.segments.entry(slice).or_default().insert(seq, length);
         }
+        group.leap = random >> 32;
         group
     }
 
@@ -145,7 +152,17 @@ impl Group {
 
     fn empty(key: String, header: Header, stored: bool) -> Group {
         let (segments, deltas) = (BTreeMap::new(), Deltas::default());
-        Group { key, header, stored, segments, deltas, passed: Vec::new(), after_gap: false, in_flight: None }
+        Group {
+            key,
+            header,
+            stored,
+            segments,
+            deltas,
+            passed: Vec::new(),
+            after_gap: false,
+            leap: 0,
+            in_flight: None,
+        }
     }
 
     /// The header as stored.
@@ -273,7 +290,7 @@ impl Group {
     ) -> Result<Write, CodecError> {
         let expected = if self.stored { self.header.fence() } else { String::new() };
         let mut header = self.header.clone();
-        header.seq += 1;
+        header.seq += 1 + std::mem::take(&mut self.leap);
         header.to = position.to.max(header.to);
         header.clock = position.clock;
         header.trusted = position.trusted.clone();

@@ -96,7 +96,9 @@ impl Partition {
         for (number, claimed) in claimed.into_iter().enumerate() {
             let key = view::group_key(tp, number as u32, plan.layout.groups);
             groups.push(match (flush::start(&claimed.found, cut, plan.versions()), claimed.found) {
-                (Start::Resume, Found::Group(header)) => Group::resume(key, *header, &claimed.segments, plan),
+                (Start::Resume, Found::Group(header)) => {
+                    Group::resume(key, *header, &claimed.segments, plan, random())
+                }
                 (start, _) => {
                     let why = if let Start::Rebuild(why) = start { why } else { Why::Missing };
                     rebuilt.push((number, why));

@@ -1,5 +1,5 @@
-//! The records of the speed bench, those of the peer's generator in shape and distribution: clicks and views as JSON of
-//! about 148 bytes, keys by Zipf, an hour of event time, nearly in order.
+//! The records of the benches, those of the peer's generator in shape and distribution: clicks and views as JSON of
+//! about 148 bytes, keys by Zipf, nearly in order.
 //!
 //! A seed gives the same records on every machine; what they add up to is counted while they are made.
 
@@ -8,9 +8,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use std::collections::HashMap;
 use std::io::Write as _;
 
-/// The event time at which the hour begins: 2016-06-14T04:02:00Z.
-const START: i64 = 1_465_876_920_000;
-const HOUR: f64 = 3_600_000.0;
+/// An hour in milliseconds.
+pub(crate) const HOUR: i64 = 3_600_000;
 /// Documents, displays, users and places to draw from.
 const DOCUMENTS: usize = 100_000;
 const DISPLAYS: usize = 200_000;
@@ -27,6 +26,21 @@ pub(crate) struct Totals {
     pub(crate) displays: Vec<u32>,
     /// Events of each document in each place.
     pub(crate) geo_documents: HashMap<(u32, u32), u32>,
+}
+
+/// Which records are made.
+#[derive(Clone, Copy)]
+pub(crate) struct Records {
+    /// How many.
+    pub(crate) count: u64,
+    /// The event time at which they begin.
+    pub(crate) start: i64,
+    /// The milliseconds of event time over which they are spread evenly.
+    pub(crate) length: i64,
+    /// Of how many partitions.
+    pub(crate) partitions: u64,
+    /// The same records for the same seed.
+    pub(crate) seed: u64,
 }
 
 /// Draws ranks below `n` with probability proportional to (rank + 1)^-exponent, by the cumulated weights.
@@ -69,8 +83,8 @@ fn mix(bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// Makes `records` records and hands on each with the partition of `partitions` that its user belongs to.
-pub(crate) fn generate(records: u64, partitions: u64, seed: u64, mut each: impl FnMut(i32, &[u8])) -> Totals {
+/// Makes records and hands on each with its partition; a user's are all in one.
+pub(crate) fn generate(records: Records, mut each: impl FnMut(i32, &[u8])) -> Totals {
     let (users, documents) = (Zipf::new(USERS, 0.9), Zipf::new(DOCUMENTS, 1.0));
     let (displays, geos) = (Zipf::new(DISPLAYS, 0.8), Zipf::new(GEOS, 1.0));
     let (uuids, places): (Vec<String>, Vec<String>) =
@@ -81,9 +95,9 @@ pub(crate) fn generate(records: u64, partitions: u64, seed: u64, mut each: impl 
         displays: vec![0; DISPLAYS + 1],
         geo_documents: HashMap::new(),
     };
-    let mut random = SmallRng::seed_from_u64(seed);
+    let mut random = SmallRng::seed_from_u64(records.seed);
     let mut record = Vec::new();
-    for n in 0..records {
+    for n in 0..records.count {
         let (user, click) = (users.draw(&mut random), random.random_ratio(1, 10));
         let (document, display) = (1 + documents.draw(&mut random), 1 + displays.draw(&mut random));
         let (ad, platform) = (random.random_range(1..=500_000), random.random_range(1..=3));
@@ -94,7 +108,7 @@ pub(crate) fn generate(records: u64, partitions: u64, seed: u64, mut each: impl 
         } else {
             (-4_000.0 * (1.0 - random.random::<f64>()).ln()).min(29_900.0)
         };
-        let time = START + (n as f64 * HOUR / records as f64 - delay) as i64;
+        let time = records.start + (n as f64 * records.length as f64 / records.count as f64 - delay) as i64;
         record.clear();
         let (kind, uuid, geo) = (if click { "click" } else { "view" }, &uuids[user], &places[place]);
         write!(
@@ -106,7 +120,7 @@ pub(crate) fn generate(records: u64, partitions: u64, seed: u64, mut each: impl 
         totals.documents[document] += 1;
         totals.displays[display] += 1;
         *totals.geo_documents.entry((place as u32, document as u32)).or_default() += 1;
-        each((mix(user as u64) % partitions) as i32, &record);
+        each((mix(user as u64) % records.partitions) as i32, &record);
     }
     totals
 }

@@ -4,16 +4,16 @@
 //! records, and a run that differs fails the bench.
 
 mod events;
+mod log;
+mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
-use events::Totals;
+use events::{HOUR, Records, Totals};
 use local::layers::Layer;
 use local::probe::Serving;
 use local::servers::KafkaOptions;
-use rdkafka::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use process::{cpu, machine, peak_memory};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ use tidemark_tests::stack::{Servers, Stack};
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("peer.toml");
 const MB: f64 = 1_048_576.0;
+/// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
+const START: i64 = 1_465_876_920_000;
 
 /// Measures how fast the speed layer catches up with a log that is there already.
 #[derive(Parser)]
@@ -124,10 +126,10 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     stack.kafka.create_topic("events", args.partitions, &[]).await?;
     stack.batch(&["run"]).await;
     let bootstrap = stack.kafka.bootstrap();
-    let (records, partitions, seed) = (args.records, args.partitions as u64, args.seed);
+    let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
+    let records = Records { count, start: START, length: HOUR, partitions, seed };
     let begun = Instant::now();
-    let send = move || send(&bootstrap, records, partitions, seed);
-    let totals = tokio::task::spawn_blocking(send).await??;
+    let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
     println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
     let idle = stack.dataset().await as f64;
     let mut runs = Vec::new();
@@ -140,29 +142,6 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     }
     report(args, mode, &runs);
     Ok(())
-}
-
-/// Writes the log, uncompressed and without keys, as the peer's generator does.
-fn send(bootstrap: &str, records: u64, partitions: u64, seed: u64) -> anyhow::Result<Totals> {
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", bootstrap)
-        .set("acks", "1")
-        .set("linger.ms", "20")
-        .set("batch.size", "262144")
-        .set("queue.buffering.max.messages", "1000000")
-        .create()?;
-    let totals = events::generate(records, partitions, seed, |partition, value| {
-        let mut record: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to("events").partition(partition).payload(value);
-        while let Err((error, back)) = producer.send(record) {
-            assert!(matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)), "{error}");
-            producer.poll(Duration::from_millis(20));
-            record = back;
-        }
-        producer.poll(Duration::ZERO);
-    });
-    producer.flush(Duration::from_secs(60))?;
-    Ok(totals)
 }
 
 /// Empties Redis, starts the workers, and waits until all that the log holds is stored.
@@ -303,34 +282,4 @@ fn report(args: &Args, mode: Mode, runs: &[Run]) {
     line("CPU us per record, kafka", &|run| 1e6 * run.cpu[2] / records, 3);
     line("worker's peak memory, MB", &|run| run.peak, 0);
     line("data in redis, MB", &|run| run.dataset, 0);
-}
-
-/// The CPU-seconds that a process has taken: fields 14 and 15 of /proc/PID/stat, in ticks of 10 ms.
-fn cpu(pid: i32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(')').context("no name")?.1.split_whitespace();
-    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
-    Ok(ticks as f64 / 100.0)
-}
-
-/// The most memory that a process had so far, in MB.
-fn peak_memory(pid: i32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-}
-
-/// The machine, in a line.
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
-    let memory = read("/proc/meminfo");
-    let memory = memory.lines().next().unwrap_or_default().trim_start_matches("MemTotal:").trim().to_owned();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{cores} x{}; {memory}; {}",
-        model.trim_start_matches([' ', '\t', ':']),
-        read("/proc/version").trim()
-    )
 }

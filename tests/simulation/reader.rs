@@ -41,7 +41,11 @@ impl Seen {
 }
 
 impl RealtimeView for Seen {
-    fn group<'a>(&'a self, key: &'a str, _want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+    fn group<'a>(
+        &'a self,
+        key: &'a str,
+        _want: Want,
+    ) -> BoxFuture<'a, Result<Option<Arc<Group>>, RealtimeError>> {
         Box::pin(async move {
             self.step().await;
             if self.steps && self.world.fault() && self.world.fault() {
@@ -49,14 +53,14 @@ impl RealtimeView for Seen {
             }
             let fields = self.world.state().redis.fields(key).cloned();
             let group = fields.and_then(|fields| {
-                Group::from_fields(fields.into_iter().map(|(field, value)| (field.into_bytes(), value)))
+                view::Group::from_fields(fields.into_iter().map(|(field, value)| (field.into_bytes(), value)))
             });
             let group = group.map(|group| forgetful(&self.world, group));
             let to = group
                 .as_ref()
                 .map_or(0, |group| Header::from_json(&group.header).expect("a header of ours").to);
             self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), to);
-            Ok(group)
+            Ok(group.map(|group| Arc::new(group.into())))
         })
     }
 
@@ -80,7 +84,7 @@ impl RealtimeView for Seen {
 }
 
 /// A group that doesn't say what it forgot, where that fault is built in.
-fn forgetful(world: &World, mut group: Group) -> Group {
+fn forgetful(world: &World, mut group: view::Group) -> view::Group {
     if world.is_sabotaged(Sabotage::HorizonUnsaid) {
         let mut header = Header::from_json(&group.header).expect("a header of ours");
         header.forgotten.clear();

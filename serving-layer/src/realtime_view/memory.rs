@@ -1,11 +1,11 @@
 //! The realtime view in memory: the reference that tests hold the real one against.
 
-use super::{Group, RealtimeError, RealtimeView, Want};
+use super::{Group, Marks, RealtimeError, RealtimeView, Want};
 use futures::future::BoxFuture;
 use shared_model::offsets::TopicPartition;
-use shared_model::view::{Header, Mark, Slice};
+use shared_model::view::{self, Header, Mark, Slice};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Groups by key, and marks; `None`: out of reach.
 #[derive(Debug)]
@@ -13,8 +13,8 @@ pub struct MemoryRealtimeView(Mutex<Option<Held>>);
 
 #[derive(Debug, Default, Clone)]
 struct Held {
-    groups: BTreeMap<String, Group>,
-    marks: BTreeMap<TopicPartition, Mark>,
+    groups: BTreeMap<String, Arc<Group>>,
+    marks: Marks,
 }
 
 impl Default for MemoryRealtimeView {
@@ -30,12 +30,13 @@ impl MemoryRealtimeView {
 
     /// Puts a group with its segments.
     pub fn put(&self, key: &str, header: &Header, segments: Vec<(Slice, Vec<u8>)>) {
-        self.put_group(key, Group { header: header.to_json().into_bytes(), segments, unknown: Vec::new() });
+        let header = header.to_json().into_bytes();
+        self.put_group(key, view::Group { header, segments, unknown: Vec::new() });
     }
 
     /// Puts a group as it is, valid or not.
-    pub fn put_group(&self, key: &str, group: Group) {
-        self.with(|held| held.get_or_insert_default().groups.insert(key.to_owned(), group));
+    pub fn put_group(&self, key: &str, group: view::Group) {
+        self.with(|held| held.get_or_insert_default().groups.insert(key.to_owned(), Arc::new(group.into())));
     }
 
     /// Puts a partition's mark.
@@ -50,12 +51,16 @@ impl MemoryRealtimeView {
 }
 
 impl RealtimeView for MemoryRealtimeView {
-    fn group<'a>(&'a self, key: &'a str, _want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+    fn group<'a>(
+        &'a self,
+        key: &'a str,
+        _want: Want,
+    ) -> BoxFuture<'a, Result<Option<Arc<Group>>, RealtimeError>> {
         let found = self.with(|held| held.as_ref().map(|held| held.groups.get(key).cloned()));
         Box::pin(async move { found.ok_or_else(out_of_reach) })
     }
 
-    fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>> {
+    fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
         let found = self.with(|held| held.as_ref().map(|held| held.marks.clone()));
         Box::pin(async move { found.ok_or_else(out_of_reach) })
     }

@@ -1,20 +1,26 @@
 //! The realtime view in Redis or Valkey, standalone or Cluster, by the same code.
 //!
 //! Only read-only commands are sent, to the primary of each key. A connection is made when first needed, and again
-//! after it broke: by then it may lead to another kind of server.
+//! after it broke: by then it may lead to another kind of server. What was read is held, up to a bound; each answer is
+//! from behind a fence that stood after it was asked.
 
 mod address;
 
 pub use address::Address;
 
-use super::{Group, RealtimeError, RealtimeView, Want};
+use super::held::{self, Held, Taken, Told};
+use super::{ABREAST, Group, Groups, Marks, RealtimeError, RealtimeView, Want};
 use futures::future::BoxFuture;
+use futures::{StreamExt as _, TryStreamExt as _};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
 use shared_model::offsets::TopicPartition;
-use shared_model::view::{MARKS_KEY, Mark};
-use std::collections::{BTreeMap, HashMap};
+use shared_model::view::{self, FENCE_FIELD, MARKS_KEY};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -26,9 +32,25 @@ const RESPOND: Duration = Duration::from_secs(10);
 pub struct RedisRealtimeView {
     address: Address,
     connection: Mutex<Option<Connection>>,
-    /// Whether the speed layer's function library was found missing: panes are then read with whole groups.
+    /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
+    held: Cache<Place, Arc<Held>, Size>,
 }
+
+/// A part of a group: its key, and which segments.
+type Place = (String, Want);
+
+#[derive(Clone)]
+struct Size;
+
+impl Weighter<Place, Arc<Held>> for Size {
+    fn weight(&self, (key, _): &Place, held: &Arc<Held>) -> u64 {
+        (key.len() + held.size()) as u64
+    }
+}
+
+/// Of about how many groups room is made for at first.
+const GROUPS: usize = 1_024;
 
 impl std::fmt::Debug for RedisRealtimeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,9 +74,14 @@ impl Connection {
 }
 
 impl RedisRealtimeView {
-    /// Of the servers at an address; nothing is connected yet.
-    pub fn new(address: Address) -> RedisRealtimeView {
-        RedisRealtimeView { address, connection: Mutex::default(), without_library: AtomicBool::default() }
+    /// Of the servers at an address; nothing is connected yet. What was read is held in at most `memory` bytes.
+    pub fn new(address: Address, memory: u64) -> RedisRealtimeView {
+        RedisRealtimeView {
+            address,
+            connection: Mutex::default(),
+            without_library: AtomicBool::default(),
+            held: Cache::with_weighter(GROUPS, memory, Size),
+        }
     }
 
     async fn connection(&self) -> Result<Connection, RedisError> {
@@ -72,6 +99,11 @@ impl RedisRealtimeView {
             Ok(mut connection) => connection.query(command).await,
             Err(error) => Err(error),
         };
+        self.noted(result).await
+    }
+
+    /// Lets go of a connection that is found broken.
+    async fn noted<T>(&self, result: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &result
             && (error.is_unrecoverable_error() || error.is_connection_refusal())
         {
@@ -80,32 +112,103 @@ impl RedisRealtimeView {
         result
     }
 
-    async fn panes(&self, key: &str) -> Result<Option<Group>, RedisError> {
+    async fn read(&self, place: Place) -> Result<Option<Arc<Group>>, RedisError> {
+        let before = self.held.get(&place);
+        if let Some(held) = &before {
+            let mut command = redis::cmd("HGET");
+            let fence: Option<String> = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
+            if fence.as_ref() == Some(&held.fence) {
+                return Ok(Some(held.group.clone()));
+            }
+        }
+        self.read_on(place, before).await
+    }
+
+    /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
+    async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Marks)>, RedisError> {
+        let held: Option<Vec<_>> =
+            keys.iter().map(|key| self.held.get(&(key.clone(), Want::Panes))).collect();
+        let (Some(held), Connection::One(mut connection)) = (held, self.connection().await?) else {
+            return Ok(None);
+        };
+        let mut all = redis::pipe();
+        keys.iter().for_each(|key| _ = all.cmd("HGET").arg(key).arg(FENCE_FIELD));
+        all.cmd("HGETALL").arg(MARKS_KEY);
+        let mut answers: Vec<redis::Value> = self.noted(all.query_async(&mut connection).await).await?;
+        let marks = answers.pop().map(FromRedisValue::from_redis_value).transpose()?.unwrap_or_default();
+        for (held, fence) in held.iter().zip(answers) {
+            if Option::<String>::from_redis_value(fence)?.as_ref() != Some(&held.fence) {
+                return Ok(None);
+            }
+        }
+        let groups = held.into_iter().map(|held| Some(held.group.clone())).collect();
+        Ok(Some((groups, self::marks(marks))))
+    }
+
+    /// Reads what has changed of a group since.
+    async fn read_on(
+        &self,
+        place: Place,
+        mut before: Option<Arc<Held>>,
+    ) -> Result<Option<Arc<Group>>, RedisError> {
+        loop {
+            let newest = before.as_ref().map_or(0, |held| held.newest);
+            let Some(told) = self.told(&place, newest).await? else {
+                self.held.remove(&place);
+                return Ok(None);
+            };
+            match held::take(told, before.as_deref()) {
+                Taken::Held(held) => {
+                    let group = held.group.clone();
+                    self.held.insert(place, Arc::new(held));
+                    return Ok(Some(group));
+                }
+                Taken::Once(group) => return Ok(Some(Arc::new(group))),
+                // The group was built anew, or rolled back, since it was read.
+                Taken::Short if before.take().is_some() => {}
+                Taken::Short => {
+                    let what = "a group's segments come without their bytes";
+                    return Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, what)));
+                }
+            }
+        }
+    }
+
+    /// A part of a group, without the bytes of segments numbered up to `known`; `None` where there is no group.
+    async fn told(&self, (key, want): &Place, known: u64) -> Result<Option<Told>, RedisError> {
+        let kind = match want {
+            Want::Epochs => "e",
+            Want::Panes => "p",
+        };
         let mut command = redis::cmd("FCALL_RO");
-        command.arg("tm1_read").arg(1).arg(key).arg("p");
+        command.arg("tm1_read").arg(1).arg(key).arg(kind).arg(known);
         let found: Vec<Option<Vec<u8>>> = self.query(&command).await?;
         let mut parts = found.into_iter();
         let Some(Some(header)) = parts.next() else { return Ok(None) };
-        let mut fields = vec![(b"h".to_vec(), header)];
-        while let (Some(Some(field)), Some(Some(value))) = (parts.next(), parts.next()) {
+        let mut fields = Vec::new();
+        while let (Some(Some(field)), Some(value)) = (parts.next(), parts.next()) {
             fields.push((field, value));
         }
-        Ok(Group::from_fields(fields))
+        Ok(Some(Told { header, fields }))
     }
 
-    async fn whole(&self, key: &str) -> Result<Option<Group>, RedisError> {
+    async fn whole(&self, key: &str) -> Result<Option<Arc<Group>>, RedisError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(key);
         let fields: HashMap<Vec<u8>, Vec<u8>> = self.query(&command).await?;
-        Ok(Group::from_fields(fields))
+        Ok(view::Group::from_fields(fields).map(|group| Arc::new(group.into())))
     }
 }
 
 impl RealtimeView for RedisRealtimeView {
-    fn group<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Option<Group>, RealtimeError>> {
+    fn group<'a>(
+        &'a self,
+        key: &'a str,
+        want: Want,
+    ) -> BoxFuture<'a, Result<Option<Arc<Group>>, RealtimeError>> {
         Box::pin(async move {
-            if want == Want::Panes && !self.without_library.load(Ordering::Relaxed) {
-                match self.panes(key).await {
+            if !self.without_library.load(Ordering::Relaxed) {
+                match self.read((key.to_owned(), want)).await {
                     Err(error) if error.to_string().contains("Function not found") => {
                         self.without_library.store(true, Ordering::Relaxed);
                     }
@@ -116,19 +219,34 @@ impl RealtimeView for RedisRealtimeView {
         })
     }
 
-    fn marks(&self) -> BoxFuture<'_, Result<BTreeMap<TopicPartition, Mark>, RealtimeError>> {
+    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
+        let reads: Vec<_> = keys.iter().map(|key| self.group(key, Want::Panes)).collect();
+        Box::pin(async move {
+            if let Some(all) = self.unchanged(keys).await.map_err(unavailable)? {
+                return Ok(all);
+            }
+            let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
+            Ok((groups, self.marks().await?))
+        })
+    }
+
+    fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
         Box::pin(async move {
             let mut command = redis::cmd("HGETALL");
             command.arg(MARKS_KEY);
             let fields: HashMap<String, Vec<u8>> = self.query(&command).await.map_err(unavailable)?;
             // The speed layer loads its library when it starts: look for it again now and then.
             self.without_library.store(false, Ordering::Relaxed);
-            let mark = |(name, json): (String, Vec<u8>)| {
-                Some((TopicPartition::parse(&name)?, serde_json::from_slice(&json).ok()?))
-            };
-            Ok(fields.into_iter().filter_map(mark).collect())
+            Ok(marks(fields))
         })
     }
+}
+
+fn marks(fields: HashMap<String, Vec<u8>>) -> Marks {
+    let mark = |(name, json): (String, Vec<u8>)| {
+        Some((TopicPartition::parse(&name)?, serde_json::from_slice(&json).ok()?))
+    };
+    fields.into_iter().filter_map(mark).collect()
 }
 
 /// Connects, and finds out whether the server is part of a cluster.

@@ -193,7 +193,7 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
     Views {
         catalog: world.catalog.clone(),
         batch: Arc::new(PostgresBatchView::new(postgres, 4).unwrap()),
-        realtime: Arc::new(RedisRealtimeView::new(Address::new(&redis).unwrap())),
+        realtime: Arc::new(RedisRealtimeView::new(Address::new(&redis).unwrap(), 64 << 20)),
         limits: Default::default(),
     }
 }

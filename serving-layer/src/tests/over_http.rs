@@ -3,7 +3,7 @@
 use super::world::{START, World, fixed, span};
 use crate::Service;
 use crate::batch_view::{BatchError, BatchView, Lost, MemoryBatchView, Position, Snapshot};
-use crate::realtime_view::{Group, MemoryRealtimeView};
+use crate::realtime_view::MemoryRealtimeView;
 use crate::router::router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
@@ -159,7 +159,7 @@ async fn a_pinned_key_asks_only_its_own_group() {
 async fn bytes_that_cannot_be_decoded_are_a_doubt_not_a_panic() {
     let key = view::group_key(&TopicPartition::new("page_views", 0), 0, 4);
     let header = World::new(&fixed()).realtime(1).into_iter().find(|(of, ..)| *of == key).unwrap().2;
-    let group = |header: &[u8], segment: &[u8], unknown: &[&str]| Group {
+    let group = |header: &[u8], segment: &[u8], unknown: &[&str]| view::Group {
         header: header.to_vec(),
         segments: vec![(Slice::Epoch(1_000), segment.to_vec())],
         unknown: unknown.iter().map(|field| (*field).to_owned()).collect(),

@@ -100,7 +100,7 @@ pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec
 }
 
 /// One metric's cells in a segment: its version, how many they are, and their bytes.
-type Section<'a> = (MetricVersion, u64, &'a [u8]);
+pub type Section<'a> = (MetricVersion, u64, &'a [u8]);
 
 /// Whether a segment has no cells.
 pub fn is_empty(segment: &[u8]) -> bool {
@@ -108,17 +108,25 @@ pub fn is_empty(segment: &[u8]) -> bool {
 }
 
 /// The sections of a segment.
-struct Sections<'a>(&'a [u8]);
+pub struct Sections<'a>(&'a [u8]);
 
 impl<'a> Sections<'a> {
-    fn of(mut segment: &'a [u8]) -> Result<Sections<'a>, CodecError> {
+    /// Of a segment's bytes.
+    ///
+    /// # Errors
+    /// Where they are of a version that isn't known.
+    pub fn of(mut segment: &'a [u8]) -> Result<Sections<'a>, CodecError> {
         match codec::take_byte(&mut segment, "segment version")? {
             SEGMENT_VERSION => Ok(Sections(segment)),
             found => Err(CodecError::Version { what: "segment", found, known: SEGMENT_VERSION }),
         }
     }
 
-    fn next(&mut self) -> Result<Option<Section<'a>>, CodecError> {
+    /// The next one, if there is one.
+    ///
+    /// # Errors
+    /// Where the bytes are no section.
+    pub fn take(&mut self) -> Result<Option<Section<'a>>, CodecError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -131,8 +139,11 @@ impl<'a> Sections<'a> {
     }
 }
 
-/// Takes one cell of a section.
-fn take_cell<'a>(
+/// Takes one cell of a section: its key, bucket and state.
+///
+/// # Errors
+/// Where the bytes are no cell of the aggregate.
+pub fn take_cell<'a>(
     aggregate: &Aggregate,
     cells: &mut &'a [u8],
 ) -> Result<(&'a [u8], Millis, State), CodecError> {
@@ -149,7 +160,7 @@ pub fn unpack<'a>(
     mut each: impl FnMut(MetricVersion, &[u8], Millis, State) -> Result<(), CodecError>,
 ) -> Result<(), CodecError> {
     let mut sections = Sections::of(bytes)?;
-    while let Some((version, count, mut cells)) = sections.next()? {
+    while let Some((version, count, mut cells)) = sections.take()? {
         let Some(aggregate) = aggregate(version) else { continue };
         for _ in 0..count {
             let (key, bucket, state) = take_cell(aggregate, &mut cells)?;
@@ -177,7 +188,7 @@ pub fn merge<'a>(
     let mut sections: Vec<Section<'_>> = Vec::new();
     for segment in segments {
         let mut of = Sections::of(segment)?;
-        while let Some(section) = of.next()? {
+        while let Some(section) = of.take()? {
             sections.push(section);
         }
     }
