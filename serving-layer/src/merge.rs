@@ -4,12 +4,14 @@
 //! order nor on which view they came from. Nothing is finished before everything is merged.
 
 use crate::query::{OrderBy, Part, Query};
+use hashbrown::{DefaultHashBuilder, HashTable};
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::time::Millis;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 
 /// One cell of a view, its key decoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +65,14 @@ pub struct Rows {
     pub error_bounds: Vec<f64>,
 }
 
-/// One group's states, one per value column; absent until a cell of it came.
+/// The states of the cells of one bucket and key.
+struct Merged {
+    bucket: Millis,
+    key: Vec<Value>,
+    states: States,
+}
+
+/// One for each value column; absent until a cell of it came.
 type States = Vec<Option<Slot>>;
 
 enum Slot {
@@ -74,7 +83,10 @@ enum Slot {
 /// The fold of one answer.
 pub struct Fold<'q> {
     query: &'q Query,
-    groups: BTreeMap<(Millis, Vec<Value>), States>,
+    merged: Vec<Merged>,
+    /// Where each bucket and key stands among them.
+    places: HashTable<usize>,
+    hash: DefaultHashBuilder,
     cells: usize,
     max_cells: usize,
 }
@@ -82,7 +94,8 @@ pub struct Fold<'q> {
 impl<'q> Fold<'q> {
     /// An empty fold that may hold `max_cells` cells.
     pub fn new(query: &'q Query, max_cells: usize) -> Fold<'q> {
-        let mut fold = Fold { query, groups: BTreeMap::new(), cells: 0, max_cells };
+        let (merged, places, hash) = (Vec::new(), HashTable::new(), DefaultHashBuilder::default());
+        let mut fold = Fold { query, merged, places, hash, cells: 0, max_cells };
         fold.restart();
         fold
     }
@@ -90,13 +103,14 @@ impl<'q> Fold<'q> {
     /// Lets go of all that was added.
     pub fn restart(&mut self) {
         let query = self.query;
-        self.groups.clear();
+        self.merged.clear();
+        self.places.clear();
         self.cells = 0;
         if query.group_by.is_empty()
             && let crate::query::buckets::Buckets::One(start) = query.buckets
         {
             // As in SQL, an aggregate over everything has a row even where there is nothing.
-            self.groups.insert((start, Vec::new()), query.columns.iter().map(|_| None).collect());
+            self.place(start, &[], &[]);
         }
     }
 
@@ -119,10 +133,8 @@ impl<'q> Fold<'q> {
                 return Ok(false);
             }
         }
-        let key = plan.group.iter().map(|place| cell.by[*place].clone()).collect();
-        let id = (query.buckets.start_of(cell.bucket), key);
-        let states = self.groups.entry(id).or_insert_with(|| query.columns.iter().map(|_| None).collect());
-        let slot = &mut states[column];
+        let place = self.place(query.buckets.start_of(cell.bucket), &plan.group, &cell.by);
+        let slot = &mut self.merged[place].states[column];
         let target = match (&cell.item, slot) {
             (None, slot) => match slot.get_or_insert_with(|| {
                 self.cells += 1;
@@ -143,23 +155,47 @@ impl<'q> Fold<'q> {
         if self.cells > self.max_cells { Err(FoldError::TooManyCells(self.max_cells)) } else { Ok(true) }
     }
 
+    /// Where the states of a bucket and of a key stand: the key is made of those of the values `by` that `group` names.
+    fn place(&mut self, bucket: Millis, group: &[usize], by: &[Value]) -> usize {
+        let Fold { query, merged, places, hash, .. } = self;
+        let hash_of = |bucket: Millis, key: &mut dyn Iterator<Item = &Value>| {
+            let mut hasher = hash.build_hasher();
+            bucket.hash(&mut hasher);
+            key.for_each(|value| value.hash(&mut hasher));
+            hasher.finish()
+        };
+        let key = || group.iter().map(|place| &by[*place]);
+        let same = |&place: &usize| {
+            let there: &Merged = &merged[place];
+            there.bucket == bucket && there.key.iter().eq(key())
+        };
+        let hashed = hash_of(bucket, &mut key());
+        if let Some(&place) = places.find(hashed, same) {
+            return place;
+        }
+        let place = merged.len();
+        places.insert_unique(hashed, place, |&place| {
+            hash_of(merged[place].bucket, &mut merged[place].key.iter())
+        });
+        let states = query.columns.iter().map(|_| None).collect();
+        merged.push(Merged { bucket, key: key().cloned().collect(), states });
+        place
+    }
+
     /// The rows, in order, after limit and offset.
-    pub fn finish(self) -> Rows {
+    pub fn finish(mut self) -> Rows {
         let query = self.query;
-        let bound = |place| self.groups.values().map(|states| error_bound(states, place)).fold(0.0, f64::max);
+        self.merged.sort_unstable_by(|a, b| (a.bucket, &a.key).cmp(&(b.bucket, &b.key)));
+        let bound = |place| self.merged.iter().map(|of| error_bound(&of.states, place)).fold(0.0, f64::max);
         let error_bounds = (0..query.columns.len()).map(bound).collect();
         let mut rows: Vec<Row> = if query.ranked() {
-            self.groups
-                .into_iter()
-                .flat_map(|((bucket, key), states)| ranked(query, bucket, key, states))
-                .collect()
+            self.merged.into_iter().flat_map(|merged| ranked(query, merged)).collect()
         } else {
-            let row = |((bucket, key), states): ((Millis, Vec<Value>), States)| {
-                let values =
-                    states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot)).collect();
-                Row { bucket, key, ranked: None, values }
+            let row = |Merged { bucket, key, states }| {
+                let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
+                Row { bucket, key, ranked: None, values: values.collect() }
             };
-            self.groups.into_iter().map(row).collect()
+            self.merged.into_iter().map(row).collect()
         };
         if !query.order.is_empty() {
             // Stable: ties keep the order by bucket, key and rank.
@@ -198,7 +234,7 @@ fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
 }
 
 /// The k items counted most often; ties go to the lesser item.
-fn ranked(query: &Query, bucket: Millis, key: Vec<Value>, mut states: States) -> Vec<Row> {
+fn ranked(query: &Query, Merged { bucket, key, mut states }: Merged) -> Vec<Row> {
     let items = match states.swap_remove(0) {
         Some(Slot::Items(items)) => items,
         _ => return Vec::new(),

@@ -110,7 +110,7 @@ impl Query {
         for place in 0..column.metric.by.len() {
             let pinned = |(filter, part): (&Filter, &Part)| match &filter.test {
                 Test::In(values) if *part == Part::By(place) => Some(values.clone()),
-                Test::IsNull if *part == Part::By(place) => Some(vec![Value::Null]),
+                Test::IsNull if *part == Part::By(place) => Some([Value::Null].into()),
                 _ => None,
             };
             let values = self.filters.iter().zip(&column.tested).find_map(pinned)?;

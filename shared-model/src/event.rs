@@ -13,6 +13,7 @@ use crate::time::{self, Millis};
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
 use thiserror::Error;
 
 /// The type of a field, a dimension or an expression.
@@ -117,6 +118,20 @@ impl PartialEq for Value {
 }
 
 impl Eq for Value {}
+
+impl Hash for Value {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.rank().hash(hasher);
+        match self {
+            Value::Null => {}
+            Value::Bool(truth) => truth.hash(hasher),
+            Value::Int(int) => int.hash(hasher),
+            // As they are compared: by their bits.
+            Value::Float(float) => float.to_bits().hash(hasher),
+            Value::Str(text) => text.hash(hasher),
+        }
+    }
+}
 
 impl PartialOrd for Value {
     fn partial_cmp(&self, other: &Value) -> Option<Ordering> {

@@ -5,12 +5,13 @@
 use shared_model::event::Value;
 use shared_model::expression::like::LikePattern;
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// A test on one key column, its values already of the column's type and never NULL.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Test {
     /// `=`, or `in`: equal to one of them.
-    In(Vec<Value>),
+    In(BTreeSet<Value>),
     /// `!=`
     Not(Value),
     /// `<`, `<=`, `>`, `>=`: how the column's value may compare with the given one.
@@ -66,7 +67,7 @@ mod tests {
     fn null_passes_no_test_but_is_null() {
         let one = Value::Int(1);
         let tests = [
-            Test::In(vec![one.clone()]),
+            Test::In([one.clone()].into()),
             Test::Not(one.clone()),
             Test::Compare { is: &[Ordering::Less], with: one.clone() },
             Test::Between(one.clone(), one.clone()),

@@ -139,7 +139,7 @@ fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Tes
             compare("<=", high);
         }
         Test::In(values) => {
-            bound.push(Bound::Many(values.clone()));
+            bound.push(Bound::Many(values.iter().cloned().collect()));
             sql.push_str(&format!(" and {name} = any(${})", bound.len() + 2));
         }
         Test::IsNull => sql.push_str(&format!(" and {name} is null")),

@@ -111,10 +111,10 @@ fn test(op: &str, column: &KeyColumn, values: Vec<Value>) -> Result<Test, String
     };
     let compare = |is, values| Ok(Test::Compare { is, with: one(values)? });
     match op {
-        "=" => Ok(Test::In(vec![one(values)?])),
+        "=" => Ok(Test::In([one(values)?].into())),
         "!=" => Ok(Test::Not(one(values)?)),
         "in" if values.is_empty() => Err("in takes a list of at least one value".to_owned()),
-        "in" => Ok(Test::In(values)),
+        "in" => Ok(Test::In(values.into_iter().collect())),
         "<" => compare(&[Less], values),
         "<=" => compare(&[Less, Equal], values),
         ">" => compare(&[Greater], values),
