@@ -7,7 +7,8 @@ use local::oracle::{self, Logged, Oracle};
 use local::stack::with_layout;
 use serde_json::Value;
 use shared_model::catalog::OUTBRAIN;
-use shared_model::tidemark::StoredCut;
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::Tidemark;
 use simulator::generate::{Delivery, Generator, Options};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,10 +75,6 @@ async fn number(pool: &PgPool, sql: &str) -> i64 {
     found.unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
-async fn generation(pool: &PgPool) -> i64 {
-    number(pool, "select max(generation) from tidemark.tidemark").await
-}
-
 /// The records that the runs are known by, the newest first.
 async fn runs(stack: &Stack) -> Vec<Value> {
     let said = done(stack, &["runs", "--json", "--limit", "5"], &["postgres"]).await;
@@ -87,20 +84,17 @@ async fn runs(stack: &Stack) -> Vec<Value> {
         .collect()
 }
 
-/// Where the tidemark cuts each partition.
-async fn cuts(pool: &PgPool) -> BTreeMap<(String, i32), i64> {
-    let sql = "select cuts from tidemark.tidemark order by generation desc limit 1";
-    let found: Value = sqlx::query_scalar(sql).fetch_one(pool).await.expect("a tidemark");
-    let found: Vec<StoredCut> = serde_json::from_value(found).expect("cuts");
-    found.into_iter().map(|stored| ((stored.topic, stored.partition), stored.cut.offset)).collect()
+/// Whether a record lies below the tidemark.
+fn is_below(tidemark: &Tidemark, record: &Logged) -> bool {
+    record.offset < tidemark.cuts[&TopicPartition::new(&record.topic, record.partition)].offset
 }
 
 /// What of the log lies below the tidemark.
-async fn below_the_tidemark(stack: &Stack, pool: &PgPool) -> Vec<Logged> {
-    let cuts = cuts(pool).await;
+async fn below_the_tidemark(stack: &Stack) -> Vec<Logged> {
+    let tidemark = stack.tidemark().await;
     let mut below = Vec::new();
     let mut take = |record: Logged| {
-        if record.offset < cuts[&(record.topic.clone(), record.partition)] {
+        if is_below(&tidemark, &record) {
             below.push(record);
         }
     };
@@ -109,12 +103,12 @@ async fn below_the_tidemark(stack: &Stack, pool: &PgPool) -> Vec<Logged> {
 }
 
 /// Sends deliveries and archives them: whole once the epoch that they came in is over. The tidemark stays.
-async fn send_and_archive(stack: &Stack, pool: &PgPool, deliveries: &[Delivery]) {
+async fn send_and_archive(stack: &Stack, deliveries: &[Delivery]) {
     stack.send(deliveries);
-    let cuts = cuts(pool).await;
+    let tidemark = stack.tidemark().await;
     let mut above = 0;
     let count = |record: Logged| {
-        let new = record.offset >= cuts[&(record.topic.clone(), record.partition)];
+        let new = !is_below(&tidemark, &record);
         above += usize::from(new && oracle::parse(&record.topic, &record.value).is_some());
     };
     stack.probe.read_log(&BTreeMap::new(), count).expect("the log");
@@ -124,7 +118,7 @@ async fn send_and_archive(stack: &Stack, pool: &PgPool, deliveries: &[Delivery])
         if said.contains(&whole) { Ok(()) } else { Err(format!("{whole}: {said}")) }
     })
     .await;
-    assert_eq!(self::cuts(pool).await, cuts, "archiving alone moves nothing");
+    assert_eq!(stack.tidemark().await, tidemark, "archiving alone moves nothing");
 }
 
 /// Every metric's view against the oracle: every row of the counters, the sum of all.
@@ -174,7 +168,7 @@ async fn runs_imports_views_and_facts() {
     // The log gets the end of the history, the file its beginning; the middle is in both.
     let whole = deliveries(6_000, 21);
     let (streamed, in_file) = (&whole[whole.len() * 2 / 5..], whole.len() * 3 / 5);
-    send_and_archive(&stack, &pool, streamed).await;
+    send_and_archive(&stack, streamed).await;
     stack.settle().await;
 
     a_dry_run_shows_and_writes_nothing(&stack, &pool).await;
@@ -225,13 +219,13 @@ async fn a_dry_run_shows_and_writes_nothing(stack: &Stack, pool: &PgPool) {
 async fn a_second_run_changes_nothing(stack: &Stack, pool: &PgPool) {
     const VERSIONS: &str = "select count(*) from tidemark.view_version";
     done(stack, &["run"], ALL).await;
-    let oracle = Oracle::of(&below_the_tidemark(stack, pool).await);
+    let oracle = Oracle::of(&below_the_tidemark(stack).await);
     // Partitions are read in no certain order.
     let facts = |oracle: &Oracle| oracle.facts().iter().cloned().collect::<BTreeSet<_>>();
     assert!(facts(&oracle) == facts(&stack.oracle()), "a run takes in all that the log holds");
     compare_views(stack, pool, &oracle).await;
     let (hashes, versions, before) =
-        (stack.live_hashes().await, number(pool, VERSIONS).await, generation(pool).await);
+        (stack.live_hashes().await, number(pool, VERSIONS).await, stack.tidemark().await.generation);
     assert!(!hashes.is_empty());
     for command in [
         &["run"][..],
@@ -313,7 +307,7 @@ async fn the_views_are_for_people(pool: &PgPool) {
 
 async fn facts_hold_each_delivery_once(stack: &Stack, pool: &PgPool) {
     let found = facts(pool).await;
-    let below = below_the_tidemark(stack, pool).await;
+    let below = below_the_tidemark(stack).await;
     let valid = |record: &&Logged| {
         record.topic == "page_views" && oracle::parse(&record.topic, &record.value).is_some()
     };
@@ -428,13 +422,13 @@ async fn retry_rollback_two_at_once_and_old_snapshots() {
     let all = deliveries(6_000, 22);
     let parts: Vec<&[Delivery]> = all.chunks(all.len().div_ceil(4)).collect();
 
-    send_and_archive(&stack, &pool, parts[0]).await;
+    send_and_archive(&stack, parts[0]).await;
     a_killed_run_is_retried_with_what_it_staged(&stack, &pool).await;
-    send_and_archive(&stack, &pool, parts[1]).await;
+    send_and_archive(&stack, parts[1]).await;
     of_two_runs_at_once_one_wins(&stack, &pool).await;
-    send_and_archive(&stack, &pool, parts[2]).await;
+    send_and_archive(&stack, parts[2]).await;
     old_versions_go_when_no_snapshot_needs_them(&stack, &pool).await;
-    send_and_archive(&stack, &pool, parts[3]).await;
+    send_and_archive(&stack, parts[3]).await;
     a_bad_catalog_is_rolled_back(&stack, &pool).await;
 }
 
@@ -477,13 +471,13 @@ async fn a_killed_run_is_retried_with_what_it_staged(stack: &Stack, pool: &PgPoo
 }
 
 async fn of_two_runs_at_once_one_wins(stack: &Stack, pool: &PgPool) {
-    let before = generation(pool).await;
+    let before = stack.tidemark().await.generation;
     let both = [(); 2].map(|()| stack.process("batch-layer", &["run"], ALL));
     let codes = [both[0].ended().await, both[1].ended().await];
     let said = both.each_ref().map(|run| run.logged());
     assert!(codes == [0, 3] || codes == [3, 0], "one wins: {codes:?}\n{}\n{}", said[0], said[1]);
     assert!(said[0].contains("another run is at work"), "the other says so: {}\n{}", said[0], said[1]);
-    assert_eq!(generation(pool).await, before + 1);
+    assert_eq!(stack.tidemark().await.generation, before + 1);
     compare_views(stack, pool, &stack.oracle()).await;
 }
 
@@ -542,7 +536,7 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
     assert!(number(pool, WIDTHS).await > 0, "the bad catalog's buckets are seen");
     let views = "select count(*) from pg_views where schemaname = 'metrics' and viewname in ('display_cnt', 'other_cnt')";
     assert_eq!(number(pool, views).await, 1, "the view of a metric that is no longer there is dropped");
-    let (bad_run, before) = (newest().await, generation(pool).await);
+    let (bad_run, before) = (newest().await, stack.tidemark().await.generation);
     let printed = done(stack, &["catalog", "of", &bad_run], &["postgres"]).await;
     assert!(printed.contains("grain = \"10m\""), "the catalog of a run is kept: {printed}");
     let said = done(stack, &["rollback", &good_run, "--dry-run"], &ALL[1..]).await;
@@ -561,7 +555,7 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
         "{said}"
     );
     write(&good, &good_run).await;
-    assert_eq!(generation(pool).await, before);
+    assert_eq!(stack.tidemark().await.generation, before);
     done(stack, &["rollback", &good_run], &ALL[1..]).await;
     assert_eq!(number(pool, WIDTHS).await, 0, "the old catalog's buckets are back");
     compare_views(stack, pool, &stack.oracle()).await;
@@ -584,10 +578,7 @@ async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
         stack.send(part);
         let ends = stack.probe.ends().expect("the log's ends");
         wait_for("the tidemark beyond what was sent", async || {
-            let cuts = cuts(&pool).await;
-            let behind: Vec<_> =
-                ends.iter().filter(|(tp, end)| cuts[&(tp.topic.to_string(), tp.partition)] < **end).collect();
-            if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} {}", schedule.logged())) }
+            stack.passed(&ends).await.map_err(|behind| format!("{behind} {}", schedule.logged()))
         })
         .await;
         compare_views(&stack, &pool, &stack.oracle()).await;
@@ -596,11 +587,11 @@ async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
 
     stack.send(parts[2]);
     stack.settle().await;
-    let (before, oracle) = (generation(&pool).await, stack.oracle());
+    let (before, oracle) = (stack.tidemark().await.generation, stack.oracle());
     let error = refused(&stack, &["run", "--archive", "file:///proc/tidemark"], &ALL[..3]).await;
     assert!(error.contains("archive") || error.contains("/proc"), "{error}");
     no_servers_and_wrong_passwords(&stack, &pool).await;
-    assert_eq!(generation(&pool).await, before, "failures don't move the tidemark");
+    assert_eq!(stack.tidemark().await.generation, before, "failures don't move the tidemark");
     stack.compare(&serving, &oracle, "after failures").await;
     done(&stack, &["run"], ALL).await;
     stack.settle().await;
@@ -653,10 +644,10 @@ async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
     let three_days = Options { span: 3 * 86_400_000, late: 0.0, ..options(3_000) };
     let all: Vec<Delivery> = Generator::new(three_days, 24).collect();
     let (first, rest) = all.split_at(all.len() * 2 / 3);
-    send_and_archive(&stack, &pool, first).await;
+    send_and_archive(&stack, first).await;
     done(&stack, &["run"], ALL).await;
     assert_eq!(number(&pool, "select count(*) from tidemark.segment where removed_at is not null").await, 0);
-    send_and_archive(&stack, &pool, rest).await;
+    send_and_archive(&stack, rest).await;
 
     let retention = ["--archive-days", "1", "--facts-days", "2", "--version-grace", "1ms"];
     let schedule =
@@ -697,7 +688,7 @@ async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
     assert_eq!(late.len(), 1);
     let before =
         number(&pool, "select count(*) from metrics.user_view_cnt where bucket < '2016-06-15'").await;
-    send_and_archive(&stack, &pool, &late).await;
+    send_and_archive(&stack, &late).await;
     done(&stack, &[&["run"][..], &retention].concat(), ALL).await;
     compare_views(&stack, &pool, &stack.oracle()).await;
     let after = number(&pool, "select count(*) from metrics.user_view_cnt where bucket < '2016-06-15'").await;

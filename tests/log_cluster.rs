@@ -8,6 +8,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rustix::process::{Pid, Signal, kill_process};
 use shared_model::catalog::OUTBRAIN;
 use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::Cut;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -91,37 +92,19 @@ async fn leaders_that_die_stop_or_stand_still_under_load_cost_nothing() {
     );
 }
 
-/// The tidemark's cuts, and why partitions are held.
-async fn tidemark(stack: &Stack) -> BTreeMap<TopicPartition, (i64, i64, Option<String>)> {
-    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
-    let sql =
-        "select cut->>'topic', (cut->>'partition')::int, (cut->>'epoch')::bigint, (cut->>'offset')::bigint,
-                 cut->>'held'
-               from tidemark.tidemark, jsonb_array_elements(cuts) cut
-               where generation = (select max(generation) from tidemark.tidemark)";
-    let cuts: Vec<(String, i32, i64, i64, Option<String>)> =
-        sqlx::query_as(sql).fetch_all(&pool).await.expect("the tidemark");
-    let place = |(topic, partition, epoch, offset, held): (String, i32, i64, i64, Option<String>)| {
-        (TopicPartition::new(&topic, partition), (epoch, offset, held))
-    };
-    cuts.into_iter().map(place).collect()
-}
-
 /// Holds each cut of the tidemark against the log: the first record whose clock, the running maximum of append times,
 /// has reached the epoch. Gives why partitions are held.
 async fn check_cuts(stack: &Stack) -> BTreeMap<TopicPartition, String> {
-    let (cuts, times) = (tidemark(stack).await, stack.probe.append_times().expect("the log"));
-    let mut reasons = BTreeMap::new();
-    for (tp, (epoch, offset, held)) in cuts {
+    let (tidemark, times) = (stack.tidemark().await, stack.probe.append_times().expect("the log"));
+    for (tp, Cut { epoch, offset, .. }) in &tidemark.cuts {
         let mut clock = 0;
-        let mut reached = times.get(&tp).into_iter().flatten().filter(|(_, time)| {
+        let mut reached = times.get(tp).into_iter().flatten().filter(|(_, time)| {
             clock = clock.max(*time);
             clock >= epoch * EPOCH
         });
-        assert_eq!(reached.next().map(|(offset, _)| *offset), Some(offset), "{tp}: the cut of epoch {epoch}");
-        reasons.extend(held.map(|reason| (tp, reason)));
+        assert_eq!(reached.next().map(|(offset, _)| offset), Some(offset), "{tp}: the cut of epoch {epoch}");
     }
-    reasons
+    tidemark.held
 }
 
 /// Sends page views and clicks to the first two of four partitions; the others stay idle.

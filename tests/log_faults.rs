@@ -86,8 +86,8 @@ async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_i
     // Once an epoch has ended that the others can close and this one can't.
     wait_for("the partition being held and named", async || {
         stack.batch(&["run", "--patience", "2s"]).await;
-        let held = held(&stack).await;
-        let named = held.iter().any(|reason| reason.contains("open transaction"));
+        let held = stack.tidemark().await.held;
+        let named = held.values().any(|reason| reason.contains("open transaction"));
         if named { Ok(()) } else { Err(format!("{held:?}")) }
     })
     .await;
@@ -108,13 +108,6 @@ async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_i
     stack.settle().await;
     stack.compare(&serving, &stack.oracle(), "after a run over both").await;
     stack.verify_groups("after transactions").await;
-}
-
-async fn held(stack: &Stack) -> Vec<String> {
-    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
-    let sql = "select cut->>'held' from tidemark.tidemark, jsonb_array_elements(cuts) cut
-               where generation = (select max(generation) from tidemark.tidemark) and cut ? 'held'";
-    sqlx::query_scalar(sql).fetch_all(&pool).await.expect("the tidemark")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,8 +202,8 @@ async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixe
     .await;
     wait_for("the archive refusing the new log", async || {
         stack.batch(&["run", "--patience", "2s"]).await;
-        let held = held(&stack).await;
-        let refused = held.iter().any(|reason| reason.contains("made anew"));
+        let held = stack.tidemark().await.held;
+        let refused = held.values().any(|reason| reason.contains("made anew"));
         if refused { Ok(()) } else { Err(format!("{held:?}")) }
     })
     .await;

@@ -12,6 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::json;
 use shared_model::catalog::OUTBRAIN;
+use shared_model::offsets::TopicPartition;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tidemark_tests::stack::Stack;
@@ -65,13 +66,7 @@ impl Log {
 
 /// The promise, kept naively; with how many deliveries count twice for now.
 async fn promised(stack: &Stack) -> (Oracle, usize) {
-    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
-    let sql = "select cut->>'topic', (cut->>'partition')::int, (cut->>'offset')::bigint
-               from tidemark.tidemark, jsonb_array_elements(cuts) cut
-               where generation = (select max(generation) from tidemark.tidemark)";
-    let cuts: Vec<(String, i32, i64)> = sqlx::query_as(sql).fetch_all(&pool).await.expect("the tidemark");
-    let cuts: HashMap<(String, i32), i64> =
-        cuts.into_iter().map(|(topic, partition, offset)| ((topic, partition), offset)).collect();
+    let tidemark = stack.tidemark().await;
     let mut last: HashMap<(i32, Vec<u8>), i64> = HashMap::new();
     let (mut oracle, mut distinct) = (Oracle::default(), Oracle::default());
     let mut from_t = Vec::new();
@@ -82,8 +77,7 @@ async fn promised(stack: &Stack) -> (Oracle, usize) {
         distinct.take(&record);
         let place = (record.partition, record.value.clone());
         let is_repeat = last.insert(place, record.offset).is_some_and(|at| record.offset - at <= HORIZON);
-        let cut = cuts.get(&(record.topic.clone(), record.partition)).copied().unwrap_or(0);
-        if record.offset < cut {
+        if record.offset < tidemark.cut(&TopicPartition::new(&record.topic, record.partition)).offset {
             oracle.take(&record);
         } else if !is_repeat {
             from_t.push(record);

@@ -11,8 +11,11 @@ use local::probe::{Probe, Serving};
 use local::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions};
 use local::stack::with_layout;
 use shared_model::catalog::{Catalog, OUTBRAIN};
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::{StoredCut, Tidemark};
 use simulator::generate::Delivery;
 use simulator::replay::Sender;
+use sqlx::types::Json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -265,25 +268,30 @@ impl Stack {
         redis::from_redis_value(bytes).expect("a number")
     }
 
+    /// The tidemark in force.
+    pub async fn tidemark(&self) -> Tidemark {
+        let pool = sqlx::PgPool::connect(&self.database).await.expect("postgres");
+        let sql = "select generation, cuts from tidemark.tidemark order by generation desc limit 1";
+        let (generation, Json(cuts)): (i64, Json<Vec<StoredCut>>) =
+            sqlx::query_as(sql).fetch_one(&pool).await.expect("the tidemark");
+        Tidemark::from_stored(generation, cuts)
+    }
+
+    /// Whether the tidemark cuts each partition at the given end or beyond; else those that it doesn't.
+    pub async fn passed(&self, ends: &BTreeMap<TopicPartition, i64>) -> Result<(), String> {
+        let Tidemark { cuts, .. } = self.tidemark().await;
+        let is_behind = |(tp, end): &(_, &i64)| cuts.get(*tp).is_none_or(|cut| cut.offset < **end);
+        let behind: Vec<_> = ends.iter().filter(is_behind).collect();
+        if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?}")) }
+    }
+
     /// Runs the batch layer until all that the log holds now lies below the tidemark: a run that starts within the epoch
     /// of the last record leaves that open.
     pub async fn run_past_the_end(&self) {
         let ends = self.probe.ends().expect("the log's ends");
-        let pool = sqlx::PgPool::connect(&self.database).await.expect("postgres");
-        let sql = "select cut->>'topic', (cut->>'partition')::int, (cut->>'offset')::bigint
-                   from tidemark.tidemark, jsonb_array_elements(cuts) cut
-                   where generation = (select max(generation) from tidemark.tidemark)";
         wait_for("the tidemark passing the log's ends", async || {
             self.batch(&["run"]).await;
-            let cuts: Vec<(String, i32, i64)> = sqlx::query_as(sql).fetch_all(&pool).await.expect("the cuts");
-            let behind = |(topic, partition, offset): &&(String, i32, i64)| {
-                ends.iter()
-                    .any(|(tp, end)| *tp.topic == **topic && tp.partition == *partition && offset < end)
-            };
-            match cuts.iter().find(behind) {
-                None if cuts.len() >= ends.len() => Ok(()),
-                behind => Err(format!("{behind:?}")),
-            }
+            self.passed(&ends).await
         })
         .await;
     }
