@@ -4,14 +4,14 @@
 use local::oracle::{self, Oracle};
 use local::stack::with_layout;
 use rdkafka::ClientConfig;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Delivery, Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tidemark_tests::letters::{letters, scan};
+use tidemark_tests::letters::letters;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::torture::{Fate, torture, view};
 
@@ -58,7 +58,7 @@ fn mendable(count: usize, round: usize) -> Vec<(Vec<u8>, &'static str)> {
 fn expected(stack: &Stack, counted: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<String, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     for topic in &stack.probe.topics {
-        scan(&stack.probe, topic, |message| {
+        let take = |message: &BorrowedMessage<'_>| {
             let value = message.payload();
             let is_tick =
                 message.headers().is_some_and(|h| h.iter().any(|header| header.key == "tidemark-tick"));
@@ -72,7 +72,8 @@ fn expected(stack: &Stack, counted: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeMap<Str
                 let key = format!("{topic}/{}/{}", message.partition(), message.offset());
                 found.insert(key, value.map(<[u8]>::to_vec));
             }
-        });
+        };
+        stack.probe.read_topic(topic, take).expect("the log");
     }
     found
 }

@@ -1,12 +1,8 @@
 //! Dead letters as they lie in their topic.
 
 use local::probe::Probe;
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// A dead letter as it lies in its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +20,7 @@ pub struct Letter {
 /// All dead letters of a topic, by key, and the keys of the marks of replays.
 pub fn letters(probe: &Probe, topic: &str) -> (BTreeMap<String, Letter>, usize) {
     let (mut found, mut marks) = (BTreeMap::new(), 0);
-    scan(probe, &format!("{topic}.dead-letters"), |message| {
+    let take = |message: &BorrowedMessage<'_>| {
         let headers = message.headers().expect("headers");
         let header = |name: &str| {
             let value = headers.iter().find(|header| header.key == name)?.value?;
@@ -45,30 +41,7 @@ pub fn letters(probe: &Probe, topic: &str) -> (BTreeMap<String, Letter>, usize) 
             // Only the reason may be another, where it was read again under a mended catalog.
             assert!(copy.value == letter.value, "the bytes of copies of {key} differ");
         }
-    });
+    };
+    probe.read_topic(&format!("{topic}.dead-letters"), take).expect("the dead letters");
     (found, marks)
-}
-
-/// Hands on every record of a topic, ticks and null values included.
-pub fn scan(probe: &Probe, topic: &str, mut each: impl FnMut(&BorrowedMessage<'_>)) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &probe.kafka)
-        .set("group.id", "tidemark-dead-letter-test")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .create()
-        .expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).expect("metadata");
-    for partition in metadata.topics()[0].partitions() {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("a partition");
-        consumer.assign(&list).expect("assigned");
-        loop {
-            match consumer.poll(Duration::from_secs(30)).expect("an answer") {
-                Ok(message) => each(&message),
-                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => break,
-                Err(error) => panic!("{topic}: {error}"),
-            }
-        }
-    }
 }

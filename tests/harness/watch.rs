@@ -3,9 +3,7 @@
 
 use local::oracle;
 use local::probe::{Probe, Serving};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::message::{BorrowedMessage, Message as _};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -77,31 +75,13 @@ impl Watch {
 
 /// Every valid view in the log: when it was appended, and what it is.
 fn views(probe: &Probe) -> Vec<(i64, String)> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &probe.kafka)
-        .set("group.id", "tidemark-watch")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .create()
-        .expect("a consumer");
     let mut found = Vec::new();
-    for tp in probe.partitions().expect("partitions").iter().filter(|tp| &*tp.topic == "page_views") {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&tp.topic, tp.partition, Offset::Beginning).expect("a partition");
-        consumer.assign(&list).expect("assigned");
-        loop {
-            match consumer.poll(Duration::from_secs(30)).expect("an answer") {
-                Ok(message) => {
-                    let fact = message.payload().and_then(|value| oracle::parse(&tp.topic, value));
-                    if let Some(fact) = fact {
-                        let time = message.timestamp().to_millis().expect("an append time");
-                        found.push((time, format!("{:?} {:?} {}", fact.uuid, fact.document, fact.time)));
-                    }
-                }
-                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => break,
-                Err(error) => panic!("{tp}: {error}"),
-            }
+    let take = |message: &BorrowedMessage<'_>| {
+        if let Some(fact) = message.payload().and_then(|value| oracle::parse("page_views", value)) {
+            let time = message.timestamp().to_millis().expect("an append time");
+            found.push((time, format!("{:?} {:?} {}", fact.uuid, fact.document, fact.time)));
         }
-    }
+    };
+    probe.read_topic("page_views", take).expect("the views");
     found
 }

@@ -126,13 +126,23 @@ impl Probe {
     /// # Errors
     /// When the broker doesn't answer or the topic isn't there.
     pub fn keys(&self, topic: &str) -> Result<BTreeSet<Vec<u8>>> {
-        let consumer = self.consumer()?;
         let mut keys = BTreeSet::new();
-        let starts = partitions_of(&consumer, topic)?.into_iter().map(|tp| (tp, None)).collect();
-        read(&consumer, starts, |message| {
+        self.read_topic(topic, |message| {
             keys.insert(message.key().unwrap_or_default().to_vec());
         })?;
         Ok(keys)
+    }
+
+    /// Hands on every record of a topic, ticks and others without a value included; those of one partition in their
+    /// order. Blocks.
+    ///
+    /// # Errors
+    /// When the broker doesn't answer or the topic isn't there.
+    pub fn read_topic(&self, topic: &str, each: impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
+        let consumer = self.consumer()?;
+        let starts = partitions_of(&consumer, topic)?.into_iter().map(|tp| (tp, None)).collect();
+        read(&consumer, starts, each)?;
+        Ok(())
     }
 
     /// The headers of all groups, as Redis holds them now.
