@@ -6,18 +6,16 @@
 
 use local::oracle;
 use local::probe::Serving;
-use local::stack::with_layout;
 use serde_json::Value;
 use shared_model::aggregate::{Aggregate, State};
-use shared_model::catalog::{Catalog, OUTBRAIN};
+use shared_model::catalog::Catalog;
 use shared_model::view::{self, CellId, Cells, Header, Slice};
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
-use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::stack::{Stack, free_port, outbrain};
 use tidemark_tests::{number, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 /// What an audited run connects to.
 const ALL: &[&str] = &["catalog", "kafka", "redis", "postgres", "archive"];
 /// What the others connect to.
@@ -45,7 +43,7 @@ fn generator(options: Options, seed: u64) -> Generator {
 /// A stack whose streams recognise repeats within so many offsets.
 async fn start(horizon: i64) -> Stack {
     let bounds = r#"bounds = { from = "2016-06-13", to = "2016-07-01" }"#;
-    let text = with_layout(OUTBRAIN, LAYOUT).replace(bounds, &format!("{bounds}\ndedup_horizon = {horizon}"));
+    let text = outbrain().replace(bounds, &format!("{bounds}\ndedup_horizon = {horizon}"));
     assert_eq!(Catalog::from_toml(&text).expect("valid").streams[0].dedup_horizon, horizon);
     let stack = Stack::with_catalog(LAYERS, 2, &text).await;
     stack.batch(&["run"]).await;

@@ -4,20 +4,17 @@
 
 use chrono::{DateTime, Utc};
 use local::oracle::{self, Logged, Oracle};
-use local::stack::with_layout;
 use serde_json::Value;
-use shared_model::catalog::OUTBRAIN;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
 use simulator::generate::{Delivery, Generator, Options};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 /// What most commands connect to.
 const ALL: &[&str] = &["catalog", "kafka", "postgres", "archive"];
 
@@ -157,8 +154,7 @@ async fn facts(pool: &PgPool) -> Facts {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_imports_views_and_facts() {
-    let text = with_layout(OUTBRAIN, LAYOUT);
-    let text = text.replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
+    let text = outbrain().replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
     let stack = Stack::with_catalog(LAYERS, 2, &text).await;
     done(&stack, &["run"], ALL).await;
     let _speed = stack.speed();
@@ -416,7 +412,7 @@ async fn strange_files_lose_nothing(stack: &Stack, folder: &Path, oracle: &mut O
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retry_rollback_two_at_once_and_old_snapshots() {
-    let stack = Stack::with_layout(LAYERS, 2, LAYOUT).await;
+    let stack = Stack::start(LAYERS, 2).await;
     done(&stack, &["run"], ALL).await;
     let pool = pool(&stack).await;
     let all = deliveries(6_000, 22);
@@ -521,7 +517,7 @@ async fn old_versions_go_when_no_snapshot_needs_them(stack: &Stack, pool: &PgPoo
 /// A run by a catalog with other keys and grains publishes other versions; a rollback to the run before brings its own
 /// back, by the catalog that is stored with it.
 async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
-    let good = with_layout(OUTBRAIN, LAYOUT);
+    let good = outbrain();
     let bad = good.replace("grain = \"20m\"", "grain = \"10m\"");
     let bad = bad.replace("by = [\"uuid\"]", "by = [\"uuid\", \"platform\"]");
     let bad = bad.replace("[metrics.display_cnt]", "[metrics.other_cnt]");
@@ -565,7 +561,7 @@ async fn a_bad_catalog_is_rolled_back(stack: &Stack, pool: &PgPool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
-    let stack = Stack::with_layout(LAYERS, 2, LAYOUT).await;
+    let stack = Stack::start(LAYERS, 2).await;
     done(&stack, &["run"], ALL).await;
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;
@@ -636,8 +632,7 @@ async fn no_servers_and_wrong_passwords(stack: &Stack, pool: &PgPool) {
 async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
     const VERSIONS: &str = "select event_day::text, bool_or(partial) from tidemark.live_version
                             join tidemark.view_version using (version_id, event_day) group by 1 order by 1";
-    let text = with_layout(OUTBRAIN, LAYOUT);
-    let text = text.replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
+    let text = outbrain().replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
     let stack = Stack::with_catalog(LAYERS, 2, &text).await;
     done(&stack, &["run"], ALL).await;
     let pool = pool(&stack).await;

@@ -5,21 +5,16 @@
 use local::compare;
 use local::oracle::{METRICS, Metric, Oracle};
 use local::probe::Serving;
-use local::stack::with_layout;
 use serde_json::json;
-use shared_model::catalog::{Catalog, OUTBRAIN};
+use shared_model::catalog::Catalog;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use tidemark_tests::events::town;
 use tidemark_tests::shop::events::Record;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-
-fn catalog() -> String {
-    with_layout(OUTBRAIN, "epoch = \"1s\"\ngroups = 4\npane = \"10s\"")
-}
 
 fn options(records: u64) -> Options {
     Options { near_repeats: 0.03, late: 0.0, ..town(records) }
@@ -82,7 +77,7 @@ const MINUTE: i64 = 60_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are() {
-    let mut stack = Stack::with_catalog(LAYERS, 2, &catalog()).await;
+    let mut stack = Stack::with_catalog(LAYERS, 2, &outbrain()).await;
     stack.batch(&["run"]).await;
     let speed = stack.speed();
     let (old_process, old) = stack.serving().await;
@@ -99,7 +94,7 @@ async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are
 
     let added = "[metrics.geo_view_cnt]\nstream = \"page_views\"\nby = [\"geo_location\"]\naggregate = \"count\"\n\
                  window = \"5m\"\ngrain = \"20m\"\n\n[metrics.doc_cnt]";
-    let changed = with(&without(&catalog(), "display_cnt"), "[metrics.doc_cnt]", added);
+    let changed = with(&without(&outbrain(), "display_cnt"), "[metrics.doc_cnt]", added);
     let doc = changed.find("[metrics.doc_cnt]").expect("its section");
     let (head, tail) = changed.split_at(doc);
     let changed = format!("{head}{}", tail.replacen("grain = \"5m\"", "grain = \"1h\"", 1));
@@ -161,7 +156,7 @@ async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_files_stay_readable_when_a_stream_gains_or_loses_a_field_and_refuse_another_type() {
-    let mut stack = Stack::with_catalog(LAYERS, 1, &catalog()).await;
+    let mut stack = Stack::with_catalog(LAYERS, 1, &outbrain()).await;
     stack.batch(&["run"]).await;
     stack.send(&deliveries(2_000, 121));
     stack.run_past_the_end().await;
@@ -171,7 +166,7 @@ async fn old_files_stay_readable_when_a_stream_gains_or_loses_a_field_and_refuse
     let gained = fields.replace("traffic_source = \"int\"", "referrer = \"string\"");
     let metric = "[metrics.referrer_cnt]\nstream = \"page_views\"\nby = [\"referrer\"]\naggregate = \"count\"\n\
                   grain = \"1h\"\n\n[metrics.doc_cnt]";
-    let changed = with(&with(&catalog(), fields, &gained), "[metrics.doc_cnt]", metric);
+    let changed = with(&with(&outbrain(), fields, &gained), "[metrics.doc_cnt]", metric);
     stack.rewrite_catalog(&changed);
     let _speed = stack.speed();
     stack.batch(&["run"]).await;

@@ -2,21 +2,18 @@
 //! with reason, position and original bytes, and those that a mended catalog admits are replayed and count once.
 
 use local::oracle::{self, Oracle};
-use local::stack::with_layout;
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Delivery, Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidemark_tests::letters::letters;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::torture::{Fate, torture, view};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 /// What the catalog at fault admits: events before 2016-06-16, of at most 100,000 bytes.
 const ADMITTED: (i64, usize) = (1_466_035_200_000, 100_000);
 /// A stream's default for `max_record_bytes`.
@@ -103,7 +100,7 @@ fn oracle_of(stack: &Stack, counted: &BTreeMap<Vec<u8>, Vec<u8>>) -> Oracle {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_stops_nothing_and_counts_once_after_a_fix() {
-    let whole = with_layout(OUTBRAIN, LAYOUT);
+    let whole = outbrain();
     let limit = format!("message_key = \"uuid\"\nmax_record_bytes = {}", ADMITTED.1);
     let faulty =
         whole.replace("to = \"2016-07-01\"", "to = \"2016-06-16\"").replace("message_key = \"uuid\"", &limit);

@@ -9,7 +9,7 @@ use shared_model::view;
 use std::collections::{BTreeMap, BTreeSet};
 use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::shop::events::Record;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{LAYOUT, Stack};
 use tidemark_tests::{now, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -71,7 +71,7 @@ fn catalog(streams: &[Stream]) -> String {
         )
     };
     let streams: String = streams.iter().map(stream).collect();
-    format!("[layout]\nepoch = \"1s\"\ngroups = 4\npane = \"10s\"\n{streams}")
+    format!("[layout]\n{LAYOUT}\n{streams}")
 }
 
 fn record(topic: &'static str, id: i64, at: i64) -> Record {

@@ -3,18 +3,15 @@
 
 use local::probe::Serving;
 use local::servers::{PostgresOptions, RedisOptions};
-use local::stack::with_layout;
-use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Delivery, Generator, Options};
 use std::path::Path;
 use tidemark_tests::events::town;
 use tidemark_tests::preload::Disk;
 use tidemark_tests::redis_client::{ask, connect};
-use tidemark_tests::stack::{Servers, Stack};
+use tidemark_tests::stack::{Servers, Stack, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 const NO_SPACE: &str = "No space left on device";
 
 fn parts() -> Vec<Vec<Delivery>> {
@@ -24,7 +21,7 @@ fn parts() -> Vec<Vec<Delivery>> {
 }
 
 async fn stack_with(servers: Servers) -> Stack {
-    let stack = Stack::without_topics(LAYERS, &with_layout(OUTBRAIN, LAYOUT), servers).await;
+    let stack = Stack::without_topics(LAYERS, &outbrain(), servers).await;
     for topic in &stack.probe.topics {
         stack.kafka.create_topic(topic, 2, &[]).await.expect("topic");
     }

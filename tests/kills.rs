@@ -7,12 +7,11 @@
 use local::layers::Layer;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::path::Path;
 use std::time::Duration;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{number, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -149,9 +148,7 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
         (number("TIDEMARK_KILLS").unwrap_or(50) as usize, number("TIDEMARK_SEED").unwrap_or(71));
     println!("{kills} kills, seed {seed} (TIDEMARK_KILLS, TIDEMARK_SEED)");
     let mut rng = StdRng::seed_from_u64(seed);
-    let layout = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
-    let text = local::stack::with_layout(OUTBRAIN, layout);
-    let text = text.replace("message_key = \"uuid\"", "message_key = \"uuid\"\nfacts = true");
+    let text = outbrain().replace("message_key = \"uuid\"", "message_key = \"uuid\"\nfacts = true");
     let stack = Stack::with_catalog(LAYERS, PARTITIONS, &text).await;
 
     let (speed, batch) = (points("speed-layer"), points("batch-layer"));

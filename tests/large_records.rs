@@ -1,11 +1,9 @@
 //! Records that are too large: for their topic, for their stream, and for the topic of dead letters. None stops its
 //! partition, and nothing of a record is lost without a word.
 
-use local::stack::with_layout;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use shared_model::catalog::OUTBRAIN;
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::path::Path;
@@ -14,7 +12,6 @@ use tidemark_tests::letters::letters;
 use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 
 fn admin(stack: &Stack) -> AdminClient<DefaultClientContext> {
     let mut config = ClientConfig::new();
@@ -52,7 +49,7 @@ fn files(folder: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_too_large_stop_nothing_and_none_is_lost_without_a_word() {
-    let stack = Stack::with_catalog(LAYERS, 1, &with_layout(OUTBRAIN, LAYOUT)).await;
+    let stack = Stack::start(LAYERS, 1).await;
     stack.batch(&["run"]).await;
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;

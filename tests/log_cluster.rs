@@ -2,11 +2,9 @@
 //! topic doesn't admit.
 
 use local::layers::Layer;
-use local::stack::with_layout;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rustix::process::{Pid, Signal, kill_process};
-use shared_model::catalog::OUTBRAIN;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
 use simulator::generate::{Delivery, Generator, Options};
@@ -15,11 +13,10 @@ use std::time::{Duration, Instant};
 use tidemark_tests::brokers::{FIRST, Pair, SECOND};
 use tidemark_tests::events::town;
 use tidemark_tests::load::Load;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{now, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
 const EPOCH: i64 = 1_000;
 const DAY: i64 = 86_400_000;
 
@@ -41,7 +38,7 @@ async fn caught_up(stack: &Stack, speed: &Layer) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_die_stop_or_stand_still_under_load_cost_nothing() {
     let (both, alone) = ([SECOND, FIRST], [FIRST, FIRST]);
-    let mut pair = Pair::start(LAYERS, &with_layout(OUTBRAIN, LAYOUT), &both).await;
+    let mut pair = Pair::start(LAYERS, &outbrain(), &both).await;
     pair.stack.batch(&["run"]).await;
     let speed = pair.stack.speed();
     let (_process, serving) = pair.stack.serving().await;
@@ -127,7 +124,7 @@ fn send(stack: &Stack, seed: u64) {
 async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
     // The second broker leads one partition with records, and one without, of each topic.
     let leaders = [SECOND, FIRST, SECOND, FIRST];
-    let mut pair = Pair::start(LAYERS, &with_layout(OUTBRAIN, LAYOUT), &leaders).await;
+    let mut pair = Pair::start(LAYERS, &outbrain(), &leaders).await;
     pair.stack.batch(&["run"]).await;
     let speed = pair.stack.speed();
     let (_process, serving) = pair.stack.serving().await;

@@ -5,17 +5,15 @@
 
 use local::layers::Layer;
 use local::oracle::{self, Logged, Oracle};
-use local::stack::with_layout;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::json;
-use shared_model::catalog::OUTBRAIN;
 use shared_model::offsets::TopicPartition;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{number, wait_for};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -138,9 +136,8 @@ async fn check(stack: &Stack, serving: &local::probe::Serving, when: &str) -> us
 async fn repeats_count_as_promised_whatever_the_restarts_between_the_copies() {
     let seed = number("TIDEMARK_SEED").unwrap_or(61);
     println!("seed {seed} (TIDEMARK_SEED)");
-    let text = with_layout(OUTBRAIN, "epoch = \"1s\"\ngroups = 4\npane = \"10s\"");
     let horizon = format!("message_key = \"uuid\"\ndedup_horizon = {HORIZON}");
-    let stack = Stack::with_catalog(LAYERS, 2, &text.replace("message_key = \"uuid\"", &horizon)).await;
+    let stack = Stack::with_catalog(LAYERS, 2, &outbrain().replace("message_key = \"uuid\"", &horizon)).await;
     stack.batch(&["run"]).await;
     let (_process, serving) = stack.serving().await;
     let (mut workers, mut log) = (Workers { all: Vec::new(), started: 0 }, Log::new(&stack));

@@ -19,6 +19,14 @@ use sqlx::types::Json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// The layout of most tests: epochs of a second, so that runs needn't wait for one to end.
+pub const LAYOUT: &str = "epoch = \"1s\"\ngroups = 4\npane = \"10s\"";
+
+/// The shipped catalog with [`LAYOUT`].
+pub fn outbrain() -> String {
+    with_layout(OUTBRAIN, LAYOUT)
+}
+
 /// How the servers of a test are started.
 #[derive(Default)]
 pub struct Servers {
@@ -58,7 +66,7 @@ impl Stack {
     /// Starts the servers and makes the topics, with `partitions` each. `program` is the binary that is re-executed
     /// as the layers.
     pub async fn start(program: &str, partitions: i32) -> Stack {
-        Stack::with_layout(program, partitions, "epoch = \"1s\"\ngroups = 4\npane = \"10s\"").await
+        Stack::with_layout(program, partitions, LAYOUT).await
     }
 
     /// The same with a `[layout]` of one's own.
