@@ -9,7 +9,7 @@ use simulator::generate::{Delivery, Generator, Kind, Options};
 use sqlx::Connection as _;
 use std::collections::BTreeMap;
 use tidemark_tests::naughty::{NAUGHTY, noise};
-use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::stack::{SPEED, Stack, free_port};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -161,8 +161,7 @@ async fn refused(url: &str, sql: &'static str) {
 async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     let mut guarded = Guarded::start().await;
     guarded.batch().await;
-    let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
-    let speed = guarded.layer("speed-layer", &command, "SPEED_PASSWORD");
+    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
     let address = format!("127.0.0.1:{}", free_port());
     let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
     let process = guarded.layer("serving-layer", &command, "SERVING_PASSWORD");

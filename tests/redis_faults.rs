@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tidemark_tests::events::town;
 use tidemark_tests::proxy::Proxy;
 use tidemark_tests::redis_client::{ask, connect};
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{SPEED, Stack};
 use tidemark_tests::watch::Watch;
 use tidemark_tests::{number, wait_for};
 
@@ -25,17 +25,7 @@ fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
 
 /// A worker whose Redis is somewhere else than the stack's.
 fn speed_at(stack: &Stack, redis: &str) -> Layer {
-    let command = [
-        "run",
-        "--listen",
-        "127.0.0.1:0",
-        "--flush-interval",
-        "50ms",
-        "--epoch-grace",
-        "1s",
-        "--redis",
-        redis,
-    ];
+    let command = [&SPEED[..], &["--redis", redis]].concat();
     stack.process("speed-layer", &command, &["catalog", "kafka", "postgres"])
 }
 

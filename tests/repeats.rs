@@ -87,12 +87,6 @@ async fn promised(stack: &Stack) -> (Oracle, usize) {
     (oracle, twice)
 }
 
-/// A worker with a log of its own.
-fn worker(stack: &Stack, name: &str) -> Layer {
-    let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
-    stack.process_named("speed-layer", name, &command, &["catalog", "kafka", "redis", "postgres"])
-}
-
 /// The workers of a test, of which one at least is at work.
 struct Workers {
     all: Vec<Layer>,
@@ -102,7 +96,7 @@ struct Workers {
 impl Workers {
     fn start(&mut self, stack: &Stack) {
         self.started += 1;
-        self.all.push(worker(stack, &format!("worker-{}", self.started)));
+        self.all.push(stack.speed_named(&format!("worker-{}", self.started)));
     }
 
     /// A new worker takes over from all others, which stop or are killed.

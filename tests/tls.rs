@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use simulator::generate::{Delivery, Generator, Options};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::stack::{SPEED, Stack, free_port};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -114,8 +114,7 @@ fn environment(whole: &[(&str, String)], changes: &[(&str, String)]) -> Vec<(Str
 }
 
 fn speed(stack: &Stack) -> Layer {
-    let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
-    stack.process("speed-layer", &command, &["catalog"])
+    stack.process("speed-layer", &SPEED, &["catalog"])
 }
 
 /// Waits until a speed worker says on /readyz that it is not ready because of `why`, and tells no secret.

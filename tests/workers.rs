@@ -70,18 +70,12 @@ async fn says(layer: &Layer, what: &str) {
     .await;
 }
 
-/// A worker with a log of its own.
-fn worker(stack: &Stack, name: &str) -> Layer {
-    let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
-    stack.process_named("speed-layer", name, &command, &["catalog", "kafka", "redis", "postgres"])
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_stopped_past_its_session_writes_nothing_and_comes_back() {
     let stack = Stack::start(LAYERS, 2).await;
     stack.batch(&["run"]).await;
     let (_process, serving) = stack.serving().await;
-    let zombie = worker(&stack, "zombie");
+    let zombie = stack.speed_named("zombie");
     says(&zombie, "events/1: ours").await;
     let load = Load::start(&stack, 51);
     wait_for("progress", async || {
@@ -90,7 +84,7 @@ async fn a_worker_stopped_past_its_session_writes_nothing_and_comes_back() {
     })
     .await;
     zombie.freeze();
-    let heir = worker(&stack, "heir");
+    let heir = stack.speed_named("heir");
     let frozen = Instant::now();
     let tps = stack.probe.partitions().expect("partitions");
     for tp in &tps {
@@ -158,7 +152,7 @@ async fn workers_join_and_leave_under_load() {
     let stack = std::sync::Arc::new(Stack::start(LAYERS, 3).await);
     stack.batch(&["run"]).await;
     let (_process, serving) = stack.serving().await;
-    let mut workers = vec![worker(&stack, "worker-0")];
+    let mut workers = vec![stack.speed_named("worker-0")];
     says(&workers[0], "events/2: ours").await;
     let load = Load::start(&stack, seed);
     let stalls = Stalls::watch(&stack);
@@ -170,7 +164,7 @@ async fn workers_join_and_leave_under_load() {
             errors.extend(faults(&gone));
             assert_eq!(gone.stop().await, 0);
         } else {
-            let new = worker(&stack, &format!("worker-{change}"));
+            let new = stack.speed_named(&format!("worker-{change}"));
             says(&new, ": ours").await;
             workers.push(new);
             joined += 1;

@@ -27,6 +27,10 @@ pub fn outbrain() -> String {
     with_layout(OUTBRAIN, LAYOUT)
 }
 
+/// How most tests start a speed worker: with short intervals.
+pub const SPEED: [&str; 7] =
+    ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
+
 /// How the servers of a test are started.
 #[derive(Default)]
 pub struct Servers {
@@ -138,28 +142,27 @@ impl Stack {
         command.chain(wanted.flat_map(|(name, value)| [name.to_owned(), value])).collect()
     }
 
-    fn layer(&self, name: &'static str, arguments: &[String]) -> Layer {
-        let log = self.folder.join(format!("{name}.log"));
-        Layer::start_in(&self.program, name, arguments, &self.environment, &log).expect("a layer's process")
-    }
-
     /// Starts a speed worker.
     pub fn speed(&self) -> Layer {
-        let command = ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
-        self.layer("speed-layer", &self.arguments(&command, &["catalog", "kafka", "redis", "postgres"]))
+        self.speed_named("speed-layer")
+    }
+
+    /// The same with a log of its own, so that several can be told apart.
+    pub fn speed_named(&self, name: &str) -> Layer {
+        self.process_named("speed-layer", name, &SPEED, &["catalog", "kafka", "redis", "postgres"])
     }
 
     /// Starts a batch command.
     pub fn batch_process(&self, command: &[&str]) -> Layer {
-        self.layer("batch-layer", &self.arguments(command, &["catalog", "kafka", "postgres", "archive"]))
+        self.process("batch-layer", command, &["catalog", "kafka", "postgres", "archive"])
     }
 
     /// Starts a command with just the connections that it knows, out of catalog, kafka, redis, postgres, archive.
     pub fn process(&self, layer: &'static str, command: &[&str], connections: &[&str]) -> Layer {
-        self.layer(layer, &self.arguments(command, connections))
+        self.process_named(layer, layer, command, connections)
     }
 
-    /// The same with a log of its own, so that several of one layer can be told apart.
+    /// The same with a log of its own.
     pub fn process_named(
         &self,
         layer: &'static str,
@@ -200,7 +203,7 @@ impl Stack {
     pub async fn serving(&self) -> (Layer, Serving) {
         let address = format!("127.0.0.1:{}", free_port());
         let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
-        let layer = self.layer("serving-layer", &self.arguments(&command, &["catalog", "redis", "postgres"]));
+        let layer = self.process("serving-layer", &command, &["catalog", "redis", "postgres"]);
         let serving = Serving::at(format!("http://{address}"));
         wait_for("serving layer ready", async || {
             if let Some(code) = layer.exited() {
