@@ -3,10 +3,12 @@
 
 use batch_layer::archive::Store;
 use batch_layer::archive::store::Created;
+use local::layers::Layer;
+use local::probe::Serving;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use tidemark_tests::s3::{Api, BUCKET, Behaviour};
+use tidemark_tests::s3::{ARCHIVE, Api, Behaviour};
 use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -55,11 +57,10 @@ async fn a_store_is_taken_only_if_it_honours_put_if_absent() {
 async fn wrong_credentials_are_said_and_no_secret_with_them() {
     let api = Api::start(Behaviour::default()).await;
     let options = api.environment_of("tester", "a wrong one");
-    let url = format!("s3://{BUCKET}/archive");
-    let store = Store::open_with(&url, options).expect("opened without a request");
+    let store = Store::open_with(ARCHIVE, options).expect("opened without a request");
     let refused = store.probe_put_if_absent().await.expect_err("refused");
     let said = format!("{refused:#}");
-    assert!(said.contains(&url) && said.contains("403"), "{said}");
+    assert!(said.contains(ARCHIVE) && said.contains("403"), "{said}");
     assert!(!said.contains("a wrong one"), "{said}");
 }
 
@@ -105,15 +106,21 @@ fn deliveries() -> Vec<Delivery> {
     Generator::new(options, 21).collect()
 }
 
+/// A stack with its archive elsewhere, and what leads the layers there; after a first run, with a worker and the
+/// serving layer.
+async fn start(archive: &str, environment: Vec<(String, String)>) -> (Stack, Layer, (Layer, Serving)) {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    (stack.archive, stack.environment) = (archive.to_owned(), environment);
+    stack.batch(&["run"]).await;
+    let speed = stack.speed();
+    let serving = stack.serving().await;
+    (stack, speed, serving)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_path_with_its_archive_in_s3_equals_the_oracle() {
     let api = Api::start(Behaviour::default()).await;
-    let mut stack = Stack::start(LAYERS, 2).await;
-    stack.archive = format!("s3://{BUCKET}/archive");
-    stack.environment = api.environment();
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (stack, _speed, (_process, serving)) = start(ARCHIVE, api.environment()).await;
     let all = deliveries();
     let (first, second) = all.split_at(all.len() / 2);
     stack.send(first);
@@ -148,12 +155,7 @@ async fn manifests(store: &Store) -> Vec<batch_layer::archive::Manifest> {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_cut_conflicts_kills_and_listings_that_lag_leave_no_half_of_a_segment() {
     let api = Api::start(Behaviour::default()).await;
-    let mut stack = Stack::start(LAYERS, 2).await;
-    stack.archive = format!("s3://{BUCKET}/archive");
-    stack.environment = api.environment();
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (stack, _speed, (_process, serving)) = start(ARCHIVE, api.environment()).await;
     let (mut kills, mut most_orphans, mut misbehaved) = (0, 0, 0);
     // Between a segment and its manifest, and before and after others: each is come by in any run that seals an epoch
     // of two partitions.
@@ -229,15 +231,10 @@ async fn segments_by_name(stack: &Stack, store: &Store) -> BTreeSet<String> {
 /// The Parquet files that manifests name, each by exactly one and with its length; and those that there are.
 async fn segments(store: &Store) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut named = BTreeSet::new();
-    for manifest in store.list("manifests").await.expect("listed") {
-        let path = manifest.location.to_string();
-        let bytes = store.get(&path).await.expect("read").expect("listed above");
-        let manifest = batch_layer::archive::Manifest::from_json(&path, &bytes).expect("a manifest");
-        for segment in manifest.segments {
-            let found = store.get(&segment.path).await.expect("read").expect("its segment is there");
-            assert_eq!(found.len() as u64, segment.bytes, "{}", segment.path);
-            assert!(named.insert(segment.path.clone()), "{} is named twice", segment.path);
-        }
+    for segment in manifests(store).await.into_iter().flat_map(|manifest| manifest.segments) {
+        let found = store.get(&segment.path).await.expect("read").expect("its segment is there");
+        assert_eq!(found.len() as u64, segment.bytes, "{}", segment.path);
+        assert!(named.insert(segment.path.clone()), "{} is named twice", segment.path);
     }
     let stored = store.list("data").await.expect("listed");
     (named, stored.into_iter().map(|meta| meta.location.to_string()).collect())
@@ -254,11 +251,7 @@ async fn a_store_given_by_url_holds_the_whole_path_with_two_archivers_at_once() 
     open("probe").probe_put_if_absent().await.expect("put-if-absent is honoured");
     one_of_two_writers_wins(&open("writers"), &open("writers")).await;
 
-    let mut stack = Stack::start(LAYERS, 2).await;
-    stack.archive = format!("{url}/archive");
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (stack, _speed, (_process, serving)) = start(&format!("{url}/archive"), Vec::new()).await;
     let mut lost = 0;
     for part in deliveries().chunks(1_500) {
         stack.send(part);

@@ -22,6 +22,8 @@ use tower::ServiceExt as _;
 
 /// The one bucket.
 pub const BUCKET: &str = "tidemark";
+/// The URL of an archive in it.
+pub const ARCHIVE: &str = "s3://tidemark/archive";
 
 /// How the API behaves.
 #[derive(Default)]
@@ -205,7 +207,6 @@ impl Api {
 
     /// An archive in its bucket.
     pub fn store(&self) -> Store {
-        let url = format!("s3://{BUCKET}/archive");
-        Store::open_with(&url, self.environment()).expect("a store")
+        Store::open_with(ARCHIVE, self.environment()).expect("a store")
     }
 }
