@@ -17,31 +17,12 @@ pub(crate) const EPOCH: Millis = 1_000;
 pub(crate) const PAST: Millis = 3 * 86_400_000;
 pub(crate) const FUTURE: Millis = 300_000;
 
+/// The catalog without its streams.
 const CATALOG: &str = r#"
 [layout]
 epoch = "1s"
 groups = 2
 pane = "1s"
-
-[streams.views]
-topic = "views"
-event_time = { field = "at", unit = "ms" }
-identity = ["who", "page", "at"]
-message_key = "who"
-bounds = { past = "3d", future = "5m" }
-lateness = "1s"
-dedup_horizon = 12
-fields = { who = "string", page = "int", at = "int", place = "string" }
-
-[streams.clicks]
-topic = "clicks"
-event_time = { field = "at", unit = "ms" }
-identity = ["who", "page", "at"]
-message_key = "who"
-bounds = { past = "3d", future = "5m" }
-lateness = "1s"
-dedup_horizon = 12
-fields = { who = "string", page = "int", at = "int", place = "string" }
 
 [metrics.view_cnt]
 stream = "views"
@@ -71,9 +52,24 @@ value = "who"
 grain = "1h"
 "#;
 
+/// A stream but for its name: both are alike.
+const STREAM: &str = r#"
+[streams.NAME]
+topic = "NAME"
+event_time = { field = "at", unit = "ms" }
+identity = ["who", "page", "at"]
+message_key = "who"
+bounds = { past = "3d", future = "5m" }
+lateness = "1s"
+dedup_horizon = 12
+fields = { who = "string", page = "int", at = "int", place = "string" }
+"#;
+
 /// The definitions of the simulation.
 pub(crate) fn catalog() -> Arc<Catalog> {
-    let catalog = Catalog::from_toml(CATALOG).unwrap_or_else(|faults| panic!("{faults}"));
+    let [views, clicks] = ["views", "clicks"].map(|name| STREAM.replace("NAME", name));
+    let text = [CATALOG, &views, &clicks].concat();
+    let catalog = Catalog::from_toml(&text).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!((catalog.layout.epoch.0, catalog.layout.groups), (EPOCH, GROUPS));
     Arc::new(catalog)
 }
