@@ -8,9 +8,8 @@ use local::layers::Layer;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use simulator::generate::{Generator, Options};
-use simulator::replay::Sender;
 use std::path::Path;
-use std::time::Duration;
+use tidemark_tests::load::Load;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{number, wait_for};
 
@@ -142,6 +141,25 @@ async fn kill_batch(stack: &Stack, plan: Vec<Death>) -> usize {
     kills
 }
 
+/// What comes while processes are killed.
+fn options() -> Options {
+    Options {
+        // At 400 a second, within the streams' bounds for the whole of the long form.
+        records: 1_000_000,
+        span: 16 * 86_400_000,
+        users: 100,
+        documents: 50,
+        displays: 60,
+        geos: 10,
+        near_repeats: 0.05,
+        disorder: 0.2,
+        late: 0.01,
+        late_max: 600_000,
+        malformed: 0.02,
+        ..Options::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_every_failpoint_lose_and_double_nothing() {
     let (kills, seed) =
@@ -172,13 +190,10 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
     // Nothing is there yet: the first tidemark is written in spite of kills.
     let mut killed = kill_batch(&stack, batch_plan).await;
     stack.batch(&["run"]).await;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let sending = tokio::spawn(send(stack.kafka.bootstrap(), seed, stopped));
+    let load = Load::of(&stack, Generator::new(options(), seed), 400);
     let (by_speed, by_batch) = tokio::join!(kill_speed(&stack, speed_plan), kill_batch(&stack, rest));
     killed += by_speed + by_batch;
-    drop(stop);
-    let (sender, sent) = sending.await.expect("sent");
-    sender.flush().expect("acknowledged");
+    let sent = load.end().await;
 
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;
@@ -195,35 +210,4 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
         speed.len() + batch.len(),
         oracle.facts().len()
     );
-}
-
-/// Sends records, a few at a time, until it is stopped; gives how many, which are yet to be acknowledged.
-async fn send(kafka: String, seed: u64, mut stopped: tokio::sync::oneshot::Receiver<()>) -> (Sender, usize) {
-    let options = Options {
-        // At 400 a second, within the streams' bounds for the whole of the long form.
-        records: 1_000_000,
-        span: 16 * 86_400_000,
-        users: 100,
-        documents: 50,
-        displays: 60,
-        geos: 10,
-        near_repeats: 0.05,
-        disorder: 0.2,
-        late: 0.01,
-        late_max: 600_000,
-        malformed: 0.02,
-        ..Options::default()
-    };
-    let mut generator = Generator::new(options, seed);
-    let mut sent = 0;
-    let sender = Sender::connect(&kafka, &[], || 1_700_000_000_000).expect("a producer");
-    while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
-        for delivery in generator.by_ref().take(40) {
-            sender.send(&delivery).expect("sent");
-            sent += 1;
-        }
-        sender.poll();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    (sender, sent)
 }

@@ -1,39 +1,35 @@
 //! A steady stream of records beside a test.
 
+use crate::events::town;
 use crate::stack::Stack;
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Some thousand records a second until it is ended, with repeats, disorder and malformed ones.
+/// Records that are sent until it is ended.
 pub struct Load {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<(Sender, usize)>,
 }
 
 impl Load {
-    /// Starts it.
+    /// Starts one of some thousand a second, with repeats, disorder and malformed ones.
     pub fn start(stack: &Stack, seed: u64) -> Load {
+        let span = 40 * 86_400_000;
+        let options = Options { span, near_repeats: 0.05, malformed: 0.001, ..town(1_000_000) };
+        Load::of(stack, Generator::new(options, seed), 1_000)
+    }
+
+    /// Starts one of what a generator gives, at so many records a second.
+    pub fn of(stack: &Stack, mut generator: Generator, per_second: usize) -> Load {
         let (kafka, stop) = (stack.kafka.bootstrap(), CancellationToken::new());
         let stopped = stop.clone();
-        let options = Options {
-            records: 1_000_000,
-            span: 40 * 86_400_000,
-            users: 200,
-            documents: 100,
-            displays: 150,
-            geos: 20,
-            near_repeats: 0.05,
-            disorder: 0.2,
-            malformed: 0.001,
-            ..Options::default()
-        };
         let task = tokio::spawn(async move {
             let sender = Sender::connect(&kafka, &[], || 1_700_000_000_000).expect("a producer");
-            let (mut generator, mut sent) = (Generator::new(options, seed), 0);
+            let mut sent = 0;
             while !stopped.is_cancelled() {
-                for delivery in generator.by_ref().take(50) {
+                for delivery in generator.by_ref().take(per_second / 20) {
                     sender.send(&delivery).expect("sent");
                     sent += 1;
                 }
