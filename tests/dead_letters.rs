@@ -2,13 +2,13 @@
 //! with reason, position and original bytes, and those that a mended catalog admits are replayed and count once.
 
 use local::oracle::{self, Oracle};
-use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use simulator::generate::{Delivery, Generator, Options};
 use simulator::replay::Sender;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tidemark_tests::kafka::producer;
 use tidemark_tests::letters::letters;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::torture::{Fate, torture, view};
@@ -143,7 +143,7 @@ async fn poison_stops_nothing_and_counts_once_after_a_fix() {
             }
         }
         sender.flush().expect("acknowledged");
-        tombstone(&stack.kafka.bootstrap());
+        tombstone(&stack);
         stack.settle().await;
         if round == 0 {
             // These refused records lie below the tidemark, those of the second round above it.
@@ -239,9 +239,8 @@ async fn poison_stops_nothing_and_counts_once_after_a_fix() {
 }
 
 /// A record without value that is no tick.
-fn tombstone(bootstrap: &str) {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("a producer");
+fn tombstone(stack: &Stack) {
+    let producer = producer(stack, &[]);
     let record: BaseRecord<'_, str, [u8]> = BaseRecord::to("events").key("gone");
     producer.send(record).map_err(|(error, _)| error).expect("sent");
     producer.flush(Duration::from_secs(30)).expect("acknowledged");

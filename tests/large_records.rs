@@ -1,31 +1,21 @@
 //! Records that are too large: for their topic, for their stream, and for the topic of dead letters. None stops its
 //! partition, and nothing of a record is lost without a word.
 
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use simulator::generate::{Generator, Options};
 use simulator::replay::Sender;
 use std::path::Path;
 use tidemark_tests::events::town;
+use tidemark_tests::kafka;
 use tidemark_tests::letters::letters;
 use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
-fn admin(stack: &Stack) -> AdminClient<DefaultClientContext> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", stack.kafka.bootstrap());
-    config.create().expect("an admin client")
-}
-
 /// Sets how large a batch of a topic may be.
 async fn admit(stack: &Stack, topic: &str, bytes: usize) {
     let bytes = bytes.to_string();
-    let alter = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
-    let alter = alter.set("message.timestamp.type", "LogAppendTime");
-    let altered = admin(stack).alter_configs(&[alter], &AdminOptions::new()).await.expect("an answer");
-    altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
+    let settings = [("max.message.bytes", bytes.as_str()), ("message.timestamp.type", "LogAppendTime")];
+    kafka::alter(stack, topic, &settings).await;
 }
 
 fn sender(stack: &Stack) -> Sender {
@@ -108,8 +98,7 @@ async fn records_too_large_stop_nothing_and_none_is_lost_without_a_word() {
     assert_eq!((least.truncated_from, size(&least.value)), (Some(60_000), 0));
 
     // A topic of dead letters that is gone is made again.
-    let gone = admin(&stack).delete_topics(&["events.dead-letters"], &AdminOptions::new()).await;
-    gone.expect("an answer").into_iter().for_each(|topic| drop(topic.expect("deleted")));
+    kafka::delete(&stack, "events.dead-letters").await;
     sent.send_to("events", Some(b"poison"), b"no page view").expect("taken");
     sent.flush().expect("acknowledged");
     stack.settle().await;

@@ -2,8 +2,7 @@
 //! topic doesn't admit.
 
 use local::layers::Layer;
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::producer::Producer as _;
 use rustix::process::{Pid, Signal, kill_process};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
@@ -12,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tidemark_tests::brokers::{FIRST, Pair, SECOND};
 use tidemark_tests::events::town;
+use tidemark_tests::kafka;
 use tidemark_tests::load::Load;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{now, wait_for};
@@ -108,14 +108,10 @@ async fn check_cuts(stack: &Stack) -> BTreeMap<TopicPartition, String> {
 fn send(stack: &Stack, seed: u64) {
     let options = Options { near_repeats: 0.05, late: 0.01, malformed: 0.005, ..town(2_000) };
     let all: Vec<Delivery> = Generator::new(options, seed).collect();
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", stack.kafka.bootstrap()).set("acks", "all");
-    let producer: BaseProducer = config.create().expect("a producer");
+    let producer = kafka::producer(stack, &[]);
     for delivery in &all {
         let partition = i32::from(delivery.key.bytes().last().is_some_and(|byte| byte % 2 == 1));
-        let record = BaseRecord::to(delivery.stream).partition(partition).key(&delivery.key);
-        producer.send(record.payload(&delivery.value)).map_err(|(error, _)| error).expect("sent");
-        producer.poll(Duration::ZERO);
+        kafka::put(&producer, delivery.stream, partition, &delivery.key, &delivery.value);
     }
     producer.flush(Duration::from_secs(60)).expect("acknowledged");
 }

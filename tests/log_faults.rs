@@ -6,14 +6,13 @@
 use local::compare;
 use local::oracle::Oracle;
 use local::probe::Serving;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::admin::{AdminOptions, NewPartitions};
+use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::Duration;
 use tidemark_tests::events::town;
+use tidemark_tests::kafka;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
 use tidemark_tests::watch::Watch;
@@ -26,17 +25,9 @@ fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
     Generator::new(options, seed).collect()
 }
 
-fn admin(stack: &Stack) -> AdminClient<DefaultClientContext> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", stack.kafka.bootstrap());
-    config.create().expect("an admin client")
-}
-
 /// A producer in a transaction that has been begun.
 fn begun(stack: &Stack, id: &str) -> BaseProducer {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", stack.kafka.bootstrap()).set("transactional.id", id);
-    let producer: BaseProducer = config.create().expect("a producer");
+    let producer = kafka::producer(stack, &[("transactional.id", id)]);
     producer.init_transactions(SOON).expect("a transactional id");
     producer.begin_transaction().expect("a transaction");
     producer
@@ -51,8 +42,7 @@ fn in_one_partition(records: u64, seed: u64) -> Vec<Delivery> {
 
 fn write(producer: &BaseProducer, deliveries: &[Delivery]) {
     for delivery in deliveries {
-        let record = BaseRecord::to(delivery.stream).partition(0).key(&delivery.key).payload(&delivery.value);
-        producer.send(record).expect("sent");
+        kafka::put(producer, delivery.stream, 0, &delivery.key, &delivery.value);
     }
     producer.flush(SOON).expect("acknowledged");
 }
@@ -119,7 +109,7 @@ async fn a_partition_that_is_added_is_read_from_its_start() {
     stack.send(&deliveries(2_000, 31));
     stack.settle().await;
     stack.batch(&["run"]).await;
-    let (admin, watch) = (admin(&stack), Watch::start(&serving));
+    let (admin, watch) = (kafka::admin(&stack), Watch::start(&serving));
     for topic in ["page_views", "events"] {
         let grown = admin.create_partitions(&[NewPartitions::new(topic, 3)], &AdminOptions::new()).await;
         grown.expect("partitions").into_iter().for_each(|result| drop(result.expect("grown")));
@@ -148,7 +138,7 @@ async fn a_log_whose_head_is_gone_before_it_was_read_is_a_gap_and_no_answer_is_c
     stack.send(&deliveries(3_000, 41));
     let mut list = TopicPartitionList::new();
     list.add_partition_offset("page_views", 0, Offset::Offset(700)).expect("an offset");
-    admin(&stack).delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+    kafka::admin(&stack).delete_records(&list, &AdminOptions::new()).await.expect("deleted");
     let mut speed = stack.speed();
     let (_process, serving) = stack.serving().await;
     stack.settle().await;
@@ -185,9 +175,7 @@ async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixe
     stack.settle().await;
     let oracle = stack.oracle();
     stack.compare(&serving, &oracle, "before").await;
-    let admin = admin(&stack);
-    let deleted = admin.delete_topics(&["page_views"], &AdminOptions::new()).await.expect("an answer");
-    deleted.into_iter().for_each(|topic| drop(topic.expect("deleted")));
+    kafka::delete(&stack, "page_views").await;
     wait_for("the topic made anew", async || {
         let made = stack.kafka.create_topic("page_views", 1, &[]).await;
         if made.map_err(|error| format!("{error:#}"))? { Ok(()) } else { Err("still there".to_owned()) }
@@ -225,12 +213,7 @@ async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixe
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_on_which_exactness_cant_be_kept_are_refused_with_the_command_that_alters_them() {
     let stack = Stack::start(LAYERS, 1).await;
-    let alter = async |settings: &[(&str, &str)]| {
-        let config = AlterConfig::new(ResourceSpecifier::Topic("events"));
-        let config = settings.iter().fold(config, |config, (name, value)| config.set(name, value));
-        let altered = admin(&stack).alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
-        altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
-    };
+    let alter = async |settings: &[(&str, &str)]| kafka::alter(&stack, "events", settings).await;
     for (setting, value, remedy) in [
         ("message.timestamp.type", "CreateTime", "message.timestamp.type=LogAppendTime"),
         ("cleanup.policy", "compact", "cleanup.policy=delete"),
@@ -251,12 +234,7 @@ async fn topics_on_which_exactness_cant_be_kept_are_refused_with_the_command_tha
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_was_stamped_by_its_producers_for_a_while_is_answered_exactly() {
     let stack = Stack::start(LAYERS, 1).await;
-    let stamp = async |by: &str| {
-        let config =
-            AlterConfig::new(ResourceSpecifier::Topic("page_views")).set("message.timestamp.type", by);
-        let altered = admin(&stack).alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
-        altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
-    };
+    let stamp = async |by: &str| kafka::alter(&stack, "page_views", &[("message.timestamp.type", by)]).await;
     let parts: Vec<Vec<Delivery>> = (61..65).map(|seed| deliveries(1_000, seed)).collect();
     // The producers' own times are of 2023: no clock may go by them.
     stamp("CreateTime").await;

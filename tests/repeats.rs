@@ -7,12 +7,12 @@ use local::layers::Layer;
 use local::oracle::{self, Logged, Oracle};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::producer::{BaseProducer, Producer as _};
 use serde_json::json;
 use shared_model::offsets::TopicPartition;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use tidemark_tests::kafka;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::{number, wait_for};
 
@@ -38,17 +38,12 @@ struct Log {
 
 impl Log {
     fn new(stack: &Stack) -> Log {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", stack.kafka.bootstrap()).set("acks", "all");
-        config.set("enable.idempotence", "true");
-        Log { producer: config.create().expect("a producer"), fresh: 1_000 }
+        Log { producer: kafka::producer(stack, &[]), fresh: 1_000 }
     }
 
     fn send(&self, partition: i32, id: u64) {
         let (key, value) = view(id);
-        let record = BaseRecord::to("page_views").partition(partition).key(&key).payload(&value);
-        self.producer.send(record).map_err(|(error, _)| error).expect("sent");
-        self.producer.poll(Duration::ZERO);
+        kafka::put(&self.producer, "page_views", partition, &key, &value);
     }
 
     /// So many events that are nobody's repeat.

@@ -7,14 +7,13 @@ use local::oracle::{self, METRICS, Metric, Oracle};
 use local::probe::Serving;
 use local::servers::{RedisCluster, RedisOptions};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use simulator::generate::{Delivery, Generator, Kind, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tidemark_tests::kafka;
 use tidemark_tests::redis_client::connect;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
@@ -470,12 +469,7 @@ async fn says(layer: &Layer, why: &str) {
 async fn a_worker_started_before_its_servers_and_topics_waits_and_goes_on() {
     let mut stack = Stack::start(LAYERS, 2).await;
     stack.batch(&["run"]).await;
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", stack.kafka.bootstrap())
-        .create()
-        .expect("an admin client");
-    let deleted = admin.delete_topics(&["events"], &AdminOptions::new()).await.expect("deleted");
-    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    kafka::delete(&stack, "events").await;
     wait_for("the topic gone", async || {
         if stack.probe.partitions().is_err() { Ok(()) } else { Err("still there".to_owned()) }
     })

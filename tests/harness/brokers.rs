@@ -3,14 +3,12 @@
 //!
 //! Every partition has a replica on each; which of them leads it while both are well is said when its topic is made.
 
+use crate::kafka::admin;
 use crate::preload::WrongClock;
 use crate::stack::{Servers, Stack, found};
 use crate::wait_for;
 use local::servers::{Kafka, KafkaOptions};
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use std::time::Duration;
 
 /// The id of the stack's own broker.
@@ -56,14 +54,11 @@ impl Pair {
     }
 
     async fn make(&self, topic: &str, leaders: &[i32]) {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.stack.kafka.bootstrap());
-        let admin: AdminClient<DefaultClientContext> = config.create().expect("an admin client");
         let replicas: Vec<[i32; 2]> =
             leaders.iter().map(|&leader| [leader, FIRST + SECOND - leader]).collect();
         let replicas: Vec<&[i32]> = replicas.iter().map(<[i32; 2]>::as_slice).collect();
         let new = NewTopic::new(topic, leaders.len() as i32, TopicReplication::Variable(&replicas));
-        let made = admin.create_topics(&[new], &AdminOptions::new()).await.expect("an answer");
+        let made = admin(&self.stack).create_topics(&[new], &AdminOptions::new()).await.expect("an answer");
         made.into_iter().for_each(|topic| drop(topic.expect("made")));
         self.led(topic, leaders).await;
     }
@@ -80,11 +75,9 @@ impl Pair {
 
     /// Waits until the partitions of a topic have these leaders.
     pub async fn led(&self, topic: &str, leaders: &[i32]) {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.stack.kafka.bootstrap());
-        let consumer: BaseConsumer = config.create().expect("a client");
+        let admin = admin(&self.stack);
         wait_for(&format!("{topic} being led by {leaders:?}"), async || {
-            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10));
+            let metadata = admin.inner().fetch_metadata(Some(topic), Duration::from_secs(10));
             let metadata = metadata.map_err(|error| error.to_string())?;
             let mut found: Vec<_> =
                 metadata.topics()[0].partitions().iter().map(|p| (p.id(), p.leader())).collect();

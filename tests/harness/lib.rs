@@ -6,6 +6,7 @@
 
 pub mod brokers;
 pub mod events;
+pub mod kafka;
 pub mod letters;
 pub mod load;
 pub mod naughty;
