@@ -48,13 +48,14 @@ struct Death {
     must: bool,
 }
 
-/// Every point once at its first hit, those first that only an empty server reaches; then points and hits at random.
-fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Vec<Death> {
+/// Every point once at its first hit, those first that only an empty server reaches; then points and hits at random, as
+/// long as there are to be more.
+fn deaths(points: &[String], first: &[&str], mut rng: StdRng) -> impl Iterator<Item = Death> {
     let must = |point: &str| Death { point: point.to_owned(), hit: 1, must: true };
-    let mut plan: Vec<Death> = first.iter().map(|point| must(point)).collect();
-    plan.extend(points.iter().filter(|point| !first.contains(&point.as_str())).map(|point| must(point)));
-    let often: Vec<&String> = points.iter().filter(|point| !first.contains(&point.as_str())).collect();
-    while plan.len() < kills {
+    let often: Vec<String> =
+        points.iter().filter(|point| !first.contains(&point.as_str())).cloned().collect();
+    let begin: Vec<Death> = first.iter().copied().chain(often.iter().map(String::as_str)).map(must).collect();
+    let random = move || {
         let point = often[rng.random_range(0..often.len())].clone();
         let most = match point.split_once('.').map(|(_, rest)| rest) {
             Some(rest) if rest.starts_with("flush") || rest.starts_with("publish") => 60,
@@ -62,9 +63,9 @@ fn plan(points: &[String], first: &[&str], kills: usize, rng: &mut StdRng) -> Ve
             Some(rest) if rest.starts_with("library") => 1,
             _ => 4,
         };
-        plan.push(Death { point, hit: rng.random_range(1..=most), must: false });
-    }
-    plan
+        Death { point, hit: rng.random_range(1..=most), must: false }
+    };
+    begin.into_iter().chain(std::iter::repeat_with(random))
 }
 
 /// Waits for the end of a process that is to die at a point, and says whether it did.
@@ -84,32 +85,32 @@ fn armed(point: &str, hit: u32) -> [(String, String); 1] {
 
 /// The speed layer: started and killed, over and over. Owns its partitions without a group, whose members would have
 /// to be timed out first.
-async fn kill_speed(stack: &Stack, plan: Vec<Death>) -> usize {
+async fn kill_speed(stack: &Stack, deaths: impl Iterator<Item = Death>, kills: usize) {
     let partitions: Vec<String> =
         stack.probe.partitions().expect("partitions").iter().map(ToString::to_string).collect();
     let partitions = partitions.join(",");
     let command = ["run", "--flush-interval", "20ms", "--epoch-grace", "1s", "--assign", &partitions];
     let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    for (number, Death { point, hit, .. }) in plan.iter().enumerate() {
-        progress("speed layer", number, plan.len());
+    for (number, Death { point, hit, .. }) in deaths.take(kills).enumerate() {
+        progress("speed layer", number, kills);
         if point.starts_with("speed.reset") || point.starts_with("speed.lease") {
             // Groups are emptied where they are built anew; the last worker's lease would have to run out.
             let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
             let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.expect("emptied");
         }
         let connections = ["catalog", "kafka", "redis", "postgres"];
-        let speed = stack.process_in("speed-layer", &command, &connections, &armed(point, *hit));
+        let speed = stack.process_in("speed-layer", &command, &connections, &armed(&point, hit));
         let at = format!("{point}:{hit}");
         assert!(dies(&speed, &at).await, "the worker ended otherwise than at {at}:\n{}", speed.logged());
     }
-    plan.len()
 }
 
-/// The archive and the batch layer: run and killed. A run that comes through below the hit wanted is no kill.
-async fn kill_batch(stack: &Stack, plan: Vec<Death>) -> usize {
-    let (mut kills, deaths) = (0, plan.len());
-    for (number, Death { point, hit, must }) in plan.into_iter().enumerate() {
-        progress("archive and batch layer", number, deaths);
+/// The archive and the batch layer: run and killed so many times. A run that comes through below the hit wanted is no
+/// kill.
+async fn kill_batch(stack: &Stack, deaths: &mut impl Iterator<Item = Death>, kills: usize) {
+    let mut killed = 0;
+    while killed < kills {
+        let Death { point, hit, must } = deaths.next().expect("deaths never end");
         let command: &[&str] = match point.as_str() {
             // A run that publishes nothing closes its own record.
             "batch.close.before" | "batch.close.after" => {
@@ -136,9 +137,11 @@ async fn kill_batch(stack: &Stack, plan: Vec<Death>) -> usize {
             }
         }
         assert!(died || !must, "{at} was not come by");
-        kills += usize::from(died);
+        if died {
+            killed += 1;
+            progress("archive and batch layer", killed, kills);
+        }
     }
-    kills
 }
 
 /// What comes while processes are killed.
@@ -165,7 +168,6 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
     let (kills, seed) =
         (number("TIDEMARK_KILLS").unwrap_or(50) as usize, number("TIDEMARK_SEED").unwrap_or(71));
     println!("{kills} kills, seed {seed} (TIDEMARK_KILLS, TIDEMARK_SEED)");
-    let mut rng = StdRng::seed_from_u64(seed);
     let text = outbrain().replace("message_key = \"uuid\"", "message_key = \"uuid\"\nfacts = true");
     let stack = Stack::with_catalog(LAYERS, PARTITIONS, &text).await;
 
@@ -182,17 +184,18 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
     ];
     let begins = begins.map(|point| format!("batch.{point}"));
     let begins: Vec<&str> = begins.iter().map(String::as_str).collect();
-    let mut batch_plan = plan(&batch, &begins, kills / 2, &mut rng);
-    let rest = batch_plan.split_off(begins.len());
-    let speed_plan =
-        plan(&speed, &["speed.topics.before", "speed.topics.after"], kills - kills / 2, &mut rng);
+    let mut batch_deaths = deaths(&batch, &begins, StdRng::seed_from_u64(seed));
+    let first = ["speed.topics.before", "speed.topics.after"];
+    let speed_deaths = deaths(&speed, &first, StdRng::seed_from_u64(seed + 1));
+    // Each point at least once.
+    let (by_speed, by_batch) = ((kills - kills / 2).max(speed.len()), (kills / 2).max(batch.len()));
 
     // Nothing is there yet: the first tidemark is written in spite of kills.
-    let mut killed = kill_batch(&stack, batch_plan).await;
+    kill_batch(&stack, &mut batch_deaths, begins.len()).await;
     stack.batch(&["run"]).await;
     let load = Load::of(&stack, Generator::new(options(), seed), 400);
-    let (by_speed, by_batch) = tokio::join!(kill_speed(&stack, speed_plan), kill_batch(&stack, rest));
-    killed += by_speed + by_batch;
+    let rest = by_batch - begins.len();
+    tokio::join!(kill_speed(&stack, speed_deaths, by_speed), kill_batch(&stack, &mut batch_deaths, rest));
     let sent = load.end().await;
 
     let _speed = stack.speed();
@@ -205,8 +208,9 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
     stack.settle().await;
     stack.compare(&serving, &oracle, "after the kills and a run").await;
     println!(
-        "{killed} kills ({by_speed} of the speed layer, the others of archive and batch) at {} points while {sent} \
-         records came: 0 lost, 0 doubled over {} distinct events",
+        "{} kills ({by_speed} of the speed layer, the others of archive and batch) at {} points while {sent} records \
+         came: 0 lost, 0 doubled over {} distinct events",
+        by_speed + by_batch,
         speed.len() + batch.len(),
         oracle.facts().len()
     );

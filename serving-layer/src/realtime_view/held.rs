@@ -39,7 +39,7 @@ pub(super) enum Taken {
     /// To be kept.
     Held(Held),
     /// Its header can't be read: nothing tells when it changes.
-    Once(Group),
+    Once(Arc<Group>),
     /// Bytes were left out that aren't held.
     Short,
 }
@@ -66,17 +66,11 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
             (None, _) => unknown.push(name.into_owned()),
         }
     }
-    match &header {
-        Err(_) => Taken::Once(Group { header, segments, unknown }),
-        Ok(read) => {
-            let (fence, newest, incarnation) = (read.fence(), read.seq, read.incarnation);
-            Taken::Held(Held {
-                fence,
-                newest,
-                incarnation,
-                group: Arc::new(Group { header, segments, unknown }),
-            })
-        }
+    let named = header.as_ref().map(|header| (header.fence(), header.seq, header.incarnation)).ok();
+    let group = Arc::new(Group { header, segments, unknown });
+    match named {
+        Some((fence, newest, incarnation)) => Taken::Held(Held { fence, newest, incarnation, group }),
+        None => Taken::Once(group),
     }
 }
 
@@ -173,7 +167,8 @@ mod tests {
         #[test]
         fn what_is_held_is_what_is_there(events in proptest::collection::vec(event(), 1..60)) {
             let mut stored = Stored { header: header(), segments: BTreeMap::new() };
-            let (mut kept, mut held, mut leap, mut writes) = (stored.clone(), None, 0u64, 0u32);
+            let (mut kept, mut held) = (stored.clone(), None);
+            let (mut leap, mut writes, mut incarnation) = (0u64, 0u32, 1);
             for event in events {
                 match event {
                     Event::Write { slices, merge } => {
@@ -189,7 +184,7 @@ mod tests {
                     }
                     Event::Claim { leap: by } => leap = by.into(),
                     Event::Rebuild => {
-                        let incarnation = u64::from(writes) << 8 | stored.header.incarnation + 1;
+                        incarnation += 1;
                         stored = Stored { header: Header { incarnation, ..header() }, segments: BTreeMap::new() };
                         leap = 0;
                     }

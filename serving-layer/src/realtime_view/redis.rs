@@ -163,7 +163,7 @@ impl RedisRealtimeView {
                     self.held.insert(place, Arc::new(held));
                     return Ok(Some(group));
                 }
-                Taken::Once(group) => return Ok(Some(Arc::new(group))),
+                Taken::Once(group) => return Ok(Some(group)),
                 // The group was built anew, or rolled back, since it was read.
                 Taken::Short if before.take().is_some() => {}
                 Taken::Short => {
