@@ -31,8 +31,6 @@ fn call() -> impl Strategy<Value = Call> {
                 Call::Flush { key, token, expected, fence, header, fields, deletes }
             }
         ),
-        1 => (key(), token(), fence(), vec(field(), 0..2))
-            .prop_map(|(key, token, fence, deletes)| Call::Trim { key, token, fence, deletes }),
         1 => (key(), vec(field(), 1..3)).prop_map(|(key, fields)| Call::Segments { key, fields }),
     ]
 }
@@ -48,14 +46,11 @@ fn command(call: &Call) -> Cmd {
         Call::Claim { key, token } => function("tm1_claim", key).arg(token).clone(),
         Call::Reset { key, token } => function("tm1_reset", key).arg(token).clone(),
         Call::Flush { key, token, expected, fence, header, fields, deletes } => {
-            let mut call = function("tm1_flush", key);
+            let mut call = function(if fields.is_empty() { "tm1_trim" } else { "tm1_flush" }, key);
             call.arg(token).arg(expected).arg(fence).arg(header).arg(fields.len());
             fields.iter().for_each(|(field, bytes)| _ = call.arg(field).arg(&bytes[..]));
             call.arg(deletes);
             call
-        }
-        Call::Trim { key, token, fence, deletes } => {
-            function("tm1_trim", key).arg(token).arg(fence).arg(deletes).clone()
         }
         Call::Segments { key, fields } => cmd("HMGET").arg(key).arg(fields).clone(),
         Call::Mark { .. } => unreachable!("not among the calls drawn"),

@@ -51,16 +51,11 @@ local function flush(keys, args)
   return 'OK'
 end
 
--- tm1_trim KEYS[1]=group ARGV = token, fence, fields to delete
--- Deletes expired segments alone: admitted when memory is full, since it is what makes room. The position and what
--- the group means stay as they are.
+-- tm1_trim, as tm1_flush with n = 0
+-- Deletes segments and stores nothing but the header: admitted when memory is full, since it is what makes room.
 local function trim(keys, args)
-  local key = keys[1]
-  local owner = redis.call('HGET', key, 'o')
-  if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
-  if redis.call('HGET', key, 'f') ~= args[2] then return 'FENCE' end
-  for i = 3, #args do redis.call('HDEL', key, args[i]) end
-  return 'OK'
+  if args[5] ~= '0' then return redis.error_reply('tm1_trim stores no segments') end
+  return flush(keys, args)
 end
 
 -- tm1_read KEYS[1]=group ARGV[1] = 'h' (header alone), 'e' or 'p' (header, the segments of that kind, and fields that

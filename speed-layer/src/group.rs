@@ -317,13 +317,40 @@ impl Group {
     }
 
     /// The stored segments that need no longer be kept.
-    pub(crate) fn expired_segments(&self, expired: &Expired) -> Vec<(Slice, u64)> {
+    fn expired_segments(&self, expired: &Expired) -> Vec<(Slice, u64)> {
         let slices = self.segments.iter().filter(|(slice, _)| expired.has(**slice));
         slices.flat_map(|(&slice, segments)| segments.keys().map(move |&seq| (slice, seq))).collect()
     }
 
-    /// Takes in that segments are deleted, by no write of ours.
-    pub(crate) fn forget(&mut self, deleted: &[(Slice, u64)]) {
+    /// A write that only deletes what has expired; none where nothing has.
+    pub(crate) fn trimming(&self, expired: &Expired) -> Option<Write> {
+        let deletes = self.expired_segments(expired);
+        if !self.stored || deletes.is_empty() {
+            return None;
+        }
+        let mut header = self.header.clone();
+        header.seq += 1;
+        expired.trim(&mut header);
+        Some(Write { expected: self.header.fence(), header, segments: Vec::new(), deletes })
+    }
+
+    /// Takes in that such a write is stored. The write in flight isn't, nor can it be any more: it follows anew.
+    pub(crate) fn trimmed(&mut self, write: Write, expired: &Expired) {
+        self.forget(&write.deletes);
+        if let Some(next) = &mut self.in_flight {
+            next.expected = write.header.fence();
+            next.header.seq += 1;
+            expired.trim(&mut next.header);
+        }
+        self.header = write.header;
+        // The cut from which it now holds the view may be one that the fold has passed already.
+        let written = self.in_flight.as_ref().map_or(&self.header, |next| &next.header);
+        let newest = written.cuts.last().map_or(i64::MIN, |&(epoch, _)| epoch);
+        self.passed.retain(|&(epoch, _)| epoch > newest);
+    }
+
+    /// Takes in that segments are deleted.
+    fn forget(&mut self, deleted: &[(Slice, u64)]) {
         for (slice, seq) in deleted {
             if let Some(segments) = self.segments.get_mut(slice) {
                 segments.remove(seq);
@@ -354,11 +381,14 @@ impl Expired {
     }
 
     /// Lets go of the cuts, and of what is said of offsets, below the oldest epoch, but for the cut at which that epoch begins.
+    /// A group that has not come to it holds nothing of the view any more, as one that is built anew from there.
     fn trim(&self, header: &mut Header) {
         header.pane_holes.retain(|&start| !self.has(Slice::Pane(start)));
         let Some((oldest, offset)) = self.epochs_below else { return };
-        if let Some(first) = header.cuts.iter().position(|&(epoch, _)| epoch >= oldest) {
-            header.cuts.drain(..first);
+        match header.cuts.iter().position(|&(epoch, _)| epoch >= oldest) {
+            Some(first) => drop(header.cuts.drain(..first)),
+            None if header.to <= offset => header.cuts = vec![(oldest, offset)],
+            None => {}
         }
         header.gaps.retain(|&(_, to)| to > offset);
         header.forgotten.retain(|forgotten| forgotten.until > offset);

@@ -118,34 +118,16 @@ impl Redis {
 
     /// Stores a write, if the group is where it follows.
     pub(crate) async fn flush(&self, key: &str, token: &str, write: &Write) -> Answer {
-        let mut call = cmd("FCALL");
-        call.arg("tm1_flush").arg(1).arg(key).arg(token).arg(&write.expected).arg(write.header.fence());
-        call.arg(write.header.to_json()).arg(write.segments.len());
-        for (slice, bytes) in &write.segments {
-            call.arg(view::segment_field(*slice, write.header.seq)).arg(&bytes[..]);
-        }
-        for &(slice, seq) in &write.deletes {
-            call.arg(view::segment_field(slice, seq));
-        }
+        let call = store("tm1_flush", key, token, write);
         failpoint::hit("speed.flush.before");
         let reply = self.ask(&call).await;
         failpoint::hit("speed.flush.after");
         answer(reply)
     }
 
-    /// Deletes expired segments alone, which is admitted when memory is full.
-    pub(crate) async fn trim(
-        &self,
-        key: &str,
-        token: &str,
-        header: &Header,
-        fields: &[(Slice, u64)],
-    ) -> Answer {
-        let mut call = cmd("FCALL");
-        call.arg("tm1_trim").arg(1).arg(key).arg(token).arg(header.fence());
-        for &(slice, seq) in fields {
-            call.arg(view::segment_field(slice, seq));
-        }
+    /// Stores a write that only deletes, which is admitted when memory is full.
+    pub(crate) async fn trim(&self, key: &str, token: &str, write: &Write) -> Answer {
+        let call = store("tm1_trim", key, token, write);
         failpoint::hit("speed.trim.before");
         let reply = self.ask(&call).await;
         failpoint::hit("speed.trim.after");
@@ -244,6 +226,20 @@ impl Redis {
 
 fn is_library_missing(error: &RedisError) -> bool {
     error.to_string().contains("Function not found")
+}
+
+/// The call that stores a write.
+fn store(function: &str, key: &str, token: &str, write: &Write) -> ::redis::Cmd {
+    let mut call = cmd("FCALL");
+    call.arg(function).arg(1).arg(key).arg(token).arg(&write.expected).arg(write.header.fence());
+    call.arg(write.header.to_json()).arg(write.segments.len());
+    for (slice, bytes) in &write.segments {
+        call.arg(view::segment_field(*slice, write.header.seq)).arg(&bytes[..]);
+    }
+    for &(slice, seq) in &write.deletes {
+        call.arg(view::segment_field(slice, seq));
+    }
+    call
 }
 
 /// What an answer to a guarded write means.

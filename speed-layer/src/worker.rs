@@ -414,18 +414,17 @@ impl Owner {
     async fn trim(&mut self) {
         let expired = self.expired();
         let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
-        let trims =
-            groups.iter().enumerate().filter(|(_, group)| group.is_stored()).filter_map(|(at, group)| {
-                let fields = group.expired_segments(&expired);
-                (!fields.is_empty()).then_some(async move {
-                    let answer = redis.trim(&group.key, token, group.header(), &fields).await;
-                    (at, fields, answer)
-                })
-            });
+        let trims = groups.iter().enumerate().filter_map(|(at, group)| {
+            let write = group.trimming(&expired)?;
+            Some(async move {
+                let answer = redis.trim(&group.key, token, &write).await;
+                (at, write, answer)
+            })
+        });
         // Anything but success is left to the next round of writes, which finds out the same.
-        for (at, fields, answer) in join_all(trims).await {
+        for (at, write, answer) in join_all(trims).await {
             if answer == Answer::Stored {
-                self.partition.groups_mut()[at].forget(&fields);
+                self.partition.groups_mut()[at].trimmed(write, &expired);
             }
         }
     }

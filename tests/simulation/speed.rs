@@ -97,7 +97,6 @@ pub(crate) fn show(call: &Call) -> String {
         Call::Flush { key, expected, fence, fields, .. } => {
             format!("flush {key} {expected:?} -> {fence} ({} segments)", fields.len())
         }
-        Call::Trim { key, .. } => format!("trim {key}"),
         Call::Segments { key, .. } => format!("segments {key}"),
         Call::Mark { partition, .. } => format!("mark {partition}"),
     }

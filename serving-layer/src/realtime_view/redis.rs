@@ -12,8 +12,8 @@ use super::held::{self, Held, Taken, Told};
 use super::{ABREAST, Group, Groups, Marks, RealtimeError, RealtimeView, Want};
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, Options, OptionsBuilder, Weighter};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
@@ -49,8 +49,12 @@ impl Weighter<Place, Arc<Held>> for Size {
     }
 }
 
-/// Of about how many groups room is made for at first.
-const GROUPS: usize = 1_024;
+/// So much room for what is held, in one piece: a group may take all of it.
+fn room(memory: u64) -> Options {
+    let mut options = OptionsBuilder::new();
+    options.shards(1).estimated_items_capacity(1_024).weight_capacity(memory);
+    options.build().expect("both capacities are set")
+}
 
 impl std::fmt::Debug for RedisRealtimeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,7 +84,12 @@ impl RedisRealtimeView {
             address,
             connection: Mutex::default(),
             without_library: AtomicBool::default(),
-            held: Cache::with_weighter(GROUPS, memory, Size),
+            held: Cache::with_options(
+                room(memory),
+                Size,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            ),
         }
     }
 

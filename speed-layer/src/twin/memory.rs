@@ -23,7 +23,7 @@ pub enum Call {
         /// The owner.
         token: String,
     },
-    /// `tm1_flush`.
+    /// `tm1_flush`; without fields to store, `tm1_trim` too.
     Flush {
         /// The group.
         key: String,
@@ -37,17 +37,6 @@ pub enum Call {
         header: String,
         /// Fields to store.
         fields: Vec<(String, Vec<u8>)>,
-        /// Fields to delete.
-        deletes: Vec<String>,
-    },
-    /// `tm1_trim`.
-    Trim {
-        /// The group.
-        key: String,
-        /// The owner.
-        token: String,
-        /// The stored fence.
-        fence: String,
         /// Fields to delete.
         deletes: Vec<String>,
     },
@@ -85,7 +74,6 @@ impl Call {
             Call::Claim { key, .. }
             | Call::Reset { key, .. }
             | Call::Flush { key, .. }
-            | Call::Trim { key, .. }
             | Call::Segments { key, .. } => Some(key),
             Call::Mark { .. } => None,
         }
@@ -156,17 +144,6 @@ impl MemoryRedis {
                 deletes.iter().for_each(|field| drop(group.remove(field)));
                 group.insert(HEADER_FIELD.to_owned(), header.clone().into_bytes());
                 group.insert(FENCE_FIELD.to_owned(), fence.clone().into_bytes());
-                Reply::Said("OK")
-            }
-            Call::Trim { key, token, fence, deletes } => {
-                if let Some(refusal) = self.refusal(key, token) {
-                    return Reply::Said(refusal);
-                }
-                let group = self.groups.entry(key.clone()).or_default();
-                if group.get(FENCE_FIELD).is_none_or(|stored| stored != fence.as_bytes()) {
-                    return Reply::Said("FENCE");
-                }
-                deletes.iter().for_each(|field| drop(group.remove(field)));
                 Reply::Said("OK")
             }
             Call::Segments { key, fields } => {
