@@ -1,4 +1,4 @@
-//! Faults of Postgres on real processes: killed in the middle of a run, put back to an older copy, flipped under load
+//! Faults of Postgres on real processes: killed in the middle of a run, put back to an older copy, slow, flipped under load
 //! while a long query is open.
 //!
 //! The views and the tidemark move in one transaction, so whatever becomes of the database no answer mixes two of its
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemark_tests::events::town;
+use tidemark_tests::proxy::Proxy;
 use tidemark_tests::stack::Stack;
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +77,39 @@ async fn postgres_put_back_to_an_older_state_is_noticed_and_made_up_for() {
     stack.settle().await;
     stack.compare(&serving, &stack.oracle(), "after a run on the new primary").await;
     stack.verify_groups("after the failover").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_postgres_holds_up_runs_and_queries_but_no_live_answer() {
+    const DELAY: Duration = Duration::from_millis(100);
+    let mut stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let proxy = Proxy::start(stack.postgres.port(), 86).await;
+    let [direct, slow] = [stack.postgres.port(), proxy.port()].map(|port| format!(":{port}/"));
+    stack.database = stack.database.replace(&direct, &slow);
+    assert!(stack.database.contains(&slow), "{}", stack.database);
+    let _speed = stack.speed();
+    let (_process, serving) = stack.serving().await;
+    proxy.delay(DELAY);
+    stack.send(&deliveries(2_000, 86));
+    stack.settle().await;
+    let begun = Instant::now();
+    stack.batch(&["run"]).await;
+    let run = begun.elapsed();
+    let oracle = stack.oracle();
+    stack.becomes(&serving, &oracle, "behind a slow postgres").await;
+    let mut took = Vec::new();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        serving.live("active_user_5m", &[]).await.expect("a live answer");
+        took.push(asked.elapsed());
+    }
+    took.sort_unstable();
+    println!(
+        "postgres {DELAY:?} late with each answer: a run took {run:.1?}, a live answer {:.1?}",
+        took[10]
+    );
+    assert!(took[0] < DELAY, "every live answer waited: {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
-//! A proxy between a client and a server on loopback, which loses what it is told to lose: whole answers, after the
-//! server has done what was asked.
+//! A proxy between a client and a server on loopback, which loses what it is told to lose, whole answers after the
+//! server has done what was asked, and holds them back as long as it is told to.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,8 @@ struct Shared {
     /// Of 10,000 answers so many are lost, each with its connection.
     lost: AtomicU32,
     losses: AtomicU64,
+    /// By how many milliseconds each answer comes later.
+    delay: AtomicU64,
     rng: Mutex<StdRng>,
     /// Cancelled, and made anew, to break all connections.
     open: Mutex<CancellationToken>,
@@ -50,6 +53,7 @@ impl Proxy {
             target: AtomicU16::new(target),
             lost: AtomicU32::new(0),
             losses: AtomicU64::new(0),
+            delay: AtomicU64::new(0),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             open: Mutex::new(CancellationToken::new()),
         });
@@ -76,9 +80,19 @@ impl Proxy {
         Proxy { port, shared, stop }
     }
 
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its address, as a Redis URL.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Holds each answer back so long from now on.
+    pub fn delay(&self, by: Duration) {
+        self.shared.delay.store(by.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Loses so many of 10,000 answers from now on, and breaks the connection that waits for one.
@@ -121,6 +135,10 @@ async fn forward(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
             let read = from_server.read(&mut bytes).await?;
             if read == 0 || shared.loses() {
                 return std::io::Result::Ok(());
+            }
+            let delay = shared.delay.load(Ordering::Relaxed);
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
             }
             to_client.write_all(&bytes[..read]).await?;
         }
