@@ -46,7 +46,8 @@ fn command(call: &Call) -> Cmd {
         Call::Claim { key, token } => function("tm1_claim", key).arg(token).clone(),
         Call::Reset { key, token } => function("tm1_reset", key).arg(token).clone(),
         Call::Flush { key, token, expected, fence, header, fields, deletes } => {
-            let mut call = function(if fields.is_empty() { "tm1_trim" } else { "tm1_flush" }, key);
+            let mut call =
+                function(if fields.is_empty() && deletes.len() == 1 { "tm1_trim" } else { "tm1_flush" }, key);
             call.arg(token).arg(expected).arg(fence).arg(header).arg(fields.len());
             fields.iter().for_each(|(field, bytes)| _ = call.arg(field).arg(&bytes[..]));
             call.arg(deletes);

@@ -18,7 +18,7 @@ use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use shared_model::view::{self, Slice};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What answers are made from.
@@ -155,11 +155,16 @@ async fn add_realtime(
     for topic in coverage::unknown_topics(&views.catalog, &metrics, &partitions) {
         coverage.doubt(format!("no partition of topic {topic} is known yet"));
     }
-    let wanted = wanted(views, query, &partitions);
-    let reads = wanted.into_iter().map(|wanted| async move {
-        let key = view::group_key(&wanted.tp, wanted.group, views.catalog.layout.groups);
-        (wanted, views.realtime.group(&key, Want::Epochs).await)
-    });
+    let keys = keys(views, query);
+    let wanted = wanted(views, query, &keys, &partitions);
+    let mut reads = Vec::new();
+    for wanted in wanted {
+        reads.push(async {
+            let key = view::group_key(&wanted.tp, wanted.group, views.catalog.layout.groups);
+            let read = views.realtime.group(&key, Want::Epochs).await;
+            (wanted, read)
+        });
+    }
     let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
     while let Some((wanted, read)) = reads.next().await {
         match read {
@@ -179,28 +184,42 @@ async fn add_realtime(
     Ok(())
 }
 
-/// One group to read, and the value columns that it can add to, each with the keys that are wanted of it: all of them
-/// where there are none.
-struct Wanted {
+/// The keys that are wanted of a value column, by their groups; `None`: all of all groups.
+type Keys = Option<BTreeMap<u32, Vec<Vec<u8>>>>;
+
+/// One group to read, and the value columns that it can add to, each with the keys that are wanted of it; `None`: all.
+struct Wanted<'k> {
     tp: TopicPartition,
     group: u32,
-    columns: Vec<(usize, Option<Vec<Vec<u8>>>)>,
+    columns: Vec<(usize, Option<&'k [Vec<u8>]>)>,
 }
 
-fn wanted(views: &Views, query: &Query, partitions: &BTreeSet<TopicPartition>) -> Vec<Wanted> {
+fn keys(views: &Views, query: &Query) -> Vec<Keys> {
     let groups = views.catalog.layout.groups;
-    let keys: Vec<_> = query.columns.iter().map(|column| query.keys_of(column)).collect();
+    let by_group = |keys: BTreeSet<Vec<u8>>| {
+        let mut by_group: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+        keys.into_iter().for_each(|key| by_group.entry(view::group_of(&key, groups)).or_default().push(key));
+        by_group
+    };
+    query.columns.iter().map(|column| query.keys_of(column).map(by_group)).collect()
+}
+
+fn wanted<'k>(
+    views: &Views,
+    query: &Query,
+    keys: &'k [Keys],
+    partitions: &BTreeSet<TopicPartition>,
+) -> Vec<Wanted<'k>> {
     let mut wanted = Vec::new();
-    for group in 0..groups {
-        let of_group = |(i, keys): (usize, &Option<BTreeSet<Vec<u8>>>)| {
-            let of = |key: &&Vec<u8>| view::group_of(key, groups) == group;
-            let keys: Option<Vec<_>> = keys.as_ref().map(|keys| keys.iter().filter(of).cloned().collect());
-            (keys.as_ref().is_none_or(|keys| !keys.is_empty())).then_some((i, keys))
-        };
-        let columns: Vec<_> = keys.iter().enumerate().filter_map(of_group).collect();
-        for tp in partitions {
-            let mut columns = columns.clone();
-            columns.retain(|(i, _)| coverage::feeds(&views.catalog, &query.columns[*i].metric, tp));
+    for tp in partitions {
+        for group in 0..views.catalog.layout.groups {
+            let of_group = |(i, keys): (usize, &'k Keys)| match keys {
+                None => Some((i, None)),
+                Some(keys) => Some((i, Some(&keys.get(&group)?[..]))),
+            };
+            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
+            let columns = keys.iter().enumerate().filter_map(of_group);
+            let columns: Vec<_> = columns.filter(|(i, _)| feeds(*i)).collect();
             if !columns.is_empty() {
                 wanted.push(Wanted { tp: tp.clone(), group, columns });
             }
@@ -213,7 +232,7 @@ fn wanted(views: &Views, query: &Query, partitions: &BTreeSet<TopicPartition>) -
 fn add_group(
     views: &Views,
     query: &Query,
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     tidemark: &Tidemark,
     group: Option<&Group>,
     fold: &mut Fold<'_>,
@@ -230,7 +249,7 @@ fn add_group(
     let segments = group.iter().flat_map(|group| &group.segments);
     for segment in segments.filter(|segment| above(segment.slice)) {
         for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
-            let read = segment.cells(metric, keys.as_deref(), |key, bucket, state| {
+            let read = segment.cells(metric, *keys, |key, bucket, state| {
                 let added = fold.add(*column, &cell(metric, key, bucket, state)?)?;
                 coverage.cells += u64::from(added);
                 Ok(())

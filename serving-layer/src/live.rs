@@ -249,6 +249,9 @@ fn value(
 ) -> Counted {
     if metric.item.is_none() {
         let state = merged.remove(&[][..]);
+        if !merged.is_empty() {
+            coverage.doubt(UNDECODABLE);
+        }
         return Counted::One(state.unwrap_or_else(|| State::empty(&metric.aggregate)));
     }
     let counted =

@@ -57,10 +57,16 @@ pub trait RealtimeView: Send + Sync {
 
     /// Reads the panes of groups, by their keys, and after them the marks.
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
-        let reads: Vec<_> = keys.iter().map(|key| self.group(key, Want::Panes)).collect();
-        Box::pin(async move {
-            let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
-            Ok((groups, self.marks().await?))
-        })
+        Box::pin(one_by_one(self, keys))
     }
+}
+
+/// Reads the panes of groups, each by itself, and after them the marks.
+async fn one_by_one<V: RealtimeView + ?Sized>(
+    view: &V,
+    keys: &[String],
+) -> Result<(Groups, Marks), RealtimeError> {
+    let reads: Vec<_> = keys.iter().map(|key| view.group(key, Want::Panes)).collect();
+    let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
+    Ok((groups, view.marks().await?))
 }

@@ -62,15 +62,15 @@ end
 --   aren't known), ARGV[2] = n (0 if left out): of segments numbered up to n the value is false
 -- Returns {header or false, field, value, ...}: one consistent state of the group.
 local function read(keys, args)
-  local key, kind, known = keys[1], args[1], tonumber(args[2] or 0)
+  local key, kind, newest = keys[1], args[1], tonumber(args[2] or 0)
   local out = { redis.call('HGET', key, 'h') }
   if kind == 'h' then return out end
-  local others = { h = true, f = true, o = true, [kind == 'e' and 'p' or 'e'] = true }
+  local known, other = { h = true, f = true, o = true }, kind == 'e' and 'p' or 'e'
   for _, field in ipairs(redis.call('HKEYS', key)) do
-    if not others[string.sub(field, 1, 1)] then
+    if not known[field] and string.sub(field, 1, 1) ~= other then
       local number = tonumber(string.match(field, ':(%d+)$')) or math.huge
       out[#out + 1] = field
-      out[#out + 1] = number > known and redis.call('HGET', key, field)
+      out[#out + 1] = number > newest and redis.call('HGET', key, field)
     end
   end
   return out

@@ -114,7 +114,7 @@ pub(crate) enum Next {
     Continue,
     /// Send the very same bytes of those that aren't stored again, after a while.
     Retry(String),
-    /// Delete what has expired meanwhile, then as `Retry`.
+    /// Delete what has expired meanwhile, then send again those that aren't stored.
     Trim(String),
     /// Load the function library, then as `Retry`.
     LoadLibrary,

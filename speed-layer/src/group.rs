@@ -1,7 +1,8 @@
 //! One group in memory: its header as stored, the cells that wait, and the index of what is stored.
 //!
 //! A write follows exactly the stored position (its fence), and is kept until Redis has confirmed it: a retry sends
-//! the same bytes. Every write has a fence of its own, so that a late copy of one can never be taken for another.
+//! the same bytes, unless a trim was stored in between, which it then follows. Every write has a fence of its own, so that
+//! a late copy of one can never be taken for another.
 
 use crate::compaction::{self, Segments};
 use crate::counters::Plan;
@@ -67,7 +68,7 @@ pub(crate) struct Expired {
     pub(crate) epochs_below: Option<(i64, i64)>,
 }
 
-/// One fenced write: the same bytes at every try.
+/// One fenced write: the same bytes at every try, until a trim comes between.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Write {
     /// The fence that must be stored; empty: none.
@@ -103,16 +104,17 @@ pub(crate) struct Group {
     passed: Vec<(i64, i64)>,
     /// Whether the log had a hole here and no event has come since: what panes lack is not known yet.
     after_gap: bool,
-    /// By how much the number of the next write is ahead.
-    leap: u64,
+    /// The last number that a write was given, stored or not.
+    number: u64,
     in_flight: Option<Write>,
 }
 
 impl Group {
     /// Goes on with a group as stored. Metric versions that the plan doesn't know are no longer vouched for.
     ///
-    /// The number of the first write leaps by up to 2^32, so that it is none that was given before, even if Redis was
-    /// rolled back to before it: a number stands for the same bytes for ever, and whoever has read them may keep them.
+    /// The number of the first write leaps by up to 2^40, so that it is none that was given before, even if Redis was
+    /// rolled back to before it (but by a chance of one in millions for each rollback): a number stands for the same bytes
+    /// for ever, and whoever has read them may keep them.
     pub(crate) fn resume(
         key: String,
         mut header: Header,
@@ -126,7 +128,7 @@ impl Group {
         for &(slice, seq, length) in segments {
             group.segments.entry(slice).or_default().insert(seq, length);
         }
-        group.leap = random >> 32;
+        group.number += random >> 24;
         group
     }
 
@@ -151,7 +153,7 @@ impl Group {
     }
 
     fn empty(key: String, header: Header, stored: bool) -> Group {
-        let (segments, deltas) = (BTreeMap::new(), Deltas::default());
+        let (segments, deltas, number) = (BTreeMap::new(), Deltas::default(), header.seq);
         Group {
             key,
             header,
@@ -160,7 +162,7 @@ impl Group {
             deltas,
             passed: Vec::new(),
             after_gap: false,
-            leap: 0,
+            number,
             in_flight: None,
         }
     }
@@ -281,6 +283,12 @@ impl Group {
         self.in_flight.as_ref()
     }
 
+    /// A number that no write had, so that no other has its fence.
+    fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
     fn next_write(
         &mut self,
         plan: &Plan,
@@ -290,7 +298,7 @@ impl Group {
     ) -> Result<Write, CodecError> {
         let expected = if self.stored { self.header.fence() } else { String::new() };
         let mut header = self.header.clone();
-        header.seq += 1 + std::mem::take(&mut self.leap);
+        header.seq = self.next_number();
         header.to = position.to.max(header.to);
         header.clock = position.clock;
         header.trusted = position.trusted.clone();
@@ -323,13 +331,13 @@ impl Group {
     }
 
     /// A write that only deletes what has expired; none where nothing has.
-    pub(crate) fn trimming(&self, expired: &Expired) -> Option<Write> {
+    pub(crate) fn trimming(&mut self, expired: &Expired) -> Option<Write> {
         let deletes = self.expired_segments(expired);
         if !self.stored || deletes.is_empty() {
             return None;
         }
         let mut header = self.header.clone();
-        header.seq += 1;
+        header.seq = self.next_number();
         expired.trim(&mut header);
         Some(Write { expected: self.header.fence(), header, segments: Vec::new(), deletes })
     }
@@ -337,9 +345,11 @@ impl Group {
     /// Takes in that such a write is stored. The write in flight isn't, nor can it be any more: it follows anew.
     pub(crate) fn trimmed(&mut self, write: Write, expired: &Expired) {
         self.forget(&write.deletes);
+        let number = self.next_number();
         if let Some(next) = &mut self.in_flight {
             next.expected = write.header.fence();
-            next.header.seq += 1;
+            next.header.seq = number;
+            next.segments.retain(|(slice, _)| !expired.has(*slice));
             expired.trim(&mut next.header);
         }
         self.header = write.header;

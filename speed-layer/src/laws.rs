@@ -98,15 +98,17 @@ enum Happens {
     RolledBack,
     /// The tidemark moves to the newest cut passed.
     Moves,
-    /// Writes are built and refused, since memory is full; what lies below the tidemark makes room.
-    Full,
+    /// Memory is full: writes are stored without a word before it is, or refused; what lies below the tidemark makes room,
+    /// which is heard of or not.
+    Full { stored: bool, heard: bool },
 }
 
 fn happenings() -> impl Strategy<Value = Vec<(usize, Happens)>> {
     let what = prop_oneof![
         6 => Just(Happens::Flush), 1 => Just(Happens::FlushUnheard), 2 => Just(Happens::FlushPartly),
         1 => Just(Happens::Crash), 1 => Just(Happens::Emptied), 1 => Just(Happens::RolledBack),
-        1 => Just(Happens::Moves), 2 => Just(Happens::Full),
+        1 => Just(Happens::Moves),
+        3 => any::<(bool, bool)>().prop_map(|(stored, heard)| Happens::Full { stored, heard }),
     ];
     proptest::collection::vec((0usize..120, what), 0..25)
 }
@@ -162,6 +164,7 @@ struct World<'a> {
     incarnations: u64,
     partition: Partition,
     next: usize,
+    expired: Expired,
 }
 
 impl<'a> World<'a> {
@@ -169,7 +172,18 @@ impl<'a> World<'a> {
         let (plan, tp, cut) = (plan(), TopicPartition::new("views", 0), Cut::start(0));
         let partition = start(&plan, &tp, &mut Store::default(), &cut, &mut 0);
         let (store, earlier) = (Store::default(), Store::default());
-        World { plan, tp, log, store, earlier, cut, incarnations: 1_000, partition, next: 0 }
+        World {
+            plan,
+            tp,
+            log,
+            store,
+            earlier,
+            cut,
+            incarnations: 1_000,
+            partition,
+            next: 0,
+            expired: Expired::default(),
+        }
     }
 
     fn record(&self, at: usize) -> Record<'a> {
@@ -186,7 +200,7 @@ impl<'a> World<'a> {
     /// A round over the first `groups` groups; whether all were stored.
     fn flush(&mut self, groups: usize, heard: bool) -> bool {
         let (position, open_epoch, expired) =
-            (self.partition.position(), self.partition.epoch(), Expired::default());
+            (self.partition.position(), self.partition.epoch(), self.expired);
         let mut whole = true;
         for group in self.partition.groups_mut().iter_mut().take(groups) {
             if group.folds_from() > position.to {
@@ -210,20 +224,27 @@ impl<'a> World<'a> {
         whole
     }
 
-    /// Builds all due writes, then deletes what has expired instead.
-    fn trim(&mut self) {
-        let position = self.partition.position();
-        let expired = Expired { panes_below: None, epochs_below: Some((self.cut.epoch, self.cut.offset)) };
+    /// Builds all due writes, of which some are stored unheard, and then deletes what has expired instead. Whether what is
+    /// there is ours.
+    fn trim(&mut self, stored: bool, heard: bool) -> bool {
+        let (position, before, mut ours) = (self.partition.position(), self.expired, true);
+        self.expired = Expired { panes_below: None, epochs_below: Some((self.cut.epoch, self.cut.offset)) };
         for group in self.partition.groups_mut() {
             if group.folds_from() <= position.to {
-                group.write(&self.plan, &position, &Expired::default(), None).expect("states merge");
+                let write = group.write(&self.plan, &position, &before, None).expect("states merge").clone();
+                if stored {
+                    self.store.apply(&group.key, &write);
+                }
             }
-            if let Some(write) = group.trimming(&expired)
-                && self.store.apply(&group.key, &write)
-            {
-                group.trimmed(write, &expired);
+            if let Some(write) = group.trimming(&self.expired) {
+                let done = self.store.apply(&group.key, &write);
+                if done && heard {
+                    group.trimmed(write, &self.expired);
+                }
+                ours &= done;
             }
         }
+        ours
     }
 
     fn happens(&mut self, what: Happens) {
@@ -244,7 +265,11 @@ impl<'a> World<'a> {
                 self.flush(1, true);
                 self.restart();
             }
-            Happens::Full => self.trim(),
+            Happens::Full { stored, heard } => {
+                if !self.trim(stored, heard) {
+                    self.restart();
+                }
+            }
             Happens::Crash => self.restart(),
             Happens::Emptied => self.store = Store::default(),
             Happens::RolledBack => self.store = self.earlier.clone(),
@@ -383,9 +408,6 @@ fn check(world: &World<'_>, whole: bool) -> Result<(), TestCaseError> {
             counters::merge_segments(&world.plan, std::iter::once(&bytes[..]), merged)
                 .expect("segments decode");
         }
-        // Cells that were on their way when their epoch expired.
-        let first = header.cuts[0].0;
-        found.retain(|slice, _| !matches!(slice, Slice::Epoch(epoch) if *epoch < first));
         let expected = naive_cells(&world.plan, world.log, number as u32, from, header.to);
         prop_assert_eq!(&found, &expected, "{} {:?}", group.key, header);
         let cuts = naive_cuts(&world.plan, world.log, (header.to + 1).min(end) as usize).into_iter();

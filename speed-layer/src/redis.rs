@@ -134,10 +134,10 @@ impl Redis {
         answer(reply)
     }
 
-    /// Whether a group still is as we stored it: nothing is written.
+    /// Whether a group still is as we stored it: nothing is written. Answered when memory is full, too.
     pub(crate) async fn probe(&self, key: &str, token: &str, header: &Header) -> Answer {
         let (fence, mut call) = (header.fence(), cmd("FCALL"));
-        call.arg("tm1_flush").arg(1).arg(key).arg(token).arg("lost").arg(fence).arg("").arg(0);
+        call.arg("tm1_trim").arg(1).arg(key).arg(token).arg("lost").arg(fence).arg("").arg(0);
         answer(self.ask(&call).await)
     }
 

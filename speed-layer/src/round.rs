@@ -1,6 +1,7 @@
 //! One round of writes of a partition, as decisions: which groups write, what they merge, what the answers mean.
 //!
-//! Pure. A round is over when every write is stored or a refusal ends it; until then the same bytes are sent again.
+//! Pure. A round is over when every write is stored or a refusal ends it; until then the same bytes are sent again, or
+//! what a trim has left of them.
 
 use crate::flush::{self, Answer, Next};
 use crate::group::{Expired, Group, Merge, Position};

@@ -8,8 +8,8 @@ use crate::consume::{Log, Member, Records};
 use crate::counters::Plan;
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::decode;
-use crate::flush::{Answer, Next};
-use crate::group::{Expired, Merge, Position};
+use crate::flush::{self, Answer, Next};
+use crate::group::{Expired, Merge, Position, Write};
 use crate::health::Health;
 use crate::look::{Looking, Looks};
 use crate::partition::{Partition, Taken};
@@ -376,15 +376,7 @@ impl Owner {
             let next = round.answered(self.partition.groups_mut(), &answers, &probes);
             match next {
                 Next::Continue => continue,
-                Next::GiveUp => {
-                    self.metrics.refused("owner");
-                    return Ok(ControlFlow::Break(Spell::Ended(Ended::NotOwner)));
-                }
-                Next::Reclaim => {
-                    self.metrics.refused("fence");
-                    let why = "a group in redis is not as it was stored (emptied or rolled back)";
-                    return Ok(ControlFlow::Break(Spell::Again(why.into())));
-                }
+                Next::GiveUp | Next::Reclaim => return Ok(ControlFlow::Break(self.lost(&next))),
                 Next::LoadLibrary => {
                     self.metrics.refused("library");
                     if let Err(error) = self.shared.redis.load_library().await {
@@ -394,7 +386,10 @@ impl Owner {
                 Next::Trim(why) => {
                     self.metrics.refused("full");
                     self.unwell(why);
-                    self.trim().await;
+                    let next = self.trim().await;
+                    if matches!(next, Next::GiveUp | Next::Reclaim) {
+                        return Ok(ControlFlow::Break(self.lost(&next)));
+                    }
                 }
                 Next::Retry(why) => {
                     self.metrics.refused("unknown");
@@ -410,23 +405,31 @@ impl Owner {
         ON
     }
 
-    /// Makes room in a full Redis: deletes what has expired since the refused writes were built.
-    async fn trim(&mut self) {
-        let expired = self.expired();
-        let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
-        let trims = groups.iter().enumerate().filter_map(|(at, group)| {
-            let write = group.trimming(&expired)?;
-            Some(async move {
-                let answer = redis.trim(&group.key, token, &write).await;
-                (at, write, answer)
-            })
-        });
-        // Anything but success is left to the next round of writes, which finds out the same.
-        for (at, write, answer) in join_all(trims).await {
-            if answer == Answer::Stored {
-                self.partition.groups_mut()[at].trimmed(write, &expired);
-            }
+    /// What a refusal for good comes to.
+    fn lost(&self, next: &Next) -> Spell {
+        if *next == Next::GiveUp {
+            self.metrics.refused("owner");
+            return Spell::Ended(Ended::NotOwner);
         }
+        self.metrics.refused("fence");
+        Spell::Again("a group in redis is not as it was stored (emptied or rolled back)".into())
+    }
+
+    /// Makes room in a full Redis: deletes what has expired since the refused writes were built. What the answers mean:
+    /// as long as memory is full nobody else finds out that a group is another's or elsewhere.
+    async fn trim(&mut self) -> Next {
+        let expired = self.expired();
+        let groups = self.partition.groups_mut().iter_mut().enumerate();
+        let writes: Vec<(usize, Write)> =
+            groups.filter_map(|(at, group)| Some((at, group.trimming(&expired)?))).collect();
+        let (redis, token, groups) = (&self.shared.redis, &self.token, self.partition.groups());
+        let trims = writes.iter().map(|(at, write)| redis.trim(&groups[*at].key, token, write));
+        let answers = join_all(trims).await;
+        let stored = writes.into_iter().zip(&answers).filter(|(_, answer)| **answer == Answer::Stored);
+        for ((at, write), _) in stored {
+            self.partition.groups_mut()[at].trimmed(write, &expired);
+        }
+        flush::next(answers.iter())
     }
 
     /// Writes all waiting dead letters, however long it takes; breaks at the stop.

@@ -42,7 +42,13 @@ pub struct Segment {
     pub(super) number: u64,
     bytes: Vec<u8>,
     sections: Result<Vec<Section>, CodecError>,
+    /// Bytes of memory that it takes, the places of all its keys included.
+    pub(super) size: usize,
 }
+
+/// Bytes that a key's place takes at most, and what a section takes beside them.
+const PLACE: usize = 12;
+const SECTION: usize = size_of::<Section>() + 64;
 
 /// One metric's cells.
 #[derive(Debug)]
@@ -64,18 +70,16 @@ struct Starts {
 impl Segment {
     pub(super) fn new(slice: Slice, number: u64, bytes: Vec<u8>) -> Segment {
         let sections = sections(&bytes);
-        Segment { slice, number, bytes, sections }
+        let places = |section: &Section| SECTION + PLACE * section.count as usize;
+        let places: usize = sections.iter().flatten().map(places).sum();
+        let size = size_of::<Segment>() + bytes.capacity() + places;
+        Segment { slice, number, bytes, sections, size }
     }
 
     /// What is stored.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    /// Bytes of memory that it takes, the places of all its keys included.
-    pub(super) fn size(&self) -> usize {
-        self.bytes.len() + self.bytes.len() / 2 + size_of::<Segment>()
     }
 
     /// Hands a metric's cells to `each` (key, bucket, state): those of the given keys (each all `by` values, encoded), or
@@ -125,6 +129,7 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CodecError> {
         let from = cells.as_ptr() as usize - bytes.as_ptr() as usize;
         found.push(Section { version, count, cells: from..from + cells.len(), starts: OnceLock::new() });
     }
+    found.shrink_to_fit();
     Ok(found)
 }
 

@@ -23,13 +23,15 @@ pub(super) struct Held {
     /// The number of its newest segment.
     pub(super) newest: u64,
     incarnation: u64,
+    /// About what all takes beside the segments: the header in memory is no larger than its JSON and a kilobyte.
+    header: usize,
     pub(super) group: Arc<Group>,
 }
 
 impl Held {
     /// Bytes of memory that it takes.
     pub(super) fn size(&self) -> usize {
-        self.group.segments.iter().map(|segment| segment.size()).sum()
+        self.group.segments.iter().map(|segment| segment.size).sum::<usize>() + self.header
     }
 }
 
@@ -46,7 +48,7 @@ pub(super) enum Taken {
 
 /// Makes a group of what was told, with the segments that are held already.
 pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
-    let header = Header::from_json(&told.header);
+    let (header, size) = (Header::from_json(&told.header), told.header.len() + 1_024);
     let same = |held: &&Held| header.as_ref().is_ok_and(|header| header.incarnation == held.incarnation);
     let before: HashMap<_, _> = before
         .filter(same)
@@ -69,7 +71,9 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
     let named = header.as_ref().map(|header| (header.fence(), header.seq, header.incarnation)).ok();
     let group = Arc::new(Group { header, segments, unknown });
     match named {
-        Some((fence, newest, incarnation)) => Taken::Held(Held { fence, newest, incarnation, group }),
+        Some((fence, newest, incarnation)) => {
+            Taken::Held(Held { fence, newest, incarnation, header: size, group })
+        }
         None => Taken::Once(group),
     }
 }

@@ -9,9 +9,8 @@ mod address;
 pub use address::Address;
 
 use super::held::{self, Held, Taken, Told};
-use super::{ABREAST, Group, Groups, Marks, RealtimeError, RealtimeView, Want};
+use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Want, one_by_one};
 use futures::future::BoxFuture;
-use futures::{StreamExt as _, TryStreamExt as _};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, Options, OptionsBuilder, Weighter};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -229,13 +228,11 @@ impl RealtimeView for RedisRealtimeView {
     }
 
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
-        let reads: Vec<_> = keys.iter().map(|key| self.group(key, Want::Panes)).collect();
         Box::pin(async move {
-            if let Some(all) = self.unchanged(keys).await.map_err(unavailable)? {
-                return Ok(all);
+            match self.unchanged(keys).await.map_err(unavailable)? {
+                Some(all) => Ok(all),
+                None => one_by_one(self, keys).await,
             }
-            let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
-            Ok((groups, self.marks().await?))
         })
     }
 
