@@ -40,10 +40,11 @@ async fn a_speed_worker_killed_mid_work_loses_and_doubles_nothing() {
     stack.settle().await;
     stack.verify_groups("after four kills").await;
     stack.compare(&serving, &stack.oracle(), "after four kills").await;
-    // A tidemark beyond the log's last record: who claims the groups next moves them to its boundary.
-    stack.run_past_the_end().await;
+    // A tidemark beyond the last record, and nobody who reads the ticks that brought it there: who claims the groups next
+    // moves them to its boundary.
     speed.kill();
     let before = stack.probe.headers().await.expect("headers");
+    stack.run_past_the_end().await;
     speed.restart().expect("restarted");
     wait_for("the groups standing at the tidemark", async || {
         let headers = stack.probe.headers().await.expect("headers");
