@@ -188,11 +188,7 @@ async fn spell(world: &World, process: usize, tp: &TopicPartition) -> Spell {
             let (floor, oldest) = {
                 let state = world.state();
                 let process = &state.processes[process];
-                let floor = match state.sabotage {
-                    Some(Sabotage::EpochsDroppedEarly) => Some(process.follower.current().cut(tp)),
-                    _ => process.follower.floor(tp, clock),
-                };
-                (floor, process.oldest_pane)
+                (process.follower.floor(tp, clock), process.oldest_pane)
             };
             match worker.round(floor.as_ref(), oldest, quiet).await {
                 Spell::Stored => break,

@@ -37,8 +37,6 @@ pub(crate) enum Sabotage {
     DedupForgotten,
     /// A worker passes over a record now and then.
     RecordSkipped,
-    /// Epochs are dropped at the flip that covers them.
-    EpochsDroppedEarly,
     /// The archive's cuts lie elsewhere than the log's.
     CutsMoved,
     /// The archiver passes over a record now and then.
