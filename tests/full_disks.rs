@@ -51,6 +51,7 @@ async fn runs_without_room(stack: &Stack, disk: &Disk, serving: &Serving, part: 
         .await;
         let last = log.lines().last().unwrap_or_default();
         assert!(last.contains(NO_SPACE), "the last line says why:\n{log}");
+        assert!(!log.contains("panicked"), "a run without room ends in order:\n{log}");
         assert_eq!(stack.live_hashes().await, before, "the live versions");
         stack.becomes(serving, &stack.oracle(), "while the disk is full").await;
     }

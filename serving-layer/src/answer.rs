@@ -196,7 +196,7 @@ struct Wanted<'k> {
 
 fn keys(views: &Views, query: &Query) -> Vec<Keys> {
     let groups = views.catalog.layout.groups;
-    let by_group = |keys: BTreeSet<Vec<u8>>| {
+    let by_group = |keys: Vec<Vec<u8>>| {
         let mut by_group: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
         keys.into_iter().for_each(|key| by_group.entry(view::group_of(&key, groups)).or_default().push(key));
         by_group
@@ -239,8 +239,7 @@ fn add_group(
     coverage: &mut Coverage,
 ) -> Result<(), ServeError> {
     let cut_epoch = tidemark.cut(&wanted.tp).epoch;
-    coverage.unreadable(&wanted.tp, group);
-    let header = group.and_then(|group| group.header.as_ref().ok());
+    let header = coverage.header(&wanted.tp, group);
     let metrics: Vec<&Metric> = wanted.columns.iter().map(|(i, _)| &*query.columns[*i].metric).collect();
     if !coverage.judge(&views.catalog, &wanted.tp, header, tidemark, &metrics) {
         return Ok(());

@@ -49,15 +49,16 @@ impl Coverage {
         self.reasons.note(reason.into(), which.to_string());
     }
 
-    /// Notes what of a group can't be read.
-    pub fn unreadable(&mut self, tp: &TopicPartition, group: Option<&Group>) {
-        let Some(group) = group else { return };
+    /// The header of a group, if there is one that can be read; what of the group can't be read is noted.
+    pub fn header<'a>(&mut self, tp: &TopicPartition, group: Option<&'a Group>) -> Option<&'a Header> {
+        let group = group?;
         if !group.unknown.is_empty() {
             self.doubt_of("groups of the realtime view hold fields of an unknown layout", tp);
         }
         if let Err(error) = &group.header {
             self.doubt_of(format!("headers of the realtime view can't be decoded: {error}"), tp);
         }
+        group.header.as_ref().ok()
     }
 
     /// Judges one group against its partition's cut, for the metrics that are asked of it. Whether its cells from the

@@ -140,17 +140,18 @@ pub async fn live(
     // so that no pane of the window they place can have expired in what was read.
     let (found, marks) = views.realtime.live(&keys).await.map_err(unavailable)?;
     let read: Vec<Read> = partitions.into_iter().zip(found).collect();
-    read.iter().for_each(|(tp, group)| coverage.unreadable(tp, group.as_deref()));
+    let headers: Vec<Option<&Header>> =
+        read.iter().map(|(tp, group)| coverage.header(tp, group.as_deref())).collect();
     for tp in coverage::partitions(&views.catalog, &[metric], &position.current, &marks) {
         if !read.iter().any(|(there, _)| *there == tp) {
             coverage.batch_alone(&views.catalog, &tp, &position.current);
         }
     }
-    let headers = read.iter().filter_map(|(_, group)| header(group)?.trusted.newest);
-    let newest = marks.values().filter_map(|mark| mark.trusted).chain(headers).max();
+    let trusted = headers.iter().filter_map(|header| (*header)?.trusted.newest);
+    let newest = marks.values().filter_map(|mark| mark.trusted).chain(trusted).max();
     let window = newest.map(|newest| window.at(newest));
-    for (tp, group) in &read {
-        reach(views, position, metric, tp, header(group), window, &mut coverage);
+    for ((tp, _), header) in read.iter().zip(headers) {
+        reach(views, position, metric, tp, header, window, &mut coverage);
     }
     let merged = merge(metric, &key, window, &read, &mut coverage);
     let value = value(metric, request, merged, &mut coverage);
@@ -160,10 +161,6 @@ pub async fn live(
 
 /// A partition's group, if it is there.
 type Read = (TopicPartition, Option<Arc<Group>>);
-
-fn header(group: &Option<Arc<Group>>) -> Option<&Header> {
-    group.as_ref()?.header.as_ref().ok()
-}
 
 fn unavailable(error: RealtimeError) -> ServeError {
     ServeError::View { view: "the realtime view", cause: error.to_string() }

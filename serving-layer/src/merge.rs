@@ -245,16 +245,12 @@ fn ranked(query: &Query, Merged { bucket, key, mut states }: Merged) -> Vec<Row>
         ranked: Some((i + 1, item)),
         values: vec![State::Count(count).finish(&Aggregate::Count)],
     };
-    rank(items, query.k).into_iter().enumerate().map(row).collect()
-}
-
-/// Ranks items by count; ties go to the lesser item, in the order of keys.
-pub fn rank(items: BTreeMap<Value, State>, k: usize) -> Vec<(Value, u64)> {
     let counted = |(item, state)| match state {
         State::Count(count) => Some((item, count)),
         _ => None,
     };
-    top_k::rank(items.into_iter().filter_map(counted), k)
+    let best = top_k::rank(items.into_iter().filter_map(counted), query.k);
+    best.into_iter().enumerate().map(row).collect()
 }
 
 fn compare(query: &Query, a: &Row, b: &Row) -> Ordering {

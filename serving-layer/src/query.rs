@@ -16,7 +16,6 @@ use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Interval;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A valid query.
@@ -103,9 +102,9 @@ impl Query {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })
     }
 
-    /// The keys that a cell of `column` can have, where the filters pin its `by` values by equality; encoded, ascending.
+    /// The keys that a cell of `column` can have, where the filters pin its `by` values by equality; encoded, each once.
     /// `None`: it can have any.
-    pub fn keys_of(&self, column: &Column) -> Option<BTreeSet<Vec<u8>>> {
+    pub fn keys_of(&self, column: &Column) -> Option<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = vec![Vec::new()];
         for place in 0..column.metric.by.len() {
             let pinned = |(filter, part): (&Filter, &Part)| match &filter.test {
@@ -124,6 +123,6 @@ impl Query {
             };
             keys = keys.iter().flat_map(|key| values.iter().map(move |value| extend(key, value))).collect();
         }
-        Some(keys.into_iter().collect())
+        Some(keys)
     }
 }

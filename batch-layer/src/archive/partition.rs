@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -102,21 +103,34 @@ pub(crate) async fn read_all(ctx: &Archiver, chains: Vec<Chain>, until: Until) -
         return Ok(Vec::new());
     }
     let queue = Arc::new(Mutex::new(VecDeque::from(chains)));
-    let mut workers = tokio::task::JoinSet::new();
-    // Dropping this after a worker's fault stops the others at their next record.
+    let mut workers = JoinSet::new();
+    // Whatever drops this stops the workers at their next record.
     let stop = ctx.stop.child_token();
-    let guard = stop.clone().drop_guard();
+    let _guard = stop.clone().drop_guard();
     for _ in 0..ctx.workers.max(1) {
         let (ctx, queue) = (Archiver { stop: stop.clone(), ..ctx.clone() }, queue.clone());
         let runtime = Handle::current();
         workers.spawn_blocking(move || work(&ctx, &queue, until, &runtime));
     }
-    let mut done = Vec::new();
+    all(workers, &stop).await
+}
+
+/// Waits for all workers and puts what they did together. A fault stops the others at their next record and is
+/// returned once they have ended: one that still worked while the program ends would have its runtime taken away.
+async fn all<T: 'static>(mut workers: JoinSet<Result<Vec<T>>>, stop: &CancellationToken) -> Result<Vec<T>> {
+    let mut done = Ok(Vec::new());
     while let Some(finished) = workers.join_next().await {
-        done.extend(finished.context("a reader of the log died")??);
+        match (finished.context("a reader of the log died").flatten(), &mut done) {
+            (Ok(read), Ok(done)) => done.extend(read),
+            (Ok(_), Err(_)) => {}
+            // What the others say after the first fault comes of their being stopped.
+            (Err(fault), _) => {
+                stop.cancel();
+                done = done.and(Err(fault));
+            }
+        }
     }
-    guard.disarm();
-    Ok(done)
+    done
 }
 
 fn work(ctx: &Archiver, queue: &Mutex<VecDeque<Chain>>, until: Until, runtime: &Handle) -> Result<Vec<Read>> {
@@ -216,5 +230,23 @@ mod tests {
         let expected = [("gone/0", 7), ("new/0", 90), ("old/0", 40), ("old/1", 0)];
         assert_eq!(starts, expected.map(|(tp, offset)| (tp.to_owned(), offset)));
         assert_eq!(found.held.keys().collect::<Vec<_>>(), [&tp("gone", 0)]);
+    }
+
+    #[tokio::test]
+    async fn a_fault_is_returned_once_all_workers_have_ended() {
+        let stop = CancellationToken::new();
+        let (ended, runtime) = (Arc::new(Mutex::new(0)), Handle::current());
+        let mut workers = JoinSet::new();
+        workers.spawn_blocking(|| anyhow::bail!("no room"));
+        for worker in 1..=2 {
+            let (stop, ended, runtime) = (stop.clone(), ended.clone(), runtime.clone());
+            workers.spawn_blocking(move || {
+                runtime.block_on(stop.cancelled());
+                *ended.lock().unwrap() += 1;
+                if worker == 1 { Ok(vec![worker]) } else { anyhow::bail!("stopped") }
+            });
+        }
+        assert_eq!(all(workers, &stop).await.unwrap_err().to_string(), "no room");
+        assert_eq!(*ended.lock().unwrap(), 2);
     }
 }

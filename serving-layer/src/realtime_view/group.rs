@@ -99,12 +99,8 @@ impl Segment {
         };
         let cells = &self.bytes[section.cells.clone()];
         let Some(keys) = keys else {
-            let mut rest = cells;
-            for _ in 0..section.count {
-                let (key, bucket, state) = take_cell(&metric.aggregate, &mut rest)?;
-                each(key, bucket, state)?;
-            }
-            return if rest.is_empty() { Ok(()) } else { Err(CodecError::Invalid("section length").into()) };
+            let each = |_, key, bucket, state| each(key, bucket, state);
+            return view::each_cell(&metric.aggregate, section.count, cells, each);
         };
         let starts = section.starts.get_or_init(|| Starts::of(metric, section.count, cells));
         let starts = starts.as_ref().map_err(CodecError::clone)?;
@@ -135,22 +131,19 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CodecError> {
 
 impl Starts {
     fn of(metric: &Metric, count: u64, cells: &[u8]) -> Result<Starts, CodecError> {
-        let mut starts = Starts::default();
-        let (mut rest, mut last) = (cells, None);
-        for _ in 0..count {
-            let at = cells.len() - rest.len();
-            let (key, ..) = take_cell(&metric.aggregate, &mut rest)?;
+        let (Starts { hash, mut places }, mut last) = (Starts::default(), None);
+        view::each_cell(&metric.aggregate, count, cells, |at, key, _, _| {
             let by = by_of(metric, key)?;
             if last.replace(by) != Some(by) {
                 let at = u32::try_from(at).map_err(|_| CodecError::Invalid("section length"))?;
-                let Starts { hash, places } = &mut starts;
                 let again = |&place: &u32| {
                     hash.hash_one(key_at(cells, place).and_then(|key| by_of(metric, key).ok()))
                 };
                 places.insert_unique(hash.hash_one(Some(by)), at, again);
             }
-        }
-        if rest.is_empty() { Ok(starts) } else { Err(CodecError::Invalid("section length")) }
+            Ok::<(), CodecError>(())
+        })?;
+        Ok(Starts { hash, places })
     }
 
     /// Where the cells of a key begin.

@@ -15,23 +15,20 @@ pub(super) struct Told {
     pub(super) fields: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
-/// A group that was read.
+/// A group that was read, its header too.
 #[derive(Debug)]
 pub(super) struct Held {
     /// The fence behind which it was read.
     pub(super) fence: String,
-    /// The number of its newest segment.
-    pub(super) newest: u64,
-    incarnation: u64,
-    /// About what all takes beside the segments: the header in memory is no larger than its JSON and a kilobyte.
-    header: usize,
+    /// Bytes of memory that it takes.
+    pub(super) size: usize,
     pub(super) group: Arc<Group>,
 }
 
 impl Held {
-    /// Bytes of memory that it takes.
-    pub(super) fn size(&self) -> usize {
-        self.group.segments.iter().map(|segment| segment.size).sum::<usize>() + self.header
+    /// The number of its newest segment; 0: nothing is known of it.
+    pub(super) fn newest(&self) -> u64 {
+        self.group.header.as_ref().map_or(0, |header| header.seq)
     }
 }
 
@@ -48,8 +45,9 @@ pub(super) enum Taken {
 
 /// Makes a group of what was told, with the segments that are held already.
 pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
-    let (header, size) = (Header::from_json(&told.header), told.header.len() + 1_024);
-    let same = |held: &&Held| header.as_ref().is_ok_and(|header| header.incarnation == held.incarnation);
+    let (header, length) = (Header::from_json(&told.header), told.header.len());
+    let incarnation = |header: &Result<Header, _>| header.as_ref().map(|header| header.incarnation).ok();
+    let same = |held: &&Held| incarnation(&held.group.header) == incarnation(&header);
     let before: HashMap<_, _> = before
         .filter(same)
         .into_iter()
@@ -68,14 +66,12 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
             (None, _) => unknown.push(name.into_owned()),
         }
     }
-    let named = header.as_ref().map(|header| (header.fence(), header.seq, header.incarnation)).ok();
+    let fence = header.as_ref().map(Header::fence).ok();
     let group = Arc::new(Group { header, segments, unknown });
-    match named {
-        Some((fence, newest, incarnation)) => {
-            Taken::Held(Held { fence, newest, incarnation, header: size, group })
-        }
-        None => Taken::Once(group),
-    }
+    let Some(fence) = fence else { return Taken::Once(group) };
+    // A header in memory is no larger than its JSON and a kilobyte.
+    let size = group.segments.iter().map(|segment| segment.size).sum::<usize>() + length + 1_024;
+    Taken::Held(Held { fence, size, group })
 }
 
 #[cfg(test)]
@@ -158,7 +154,7 @@ mod tests {
             return;
         }
         let before = held.take();
-        let known = before.as_ref().map_or(0, |held| held.newest);
+        let known = before.as_ref().map_or(0, Held::newest);
         let taken = match take(stored.told(known), before.as_ref()) {
             Taken::Short => take(stored.told(0), None),
             taken => taken,

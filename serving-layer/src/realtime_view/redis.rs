@@ -44,7 +44,7 @@ struct Size;
 
 impl Weighter<Place, Arc<Held>> for Size {
     fn weight(&self, (key, _): &Place, held: &Arc<Held>) -> u64 {
-        (key.len() + held.size()) as u64
+        (key.len() + held.size) as u64
     }
 }
 
@@ -160,7 +160,7 @@ impl RedisRealtimeView {
         mut before: Option<Arc<Held>>,
     ) -> Result<Option<Arc<Group>>, RedisError> {
         loop {
-            let newest = before.as_ref().map_or(0, |held| held.newest);
+            let newest = before.as_ref().map_or(0, |held| held.newest());
             let Some(told) = self.told(&place, newest).await? else {
                 self.held.remove(&place);
                 return Ok(None);

@@ -152,6 +152,25 @@ pub fn take_cell<'a>(
     Ok((key, bucket, State::decode(aggregate, cells)?))
 }
 
+/// Hands each of a section's `count` cells to `each`: where it begins, its key, bucket and state.
+///
+/// # Errors
+/// Where the bytes are not so many cells of the aggregate, and what `each` refuses.
+pub fn each_cell<'a, E: From<CodecError>>(
+    aggregate: &Aggregate,
+    count: u64,
+    cells: &'a [u8],
+    mut each: impl FnMut(usize, &'a [u8], Millis, State) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut rest = cells;
+    for _ in 0..count {
+        let at = cells.len() - rest.len();
+        let (key, bucket, state) = take_cell(aggregate, &mut rest)?;
+        each(at, key, bucket, state)?;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(CodecError::Invalid("section length").into()) }
+}
+
 /// Unpacks a segment, handing each cell of the metrics that `aggregate` knows to `each`; sections of other versions
 /// are passed over unread.
 pub fn unpack<'a>(
@@ -160,14 +179,9 @@ pub fn unpack<'a>(
     mut each: impl FnMut(MetricVersion, &[u8], Millis, State) -> Result<(), CodecError>,
 ) -> Result<(), CodecError> {
     let mut sections = Sections::of(bytes)?;
-    while let Some((version, count, mut cells)) = sections.take()? {
-        let Some(aggregate) = aggregate(version) else { continue };
-        for _ in 0..count {
-            let (key, bucket, state) = take_cell(aggregate, &mut cells)?;
-            each(version, key, bucket, state)?;
-        }
-        if !cells.is_empty() {
-            return Err(CodecError::Invalid("section length"));
+    while let Some((version, count, cells)) = sections.take()? {
+        if let Some(aggregate) = aggregate(version) {
+            each_cell(aggregate, count, cells, |_, key, bucket, state| each(version, key, bucket, state))?;
         }
     }
     Ok(())
