@@ -1,49 +1,47 @@
-//! Runs a day's plans and turns what they give into canonical cells: sorted by key, then bucket, each once, with the
-//! hash that says whether two computations gave the same.
+//! Computes a day's cells: sorted by key, then bucket, each once, with the hash that says whether two computations gave
+//! the same.
 //!
-//! Memory: a stream's day is cut into *slices* by identity, so that all deliveries of an event are in one, and skew of
-//! time or key cuts none larger. Repeats are found, and cells grouped, one slice after the other. What each slice gives
-//! of a cell is merged by a [`Sorter`], whose disk takes what memory shouldn't. So the number of slices changes nothing
-//! but how often the files are read. With `memory` the [`Budget`]:
+//! First the repeats of each stream are found ([`repeats`]), then its rows are read once, in chunks, by several threads
+//! that fold them into the cells of all metrics ([`fold`]); what memory can't hold becomes sorted runs, which are merged
+//! at the end ([`sorted`]).
 //!
-//! - the plan over a slice takes about 200 bytes a row, however few cells come of it: slices are so many that this is
-//!   at most half of `memory`;
-//! - the cells that are held take at most a quarter;
-//! - the rest is for what is read, and for rows on their way to a table.
+//! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; folding a half, shared by the threads; the
+//! rest is for the chunks that are read, and for rows on their way to a table.
 
-mod segments;
 mod cells;
-mod sorted;
+mod fold;
 pub(crate) mod healed;
+mod interner;
+mod name;
+mod repeats;
+mod rows;
+mod run;
+mod segments;
+mod sorted;
 
 pub use cells::Cell;
 pub use sorted::{Cells, Sorter};
 
-use crate::plan::{self, Segments};
-use anyhow::{Context, Result, ensure};
-use polars::prelude::{BooleanChunked, DataFrame, Engine, LazyFrame, ParquetWriter, PolarsResult};
+use crate::plan::Needs;
+use anyhow::{Context, Result, anyhow, ensure};
+use fold::Fold;
+use polars::prelude::{DataFrame, Engine, LazyFrame, PolarsResult};
+use repeats::Gone;
+use rows::Rows;
 use shared_model::catalog::Stream;
-use shared_model::metric::{Binding, Metric};
+use shared_model::metric::Metric;
 use shared_model::time::EventDay;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tempfile::TempPath;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the computation of one metric and day may take; what that means is said above.
+/// What the computation of one day may take; what that means is said above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// In bytes.
     pub memory: u64,
-}
-
-/// Bytes that a plan takes for a row of its slice.
-const BYTES_OF_ROW: u64 = 200;
-
-impl Budget {
-    /// Into how many slices so many rows are cut.
-    fn slices(self, rows: u64) -> u64 {
-        rows.saturating_mul(BYTES_OF_ROW).div_ceil((self.memory / 2).max(1)).clamp(1, 4096)
-    }
+    /// How many threads are at work.
+    pub threads: usize,
 }
 
 /// The files of one stream that a day is computed from.
@@ -69,10 +67,8 @@ pub struct Day {
 #[derive(Debug)]
 struct Input {
     stream: Arc<Stream>,
-    segments: Vec<Segments>,
-    slices: u64,
-    /// Of each slice the positions of the deliveries that must go, where there are any: a Parquet file.
-    gone: Vec<Option<TempPath>>,
+    rows: Rows,
+    gone: Gone,
 }
 
 impl Day {
@@ -89,103 +85,118 @@ impl Day {
         Ok(Day { day, budget, inputs: inputs.collect::<Result<_>>()? })
     }
 
-    /// For the cells of a metric: what is to be merged with the day's is pushed first.
-    pub fn sorter(&self, metric: &Arc<Metric>) -> Sorter {
-        Sorter::new(metric, self.budget.memory / 4)
+    /// For the cells of one of so many metrics: what is to be merged with the day's is pushed first.
+    pub fn sorter(&self, metric: &Arc<Metric>, metrics: usize) -> Sorter {
+        Sorter::new(metric, self.budget.memory / 4 / metrics.max(1) as u64)
     }
 
-    /// The cells of a metric on this day, and those that were pushed. Blocks.
+    /// The cells of each metric on this day, and those that were pushed into its sorter. Blocks.
     ///
     /// # Errors
     /// Where a segment can't be read, a count or sum would pass its bound, or the disk for cells is full.
-    pub fn cells(&self, metric: &Metric, mut cells: Sorter) -> Result<Cells> {
+    pub fn cells(&self, metrics: Vec<(Arc<Metric>, Sorter)>) -> Result<Vec<Cells>> {
+        let (metrics, sorters): (Vec<Arc<Metric>>, Vec<Sorter>) = metrics.into_iter().unzip();
+        let sorters: Vec<Mutex<Sorter>> = sorters.into_iter().map(Mutex::new).collect();
         for input in &self.inputs {
-            let stream = &input.stream.name;
-            let Some(binding) = metric.bindings.iter().find(|binding| binding.stream == *stream) else {
-                continue;
-            };
-            for (slice, gone) in (0..).zip(&input.gone) {
-                let failed = || format!("metric {}, stream {stream}, day {}", metric.name, self.day);
-                let frame = input.cells(metric, binding, slice, gone.as_deref()).with_context(failed)?;
-                cells::take(metric, binding, &frame, &mut cells).with_context(failed)?;
-            }
+            let failed = || format!("stream {}, day {}", input.stream.name, self.day);
+            input.fold(self.day, self.budget, &metrics, &sorters).with_context(failed)?;
         }
-        cells.finish().with_context(|| format!("metric {}, day {}", metric.name, self.day))
+        self.finish(&metrics, sorters)
+    }
+
+    /// Finishes sorters, several at once.
+    fn finish(&self, metrics: &[Arc<Metric>], sorters: Vec<Mutex<Sorter>>) -> Result<Vec<Cells>> {
+        let next = AtomicUsize::new(0);
+        let waiting: Vec<Mutex<Option<Sorter>>> = sorters
+            .into_iter()
+            .map(|sorter| Mutex::new(Some(sorter.into_inner().unwrap_or_else(PoisonError::into_inner))))
+            .collect();
+        let work = || -> Result<Vec<(usize, Cells)>> {
+            let mut done = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(sorter) = waiting.get(at) else { return Ok(done) };
+                let sorter = sorter.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(sorter) = sorter {
+                    let failed = || format!("metric {}, day {}", metrics[at].name, self.day);
+                    done.push((at, sorter.finish().with_context(failed)?));
+                }
+            }
+        };
+        let mut done = Vec::new();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.budget.threads.max(1)).map(|_| scope.spawn(work)).collect();
+            for thread in threads {
+                done.extend(thread.join().unwrap_or_else(|_| Err(anyhow!("a sorter of cells died")))?);
+            }
+            anyhow::Ok(())
+        })?;
+        done.sort_by_key(|(at, _)| *at);
+        Ok(done.into_iter().map(|(_, cells)| cells).collect())
     }
 }
 
 impl Input {
     fn open(source: Source, budget: Budget) -> Result<Input> {
-        let (segments, rows) = segments::inspect(&source.stream, &source.files)?;
+        let (segments, count) = segments::inspect(&source.stream, &source.files)?;
         ensure!(
-            rows == source.rows,
-            "the files have {rows} rows, the ledger {}: fetch them anew",
+            count == source.rows,
+            "the files have {count} rows, the ledger {}: fetch them anew",
             source.rows
         );
-        let slices = budget.slices(rows);
-        let mut input = Input { stream: source.stream, segments, slices, gone: Vec::new() };
-        let gone = (0..slices).map(|slice| input.repeats(slice).context("repeats can't be found"));
-        input.gone = gone.collect::<Result<_>>()?;
-        Ok(input)
+        let rows = Rows::new(segments, budget.threads);
+        // Without an identity each delivery is an event of its own.
+        let gone = match source.stream.identity.is_empty() {
+            true => vec![Vec::new(); rows.chunks.len()],
+            false => repeats::find(&rows, budget.memory / 2).context("repeats can't be found")?,
+        };
+        Ok(Input { stream: source.stream, rows, gone })
     }
 
-    /// The positions of a slice's deliveries that don't survive.
-    fn repeats(&self, slice: u64) -> Result<Option<TempPath>> {
-        if self.stream.identity.is_empty() {
-            // Each delivery is an event of its own.
-            return Ok(None);
-        }
-        let repeated = collect(plan::repeated(self.deliveries(slice)?))?;
-        if repeated.height() == 0 {
-            return Ok(None);
-        }
-        let gone = all_but_first(&collect(plan::contenders(self.deliveries(slice)?, repeated))?)?;
-        positions_file(gone).map(Some)
-    }
-
-    /// What the plan of a metric gives for a slice of the day.
-    fn cells(
+    /// Folds the rows into cells of the metrics that the stream feeds.
+    fn fold(
         &self,
-        metric: &Metric,
-        binding: &Binding,
-        slice: u64,
-        gone: Option<&Path>,
-    ) -> PolarsResult<DataFrame> {
-        let mut rows = self.deliveries(slice)?;
-        if let Some(gone) = gone {
-            rows = plan::survivors(rows, plan::scan(&[gone.to_owned()])?);
+        day: EventDay,
+        budget: Budget,
+        metrics: &[Arc<Metric>],
+        sorters: &[Mutex<Sorter>],
+    ) -> Result<()> {
+        let fed = metrics.iter().enumerate().filter_map(|(at, metric)| {
+            let binding = metric.bindings.iter().find(|binding| binding.stream == self.stream.name)?;
+            Some((at, metric, binding))
+        });
+        let fed: Vec<_> = fed.collect();
+        if fed.is_empty() {
+            return Ok(());
         }
-        collect(plan::cells(&self.stream, metric, binding, rows))
+        let needs = Needs::of(fed.iter().map(|(_, metric, binding)| (&***metric, *binding)));
+        let metrics: Vec<Arc<Metric>> = fed.iter().map(|(_, metric, _)| (*metric).clone()).collect();
+        let memory = budget.memory / 2 / budget.threads.max(1) as u64;
+        let push = |fold: &mut Fold<'_>| -> Result<()> {
+            for ((at, ..), run) in fed.iter().zip(fold.cells()?) {
+                sorters[*at].lock().unwrap_or_else(PoisonError::into_inner).push_run(run)?;
+            }
+            Ok(())
+        };
+        self.rows.spread(|next| {
+            let mut fold = Fold::new(day, &needs, &metrics, memory);
+            while let Some((at, chunk)) = next() {
+                let frame = self.rows.select(&self.stream, chunk, |rows| needs.select(&self.stream, rows))?;
+                fold.take(&frame, &self.gone[at])?;
+                if fold.is_full() {
+                    push(&mut fold)?;
+                }
+            }
+            push(&mut fold)
+        })?;
+        Ok(())
     }
-
-    fn deliveries(&self, slice: u64) -> PolarsResult<LazyFrame> {
-        let rows = plan::deliveries(&self.stream, &self.segments)?;
-        Ok(plan::slice(rows, slice, self.slices))
-    }
-}
-
-/// Writes positions of deliveries to a temporary file.
-fn positions_file(mut positions: DataFrame) -> Result<TempPath> {
-    let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
-    let file = file.context("a temporary file can't be made (TMPDIR)")?;
-    ParquetWriter::new(file.as_file()).finish(&mut positions).context("repeats can't be written (TMPDIR)")?;
-    Ok(file.into_temp_path())
 }
 
 /// Runs a plan with the streaming engine.
 pub(crate) fn collect(plan: LazyFrame) -> PolarsResult<DataFrame> {
     // Several frames come only of plans with several sinks.
     Ok(plan.collect_with_engine(Engine::Streaming)?.unwrap_single())
-}
-
-/// The positions of all rows but the first of each identity; the rows of one identity stand together.
-fn all_but_first(deliveries: &DataFrame) -> PolarsResult<DataFrame> {
-    let [hi, lo] = plan::IDENTITY;
-    let (hi, lo) = (deliveries.column(hi)?.u64()?, deliveries.column(lo)?.u64()?);
-    let mut last = None;
-    let mask = hi.iter().zip(lo.iter()).map(|identity| last.replace(identity) == Some(identity));
-    let mask: BooleanChunked = mask.collect();
-    deliveries.select(plan::POSITION)?.filter(&mask)
 }
 
 #[cfg(test)]

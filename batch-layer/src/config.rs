@@ -99,13 +99,12 @@ pub struct WorkArgs {
     /// How long a partition may bring nothing before it is held back and named.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub patience: Duration,
-    /// How much memory the process may take while it computes, in MiB; 128, and 32 for each worker, are its own. A day
-    /// that would take more is cut into slices, and its cells are sorted in the folder for temporary files (TMPDIR); the
-    /// result is the same.
+    /// How much memory the process may take while it computes, in MiB; 128, and 32 for each worker, are its own. Cells of a
+    /// day that would take more are sorted in the folder for temporary files (TMPDIR); the result is the same.
     #[arg(long = "memory", env = "TIDEMARK_MEMORY", default_value = "1024", value_parser = mebibytes)]
     pub memory: u64,
-    /// How many metrics of days are computed, and written to tables, at once, where the memory is enough for so many. The
-    /// default is the number of cores.
+    /// How many threads compute, and how many tables are written at once, where the memory is enough for so many; each
+    /// works on a day of its own where there are enough days. The default is the number of cores.
     #[arg(long, env = "TIDEMARK_WORKERS", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: u16,
     /// How long a version that was replaced is kept for readers that still use it.

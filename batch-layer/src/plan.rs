@@ -1,16 +1,15 @@
-//! From a metric of the catalog and a day's segments to Polars plans. Pure: nothing is read here.
+//! From metrics of the catalog and a day's segments to Polars plans. Pure: nothing is read here.
 //!
-//! Of equal identities one delivery survives: the lowest topic, partition, offset. Which ones must go is found first,
-//! over identities and positions alone ([`repeated`], [`contenders`]), and taken away by an anti-join ([`survivors`]):
-//! a small table instead of a `unique` over the whole day. Then [`cells`] groups by key and bucket. Plans end in
-//! numbers and values that the states of [`shared_model::aggregate`] are made of, exactly.
+//! Of equal identities one delivery survives: the lowest topic, partition, offset. What metrics take from a row (keys,
+//! values, filters) are columns that a plan computes, each once, whichever metrics want it ([`Needs`]); the cells are
+//! folded from these columns.
 
 pub(crate) mod expression;
 
 use expression::{data_type, translate};
 use polars::prelude::*;
-use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Stream;
+use shared_model::expression::Expression;
 use shared_model::metric::{Binding, Metric};
 use shared_model::time::Millis;
 use std::path::PathBuf;
@@ -27,6 +26,8 @@ pub(crate) const EVENT_TIME: &str = "_event_time";
 pub(crate) struct Segments {
     /// Their paths; not empty.
     pub(crate) files: Vec<PathBuf>,
+    /// How many rows each has.
+    pub(crate) rows: Vec<u64>,
     /// Indices of the stream's fields that they lack: fields declared after they were written.
     pub(crate) missing: Vec<usize>,
 }
@@ -95,54 +96,61 @@ pub(crate) fn survivors(rows: LazyFrame, gone: LazyFrame) -> LazyFrame {
     rows.join(gone, POSITION.map(col), POSITION.map(col), JoinArgs::new(JoinType::Anti))
 }
 
-/// The names of a metric's key columns in its plans: `k0`, `k1`, ..., the item of a top-k last.
-pub(crate) fn key_names(metric: &Metric) -> Vec<String> {
-    (0..metric.by.len() + usize::from(metric.item.is_some())).map(|at| format!("k{at}")).collect()
+/// What metrics take from the rows of one stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Needs {
+    /// Each expression once.
+    pub(crate) columns: Vec<Expression>,
+    /// Of each metric.
+    pub(crate) metrics: Vec<Need>,
 }
 
-/// The cells of a metric over the surviving rows of one of its streams: one row per (key, `bucket`), NULL keys being
-/// keys of their own, with
-///
-/// - count, top-k: `n` rows;
-/// - sum, mean: `sum` (128 bits) and number `n` of values;
-/// - min, max: `value`;
-/// - distinct, quantile: one row per `value` too, `n` times there.
-pub(crate) fn cells(stream: &Stream, metric: &Metric, binding: &Binding, rows: LazyFrame) -> LazyFrame {
-    let rows = match &binding.filter {
-        Some(filter) => rows.filter(translate(stream, filter)),
-        None => rows,
-    };
-    let keys = binding.by.iter().chain(&binding.item).map(|key| translate(stream, key));
-    let mut columns: Vec<Expr> =
-        keys.zip(key_names(metric)).map(|(key, name)| key.alias(name.as_str())).collect();
-    columns.push(bucket(metric.grain.width()).alias("bucket"));
-    if let Some(value) = &binding.value {
-        columns.push(translate(stream, value).alias("value"));
+/// What one metric takes; columns by their place in [`Needs::columns`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// Only rows where this is true count.
+    pub(crate) filter: Option<usize>,
+    /// The key's columns, then the item of a top-k.
+    pub(crate) key: Vec<usize>,
+    /// What the aggregate is taken of, if it is of a value.
+    pub(crate) value: Option<usize>,
+    /// The width of its buckets.
+    pub(crate) width: Millis,
+}
+
+impl Needs {
+    /// Of metrics, each with how the stream feeds it.
+    pub(crate) fn of<'m>(metrics: impl Iterator<Item = (&'m Metric, &'m Binding)>) -> Needs {
+        let mut needs = Needs::default();
+        for (metric, binding) in metrics {
+            let filter = binding.filter.as_ref().map(|filter| needs.column(filter));
+            let key = binding.by.iter().chain(&binding.item).map(|part| needs.column(part)).collect();
+            let value = binding.value.as_ref().map(|value| needs.column(value));
+            needs.metrics.push(Need { filter, key, value, width: metric.grain.width() });
+        }
+        needs
     }
-    let mut by: Vec<Expr> = key_names(metric).iter().map(|name| col(name.as_str())).collect();
-    by.push(col("bucket"));
-    let value = || col("value");
-    let rows_of_cell = || len().cast(DataType::Int64).alias("n");
-    let values_of_cell = || value().count().cast(DataType::Int64).alias("n");
-    let aggregates = match &metric.aggregate {
-        Aggregate::Count | Aggregate::TopK { .. } => vec![rows_of_cell()],
-        Aggregate::Sum(_) | Aggregate::Mean(_) => {
-            vec![value().cast(DataType::Int128).sum().alias("sum"), values_of_cell()]
-        }
-        Aggregate::Min(_) => vec![value().min()],
-        Aggregate::Max(_) => vec![value().max()],
-        Aggregate::Distinct | Aggregate::Quantile { .. } => {
-            by.push(value());
-            vec![rows_of_cell()]
-        }
-    };
-    rows.select(columns).group_by(by).agg(aggregates)
-}
 
-/// The start of the bucket that holds the event time, rounded down before 1970 too, whichever sign a remainder has.
-fn bucket(width: Millis) -> Expr {
-    let time = || col(EVENT_TIME);
-    time() - ((time() % lit(width)) + lit(width)) % lit(width)
+    fn column(&mut self, wanted: &Expression) -> usize {
+        self.columns.iter().position(|known| known == wanted).unwrap_or_else(|| {
+            self.columns.push(wanted.clone());
+            self.columns.len() - 1
+        })
+    }
+
+    /// The name of a column in the plan.
+    pub(crate) fn name(column: usize) -> String {
+        format!("c{column}")
+    }
+
+    /// The columns of rows that [`deliveries`] gives, and the event time; a row for each, in their order.
+    pub(crate) fn select(&self, stream: &Stream, rows: LazyFrame) -> LazyFrame {
+        let columns = self.columns.iter().enumerate();
+        let mut columns: Vec<Expr> =
+            columns.map(|(at, column)| translate(stream, column).alias(Needs::name(at))).collect();
+        columns.push(col(EVENT_TIME));
+        rows.select(columns)
+    }
 }
 
 #[cfg(test)]

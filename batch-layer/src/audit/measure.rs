@@ -80,7 +80,7 @@ pub(crate) async fn audit(context: &Context, redis: &Address, of: &Move<'_>) -> 
         Ok(realtime) => realtime,
         Err(error) => return Ok(Audit::none(format!("redis can't be reached: {error}"))),
     };
-    let (_, budget) = run::share(context.options.memory, 1);
+    let (_, budget) = run::share(context.options.memory, 1, 1);
     let limit = usize::try_from(budget.memory / SHARE).unwrap_or(usize::MAX);
     let mut audit = Audit::default();
     let mut from = 0;
@@ -181,7 +181,7 @@ impl Auditor<'_> {
                 continue;
             };
             let (seam, budget) = (self.seam.clone(), self.budget);
-            let find = move || Healed::find(all, &new, &seam, budget);
+            let find = move || Healed::find(day, all, &new, &seam, budget);
             let found = tokio::task::spawn_blocking(find).await?;
             healed.push(found.with_context(|| format!("looking for repeats on {day}"))?);
         }

@@ -7,13 +7,15 @@
 //!
 //! Memory: slice after slice, as computing does; what was found lies in files.
 
-use super::{Budget, Sorter, Source, cells, collect, segments};
+use super::fold::Fold;
+use super::{Budget, Sorter, Source, collect, segments};
 use crate::audit::Repeats;
-use crate::plan::{self, IDENTITY, POSITION, Segments};
+use crate::plan::{self, IDENTITY, Needs, POSITION, Segments};
 use anyhow::{Context, Result};
 use polars::prelude::*;
 use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
+use shared_model::time::EventDay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tempfile::TempPath;
@@ -118,9 +120,14 @@ pub(crate) fn fates(
     fates
 }
 
+/// Bytes that a plan takes for a row of its slice.
+const BYTES_OF_ROW: u64 = 200;
+
 /// One stream's day at a move of the tidemark.
 pub(crate) struct Healed {
+    day: EventDay,
     stream: Arc<Stream>,
+    memory: u64,
     all: Vec<Segments>,
     fresh: Vec<Segments>,
     /// By slice.
@@ -144,14 +151,21 @@ impl Healed {
     ///
     /// # Errors
     /// Where a segment can't be read.
-    pub(crate) fn find(all: Source, fresh: &Source, seam: &Seam, budget: Budget) -> Result<Healed> {
+    pub(crate) fn find(
+        day: EventDay,
+        all: Source,
+        fresh: &Source,
+        seam: &Seam,
+        budget: Budget,
+    ) -> Result<Healed> {
         let stream = all.stream;
         let (all, rows) = segments::inspect(&stream, &all.files)?;
         let (fresh, _) = segments::inspect(&stream, &fresh.files)?;
         let imports = seam.imports.clone();
         let (found, repeats) = (Vec::new(), Repeats::default());
-        let mut healed = Healed { stream, all, fresh, found, imports, repeats };
-        let slices = budget.slices(rows);
+        let memory = budget.memory / 2;
+        let mut healed = Healed { day, stream, memory, all, fresh, found, imports, repeats };
+        let slices = rows.saturating_mul(BYTES_OF_ROW).div_ceil(memory.max(1)).clamp(1, 4096);
         for slice in 0..slices {
             let found = healed.look(slice, slices, seam)?;
             healed.found.push(found);
@@ -183,7 +197,7 @@ impl Healed {
     ///
     /// # Errors
     /// Where a segment can't be read, or the disk for cells is full.
-    pub(crate) fn healed(&self, metric: &Metric, cells: &mut Sorter) -> Result<()> {
+    pub(crate) fn healed(&self, metric: &Arc<Metric>, cells: &mut Sorter) -> Result<()> {
         for (slice, found) in (0..).zip(&self.found) {
             let Some(healed) = &found.healed else { continue };
             let rows = plan::deliveries(&self.stream, &self.all)?;
@@ -198,7 +212,7 @@ impl Healed {
     ///
     /// # Errors
     /// Where a segment can't be read, or the disk for cells is full.
-    pub(crate) fn imported(&self, metric: &Metric, cells: &mut Sorter) -> Result<()> {
+    pub(crate) fn imported(&self, metric: &Arc<Metric>, cells: &mut Sorter) -> Result<()> {
         if self.imports.is_empty() {
             return Ok(());
         }
@@ -217,11 +231,14 @@ impl Healed {
         Ok(())
     }
 
-    fn push(&self, metric: &Metric, rows: LazyFrame, cells: &mut Sorter) -> Result<()> {
+    fn push(&self, metric: &Arc<Metric>, rows: LazyFrame, cells: &mut Sorter) -> Result<()> {
         let Some(binding) = metric.bindings.iter().find(|binding| binding.stream == self.stream.name) else {
             return Ok(());
         };
-        cells::take(metric, binding, &collect(plan::cells(&self.stream, metric, binding, rows))?, cells)
+        let needs = Needs::of(std::iter::once((&**metric, binding)));
+        let mut fold = Fold::new(self.day, &needs, std::slice::from_ref(metric), self.memory);
+        fold.take(&collect(needs.select(&self.stream, rows))?, &[])?;
+        fold.cells()?.into_iter().try_for_each(|run| cells.push_run(run))
     }
 }
 
@@ -249,8 +266,17 @@ impl Positions {
             Column::new(partition, partitions),
             Column::new(offset, offsets),
         ];
-        super::positions_file(DataFrame::new(height, columns)?).map(Some)
+        positions_file(DataFrame::new(height, columns)?).map(Some)
     }
+}
+
+/// Writes positions of deliveries to a temporary file.
+fn positions_file(mut positions: DataFrame) -> Result<TempPath> {
+    let file = tempfile::Builder::new().prefix("tidemark-repeats-").tempfile();
+    let file = file.context("a temporary file can't be made (TMPDIR)")?;
+    let written = ParquetWriter::new(file.as_file()).finish(&mut positions).map_err(anyhow::Error::from);
+    written.context("repeats can't be written (TMPDIR)")?;
+    Ok(file.into_temp_path())
 }
 
 struct Found<'a> {

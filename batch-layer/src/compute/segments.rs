@@ -17,11 +17,14 @@ pub(super) fn inspect(stream: &Stream, files: &[PathBuf]) -> Result<(Vec<Segment
         let (schema, height) = footer(file).with_context(|| format!("segment {}", file.display()))?;
         rows += height;
         match groups.iter_mut().find(|(known, _)| *known == schema) {
-            Some((_, alike)) => alike.files.push(file.clone()),
+            Some((_, alike)) => {
+                alike.files.push(file.clone());
+                alike.rows.push(height);
+            }
             None => {
                 let missing =
                     missing(stream, &schema).with_context(|| format!("segment {}", file.display()))?;
-                groups.push((schema, Segments { files: vec![file.clone()], missing }));
+                groups.push((schema, Segments { files: vec![file.clone()], rows: vec![height], missing }));
             }
         }
     }

@@ -1,18 +1,14 @@
 //! Canonical cells, however many: sorted by key, then bucket, each once. What exceeds the memory given lies in sorted
-//! runs on disk, which are merged whenever the cells are read.
+//! runs, which are merged into one.
 
-use crate::compute::cells::{Cell, canonical, encode_name};
-use anyhow::{Context, Result};
-use shared_model::aggregate::{Aggregate, State};
-use shared_model::codec::take_zigzag;
-use shared_model::event::Value;
+use crate::compute::cells::{Cell, canonical};
+use crate::compute::name;
+use crate::compute::run::{Run, RunReader, RunWriter, merge};
+use anyhow::Result;
+use shared_model::aggregate::State;
+use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
 
 /// So many runs are merged into one.
 const RUNS: usize = 64;
@@ -23,7 +19,7 @@ pub struct Sorter {
     memory: usize,
     held: Vec<Cell>,
     bytes: usize,
-    runs: Vec<File>,
+    runs: Vec<Run>,
 }
 
 impl Sorter {
@@ -46,21 +42,40 @@ impl Sorter {
             self.bytes = self.held.iter().map(size).sum();
             // Where merging has not made much room, it would be tried again all too soon.
             if self.bytes > self.memory / 2 {
-                self.spill().context("cells can't be written to the folder for temporary files (TMPDIR)")?;
+                self.spill()?;
             }
         }
         Ok(())
     }
 
-    /// Writes what is held, in order, as a run. Runs don't become too many to be read at once.
-    fn spill(&mut self) -> Result<()> {
-        self.runs.push(write(self.held.drain(..).map(Ok))?);
-        self.bytes = 0;
+    /// Takes cells of the metric that are in order. Runs don't become too many to be read at once.
+    ///
+    /// # Errors
+    /// As [`Sorter::push`].
+    pub(super) fn push_run(&mut self, run: Run) -> Result<()> {
+        if run.cells > 0 {
+            self.runs.push(run);
+        }
         if self.runs.len() == RUNS {
-            let mut runs = std::mem::take(&mut self.runs);
-            self.runs.push(write(merge(&[], &mut runs, &self.metric)?)?);
+            self.runs = vec![merge(&mut self.runs, &self.metric.aggregate)?];
         }
         Ok(())
+    }
+
+    /// Writes what is held, in order, as a run.
+    fn spill(&mut self) -> Result<()> {
+        let mut run = RunWriter::new();
+        let (mut name, mut state) = (Vec::new(), Vec::new());
+        for cell in self.held.drain(..) {
+            name.clear();
+            cell.key.iter().for_each(|value| name::put(value, &mut name));
+            name::put_bucket(cell.bucket, &mut name);
+            state.clear();
+            cell.state.encode(&mut state);
+            run.push(&name, &state)?;
+        }
+        self.bytes = 0;
+        self.push_run(run.finish()?)
     }
 
     /// All that was taken. Blocks.
@@ -68,17 +83,13 @@ impl Sorter {
     /// # Errors
     /// As [`Sorter::push`].
     pub fn finish(mut self) -> Result<Cells> {
-        let held = canonical(std::mem::take(&mut self.held))?;
-        let mut cells = Cells { metric: self.metric, held, runs: self.runs, rows: 0, hash: String::new() };
-        let (mut hasher, mut bytes, mut rows) = (Xxh3::new(), Vec::new(), 0);
-        for cell in cells.read()? {
-            bytes.clear();
-            encode(&cell?, &mut bytes);
-            hasher.update(&bytes);
-            rows += 1;
-        }
-        (cells.rows, cells.hash) = (rows, format!("{:032x}", hasher.digest128()));
-        Ok(cells)
+        self.held = canonical(std::mem::take(&mut self.held))?;
+        self.spill()?;
+        let run = match self.runs.len() {
+            1 => self.runs.swap_remove(0),
+            _ => merge(&mut self.runs, &self.metric.aggregate)?,
+        };
+        Ok(Cells { metric: self.metric, run })
     }
 }
 
@@ -102,162 +113,38 @@ fn size(cell: &Cell) -> usize {
 /// Canonical cells.
 pub struct Cells {
     metric: Arc<Metric>,
-    held: Vec<Cell>,
-    runs: Vec<File>,
-    rows: u64,
-    hash: String,
+    run: Run,
 }
 
 impl Cells {
     /// How many.
     pub fn rows(&self) -> u64 {
-        self.rows
+        self.run.cells
     }
 
     /// The hash (32 hex digits): equal exactly where the cells are.
     pub fn hash(&self) -> &str {
-        &self.hash
+        &self.run.hash
     }
 
     /// Reads them in their order, from the first. Blocks.
     ///
     /// # Errors
-    /// Where a run can't be read back.
+    /// Where they can't be read back.
     pub fn read(&mut self) -> Result<impl Iterator<Item = Result<Cell>>> {
-        merge(&self.held, &mut self.runs, &self.metric)
+        let columns = self.metric.by.iter().chain(&self.metric.item);
+        let types: Vec<FieldType> = columns.map(|column| column.ty).collect();
+        let (metric, mut reader) = (&self.metric, RunReader::new(&mut self.run)?);
+        let mut next = move || -> Result<Option<Cell>> {
+            if !reader.advance()? {
+                return Ok(None);
+            }
+            let mut input = reader.name();
+            let key = types.iter().map(|ty| name::take(*ty, &mut input)).collect::<Result<_>>()?;
+            let bucket = name::take_bucket(&mut input)?;
+            let state = State::decode(&metric.aggregate, &mut reader.state())?;
+            Ok(Some(Cell { key, bucket, state }))
+        };
+        Ok(std::iter::from_fn(move || next().transpose()))
     }
 }
-
-/// Writes canonical cells as a run.
-fn write(cells: impl Iterator<Item = Result<Cell>>) -> Result<File> {
-    let mut file = BufWriter::new(tempfile::tempfile()?);
-    let mut bytes = Vec::new();
-    for cell in cells {
-        bytes.clear();
-        encode(&cell?, &mut bytes);
-        file.write_all(&u32::try_from(bytes.len())?.to_le_bytes())?;
-        file.write_all(&bytes)?;
-    }
-    Ok(file.into_inner()?)
-}
-
-/// Canonical cells that are held, and runs of a metric, as one.
-fn merge<'a>(held: &'a [Cell], runs: &'a mut [File], metric: &'a Metric) -> Result<Merged<'a>> {
-    let keys = metric.by.len() + usize::from(metric.item.is_some());
-    let aggregate = &metric.aggregate;
-    let mut sources: Vec<Source<'_>> = vec![Box::new(held.iter().cloned().map(Ok))];
-    for run in runs {
-        run.rewind()?;
-        sources.push(Box::new(Run { file: BufReader::new(run), keys, aggregate, bytes: Vec::new() }));
-    }
-    Merged::new(sources)
-}
-
-type Source<'a> = Box<dyn Iterator<Item = Result<Cell>> + Send + 'a>;
-
-/// Reads a run back.
-struct Run<'a> {
-    file: BufReader<&'a mut File>,
-    keys: usize,
-    aggregate: &'a Aggregate,
-    bytes: Vec<u8>,
-}
-
-impl Run<'_> {
-    fn cell(&mut self) -> Result<Option<Cell>> {
-        let mut length = [0; 4];
-        match self.file.read_exact(&mut length) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-            read => read?,
-        }
-        self.bytes.resize(u32::from_le_bytes(length) as usize, 0);
-        self.file.read_exact(&mut self.bytes)?;
-        let mut input = &self.bytes[..];
-        let key = (0..self.keys).map(|_| Value::decode(&mut input)).collect::<Result<_, _>>()?;
-        let bucket = i64::try_from(take_zigzag(&mut input, "bucket")?)?;
-        let state = State::decode(self.aggregate, &mut input)?;
-        Ok(Some(Cell { key, bucket, state }))
-    }
-}
-
-impl Iterator for Run<'_> {
-    type Item = Result<Cell>;
-
-    fn next(&mut self) -> Option<Result<Cell>> {
-        self.cell().context("cells can't be read back from a temporary file").transpose()
-    }
-}
-
-/// The canonical bytes: its key's values, then its bucket, then its state.
-fn encode(cell: &Cell, out: &mut Vec<u8>) {
-    encode_name(&cell.key, cell.bucket, out);
-    cell.state.encode(out);
-}
-
-/// Canonical sources as one.
-struct Merged<'a> {
-    sources: Vec<Source<'a>>,
-    /// The next cell of each source that has one.
-    heads: BinaryHeap<Head>,
-}
-
-struct Head {
-    cell: Cell,
-    source: usize,
-}
-
-impl<'a> Merged<'a> {
-    fn new(sources: Vec<Source<'a>>) -> Result<Merged<'a>> {
-        let mut merged = Merged { heads: BinaryHeap::with_capacity(sources.len()), sources };
-        (0..merged.sources.len()).try_for_each(|source| merged.pull(source))?;
-        Ok(merged)
-    }
-
-    fn pull(&mut self, source: usize) -> Result<()> {
-        if let Some(cell) = self.sources[source].next().transpose()? {
-            self.heads.push(Head { cell, source });
-        }
-        Ok(())
-    }
-
-    fn cell(&mut self) -> Result<Option<Cell>> {
-        let Some(Head { mut cell, source }) = self.heads.pop() else { return Ok(None) };
-        self.pull(source)?;
-        while self.heads.peek().is_some_and(|head| head.cell.same_name(&cell))
-            && let Some(same) = self.heads.pop()
-        {
-            cell.state.merge(&same.cell.state).context("cells of one key and bucket can't be merged")?;
-            self.pull(same.source)?;
-        }
-        Ok(Some(cell))
-    }
-}
-
-impl Iterator for Merged<'_> {
-    type Item = Result<Cell>;
-
-    fn next(&mut self) -> Option<Result<Cell>> {
-        self.cell().transpose()
-    }
-}
-
-impl Ord for Head {
-    /// A heap gives the greatest first: that is the one with the least name.
-    fn cmp(&self, other: &Head) -> Ordering {
-        other.cell.name_cmp(&self.cell)
-    }
-}
-
-impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Head) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head {
-    fn eq(&self, other: &Head) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head {}

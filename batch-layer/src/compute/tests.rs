@@ -2,6 +2,7 @@
 //! and for one with every aggregate; whatever the memory limit, and whatever columns old segments have.
 
 use super::*;
+use crate::plan;
 use crate::plan::expression::{column, data_type};
 use polars::prelude::*;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
@@ -9,10 +10,12 @@ use shared_model::aggregate::State;
 use shared_model::catalog::Catalog;
 use shared_model::catalog::OUTBRAIN;
 use shared_model::event::{Event, FieldType, Value, from_values};
+use shared_model::metric::{Binding, KeyColumn};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{DAY, Millis};
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 const EVERY_AGGREGATE: &str = r#"
 [streams.orders]
@@ -259,14 +262,15 @@ fn compute(
         Source { stream, files: files.clone(), rows: files.iter().map(|file| height(file) as u64).sum() }
     };
     let opened = Day::open(day, segments.iter().map(source).collect(), budget)?;
-    let cells = |metric: &Arc<Metric>| {
-        let mut cells = opened.cells(metric, opened.sorter(metric))?;
+    let sorters = metrics.iter().map(|metric| (metric.clone(), opened.sorter(metric, metrics.len())));
+    let cells = opened.cells(sorters.collect())?;
+    let read = |(metric, mut cells): (&Arc<Metric>, Cells)| {
         let (rows, hash) = (cells.rows(), cells.hash().to_owned());
         let read = cells.read()?.collect::<Result<Vec<Cell>>>()?;
         assert_eq!(read.len() as u64, rows);
         Ok((metric.clone(), read, hash))
     };
-    metrics.iter().map(cells).collect()
+    metrics.iter().zip(cells).map(read).collect()
 }
 
 /// Cells by encoded key and bucket.
@@ -333,7 +337,7 @@ fn check(text: &str, day: EventDay, seeds: &[Seed], budgets: &[Budget], metrics:
     assert_eq!(hashes.len(), 1, "the same hashes with {budgets:?}");
 }
 
-const UNLIMITED: Budget = Budget { memory: u64::MAX };
+const UNLIMITED: Budget = Budget { memory: u64::MAX, threads: 2 };
 /// 2016-06-15.
 const SHIPPED_DAY: EventDay = EventDay(16_967);
 
@@ -350,10 +354,10 @@ proptest! {
         check(EVERY_AGGREGATE, EventDay(day), &seeds, &[UNLIMITED], &[]);
     }
 
-    /// Slices of a few rows, and runs of a few cells on disk.
+    /// Identities in several slices, and a run for each few rows.
     #[test]
-    fn the_memory_limit_changes_nothing(seeds in seeds(120), rows_a_slice in 20..60u64) {
-        let budgets = [UNLIMITED, Budget { memory: 2 * rows_a_slice * BYTES_OF_ROW }];
+    fn the_memory_limit_changes_nothing(seeds in seeds(120), memory in 0..4_000u64, threads in 1..4usize) {
+        let budgets = [UNLIMITED, Budget { memory, threads }];
         let metrics =
             ["revenue", "shops", "price_spread", "mean_price", "last_shop", "least_score", "top_shops", "any_paid"];
         check(EVERY_AGGREGATE, EventDay(365), &seeds, &budgets, &metrics);
@@ -380,7 +384,14 @@ fn many_distinct_values_equal_a_naive_fold() {
     let segments = write(directory.path(), &rows);
     let metric = catalog.metric("active_user").expect("shipped").clone();
     let of = |memory| {
-        compare(&catalog, std::slice::from_ref(&metric), SHIPPED_DAY, &segments, &rows, Budget { memory })
+        compare(
+            &catalog,
+            std::slice::from_ref(&metric),
+            SHIPPED_DAY,
+            &segments,
+            &rows,
+            Budget { memory, threads: 1 },
+        )
     };
     assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from slices");
 }
@@ -451,10 +462,10 @@ fn cells_on_disk_are_those_in_memory() {
     let catalog = Catalog::from_toml(EVERY_AGGREGATE).expect("valid");
     for name in ["revenue", "shops", "last_shop", "top_shops", "price_spread", "mean_price"] {
         let metric = catalog.metric(name).expect("there");
-        let keys = metric.by.len() + usize::from(metric.item.is_some());
         let cell = |at: i64| {
-            let key = (0..keys as i64).map(|key| [Value::Null, Value::str(&format!("{}", at * key % 7))]);
-            let key = key.map(|[null, text]| if at % 5 == 0 { null } else { text }).collect();
+            let columns = (0..).zip(metric.by.iter().chain(&metric.item));
+            let value = |(key, column): (i64, &KeyColumn)| of_type(&Value::Int(at * key % 7), column.ty);
+            let key = columns.map(|column| if at % 5 == 0 { Value::Null } else { value(column) }).collect();
             let mut state = State::empty(&metric.aggregate);
             let value = if name == "last_shop" { Value::str(&format!("{at}")) } else { Value::Int(at) };
             state.add(&value);
@@ -476,18 +487,5 @@ fn cells_on_disk_are_those_in_memory() {
         for memory in [0, 5_000] {
             assert_eq!(sorted(memory), held, "{name} with {memory} bytes");
         }
-    }
-}
-
-#[test]
-fn slices_follow_from_the_limit() {
-    for (memory, rows, expected) in [
-        (u64::MAX, 1 << 50, 1),
-        (1, u64::MAX, 4096),
-        (1_000_000, 0, 1),
-        (1_000_000, 2_500, 1),
-        (1_000_000, 2_501, 2),
-    ] {
-        assert_eq!(Budget { memory }.slices(rows), expected, "{rows} rows in {memory} bytes");
     }
 }

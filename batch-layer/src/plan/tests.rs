@@ -217,35 +217,43 @@ proptest! {
     }
 }
 
-/// A filter keeps a record only where it is true: not where it is NULL.
+/// What several metrics take is one column.
 #[test]
 fn the_text_of_a_plan_is_pinned() {
     let text = OUTBRAIN
         .replace("[metrics.user_view_cnt]", "[metrics.user_view_cnt]\nfilter = \"platform in (1, 2)\"");
     let catalog = Catalog::from_toml(&text).unwrap_or_else(|faults| panic!("{faults}"));
-    let shown = |metric: &str| {
-        let metric = catalog.metric(metric).expect("shipped");
-        let stream = catalog.stream(&metric.bindings[0].stream).expect("shipped");
+    let shown = |stream: &str| {
+        let stream = catalog.stream(stream).expect("shipped");
         let mut columns: Vec<Column> =
             stream.fields.iter().map(|field| column(field.name.as_str().into(), field.ty, &[])).collect();
         columns.push(column(EVENT_TIME.into(), FieldType::Int, &[]));
         let rows = DataFrame::new(0, columns).expect("empty columns").lazy();
-        cells(stream, metric, &metric.bindings[0], rows).describe_plan().expect("a plan")
+        let fed = catalog.metrics.iter().filter_map(|metric| {
+            let binding = metric.bindings.iter().find(|binding| binding.stream == stream.name)?;
+            Some((&**metric, binding))
+        });
+        let needs = Needs::of(fed);
+        let plan = needs.select(stream, rows).describe_plan().expect("a plan");
+        let metrics = needs.metrics.iter().map(|need| format!("{need:?}\n"));
+        format!("{}{plan}", metrics.collect::<String>())
     };
-    insta::assert_snapshot!(shown("user_view_cnt"), @r#"
-    AGGREGATE[maintain_order: false]
-      [len().cast(Int64).alias("n")] BY [col("k0"), col("bucket")]
-      FROM
-      SELECT [col("uuid").alias("k0"), (col("_event_time") - (((col("_event_time") % 1200000) + 1200000) % 1200000)).alias("bucket")]
-        FILTER (col("platform") == 1) | (col("platform") == 2)
-        FROM
-          DF ["uuid", "document_id", "timestamp", "platform", ...]; PROJECT */7 COLUMNS
+    insta::assert_snapshot!(shown("page_views"), @r#"
+    Need { filter: None, key: [], value: Some(0), width: 300000 }
+    Need { filter: None, key: [1], value: None, width: 300000 }
+    Need { filter: Some(2), key: [0], value: None, width: 1200000 }
+    SELECT [col("uuid").alias("c0"), col("geo_location").alias("c1"), ((col("platform") == 1) | (col("platform") == 2)).alias("c2"), col("_event_time")]
+      DF ["uuid", "document_id", "timestamp", "platform", ...]; PROJECT */7 COLUMNS
     "#);
-    insta::assert_snapshot!(shown("geo_top_doc"), @r#"
-    AGGREGATE[maintain_order: false]
-      [len().cast(Int64).alias("n")] BY [col("k0"), col("k1"), col("bucket")]
-      FROM
-      SELECT [col("geo_location").alias("k0"), col("document_id").alias("k1"), (col("_event_time") - (((col("_event_time") % 3600000) + 3600000) % 3600000)).alias("bucket")]
-        DF ["display_id", "uuid", "document_id", "timestamp", ...]; PROJECT */7 COLUMNS
+    insta::assert_snapshot!(shown("events"), @r#"
+    Need { filter: None, key: [], value: Some(0), width: 300000 }
+    Need { filter: None, key: [1], value: None, width: 300000 }
+    Need { filter: None, key: [2], value: None, width: 300000 }
+    Need { filter: None, key: [3], value: None, width: 300000 }
+    Need { filter: None, key: [3, 1], value: None, width: 3600000 }
+    Need { filter: None, key: [3, 2], value: None, width: 3600000 }
+    Need { filter: None, key: [0], value: None, width: 1200000 }
+    SELECT [col("uuid").alias("c0"), col("display_id").alias("c1"), col("document_id").alias("c2"), col("geo_location").alias("c3"), col("_event_time")]
+      DF ["display_id", "uuid", "document_id", "timestamp", ...]; PROJECT */7 COLUMNS
     "#);
 }

@@ -1,9 +1,9 @@
-//! The computing part of a run: each metric of each day is a job, from the day's files to a staged version.
+//! The computing part of a run: each day is a job, from its files to staged versions of its metrics.
 //!
-//! So many jobs are at work at once, each with its share of the memory, and what they give is in the order of the work
-//! whatever finishes first. Nothing of it is seen before the flip.
+//! So many jobs are at work at once, each with its share of threads and memory, and what they give is in the order of
+//! the work whatever finishes first. Nothing of it is seen before the flip.
 
-use crate::compute::{Budget, Day};
+use crate::compute::{Budget, Cells, Day};
 use crate::files::Files;
 use crate::ledger;
 use crate::replace::{Origin, Staged, names, stage};
@@ -13,10 +13,10 @@ use anyhow::{Result, bail};
 use futures::StreamExt as _;
 use shared_model::metric::Metric;
 use shared_model::time::EventDay;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::OnceCell;
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Under which run days are computed.
@@ -43,24 +43,19 @@ pub(super) async fn compute(
 ) -> Result<Vec<Staged>> {
     create_parents(context, work).await?;
     let bar = bar(work.values().map(Vec::len).sum());
-    let (workers, budget) = share(context.options.memory, context.options.workers);
-    let jobs = Jobs { context, files, attempt, fresh, budget, stop: context.stop.child_token() };
-    let each = work.iter().flat_map(|(day, metrics)| {
-        let shared = Arc::new(OnceCell::new());
-        metrics.iter().map(move |metric| (*day, metric, shared.clone()))
-    });
-    let started = each.map(async |(day, metric, shared)| {
-        let done = jobs.job(day, metric, &shared).await;
+    let (at_once, budget) = share(context.options.memory, context.options.workers, work.len());
+    let stop = context.stop.child_token();
+    let jobs = Jobs { context, files, attempt, fresh, budget, bar: bar.clone(), stop };
+    let started = work.iter().map(async |(day, metrics)| {
+        let done = jobs.job(*day, metrics).await;
         if done.is_err() {
             jobs.stop.cancel();
         }
-        bar.set_message(day.to_string());
-        bar.inc(1);
         done
     });
-    let done: Vec<Result<Option<Staged>>> = futures::stream::iter(started).buffered(workers).collect().await;
+    let done: Vec<Result<Vec<Staged>>> = futures::stream::iter(started).buffered(at_once).collect().await;
     bar.finish_and_clear();
-    done.into_iter().filter_map(Result::transpose).collect()
+    Ok(done.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// The parents of all tables that jobs may write: made beforehand, because two who make one at once are in each
@@ -85,15 +80,17 @@ fn bar(jobs: usize) -> indicatif::ProgressBar {
     }
 }
 
-/// How many jobs are at work at once, and what each may take, so that the process stays below `memory`: it takes 128 MiB
-/// itself, and 32 for what each worker reads ahead (as measured). Workers that would have less than 16 beside are left
-/// out.
-pub(crate) fn share(memory: u64, workers: u16) -> (usize, Budget) {
+/// How many days are at work at once, and what each may take, so that the process stays below `memory`: it takes 128 MiB
+/// itself, and 32 for what each thread reads ahead (as measured). Threads that would have less than 16 beside are left
+/// out. Few days have several threads each.
+pub(crate) fn share(memory: u64, workers: u16, days: usize) -> (usize, Budget) {
     const MIB: u64 = 1 << 20;
     let left = memory.saturating_sub(128 * MIB);
     let workers = u64::from(workers).min(left / (48 * MIB)).max(1);
-    let memory = (left / workers).saturating_sub(32 * MIB).max(MIB);
-    (workers as usize, Budget { memory })
+    let at_once = workers.min(days as u64).max(1);
+    let threads = workers / at_once;
+    let memory = (left / at_once).saturating_sub(32 * MIB * threads).max(MIB);
+    (at_once as usize, Budget { memory, threads: threads as usize })
 }
 
 struct Jobs<'a> {
@@ -102,90 +99,154 @@ struct Jobs<'a> {
     attempt: Attempt,
     fresh: &'a Fresh,
     budget: Budget,
+    /// Over the metrics of days.
+    bar: indicatif::ProgressBar,
     /// Cancelled when the program is, or when a job has failed.
     stop: CancellationToken,
 }
 
-/// A day's files with their repeats found: what its metrics share.
-struct Opened {
-    input: Inputs,
-    whole: Arc<Day>,
-    /// Of a day of which older files are gone: the new files alone.
-    new: Option<Arc<Day>>,
+/// A metric of a day that is to be computed.
+struct Wanted {
+    metric: Arc<Metric>,
+    way: Way,
+    live: Option<ledger::Version>,
 }
 
 impl Jobs<'_> {
-    /// Computes one metric of a day and stages what differs from the live version.
-    async fn job(
-        &self,
-        day: EventDay,
-        metric: &Arc<Metric>,
-        shared: &OnceCell<Opened>,
-    ) -> Result<Option<Staged>> {
+    /// Computes metrics of a day and stages what differs from the live versions, in the metrics' order.
+    async fn job(&self, day: EventDay, metrics: &[Arc<Metric>]) -> Result<Vec<Staged>> {
+        self.go_on()?;
+        self.bar.set_message(day.to_string());
+        let mut connection = self.context.pool.acquire().await?;
+        let input = Inputs::of_day(self.context, &mut connection, day, self.fresh).await?;
+        let (mut staged, mut whole, mut onto_live) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (place, metric) in metrics.iter().enumerate() {
+            let live = ledger::live(&mut connection, metric, day).await?;
+            let way = input.way(metric, live.is_some());
+            if way == Way::Refused {
+                self.refuse(day, metric, &input)?;
+            } else if let Some(found) = self.staged(&mut connection, metric, &input, way).await? {
+                staged.insert(place, found);
+            } else {
+                let metric = metric.clone();
+                let of = if way == Way::OntoLive { &mut onto_live } else { &mut whole };
+                of.push((place, Wanted { metric, way, live }));
+            }
+        }
+        // The connection is another's while this job computes.
+        drop(connection);
+        self.bar.inc((metrics.len() - whole.len() - onto_live.len()) as u64);
+        for (wanted, new_only) in [(whole, false), (onto_live, true)] {
+            staged.extend(self.compute(&input, wanted, new_only).await?);
+        }
+        Ok(staged.into_values().collect())
+    }
+
+    fn go_on(&self) -> Result<()> {
         if self.stop.is_cancelled() {
             bail!("stopped before the flip; nothing was published");
         }
-        let opened = shared.get_or_try_init(|| self.open(day)).await?;
-        let input = &opened.input;
-        let Attempt { run, reuse, insist } = self.attempt;
-        let mut connection = self.context.pool.acquire().await?;
-        let live = ledger::live(&mut connection, metric, day).await?;
-        let way = input.way(metric, live.is_some());
-        let partial = way.is_partial();
-        if way == Way::Refused {
-            let why = format!(
-                "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
-                input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
-            );
-            if insist {
-                bail!(why);
-            }
-            tracing::warn!(metric = metric.name, "{why}");
+        Ok(())
+    }
+
+    /// Says that a day can't be computed anew.
+    fn refuse(&self, day: EventDay, metric: &Metric, input: &Inputs) -> Result<()> {
+        let why = format!(
+            "day {day} can't be computed anew: files of it were removed from the archive ({}); its live version stays",
+            input.broken.iter().cloned().collect::<Vec<_>>().join(", ")
+        );
+        if self.attempt.insist {
+            bail!(why);
+        }
+        tracing::warn!(metric = metric.name, "{why}");
+        Ok(())
+    }
+
+    /// A version that a killed run staged from the same files, where it may be used as it is.
+    async fn staged(
+        &self,
+        connection: &mut PgConnection,
+        metric: &Arc<Metric>,
+        input: &Inputs,
+        way: Way,
+    ) -> Result<Option<Staged>> {
+        if !self.attempt.reuse || way.is_partial() {
             return Ok(None);
         }
-        if reuse
-            && !partial
-            && let Some(found) = ledger::staged(&mut connection, metric, day, &input.hash).await?
-        {
+        let (day, metric) = (input.day, metric.clone());
+        let found = ledger::staged(connection, &metric, day, &input.hash).await?;
+        Ok(found.map(|found| {
             tracing::info!(metric = metric.name, %day, version = found.id, "staged by an earlier run, used as it is");
-            let metric = metric.clone();
-            return Ok(Some(Staged { metric, day, version: found.id, table: found.table, rows: found.rows }));
-        }
-        let merged = if way == Way::OntoLive { live.as_ref() } else { None };
-        let today =
-            if merged.is_some() { opened.new.as_ref().unwrap_or(&opened.whole) } else { &opened.whole };
-        let mut cells = today.sorter(metric);
-        if let Some(live) = merged {
-            crate::stored::cells(&mut connection, metric, live, &mut cells).await?;
-        }
-        // The connection is another's while this one computes.
-        drop(connection);
-        let (today, of) = (today.clone(), metric.clone());
-        let cells = tokio::task::spawn_blocking(move || today.cells(&of, cells)).await??;
-        if live.as_ref().is_some_and(|live| live.is(cells.hash(), partial)) {
-            return Ok(None);
-        }
-        let origin = Origin { inputs: &input.hash, run, partial, now: (self.context.now)() };
-        let mut connection = self.context.pool.acquire().await?;
-        Ok(Some(stage(&mut connection, metric, day, cells, origin).await?))
+            Staged { metric, day, version: found.id, table: found.table, rows: found.rows }
+        }))
     }
 
-    /// Brings a day's files here, and finds which of their rows are repeats.
-    async fn open(&self, day: EventDay) -> Result<Opened> {
-        let mut connection = self.context.pool.acquire().await?;
-        let input = Inputs::of_day(self.context, &mut connection, day, self.fresh).await?;
-        drop(connection);
-        tracing::info!(%day, rows = input.rows(), partial = input.partial, "computing");
-        let whole = self.day(&input, false).await?;
-        // Where older files are gone, new rows are merged into what is live.
-        let new = if input.partial { Some(self.day(&input, true).await?) } else { None };
-        Ok(Opened { input, whole, new })
+    /// Computes metrics from all of a day's files, or from the new ones alone, which are merged into what is live; gives
+    /// those that differ from the live versions, each with its place.
+    async fn compute(
+        &self,
+        input: &Inputs,
+        wanted: Vec<(usize, Wanted)>,
+        new_only: bool,
+    ) -> Result<Vec<(usize, Staged)>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let begun = Instant::now();
+        let day = self.open(input, new_only).await?;
+        let mut metrics = Vec::new();
+        for (_, Wanted { metric, way, live }) in &wanted {
+            let mut sorter = day.sorter(metric, wanted.len());
+            if let (Way::OntoLive, Some(live)) = (way, live) {
+                let mut connection = self.context.pool.acquire().await?;
+                crate::stored::cells(&mut connection, metric, live, &mut sorter).await?;
+            }
+            metrics.push((metric.clone(), sorter));
+        }
+        let cells = tokio::task::spawn_blocking(move || day.cells(metrics)).await??;
+        tracing::info!(
+            day = %input.day,
+            metrics = cells.len(),
+            cells = cells.iter().map(Cells::rows).sum::<u64>(),
+            seconds = begun.elapsed().as_secs_f64(),
+            "computed"
+        );
+        let begun = Instant::now();
+        let each = wanted.into_iter().zip(cells).map(async |((place, wanted), cells)| {
+            self.go_on()?;
+            let Wanted { metric, way, live } = wanted;
+            let partial = way.is_partial();
+            if live.is_some_and(|live| live.is(cells.hash(), partial)) {
+                self.bar.inc(1);
+                return Ok(None);
+            }
+            let now = (self.context.now)();
+            let origin = Origin { inputs: &input.hash, run: self.attempt.run, partial, now };
+            let mut connection = self.context.pool.acquire().await?;
+            let staged = stage(&mut connection, &metric, input.day, cells, origin).await?;
+            self.bar.inc(1);
+            Ok(Some((place, staged)))
+        });
+        let done: Vec<Result<Option<_>>> =
+            futures::stream::iter(each).buffered(self.budget.threads).collect().await;
+        let done = done.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
+        tracing::info!(
+            day = %input.day,
+            tables = done.len(),
+            rows = done.iter().map(|(_, staged)| staged.rows).sum::<i64>(),
+            seconds = begun.elapsed().as_secs_f64(),
+            "loaded"
+        );
+        Ok(done)
     }
 
-    async fn day(&self, input: &Inputs, new_only: bool) -> Result<Arc<Day>> {
+    /// Brings a day's files here, all or the new ones alone, and finds which of their rows are repeats.
+    async fn open(&self, input: &Inputs, new_only: bool) -> Result<Day> {
+        let day = input.day;
+        tracing::info!(%day, rows = input.rows(), partial = input.partial, new_only, "computing");
         let sources = input.sources(self.context, self.files, new_only).await?;
-        let (day, budget) = (input.day, self.budget);
-        Ok(Arc::new(tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await??))
+        let budget = self.budget;
+        tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await?
     }
 }
 
@@ -194,18 +255,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_share_the_memory() {
-        // MiB and workers; expected: workers and MiB of each.
-        for (memory, workers, expected) in [
-            (1024, 1, (1, 864)),
-            (1024, 2, (2, 416)),
-            (1024, 64, (18, 17)),
-            (256, 4, (2, 32)),
-            (128, 4, (1, 1)),
-            (1, 4, (1, 1)),
+    fn days_share_threads_and_memory() {
+        // MiB, workers and days; expected: days at once, MiB and threads of each.
+        for (memory, workers, days, expected) in [
+            (1024, 1, 9, (1, 864, 1)),
+            (1024, 2, 9, (2, 416, 1)),
+            (1024, 2, 1, (1, 832, 2)),
+            (1024, 5, 2, (2, 384, 2)),
+            (1024, 64, 99, (18, 17, 1)),
+            (256, 4, 99, (2, 32, 1)),
+            (128, 4, 1, (1, 1, 1)),
+            (1, 4, 0, (1, 1, 1)),
         ] {
-            let (at_once, budget) = share(memory << 20, workers);
-            assert_eq!((at_once, budget.memory >> 20), expected, "{memory} MiB, {workers} workers");
+            let (at_once, Budget { memory: each, threads }) = share(memory << 20, workers, days);
+            assert_eq!(
+                (at_once, each >> 20, threads),
+                expected,
+                "{memory} MiB, {workers} workers, {days} days"
+            );
         }
     }
 }

@@ -1,0 +1,162 @@
+//! Names of cells as bytes: the key's values, then the bucket. Bytes compare as the names do: by key, then bucket.
+//!
+//! A value is a byte 0 for NULL; or a byte 1 and then, by its type: a truth value as one byte; an integer as 8 bytes,
+//! the highest first, its sign turned; a float likewise, a negative one with all bits turned (the order of
+//! `f64::total_cmp`); a text as its bytes, each 0 followed by 255, and two bytes 0 at its end.
+
+use anyhow::{Context, Result, bail};
+use shared_model::event::{FieldType, Value};
+use shared_model::time::Millis;
+
+const SIGN: u64 = 1 << 63;
+
+/// Appends a value.
+pub(super) fn put(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Null => out.push(0),
+        Value::Bool(truth) => out.extend([1, u8::from(*truth)]),
+        Value::Int(int) => put_int(*int, out),
+        Value::Float(float) => put_float(*float, out),
+        Value::Str(text) => put_text(text, out),
+    }
+}
+
+/// Appends an integer.
+pub(super) fn put_int(int: i64, out: &mut Vec<u8>) {
+    out.push(1);
+    put_bucket(int, out);
+}
+
+/// Appends a float.
+pub(super) fn put_float(float: f64, out: &mut Vec<u8>) {
+    let bits = float.to_bits();
+    out.push(1);
+    out.extend_from_slice(&(if bits & SIGN == 0 { bits | SIGN } else { !bits }).to_be_bytes());
+}
+
+/// Appends a text.
+pub(super) fn put_text(text: &str, out: &mut Vec<u8>) {
+    out.push(1);
+    let mut parts = text.as_bytes().split(|byte| *byte == 0);
+    out.extend_from_slice(parts.next().unwrap_or_default());
+    for part in parts {
+        out.extend_from_slice(&[0, 255]);
+        out.extend_from_slice(part);
+    }
+    out.extend_from_slice(&[0, 0]);
+}
+
+/// Appends a bucket's start.
+pub(super) fn put_bucket(bucket: Millis, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(bucket as u64 ^ SIGN).to_be_bytes());
+}
+
+/// Takes a value of a type.
+pub(super) fn take(ty: FieldType, input: &mut &[u8]) -> Result<Value> {
+    if bytes(input, 1)? == [0] {
+        return Ok(Value::Null);
+    }
+    Ok(match ty {
+        FieldType::Bool => Value::Bool(bytes(input, 1)? == [1]),
+        FieldType::Int | FieldType::Decimal(_) => Value::Int(take_bucket(input)?),
+        FieldType::Float => {
+            let bits = word(input)?;
+            Value::Float(f64::from_bits(if bits & SIGN == 0 { !bits } else { bits ^ SIGN }))
+        }
+        FieldType::String => take_text(input)?,
+    })
+}
+
+/// Takes a bucket's start.
+pub(super) fn take_bucket(input: &mut &[u8]) -> Result<Millis> {
+    Ok((word(input)? ^ SIGN) as i64)
+}
+
+fn take_text(input: &mut &[u8]) -> Result<Value> {
+    let mut escaped: Option<Vec<u8>> = None;
+    loop {
+        let end = input.iter().position(|byte| *byte == 0).context(CUT)?;
+        let part = bytes(input, end)?;
+        let text = match &mut escaped {
+            None => part,
+            Some(text) => {
+                text.extend_from_slice(part);
+                text
+            }
+        };
+        if bytes(input, 2)? == [0, 0] {
+            return Ok(Value::str(std::str::from_utf8(text)?));
+        }
+        let mut longer = text.to_vec();
+        longer.push(0);
+        escaped = Some(longer);
+    }
+}
+
+fn word(input: &mut &[u8]) -> Result<u64> {
+    Ok(u64::from_be_bytes(bytes(input, 8)?.try_into()?))
+}
+
+fn bytes<'a>(input: &mut &'a [u8], count: usize) -> Result<&'a [u8]> {
+    match input.split_at_checked(count) {
+        Some((taken, rest)) => {
+            *input = rest;
+            Ok(taken)
+        }
+        None => bail!(CUT),
+    }
+}
+
+const CUT: &str = "the name of a cell is cut off";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
+
+    fn pairs() -> impl Strategy<Value = (FieldType, Value, Value)> {
+        fn two<V: Strategy<Value = Value> + Clone>(
+            ty: FieldType,
+            some: V,
+        ) -> impl Strategy<Value = (FieldType, Value, Value)> {
+            let value = prop_oneof![1 => Just(Value::Null), 6 => some];
+            (Just(ty), value.clone(), value)
+        }
+        let floats = prop_oneof![Just(0.0), Just(-0.0), Just(f64::NAN), Just(f64::MIN), any::<f64>()];
+        let ints = prop_oneof![Just(i64::MIN), Just(i64::MAX), -3..3i64, any::<i64>()];
+        prop_oneof![
+            two(FieldType::Bool, any::<bool>().prop_map(Value::Bool)),
+            two(FieldType::Int, ints.prop_map(Value::Int)),
+            two(FieldType::Float, floats.prop_map(Value::Float)),
+            two(FieldType::String, "[a\\x00\\x01é]{0,4}".prop_map(|text| Value::str(&text))),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn bytes_compare_as_names_do((ty, a, b) in pairs(), first: i64, second: i64) {
+            let name = |value: &Value, bucket: Millis| {
+                let mut bytes = Vec::new();
+                put(value, &mut bytes);
+                put_bucket(bucket, &mut bytes);
+                bytes
+            };
+            let (one, other) = (name(&a, first), name(&b, second));
+            assert_eq!(one.cmp(&other), a.cmp(&b).then(first.cmp(&second)));
+            let mut input = &one[..];
+            assert_eq!((take(ty, &mut input).unwrap(), take_bucket(&mut input).unwrap()), (a, first));
+            assert!(input.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_an_error() {
+        let mut name = Vec::new();
+        put(&Value::str("a"), &mut name);
+        for end in 0..name.len() {
+            assert!(take(FieldType::String, &mut &name[..end]).is_err());
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The rows of a stream's day, read in chunks by several threads.
+
+use crate::plan::{self, Segments};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use polars::prelude::{DataFrame, Expr, LazyFrame};
+use shared_model::catalog::Stream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// So many rows are read at once; a row group of the archive's files has no more.
+const ROWS: u64 = 1 << 18;
+
+/// A stream's day.
+#[derive(Debug)]
+pub(super) struct Rows {
+    segments: Vec<Segments>,
+    /// In no order that matters.
+    pub(super) chunks: Vec<Chunk>,
+    threads: usize,
+}
+
+/// Some rows of a file.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    alike: usize,
+    file: PathBuf,
+    from: u64,
+    rows: u64,
+}
+
+impl Rows {
+    /// Of segments, to be read by so many threads.
+    pub(super) fn new(segments: Vec<Segments>, threads: usize) -> Rows {
+        let mut chunks = Vec::new();
+        for (alike, segments) in segments.iter().enumerate() {
+            for (file, rows) in segments.files.iter().zip(&segments.rows) {
+                let starts = (0..*rows).step_by(ROWS as usize);
+                chunks.extend(starts.map(|from| Chunk {
+                    alike,
+                    file: file.clone(),
+                    from,
+                    rows: ROWS.min(rows - from),
+                }));
+            }
+        }
+        Rows { segments, chunks, threads: threads.max(1) }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.rows).sum()
+    }
+
+    /// Columns of a chunk's rows, in their order in the file.
+    pub(super) fn read(&self, chunk: &Chunk, columns: Vec<Expr>) -> Result<DataFrame> {
+        let rows = plan::scan(std::slice::from_ref(&chunk.file))?;
+        self.finish(chunk, rows.select(columns))
+    }
+
+    /// What `select` makes of a chunk's rows as [`plan::deliveries`] gives them, row by row.
+    pub(super) fn select(
+        &self,
+        stream: &Stream,
+        chunk: &Chunk,
+        select: impl FnOnce(LazyFrame) -> LazyFrame,
+    ) -> Result<DataFrame> {
+        let missing = self.segments[chunk.alike].missing.clone();
+        let one = Segments { files: vec![chunk.file.clone()], rows: vec![chunk.rows], missing };
+        self.finish(chunk, select(plan::deliveries(stream, &[one])?))
+    }
+
+    fn finish(&self, chunk: &Chunk, rows: LazyFrame) -> Result<DataFrame> {
+        let rows = rows.slice(i64::try_from(chunk.from)?, u32::try_from(chunk.rows)?);
+        let frame = rows.collect().with_context(|| format!("segment {}", chunk.file.display()))?;
+        ensure!(
+            frame.height() as u64 == chunk.rows,
+            "segment {} has fewer rows than its footer says",
+            chunk.file.display()
+        );
+        Ok(frame)
+    }
+
+    /// Reads all chunks, each by one of the threads; each thread gathers what it read in a value of its own.
+    ///
+    /// # Errors
+    /// The first; then the threads begin no other chunk.
+    pub(super) fn each<R, T: Send>(
+        &self,
+        read: impl Fn(usize, &Chunk) -> Result<R> + Sync,
+        start: impl Fn() -> T + Sync,
+        gather: impl Fn(&mut T, R) + Sync,
+    ) -> Result<Vec<T>> {
+        self.spread(|next| {
+            let mut gathered = start();
+            while let Some((at, chunk)) = next() {
+                gather(&mut gathered, read(at, chunk)?);
+            }
+            Ok(gathered)
+        })
+    }
+
+    /// Runs `work` on each of the threads; what it is given hands out chunks, each to one of them.
+    ///
+    /// # Errors
+    /// The first; then no more chunks are handed out.
+    pub(super) fn spread<'s, T: Send>(
+        &'s self,
+        work: impl Fn(&mut dyn FnMut() -> Option<(usize, &'s Chunk)>) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let next = AtomicUsize::new(0);
+        let one = || {
+            let mut hand_out = || {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                self.chunks.get(at).map(|chunk| (at, chunk))
+            };
+            work(&mut hand_out).inspect_err(|_| next.store(self.chunks.len(), Ordering::Relaxed))
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..self.threads.min(self.chunks.len()).max(1)).map(|_| scope.spawn(&one)).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.map(|done| done.unwrap_or_else(|_| Err(anyhow!("a reader of the archive died")))).collect()
+        })
+    }
+}

@@ -1,0 +1,248 @@
+//! Sorted runs of cells: in memory while they are small, in the system's folder for temporary files beyond.
+//!
+//! A run has each name once, in order; equal runs have equal bytes, hence equal hashes. It is made of blocks of about
+//! 64 KiB, each after its length (4 bytes, little-endian). A cell in a block: how many bytes of its name are those of
+//! the name before it in the block, how many more there are, these, how many bytes its state has, these; numbers as
+//! varints.
+
+use anyhow::{Context, Result};
+use shared_model::aggregate::{Aggregate, State};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+use std::io::{Read as _, Seek as _, Write as _};
+use tempfile::SpooledTempFile;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Larger runs lie on disk.
+const IN_MEMORY: usize = 1 << 20;
+/// A block ends when it has so many bytes.
+const BLOCK: usize = 1 << 16;
+
+/// Cells in order, each once.
+pub(super) struct Run {
+    file: SpooledTempFile,
+    /// How many.
+    pub(super) cells: u64,
+    /// The hash of its bytes, 32 hex digits.
+    pub(super) hash: String,
+}
+
+/// Writes a run.
+pub(super) struct RunWriter {
+    file: SpooledTempFile,
+    block: Vec<u8>,
+    last: Vec<u8>,
+    cells: u64,
+    hasher: Xxh3,
+}
+
+impl RunWriter {
+    /// Of no cells yet.
+    pub(super) fn new() -> RunWriter {
+        let file = SpooledTempFile::new(IN_MEMORY);
+        RunWriter { file, block: Vec::new(), last: Vec::new(), cells: 0, hasher: Xxh3::new() }
+    }
+
+    /// Appends a cell, whose name is beyond the last one's.
+    ///
+    /// # Errors
+    /// Where the disk is full.
+    #[inline]
+    pub(super) fn push(&mut self, name: &[u8], state: &[u8]) -> Result<()> {
+        let shared = self.last.iter().zip(name).take_while(|(a, b)| a == b).count();
+        put_length(shared, &mut self.block);
+        put_length(name.len() - shared, &mut self.block);
+        self.block.extend_from_slice(&name[shared..]);
+        put_length(state.len(), &mut self.block);
+        self.block.extend_from_slice(state);
+        self.cells += 1;
+        self.last.truncate(shared);
+        self.last.extend_from_slice(&name[shared..]);
+        if self.block.len() >= BLOCK {
+            self.end_block()?;
+        }
+        Ok(())
+    }
+
+    fn end_block(&mut self) -> Result<()> {
+        let failed = "cells can't be written to the folder for temporary files (TMPDIR)";
+        self.hasher.update(&self.block);
+        self.file.write_all(&u32::try_from(self.block.len())?.to_le_bytes()).context(failed)?;
+        self.file.write_all(&self.block).context(failed)?;
+        self.block.clear();
+        self.last.clear();
+        Ok(())
+    }
+
+    /// All that was appended.
+    ///
+    /// # Errors
+    /// Where the disk is full.
+    pub(super) fn finish(mut self) -> Result<Run> {
+        if !self.block.is_empty() {
+            self.end_block()?;
+        }
+        Ok(Run { file: self.file, cells: self.cells, hash: format!("{:032x}", self.hasher.digest128()) })
+    }
+}
+
+/// Reads a run, from its first cell.
+pub(super) struct RunReader<'a> {
+    file: &'a mut SpooledTempFile,
+    block: Vec<u8>,
+    at: usize,
+    name: Vec<u8>,
+    state: (usize, usize),
+}
+
+impl<'a> RunReader<'a> {
+    /// Before the first cell.
+    ///
+    /// # Errors
+    /// Where the run can't be read back.
+    pub(super) fn new(run: &'a mut Run) -> Result<RunReader<'a>> {
+        run.file.rewind().context(UNREADABLE)?;
+        Ok(RunReader { file: &mut run.file, block: Vec::new(), at: 0, name: Vec::new(), state: (0, 0) })
+    }
+
+    /// Goes to the next cell, if there is one.
+    ///
+    /// # Errors
+    /// Where the run can't be read back.
+    #[inline]
+    pub(super) fn advance(&mut self) -> Result<bool> {
+        if self.at == self.block.len() && !self.next_block()? {
+            return Ok(false);
+        }
+        let shared = self.length()?;
+        let more = self.length()?;
+        let suffix = self.block.get(self.at..self.at + more).context(UNREADABLE)?;
+        self.name.truncate(shared);
+        self.name.extend_from_slice(suffix);
+        self.at += more;
+        let state = self.length()?;
+        self.state = (self.at, self.at + state);
+        self.at += state;
+        Ok(true)
+    }
+
+    /// The present cell's name.
+    pub(super) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// The present cell's state, encoded.
+    pub(super) fn state(&self) -> &[u8] {
+        self.block.get(self.state.0..self.state.1).unwrap_or_default()
+    }
+
+    fn length(&mut self) -> Result<usize> {
+        let (mut value, mut shift) = (0, 0);
+        loop {
+            let byte = *self.block.get(self.at).context(UNREADABLE)?;
+            self.at += 1;
+            value |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+            shift += 7;
+        }
+    }
+
+    fn next_block(&mut self) -> Result<bool> {
+        let mut length = [0; 4];
+        if self.file.read(&mut length[..1]).context(UNREADABLE)? == 0 {
+            return Ok(false);
+        }
+        self.file.read_exact(&mut length[1..]).context(UNREADABLE)?;
+        self.block.resize(u32::from_le_bytes(length) as usize, 0);
+        self.file.read_exact(&mut self.block).context(UNREADABLE)?;
+        self.at = 0;
+        Ok(true)
+    }
+}
+
+const UNREADABLE: &str = "cells can't be read back from a temporary file";
+
+fn put_length(mut length: usize, out: &mut Vec<u8>) {
+    while length >= 0x80 {
+        out.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+}
+
+/// Merges runs into one.
+///
+/// # Errors
+/// Where one can't be read back, the disk is full, or a count or sum would pass its bound.
+pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
+    let mut heads = BinaryHeap::with_capacity(runs.len());
+    for run in runs {
+        let mut reader = RunReader::new(run)?;
+        if reader.advance()? {
+            heads.push(Head(Box::new(reader)));
+        }
+    }
+    let mut merged = RunWriter::new();
+    let (mut name, mut state) = (Vec::new(), Vec::new());
+    while let Some(least) = heads.peek() {
+        name.clear();
+        name.extend_from_slice(least.0.name());
+        state.clear();
+        state.extend_from_slice(least.0.state());
+        advance(&mut heads)?;
+        let mut both: Option<State> = None;
+        while let Some(next) = heads.peek()
+            && next.0.name() == name
+        {
+            let more = State::decode(aggregate, &mut next.0.state())?;
+            match &mut both {
+                Some(both) => both.merge(&more),
+                None => both.insert(State::decode(aggregate, &mut &state[..])?).merge(&more),
+            }
+            .context("cells of one key and bucket can't be merged")?;
+            advance(&mut heads)?;
+        }
+        if let Some(both) = both {
+            state.clear();
+            both.encode(&mut state);
+        }
+        merged.push(&name, &state)?;
+    }
+    merged.finish()
+}
+
+/// Sends the reader with the least name on.
+fn advance(heads: &mut BinaryHeap<Head<'_>>) -> Result<()> {
+    if let Some(mut least) = heads.peek_mut()
+        && !least.0.advance()?
+    {
+        PeekMut::pop(least);
+    }
+    Ok(())
+}
+
+struct Head<'a>(Box<RunReader<'a>>);
+
+impl Ord for Head<'_> {
+    /// A heap gives the greatest first: that is the one with the least name.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.0.name().cmp(self.0.name())
+    }
+}
+
+impl PartialOrd for Head<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Head<'_> {}
