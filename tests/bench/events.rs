@@ -8,8 +8,6 @@ use rand::{RngExt as _, SeedableRng as _};
 use std::collections::HashMap;
 use std::io::Write as _;
 
-/// An hour in milliseconds.
-pub(crate) const HOUR: i64 = 3_600_000;
 /// Documents, displays, users and places to draw from.
 const DOCUMENTS: usize = 100_000;
 const DISPLAYS: usize = 200_000;

@@ -9,7 +9,7 @@ mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use events::{HOUR, Records, Totals, geo, uuid};
+use events::{Records, Totals, geo, uuid};
 use local::probe::Serving;
 use local::servers::KafkaOptions;
 use process::{cpu, machine, peak_memory};
@@ -25,6 +25,7 @@ const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("peer.toml");
 /// The end of all records: 2016-07-01T00:00:00Z.
 const END: i64 = 1_467_331_200_000;
+const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
 const WINDOW: i64 = 300_000;
 const PANE: i64 = 10_000;

@@ -9,7 +9,7 @@ mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
-use events::{HOUR, Records, Totals};
+use events::{Records, Totals};
 use local::layers::Layer;
 use local::probe::Serving;
 use local::servers::KafkaOptions;
@@ -22,6 +22,7 @@ use tidemark_tests::stack::{Servers, Stack};
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("peer.toml");
 const MB: f64 = 1_048_576.0;
+const HOUR: i64 = 3_600_000;
 /// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
 

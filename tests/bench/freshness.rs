@@ -1,0 +1,181 @@
+//! How soon an answer holds a record: from the moment at which the broker appended it.
+//!
+//! `cargo bench --workspace --bench freshness -- --help`. Servers are real. A steady stream of records comes while records
+//! of users of their own are sent now and then, each asked for until an answer counts it.
+
+mod events;
+mod log;
+mod process;
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use events::Records;
+use local::probe::Serving;
+use local::servers::KafkaOptions;
+use process::{cpu, machine, peak_memory};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tidemark_tests::stack::{Servers, Stack};
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const CATALOG: &str = include_str!("peer.toml");
+/// The event time at which the records begin: 2016-06-14T04:02:00Z.
+const START: i64 = 1_465_876_920_000;
+/// So many records that are asked for are under way at once.
+const ASKERS: u64 = 4;
+
+/// Measures how soon a record shows in an answer, while others come at a steady rate.
+#[derive(Parser)]
+struct Args {
+    /// Records a second.
+    #[arg(long, default_value_t = 50_000)]
+    rate: u64,
+    /// How long a run lasts.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Measured runs.
+    #[arg(long, default_value_t = 5)]
+    runs: u64,
+    /// Partitions of the log.
+    #[arg(long, default_value_t = 4)]
+    partitions: i32,
+    /// The seed of the records.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The program that is run as the layers, to compare with another build.
+    #[arg(long, default_value = LAYERS)]
+    layers: String,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    println!("{}", machine());
+    println!(
+        "{} records/s for {} s (seed {}), {} partitions; median (min to max) of {} runs",
+        args.rate, args.seconds, args.seed, args.partitions, args.runs
+    );
+    // A broker as it is run for real, not one that is there quickly.
+    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
+    let catalog = CATALOG.replace("IDENTITY", "[]").replace("PUBLISH", "false");
+    let stack = Stack::without_topics(&args.layers, &catalog, Servers { kafka, ..Servers::default() }).await;
+    stack.kafka.create_topic("events", args.partitions, &[]).await?;
+    stack.batch(&["run"]).await;
+    let worker = ["run", "--listen", "127.0.0.1:0"];
+    let worker = stack.process("speed-layer", &worker, &["catalog", "kafka", "redis", "postgres"]);
+    let (_process, serving) = stack.serving().await;
+    let serving = Arc::new(serving);
+    let mut runs: Vec<[f64; 3]> = Vec::new();
+    for number in 0..args.runs {
+        let before = cpu(worker.pid())?;
+        let mut delays = run(&stack, &serving, &args, number).await?;
+        let taken = cpu(worker.pid())? - before;
+        delays.sort_unstable();
+        let at = |part: f64| delays[((delays.len() - 1) as f64 * part) as usize] as f64;
+        println!(
+            "  run {}: {} records asked for, p50 {} ms, p99 {} ms, worst {} ms; worker {:.2} CPU-s a second",
+            number + 1,
+            delays.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            taken / args.seconds as f64
+        );
+        runs.push([at(0.5), at(0.99), taken / args.seconds as f64]);
+    }
+    println!("worker's peak memory: {:.0} MB", peak_memory(worker.pid())?);
+    for (place, name) in ["p50, ms", "p99, ms", "worker's CPU-s a second"].iter().enumerate() {
+        let mut found: Vec<f64> = runs.iter().map(|run| run[place]).collect();
+        found.sort_by(f64::total_cmp);
+        println!("{name}: {:.2} ({:.2} to {:.2})", found[found.len() / 2], found[0], found[found.len() - 1]);
+    }
+    Ok(())
+}
+
+/// The milliseconds from append to answer of the records that were asked for.
+async fn run(stack: &Stack, serving: &Arc<Serving>, args: &Args, number: u64) -> anyhow::Result<Vec<i64>> {
+    let length = (args.seconds * 1_000) as i64;
+    let records = Records {
+        count: args.rate * args.seconds,
+        start: START + number as i64 * length,
+        length,
+        partitions: args.partitions as u64,
+        seed: args.seed + number,
+    };
+    let (bootstrap, rate, begun) = (stack.kafka.bootstrap(), args.rate, Instant::now());
+    let over = Arc::new(AtomicBool::new(false));
+    let stream = tokio::task::spawn_blocking({
+        let over = over.clone();
+        move || {
+            let (mut sent, mut late) = (0, Duration::ZERO);
+            let written = log::send(&bootstrap, records, |_| {
+                sent += 1;
+                if sent % (rate / 200).max(1) == 0 {
+                    let due = Duration::from_secs_f64(sent as f64 / rate as f64);
+                    match due.checked_sub(begun.elapsed()) {
+                        Some(early) => std::thread::sleep(early),
+                        None => late = late.max(begun.elapsed() - due),
+                    }
+                }
+            });
+            over.store(true, Ordering::Relaxed);
+            written.map(|_| late)
+        }
+    });
+    let mut askers = tokio::task::JoinSet::new();
+    for asker in 0..ASKERS {
+        let (serving, over, bootstrap) = (serving.clone(), over.clone(), stack.kafka.bootstrap());
+        askers.spawn(async move {
+            let producer: FutureProducer =
+                ClientConfig::new().set("bootstrap.servers", bootstrap).set("linger.ms", "0").create()?;
+            let mut delays = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let uuid = format!("asked-{number}-{asker}-{}", delays.len());
+                let time = START + number as i64 * length + begun.elapsed().as_millis() as i64;
+                delays.push(seen(&serving, &producer, &uuid, time).await?);
+            }
+            anyhow::Ok(delays)
+        });
+    }
+    let mut delays = Vec::new();
+    while let Some(asked) = askers.join_next().await {
+        delays.extend(asked??);
+    }
+    let late = stream.await??;
+    ensure!(
+        late < Duration::from_secs(5),
+        "the generator fell {late:?} behind: it can't send so many records a second"
+    );
+    Ok(delays)
+}
+
+/// Sends a view of a user and asks until an answer counts it; gives the milliseconds from its append.
+async fn seen(serving: &Serving, producer: &FutureProducer, uuid: &str, time: i64) -> anyhow::Result<i64> {
+    let record = format!(
+        r#"{{"event_type":"view","uuid":"{uuid}","document_id":1,"display_id":1,"ad_id":1,"platform":1,"geo":"US","ts":{time}}}"#
+    );
+    let sent =
+        producer.send(FutureRecord::to("events").key(uuid).payload(&record), Duration::from_secs(10)).await;
+    let appended = sent.map_err(|(error, _)| error)?.timestamp.to_millis().context("no append time")?;
+    let begun = Instant::now();
+    loop {
+        let answer = serving.live("user_view_cnt", &[("uuid", uuid.to_owned())]).await?;
+        if answer["value"] == 1 {
+            return Ok(now() - appended);
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(30), "{uuid} doesn't show: {answer}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The clock of the machine, which the broker stamps by too.
+#[allow(clippy::disallowed_methods)]
+fn now() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
