@@ -55,7 +55,7 @@ async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> (String, u16)
     (words[0].to_owned(), port.parse().expect("a port"))
 }
 
-/// Moves a slot with its keys, one by one, as redis-cli does. Gives its new master.
+/// Moves a slot with its keys, one by one, as redis-cli does. Gives its new master's address.
 async fn migrate(urls: &[String], slot: u16) -> String {
     let at = |port: u16| format!("redis://127.0.0.1:{port}");
     let mut any = connect(&urls[0]).await;
@@ -76,19 +76,21 @@ async fn migrate(urls: &[String], slot: u16) -> String {
     for url in [at(to_port), at(from_port)].iter().chain(urls) {
         let () = ask(&mut connect(url).await, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
     }
-    to_id
+    at(to_port)
 }
 
-/// Waits until all nodes agree where slots are; tells those again that don't. Two that name each other, since their
-/// gossip crossed, would do so for ever: no client could write there.
+/// Waits until all nodes agree where slots are. Where gossip crossed while they moved, two nodes may name each other, for
+/// ever, and no client can write there. Then the master claims the slot anew, with the greatest of all epochs: what is
+/// still under way of the others' gossip can't take it away again.
 async fn agreed(urls: &[String], slots: &BTreeMap<u16, String>) {
     wait_for("all nodes agreeing where the slots are", async || {
         for (slot, master) in slots {
+            let mut owner = connect(master).await;
+            let id: String = ask(&mut owner, &["CLUSTER", "MYID"]).await;
             for url in urls {
-                let mut node = connect(url).await;
-                if master_of(&mut node, *slot).await.0 != *master {
-                    let slot = slot.to_string();
-                    let () = ask(&mut node, &["CLUSTER", "SETSLOT", &slot, "NODE", master]).await;
+                if master_of(&mut connect(url).await, *slot).await.0 != id {
+                    let () = ask(&mut owner, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await;
+                    let _: String = ask(&mut owner, &["CLUSTER", "BUMPEPOCH"]).await;
                     return Err(format!("{url} places slot {slot} elsewhere than at {master}"));
                 }
             }
