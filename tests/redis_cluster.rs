@@ -80,17 +80,18 @@ async fn migrate(urls: &[String], slot: u16) -> String {
 }
 
 /// Waits until all nodes agree where slots are. Where gossip crossed while they moved, two nodes may name each other, for
-/// ever, and no client can write there. Then the master claims the slot anew, with the greatest of all epochs: what is
-/// still under way of the others' gossip can't take it away again.
+/// ever, and no client can write there. So each master claims its slots anew, with the greatest of all epochs: what is
+/// still under way of the others' gossip can't take them away again.
 async fn agreed(urls: &[String], slots: &BTreeMap<u16, String>) {
+    for (slot, master) in slots {
+        claim(*slot, master).await;
+    }
     wait_for("all nodes agreeing where the slots are", async || {
         for (slot, master) in slots {
-            let mut owner = connect(master).await;
-            let id: String = ask(&mut owner, &["CLUSTER", "MYID"]).await;
+            let id: String = ask(&mut connect(master).await, &["CLUSTER", "MYID"]).await;
             for url in urls {
                 if master_of(&mut connect(url).await, *slot).await.0 != id {
-                    let () = ask(&mut owner, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await;
-                    let _: String = ask(&mut owner, &["CLUSTER", "BUMPEPOCH"]).await;
+                    claim(*slot, master).await;
                     return Err(format!("{url} places slot {slot} elsewhere than at {master}"));
                 }
             }
@@ -98,6 +99,14 @@ async fn agreed(urls: &[String], slots: &BTreeMap<u16, String>) {
         Ok(())
     })
     .await;
+}
+
+/// Has a master say that a slot is its own, in a new epoch.
+async fn claim(slot: u16, master: &str) {
+    let mut master = connect(master).await;
+    let id: String = ask(&mut master, &["CLUSTER", "MYID"]).await;
+    let () = ask(&mut master, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await;
+    let _: String = ask(&mut master, &["CLUSTER", "BUMPEPOCH"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,6 @@ use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::time::EventDay;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the computation of one day may take; what that means is said above.
@@ -101,36 +100,29 @@ impl Day {
             let failed = || format!("stream {}, day {}", input.stream.name, self.day);
             input.fold(self.day, self.budget, &metrics, &sorters).with_context(failed)?;
         }
-        self.finish(&metrics, sorters)
+        self.finish(sorters)
     }
 
     /// Finishes sorters, several at once.
-    fn finish(&self, metrics: &[Arc<Metric>], sorters: Vec<Mutex<Sorter>>) -> Result<Vec<Cells>> {
-        let next = AtomicUsize::new(0);
-        let waiting: Vec<Mutex<Option<Sorter>>> = sorters
-            .into_iter()
-            .map(|sorter| Mutex::new(Some(sorter.into_inner().unwrap_or_else(PoisonError::into_inner))))
-            .collect();
+    fn finish(&self, sorters: Vec<Mutex<Sorter>>) -> Result<Vec<Cells>> {
+        let sorters = sorters.into_iter().map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let waiting = Mutex::new(sorters.enumerate());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
         let work = || -> Result<Vec<(usize, Cells)>> {
             let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(sorter) = waiting.get(at) else { return Ok(done) };
-                let sorter = sorter.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(sorter) = sorter {
-                    let failed = || format!("metric {}, day {}", metrics[at].name, self.day);
-                    done.push((at, sorter.finish().with_context(failed)?));
-                }
+            while let Some((at, sorter)) = next() {
+                done.push((at, sorter.finish().with_context(|| format!("day {}", self.day))?));
             }
+            Ok(done)
         };
-        let mut done = Vec::new();
-        std::thread::scope(|scope| {
+        let joined: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..self.budget.threads.max(1)).map(|_| scope.spawn(work)).collect();
-            for thread in threads {
-                done.extend(thread.join().unwrap_or_else(|_| Err(anyhow!("a sorter of cells died")))?);
-            }
-            anyhow::Ok(())
-        })?;
+            threads.into_iter().map(|thread| thread.join()).collect()
+        });
+        let mut done = Vec::new();
+        for finished in joined {
+            done.extend(finished.unwrap_or_else(|_| Err(anyhow!("a sorter of cells died")))?);
+        }
         done.sort_by_key(|(at, _)| *at);
         Ok(done.into_iter().map(|(_, cells)| cells).collect())
     }
@@ -181,11 +173,12 @@ impl Input {
         self.rows.spread(|next| {
             let mut fold = Fold::new(day, &needs, &metrics, memory);
             while let Some((at, chunk)) = next() {
-                let frame = self.rows.select(&self.stream, chunk, |rows| needs.select(&self.stream, rows))?;
-                fold.take(&frame, &self.gone[at])?;
-                if fold.is_full() {
+                if !fold.has_room(chunk.rows) {
                     push(&mut fold)?;
                 }
+                let failed = || format!("segment {}", chunk.file.display());
+                let frame = self.rows.select(&self.stream, chunk, |rows| needs.select(&self.stream, rows));
+                fold.take(&frame.with_context(failed)?, &self.gone[at]).with_context(failed)?;
             }
             push(&mut fold)
         })?;

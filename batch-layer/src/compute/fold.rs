@@ -7,10 +7,11 @@
 
 use crate::compute::interner::{Interner, order, ranks};
 use crate::compute::name;
+use crate::compute::repeats::is_gone;
 use crate::compute::run::{Run, RunWriter};
 use crate::plan::{EVENT_TIME, Need, Needs};
 use anyhow::{Context, Result, ensure};
-use polars::prelude::{ChunkedArray, Column, DataFrame, DataType, PolarsNumericType};
+use polars::prelude::{Column, DataFrame, DataType};
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
@@ -23,7 +24,9 @@ pub(super) struct Fold<'a> {
     metrics: &'a [Arc<Metric>],
     /// The day's start and end.
     day: (Millis, Millis),
-    memory: usize,
+    memory: u64,
+    /// Rows that were taken.
+    rows: u64,
     /// By column: the strings that it had, as [`name::put`] writes them; unused for a column that only filters.
     strings: Vec<Interner>,
     /// Keys of several columns, each as the numbers of its columns' strings.
@@ -48,7 +51,7 @@ enum Entries {
 }
 
 impl<'a> Fold<'a> {
-    /// Of no rows yet. `metrics` are those of `needs`. Beyond `memory` bytes a fold is full.
+    /// Of no rows yet. `metrics` are those of `needs`. Beyond `memory` bytes there is no room for more rows.
     pub(super) fn new(day: EventDay, needs: &'a Needs, metrics: &'a [Arc<Metric>], memory: u64) -> Fold<'a> {
         let strings = needs.columns.iter().map(|_| Interner::default()).collect();
         let mut keys: Vec<Key> = Vec::new();
@@ -62,18 +65,16 @@ impl<'a> Fold<'a> {
             Some(_) => Entries::Values(Vec::new()),
         });
         let (start, end) = (day.interval().start, day.interval().end);
-        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        Fold { needs, metrics, day: (start, end), memory, strings, keys, entries: entries.collect() }
+        Fold { needs, metrics, day: (start, end), memory, rows: 0, strings, keys, entries: entries.collect() }
     }
 
-    /// Takes the rows of a frame as [`Needs::select`] gives it, but those of the numbers `gone`, which ascend.
+    /// Takes the rows of a frame as [`Needs::select`] gives it, but those that are gone.
     ///
     /// # Errors
     /// Where a row is of another day.
-    pub(super) fn take(&mut self, frame: &DataFrame, gone: &[u32]) -> Result<()> {
+    pub(super) fn take(&mut self, frame: &DataFrame, gone: &[u64]) -> Result<()> {
         let height = frame.height();
-        let mut alive = vec![true; height];
-        gone.iter().for_each(|row| alive[*row as usize] = false);
+        self.rows += height as u64;
         let filters: Vec<usize> = self.needs.metrics.iter().filter_map(|need| need.filter).collect();
         let mut numbers: Vec<Vec<u32>> = Vec::new();
         let mut masks: Vec<Vec<bool>> = Vec::new();
@@ -104,7 +105,7 @@ impl<'a> Fold<'a> {
                 }
             };
             let mask = need.filter.map(|filter| &masks[filter]);
-            let counts = |row: usize| alive[row] && mask.is_none_or(|mask| mask[row]);
+            let counts = |row: usize| !is_gone(gone, row) && mask.is_none_or(|mask| mask[row]);
             let rows = (0..height).filter(|row| counts(*row));
             let name = |row: usize| {
                 u64::from(key.get(row).copied().unwrap_or_default()) << 32 | u64::from(buckets[row])
@@ -136,15 +137,18 @@ impl<'a> Fold<'a> {
         times.collect()
     }
 
-    /// Whether [`Fold::cells`] should be called before more rows come.
-    pub(super) fn is_full(&self) -> bool {
-        let entries = self.entries.iter().map(|entries| match entries {
-            Entries::Rows(entries) => entries.capacity() * size_of::<u64>(),
-            Entries::Values(entries) => entries.capacity() * size_of::<(u64, u32)>(),
-        });
+    /// Whether so many more rows can come before [`Fold::cells`] is called. A fold of no rows takes any.
+    pub(super) fn has_room(&self, rows: u64) -> bool {
+        let entry = |need: &Need| size_of::<u64>() * if need.value.is_some() { 2 } else { 1 };
+        let entries: usize = self.needs.metrics.iter().map(entry).sum();
         let keys = self.keys.iter().map(|key| &key.interner);
-        let strings = self.strings.iter().chain(keys).map(Interner::size);
-        entries.chain(strings).sum::<usize>() > self.memory
+        let strings: usize = self.strings.iter().chain(keys).map(Interner::size).sum();
+        // As many more strings, row by row, as there were so far. What is no whole power of two is there twice while a
+        // vector grows.
+        let all = self.rows + rows;
+        let strings = u128::from(strings as u64) * u128::from(all) / u128::from(self.rows.max(1));
+        let entries = u128::from(entries as u64) * u128::from(all.next_power_of_two());
+        self.rows == 0 || strings + entries <= u128::from(self.memory)
     }
 
     /// The cells of the rows so far, for each metric as a run; then there are none.
@@ -180,8 +184,10 @@ impl<'a> Fold<'a> {
             };
             runs.push(run.with_context(|| format!("metric {}", metric.name))?);
         }
-        self.strings.iter_mut().for_each(Interner::clear);
-        self.keys.iter_mut().for_each(|key| key.interner.clear());
+        // What they held is given back: the next rows may need it elsewhere.
+        self.strings.fill_with(Interner::default);
+        self.keys.iter_mut().for_each(|key| key.interner = Interner::default());
+        self.rows = 0;
         Ok(runs)
     }
 }
@@ -295,14 +301,13 @@ fn ranked(name: u64, ranks: &[u32]) -> u64 {
 
 /// Cells that count their entries.
 fn counted(entries: &mut Vec<u64>, names: &Names<'_>) -> Result<Run> {
-    let ranks = names.ranks();
+    let (ranks, mut entries) = (names.ranks(), std::mem::take(entries));
     entries.iter_mut().for_each(|name| *name = ranked(*name, &ranks));
     entries.sort_unstable();
     let mut cells = Writer::new(names);
     for same in entries.chunk_by(|a, b| a == b) {
         cells.push(same[0], &State::Count(same.len() as u64))?;
     }
-    entries.clear();
     cells.run.finish()
 }
 
@@ -313,7 +318,7 @@ fn folded(
     aggregate: &Aggregate,
     values: Option<(&Interner, FieldType)>,
 ) -> Result<Run> {
-    let ranks = names.ranks();
+    let (ranks, mut entries) = (names.ranks(), std::mem::take(entries));
     entries.iter_mut().for_each(|(name, _)| *name = ranked(*name, &ranks));
     entries.sort_unstable();
     let mut cells = Writer::new(names);
@@ -328,7 +333,6 @@ fn folded(
         }
         cells.push(cell[0].0, &state)?;
     }
-    entries.clear();
     cells.run.finish()
 }
 
@@ -360,13 +364,13 @@ fn mask(column: &Column) -> Result<Vec<bool>> {
 
 /// The numbers of a column's strings.
 fn intern(column: &Column, ty: FieldType, strings: &mut Interner) -> Result<Vec<u32>> {
-    fn ints<T: PolarsNumericType>(
-        array: &ChunkedArray<T>,
+    fn numbers<T>(
+        values: impl Iterator<Item = Option<T>>,
         strings: &mut Interner,
-        put: impl Fn(T::Native, &mut Vec<u8>),
+        put: impl Fn(T, &mut Vec<u8>),
     ) -> Vec<u32> {
         let mut string = Vec::new();
-        let numbers = array.iter().map(|value| {
+        let numbers = values.map(|value| {
             string.clear();
             match value {
                 Some(value) => put(value, &mut string),
@@ -377,28 +381,12 @@ fn intern(column: &Column, ty: FieldType, strings: &mut Interner) -> Result<Vec<
         numbers.collect()
     }
     let series = column.as_materialized_series();
-    let mut string = Vec::new();
-    let mut put = |value: Option<&str>, strings: &mut Interner| {
-        string.clear();
-        match value {
-            Some(text) => name::put_text(text, &mut string),
-            None => name::put(&Value::Null, &mut string),
-        }
-        strings.intern(&string)
-    };
     Ok(match ty {
-        FieldType::String => series.str()?.iter().map(|text| put(text, strings)).collect(),
-        FieldType::Int | FieldType::Decimal(_) => ints(series.i64()?, strings, name::put_int),
-        FieldType::Float => ints(series.f64()?, strings, name::put_float),
+        FieldType::String => numbers(series.str()?.iter(), strings, name::put_text),
+        FieldType::Int | FieldType::Decimal(_) => numbers(series.i64()?.iter(), strings, name::put_int),
+        FieldType::Float => numbers(series.f64()?.iter(), strings, name::put_float),
         FieldType::Bool => {
-            let of = |truth: Option<bool>| truth.map_or(Value::Null, Value::Bool);
-            let mut string = Vec::new();
-            let numbers = series.bool()?.iter().map(|truth| {
-                string.clear();
-                name::put(&of(truth), &mut string);
-                strings.intern(&string)
-            });
-            numbers.collect()
+            numbers(series.bool()?.iter(), strings, |truth, out| name::put(&Value::Bool(truth), out))
         }
     })
 }

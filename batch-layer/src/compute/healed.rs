@@ -5,7 +5,7 @@
 //! partition within the dedup horizon below. The batch view at T1 counts the survivor alone. Imports that T1 takes in
 //! are new to both sides.
 //!
-//! Memory: slice after slice, as computing does; what was found lies in files.
+//! Memory: the identities of a day are cut into slices, one after the other; what was found lies in files.
 
 use super::fold::Fold;
 use super::{Budget, Sorter, Source, collect, segments};
@@ -127,7 +127,6 @@ const BYTES_OF_ROW: u64 = 200;
 pub(crate) struct Healed {
     day: EventDay,
     stream: Arc<Stream>,
-    memory: u64,
     all: Vec<Segments>,
     fresh: Vec<Segments>,
     /// By slice.
@@ -163,9 +162,8 @@ impl Healed {
         let (fresh, _) = segments::inspect(&stream, &fresh.files)?;
         let imports = seam.imports.clone();
         let (found, repeats) = (Vec::new(), Repeats::default());
-        let memory = budget.memory / 2;
-        let mut healed = Healed { day, stream, memory, all, fresh, found, imports, repeats };
-        let slices = rows.saturating_mul(BYTES_OF_ROW).div_ceil(memory.max(1)).clamp(1, 4096);
+        let mut healed = Healed { day, stream, all, fresh, found, imports, repeats };
+        let slices = rows.saturating_mul(BYTES_OF_ROW).div_ceil((budget.memory / 2).max(1)).clamp(1, 4096);
         for slice in 0..slices {
             let found = healed.look(slice, slices, seam)?;
             healed.found.push(found);
@@ -236,7 +234,8 @@ impl Healed {
             return Ok(());
         };
         let needs = Needs::of(std::iter::once((&**metric, binding)));
-        let mut fold = Fold::new(self.day, &needs, std::slice::from_ref(metric), self.memory);
+        // A slice's rows are bounded already.
+        let mut fold = Fold::new(self.day, &needs, std::slice::from_ref(metric), u64::MAX);
         fold.take(&collect(needs.select(&self.stream, rows))?, &[])?;
         fold.cells()?.into_iter().try_for_each(|run| cells.push_run(run))
     }

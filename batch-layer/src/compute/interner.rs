@@ -45,14 +45,7 @@ impl Interner {
 
     /// About how many bytes they take, and take once they are put in order.
     pub(super) fn size(&self) -> usize {
-        self.bytes.capacity() + self.ends.capacity() * 8 + self.table.capacity() * 10 + self.ends.len() * 24
-    }
-
-    /// Forgets all.
-    pub(super) fn clear(&mut self) {
-        self.table.clear();
-        self.bytes.clear();
-        self.ends.clear();
+        self.bytes.capacity() + self.ends.capacity() * 8 + self.table.capacity() * 10 + self.ends.len() * 20
     }
 
     /// The numbers in the order of their strings, of which the first byte decides least where the next eight are

@@ -23,9 +23,11 @@ pub(super) struct Rows {
 #[derive(Debug)]
 pub(super) struct Chunk {
     alike: usize,
-    file: PathBuf,
+    /// The file.
+    pub(super) file: PathBuf,
     from: u64,
-    rows: u64,
+    /// How many.
+    pub(super) rows: u64,
 }
 
 impl Rows {
@@ -71,32 +73,23 @@ impl Rows {
 
     fn finish(&self, chunk: &Chunk, rows: LazyFrame) -> Result<DataFrame> {
         let rows = rows.slice(i64::try_from(chunk.from)?, u32::try_from(chunk.rows)?);
-        let frame = rows.collect().with_context(|| format!("segment {}", chunk.file.display()))?;
-        ensure!(
-            frame.height() as u64 == chunk.rows,
-            "segment {} has fewer rows than its footer says",
-            chunk.file.display()
-        );
+        let frame = rows.collect()?;
+        ensure!(frame.height() as u64 == chunk.rows, "there are fewer rows than the footer says");
         Ok(frame)
     }
 
-    /// Reads all chunks, each by one of the threads; each thread gathers what it read in a value of its own.
+    /// Reads all chunks, each by one of the threads.
     ///
     /// # Errors
     /// The first; then the threads begin no other chunk.
-    pub(super) fn each<R, T: Send>(
-        &self,
-        read: impl Fn(usize, &Chunk) -> Result<R> + Sync,
-        start: impl Fn() -> T + Sync,
-        gather: impl Fn(&mut T, R) + Sync,
-    ) -> Result<Vec<T>> {
+    pub(super) fn each(&self, read: impl Fn(usize, &Chunk) -> Result<()> + Sync) -> Result<()> {
         self.spread(|next| {
-            let mut gathered = start();
             while let Some((at, chunk)) = next() {
-                gather(&mut gathered, read(at, chunk)?);
+                read(at, chunk).with_context(|| format!("segment {}", chunk.file.display()))?;
             }
-            Ok(gathered)
-        })
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Runs `work` on each of the threads; what it is given hands out chunks, each to one of them.
@@ -118,8 +111,10 @@ impl Rows {
         std::thread::scope(|scope| {
             let threads: Vec<_> =
                 (0..self.threads.min(self.chunks.len()).max(1)).map(|_| scope.spawn(&one)).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|done| done.unwrap_or_else(|_| Err(anyhow!("a reader of the archive died")))).collect()
+            // All of them first: what one that dies says must not hide another's error.
+            let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+            let died = |_| Err(anyhow!("a reader of the archive died"));
+            joined.into_iter().map(|done| done.unwrap_or_else(died)).collect()
         })
     }
 }

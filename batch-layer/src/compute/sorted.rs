@@ -4,14 +4,14 @@
 use crate::compute::cells::{Cell, canonical};
 use crate::compute::name;
 use crate::compute::run::{Run, RunReader, RunWriter, merge};
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use shared_model::aggregate::State;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
 use std::sync::Arc;
 
-/// So many runs are merged into one.
-const RUNS: usize = 64;
+/// So many runs of one level are merged into one of the next, so that few are open and a cell is rewritten seldom.
+const RUNS: usize = 16;
 
 /// Takes cells in any order, several of one key and bucket too.
 pub struct Sorter {
@@ -19,7 +19,8 @@ pub struct Sorter {
     memory: usize,
     held: Vec<Cell>,
     bytes: usize,
-    runs: Vec<Run>,
+    /// By level.
+    runs: Vec<Vec<Run>>,
 }
 
 impl Sorter {
@@ -30,7 +31,7 @@ impl Sorter {
         Sorter { metric: metric.clone(), memory, held: Vec::new(), bytes: 0, runs: Vec::new() }
     }
 
-    /// Takes a cell. May block, to write.
+    /// Takes a cell, whose key's values are of the types of the metric's columns. May block, to write.
     ///
     /// # Errors
     /// Where the disk is full, or a count or sum would pass its bound.
@@ -53,13 +54,24 @@ impl Sorter {
     /// # Errors
     /// As [`Sorter::push`].
     pub(super) fn push_run(&mut self, run: Run) -> Result<()> {
-        if run.cells > 0 {
-            self.runs.push(run);
-        }
-        if self.runs.len() == RUNS {
-            self.runs = vec![merge(&mut self.runs, &self.metric.aggregate)?];
+        let mut run = Some(run).filter(|run| run.cells > 0);
+        let mut level = 0;
+        while let Some(more) = run.take() {
+            if self.runs.len() == level {
+                self.runs.push(Vec::new());
+            }
+            self.runs[level].push(more);
+            if self.runs[level].len() == RUNS {
+                let runs = std::mem::take(&mut self.runs[level]);
+                run = Some(self.merge(runs)?);
+            }
+            level += 1;
         }
         Ok(())
+    }
+
+    fn merge(&self, mut runs: Vec<Run>) -> Result<Run> {
+        merge(&mut runs, &self.metric.aggregate).with_context(|| format!("metric {}", self.metric.name))
     }
 
     /// Writes what is held, in order, as a run.
@@ -85,10 +97,8 @@ impl Sorter {
     pub fn finish(mut self) -> Result<Cells> {
         self.held = canonical(std::mem::take(&mut self.held))?;
         self.spill()?;
-        let run = match self.runs.len() {
-            1 => self.runs.swap_remove(0),
-            _ => merge(&mut self.runs, &self.metric.aggregate)?,
-        };
+        let mut runs: Vec<Run> = std::mem::take(&mut self.runs).into_iter().flatten().collect();
+        let run = if runs.len() == 1 { runs.swap_remove(0) } else { self.merge(runs)? };
         Ok(Cells { metric: self.metric, run })
     }
 }
@@ -142,6 +152,7 @@ impl Cells {
             let mut input = reader.name();
             let key = types.iter().map(|ty| name::take(*ty, &mut input)).collect::<Result<_>>()?;
             let bucket = name::take_bucket(&mut input)?;
+            ensure!(input.is_empty(), "a cell's key has other columns than the metric");
             let state = State::decode(&metric.aggregate, &mut reader.state())?;
             Ok(Some(Cell { key, bucket, state }))
         };

@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 /// Under which run days are computed.
@@ -46,16 +47,30 @@ pub(super) async fn compute(
     let (at_once, budget) = share(context.options.memory, context.options.workers, work.len());
     let stop = context.stop.child_token();
     let jobs = Jobs { context, files, attempt, fresh, budget, bar: bar.clone(), stop };
-    let started = work.iter().map(async |(day, metrics)| {
-        let done = jobs.job(*day, metrics).await;
-        if done.is_err() {
-            jobs.stop.cancel();
-        }
-        done
-    });
+    let started = work.iter().map(async |(day, metrics)| jobs.stopping(jobs.job(*day, metrics)).await);
     let done: Vec<Result<Vec<Staged>>> = futures::stream::iter(started).buffered(at_once).collect().await;
     bar.finish_and_clear();
-    Ok(done.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    Ok(first_fault(done)?.concat())
+}
+
+/// The work was stopped, by a signal or because of another's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("stopped before the flip; nothing was published")]
+struct Stopped;
+
+/// All results, or the first fault: one that is not about being stopped, if there is one.
+fn first_fault<T>(done: Vec<Result<T>>) -> Result<Vec<T>> {
+    let (mut all, mut fault) = (Vec::new(), None);
+    for one in done {
+        match one {
+            Ok(one) => all.push(one),
+            Err(error) if fault.as_ref().is_none_or(|fault: &anyhow::Error| fault.is::<Stopped>()) => {
+                fault = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    fault.map_or(Ok(all), Err)
 }
 
 /// The parents of all tables that jobs may write: made beforehand, because two who make one at once are in each
@@ -143,10 +158,12 @@ impl Jobs<'_> {
     }
 
     fn go_on(&self) -> Result<()> {
-        if self.stop.is_cancelled() {
-            bail!("stopped before the flip; nothing was published");
-        }
-        Ok(())
+        if self.stop.is_cancelled() { Err(Stopped.into()) } else { Ok(()) }
+    }
+
+    /// Has all jobs stop where one fails.
+    async fn stopping<T>(&self, job: impl Future<Output = Result<T>>) -> Result<T> {
+        job.await.inspect_err(|_| self.stop.cancel())
     }
 
     /// Says that a day can't be computed anew.
@@ -203,6 +220,7 @@ impl Jobs<'_> {
             }
             metrics.push((metric.clone(), sorter));
         }
+        self.go_on()?;
         let cells = tokio::task::spawn_blocking(move || day.cells(metrics)).await??;
         tracing::info!(
             day = %input.day,
@@ -212,24 +230,15 @@ impl Jobs<'_> {
             "computed"
         );
         let begun = Instant::now();
+        // What is computed is stored, even where the work is to stop: the next run uses it.
         let each = wanted.into_iter().zip(cells).map(async |((place, wanted), cells)| {
-            self.go_on()?;
-            let Wanted { metric, way, live } = wanted;
-            let partial = way.is_partial();
-            if live.is_some_and(|live| live.is(cells.hash(), partial)) {
-                self.bar.inc(1);
-                return Ok(None);
-            }
-            let now = (self.context.now)();
-            let origin = Origin { inputs: &input.hash, run: self.attempt.run, partial, now };
-            let mut connection = self.context.pool.acquire().await?;
-            let staged = stage(&mut connection, &metric, input.day, cells, origin).await?;
+            let staged = self.stopping(self.stage(input, wanted, cells)).await?;
             self.bar.inc(1);
-            Ok(Some((place, staged)))
+            Ok(staged.map(|staged| (place, staged)))
         });
         let done: Vec<Result<Option<_>>> =
             futures::stream::iter(each).buffered(self.budget.threads).collect().await;
-        let done = done.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
+        let done: Vec<_> = first_fault(done)?.into_iter().flatten().collect();
         tracing::info!(
             day = %input.day,
             tables = done.len(),
@@ -240,11 +249,26 @@ impl Jobs<'_> {
         Ok(done)
     }
 
+    /// Stages a computed version, where it differs from the live one.
+    async fn stage(&self, input: &Inputs, wanted: Wanted, cells: Cells) -> Result<Option<Staged>> {
+        let Wanted { metric, way, live } = wanted;
+        let partial = way.is_partial();
+        if live.is_some_and(|live| live.is(cells.hash(), partial)) {
+            return Ok(None);
+        }
+        let origin =
+            Origin { inputs: &input.hash, run: self.attempt.run, partial, now: (self.context.now)() };
+        let mut connection = self.context.pool.acquire().await?;
+        stage(&mut connection, &metric, input.day, cells, origin).await.map(Some)
+    }
+
     /// Brings a day's files here, all or the new ones alone, and finds which of their rows are repeats.
     async fn open(&self, input: &Inputs, new_only: bool) -> Result<Day> {
         let day = input.day;
-        tracing::info!(%day, rows = input.rows(), partial = input.partial, new_only, "computing");
         let sources = input.sources(self.context, self.files, new_only).await?;
+        let rows = sources.iter().map(|source| source.rows).sum::<u64>();
+        tracing::info!(%day, rows, partial = input.partial, "computing");
+        self.go_on()?;
         let budget = self.budget;
         tokio::task::spawn_blocking(move || Day::open(day, sources, budget)).await?
     }
@@ -253,6 +277,16 @@ impl Jobs<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fault_that_stopped_the_others_is_the_one_to_tell() {
+        let stopped = || Err(Stopped.into());
+        let fault = || Err(anyhow::anyhow!("no room"));
+        let told = |done: Vec<Result<u8>>| first_fault(done).map_err(|error| error.to_string());
+        assert_eq!(told(vec![Ok(1), Ok(2)]), Ok(vec![1, 2]));
+        assert_eq!(told(vec![Ok(1), stopped(), fault(), stopped()]), Err("no room".into()));
+        assert_eq!(told(vec![stopped(), Ok(1)]), Err(Stopped.to_string()));
+    }
 
     #[test]
     fn days_share_threads_and_memory() {
