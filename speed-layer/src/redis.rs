@@ -10,6 +10,7 @@ pub(crate) use address::Address;
 use crate::flush::Answer;
 use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
+use ::redis::cluster::ClusterClient;
 use ::redis::cluster_async::ClusterConnection;
 use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
@@ -17,7 +18,9 @@ use anyhow::{Context as _, anyhow, bail};
 use shared_model::failpoint;
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// The function library.
 pub(crate) const LIBRARY: &str = include_str!("flush.lua");
@@ -30,7 +33,48 @@ pub(crate) enum Redis {
     /// One server.
     Single(ConnectionManager),
     /// A cluster.
-    Cluster(ClusterConnection),
+    Cluster(Arc<Cluster>),
+}
+
+/// A cluster's connection, made anew where an answer did not come in time: while a master fails over, the client may come
+/// to a stand for good (its refresh of the slots waits for requests that wait for it; seen with redis 1.8).
+pub(crate) struct Cluster {
+    client: ClusterClient,
+    /// With how often it was made anew.
+    connection: Mutex<(u64, ClusterConnection)>,
+}
+
+impl Cluster {
+    async fn connect(address: &Address) -> anyhow::Result<Cluster> {
+        let client =
+            address.cluster().connection_timeout(CONNECT).response_timeout(RESPONSE).retries(3).build()?;
+        let connection = client.get_async_connection().await?;
+        Ok(Cluster { client, connection: Mutex::new((0, connection)) })
+    }
+
+    /// Sends a command to a node, or to the one that has its key.
+    async fn send(&self, cmd: &Cmd, node: Option<SingleNodeRoutingInfo>) -> RedisResult<Value> {
+        let (number, mut connection) = self.connection.lock().await.clone();
+        let answer = match node {
+            None => connection.req_packed_command(cmd).await,
+            Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,
+        };
+        if answer.as_ref().is_err_and(RedisError::is_timeout) {
+            self.renew(number).await;
+        }
+        answer
+    }
+
+    async fn renew(&self, number: u64) {
+        let mut connection = self.connection.lock().await;
+        if connection.0 == number {
+            match tokio::time::timeout(RESPONSE, self.client.get_async_connection()).await {
+                Ok(Ok(fresh)) => *connection = (number + 1, fresh),
+                Ok(Err(error)) => tracing::warn!("no new connection to redis: {error}"),
+                Err(_) => tracing::warn!("no new connection to redis in {RESPONSE:?}"),
+            }
+        }
+    }
 }
 
 impl Redis {
@@ -53,9 +97,7 @@ impl Redis {
         if !info.contains("cluster_enabled:1") {
             return Ok(single);
         }
-        let client =
-            address.cluster().connection_timeout(CONNECT).response_timeout(RESPONSE).retries(3).build()?;
-        Ok(Redis::Cluster(client.get_async_connection().await?))
+        Ok(Redis::Cluster(Arc::new(Cluster::connect(address).await?)))
     }
 
     /// Refuses a server that may evict, since a group may only be lost as a whole and be noticed.
@@ -180,11 +222,10 @@ impl Redis {
             loop {
                 let mut scan = cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(2_000);
-                let (next, found): (u64, Vec<String>) = match (self.clone(), &node) {
-                    (Redis::Cluster(mut cluster), Some((host, port))) => {
+                let (next, found): (u64, Vec<String>) = match (self, &node) {
+                    (Redis::Cluster(cluster), Some((host, port))) => {
                         let to = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
-                        let to = RoutingInfo::SingleNode(to);
-                        FromRedisValue::from_redis_value(cluster.route_command(scan, to).await?)?
+                        FromRedisValue::from_redis_value(cluster.send(&scan, Some(to)).await?)?
                     }
                     _ => self.ask(&scan).await?,
                 };
@@ -216,9 +257,9 @@ impl Redis {
 
     /// Sends a command and reads its answer.
     pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &Cmd) -> RedisResult<T> {
-        let value = match self.clone() {
-            Redis::Single(mut single) => single.req_packed_command(cmd).await,
-            Redis::Cluster(mut cluster) => cluster.req_packed_command(cmd).await,
+        let value = match self {
+            Redis::Single(single) => single.clone().req_packed_command(cmd).await,
+            Redis::Cluster(cluster) => cluster.send(cmd, None).await,
         }?;
         Ok(T::from_redis_value(value.extract_error()?)?)
     }

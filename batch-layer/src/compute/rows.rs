@@ -7,8 +7,9 @@ use shared_model::catalog::Stream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many rows are read at once; a row group of the archive's files has no more.
-const ROWS: u64 = 1 << 18;
+/// So many rows are read at once; a row group of the archive's files has no more. In unit tests few, so that files have
+/// several chunks.
+const ROWS: u64 = if cfg!(test) { 7 } else { 1 << 18 };
 
 /// A stream's day.
 #[derive(Debug)]

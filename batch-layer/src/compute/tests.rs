@@ -1,4 +1,4 @@
-//! A day computed by Polars equals a naive fold over distinct identities, record by record, for the shipped catalog
+//! A computed day equals a naive fold over distinct identities, record by record, for the shipped catalog
 //! and for one with every aggregate; whatever the memory limit, and whatever columns old segments have.
 
 use super::*;
@@ -393,7 +393,7 @@ fn many_distinct_values_equal_a_naive_fold() {
             Budget { memory, threads: 1 },
         )
     };
-    assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from slices");
+    assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from many runs");
 }
 
 #[test]

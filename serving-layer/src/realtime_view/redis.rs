@@ -110,10 +110,11 @@ impl RedisRealtimeView {
         self.noted(result).await
     }
 
-    /// Lets go of a connection that is found broken.
+    /// Lets go of a connection that is found broken, or stands still: a cluster's client may for good, while a master
+    /// fails over.
     async fn noted<T>(&self, result: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &result
-            && (error.is_unrecoverable_error() || error.is_connection_refusal())
+            && (error.is_unrecoverable_error() || error.is_connection_refusal() || error.is_timeout())
         {
             *self.connection.lock().await = None;
         }
