@@ -5,8 +5,8 @@
 //! that fold them into the cells of all metrics ([`fold`]); what memory can't hold becomes sorted runs, which are merged
 //! at the end ([`sorted`]).
 //!
-//! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; folding a half, shared by the threads; the
-//! rest is for the chunks that are read, and for rows on their way to a table.
+//! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then folding five eighths, shared by the
+//! threads; the rest is for the chunks that are read, and for rows on their way to a table.
 
 mod cells;
 mod fold;
@@ -163,7 +163,7 @@ impl Input {
         }
         let needs = Needs::of(fed.iter().map(|(_, metric, binding)| (&***metric, *binding)));
         let metrics: Vec<Arc<Metric>> = fed.iter().map(|(_, metric, _)| (*metric).clone()).collect();
-        let memory = budget.memory / 2 / budget.threads.max(1) as u64;
+        let memory = budget.memory / 8 * 5 / budget.threads.max(1) as u64;
         let push = |fold: &mut Fold<'_>| -> Result<()> {
             for ((at, ..), run) in fed.iter().zip(fold.cells()?) {
                 sorters[*at].lock().unwrap_or_else(PoisonError::into_inner).push_run(run)?;

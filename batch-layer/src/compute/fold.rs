@@ -12,6 +12,7 @@ use crate::compute::run::{Run, RunWriter};
 use crate::plan::{EVENT_TIME, Need, Needs};
 use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, DataType};
+use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
@@ -110,11 +111,16 @@ impl<'a> Fold<'a> {
             let name = |row: usize| {
                 u64::from(key.get(row).copied().unwrap_or_default()) << 32 | u64::from(buckets[row])
             };
+            // Room for these and no more: doubling would hold twice of it.
             match (entries, need.value) {
                 (Entries::Values(entries), Some(value)) => {
+                    entries.reserve_exact(height);
                     entries.extend(rows.map(|row| (name(row), numbers[value][row])));
                 }
-                (Entries::Rows(entries), _) => entries.extend(rows.map(name)),
+                (Entries::Rows(entries), _) => {
+                    entries.reserve_exact(height);
+                    entries.extend(rows.map(name));
+                }
                 (Entries::Values(_), None) => {}
             }
         }
@@ -143,11 +149,10 @@ impl<'a> Fold<'a> {
         let entries: usize = self.needs.metrics.iter().map(entry).sum();
         let keys = self.keys.iter().map(|key| &key.interner);
         let strings: usize = self.strings.iter().chain(keys).map(Interner::size).sum();
-        // As many more strings, row by row, as there were so far. What is no whole power of two is there twice while a
-        // vector grows.
-        let all = self.rows + rows;
-        let strings = u128::from(strings as u64) * u128::from(all) / u128::from(self.rows.max(1));
-        let entries = u128::from(entries as u64) * u128::from(all.next_power_of_two());
+        // As many more strings, row by row, as there were so far.
+        let all = u128::from(self.rows + rows);
+        let strings = u128::from(strings as u64) * all / u128::from(self.rows.max(1));
+        let entries = u128::from(entries as u64) * all;
         self.rows == 0 || strings + entries <= u128::from(self.memory)
     }
 
@@ -322,14 +327,26 @@ fn folded(
     entries.iter_mut().for_each(|(name, _)| *name = ranked(*name, &ranks));
     entries.sort_unstable();
     let mut cells = Writer::new(names);
+    let value = |number: u32| match values {
+        Some((strings, ty)) => name::take(ty, &mut strings.get(number)),
+        None => Ok(Value::Null),
+    };
+    if matches!(aggregate, Aggregate::Distinct) {
+        let count = values.map_or(0, |(strings, _)| strings.len() as u32);
+        let items =
+            (0..count).map(|number| Ok(Distinct::item(&value(number)?))).collect::<Result<Vec<_>>>()?;
+        for cell in entries.chunk_by(|a, b| a.0 == b.0) {
+            let mut distinct = Distinct::default();
+            let values = cell.chunk_by(|a, b| a.1 == b.1);
+            values.filter_map(|same| items[same[0].1 as usize]).for_each(|item| distinct.add_item(item));
+            cells.push(cell[0].0, &State::Distinct(distinct))?;
+        }
+        return cells.run.finish();
+    }
     for cell in entries.chunk_by(|a, b| a.0 == b.0) {
         let mut state = State::empty(aggregate);
         for same in cell.chunk_by(|a, b| a.1 == b.1) {
-            let value = match values {
-                Some((strings, ty)) => name::take(ty, &mut strings.get(same[0].1))?,
-                None => Value::Null,
-            };
-            add_times(aggregate, &mut state, &value, same.len())?;
+            add_times(aggregate, &mut state, &value(same[0].1)?, same.len())?;
         }
         cells.push(cell[0].0, &state)?;
     }
@@ -338,7 +355,7 @@ fn folded(
 
 /// Adds a value `n` times, by doubling where that pays.
 fn add_times(aggregate: &Aggregate, state: &mut State, value: &Value, mut n: usize) -> Result<()> {
-    if n == 1 || matches!(aggregate, Aggregate::Distinct | Aggregate::Min(_) | Aggregate::Max(_)) {
+    if n == 1 || matches!(aggregate, Aggregate::Min(_) | Aggregate::Max(_)) {
         state.add(value);
         return Ok(());
     }

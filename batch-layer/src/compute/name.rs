@@ -37,12 +37,13 @@ pub(super) fn put_float(float: f64, out: &mut Vec<u8>) {
 /// Appends a text.
 pub(super) fn put_text(text: &str, out: &mut Vec<u8>) {
     out.push(1);
-    let mut parts = text.as_bytes().split(|byte| *byte == 0);
-    out.extend_from_slice(parts.next().unwrap_or_default());
-    for part in parts {
+    let mut rest = text.as_bytes();
+    while let Some(end) = memchr::memchr(0, rest) {
+        out.extend_from_slice(&rest[..end]);
         out.extend_from_slice(&[0, 255]);
-        out.extend_from_slice(part);
+        rest = &rest[end + 1..];
     }
+    out.extend_from_slice(rest);
     out.extend_from_slice(&[0, 0]);
 }
 
@@ -75,7 +76,7 @@ pub(super) fn take_bucket(input: &mut &[u8]) -> Result<Millis> {
 fn take_text(input: &mut &[u8]) -> Result<Value> {
     let mut escaped: Option<Vec<u8>> = None;
     loop {
-        let end = input.iter().position(|byte| *byte == 0).context(CUT)?;
+        let end = memchr::memchr(0, input).context(CUT)?;
         let part = bytes(input, end)?;
         let text = match &mut escaped {
             None => part,

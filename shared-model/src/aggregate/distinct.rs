@@ -75,7 +75,20 @@ impl Distinct {
 
     /// Adds a value; NULL is passed over.
     pub fn add(&mut self, value: &Value) {
-        let Some(item) = item_of(value) else { return };
+        if let Some(item) = Distinct::item(value) {
+            self.add_item(item);
+        }
+    }
+
+    /// What a state keeps of a value, for [`Distinct::add_item`]; `None` of NULL. Whoever adds a value to many states
+    /// hashes it once.
+    pub fn item(value: &Value) -> Option<u64> {
+        item_of(value)
+    }
+
+    /// Adds a value by its [`Distinct::item`].
+    #[inline]
+    pub fn add_item(&mut self, item: u64) {
         match &mut self.0 {
             Form::Registers(registers) => raise(registers, item),
             Form::Exact(items) => {
