@@ -10,7 +10,6 @@ pub(crate) use address::Address;
 use crate::flush::Answer;
 use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
-use ::redis::cluster::ClusterClient;
 use ::redis::cluster_async::ClusterConnection;
 use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
@@ -38,23 +37,31 @@ pub(crate) enum Redis {
 
 /// A cluster's connection, made anew where an answer did not come in time: while a master fails over, the client may come
 /// to a stand for good (its refresh of the slots waits for requests that wait for it; seen with redis 1.8).
-pub(crate) struct Cluster {
-    client: ClusterClient,
-    /// With how often it was made anew.
-    connection: Mutex<(u64, ClusterConnection)>,
+pub(crate) struct Cluster(Mutex<Connected>);
+
+#[derive(Clone)]
+struct Connected {
+    /// How often it was made anew.
+    number: u64,
+    connection: ClusterConnection,
+    /// With the nodes that it found.
+    address: Address,
+}
+
+impl Connected {
+    async fn new(number: u64, address: &Address) -> anyhow::Result<Connected> {
+        let client =
+            address.cluster().connection_timeout(CONNECT).response_timeout(RESPONSE).retries(3).build()?;
+        let mut connection = client.get_async_connection().await?;
+        let nodes: String = cmd("CLUSTER").arg("NODES").query_async(&mut connection).await?;
+        Ok(Connected { number, connection, address: address.with_nodes(&nodes) })
+    }
 }
 
 impl Cluster {
-    async fn connect(address: &Address) -> anyhow::Result<Cluster> {
-        let client =
-            address.cluster().connection_timeout(CONNECT).response_timeout(RESPONSE).retries(3).build()?;
-        let connection = client.get_async_connection().await?;
-        Ok(Cluster { client, connection: Mutex::new((0, connection)) })
-    }
-
     /// Sends a command to a node, or to the one that has its key.
     async fn send(&self, cmd: &Cmd, node: Option<SingleNodeRoutingInfo>) -> RedisResult<Value> {
-        let (number, mut connection) = self.connection.lock().await.clone();
+        let Connected { number, mut connection, .. } = self.0.lock().await.clone();
         let answer = match node {
             None => connection.req_packed_command(cmd).await,
             Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,
@@ -66,11 +73,11 @@ impl Cluster {
     }
 
     async fn renew(&self, number: u64) {
-        let mut connection = self.connection.lock().await;
-        if connection.0 == number {
-            match tokio::time::timeout(RESPONSE, self.client.get_async_connection()).await {
-                Ok(Ok(fresh)) => *connection = (number + 1, fresh),
-                Ok(Err(error)) => tracing::warn!("no new connection to redis: {error}"),
+        let mut held = self.0.lock().await;
+        if held.number == number {
+            match tokio::time::timeout(RESPONSE, Connected::new(number + 1, &held.address)).await {
+                Ok(Ok(fresh)) => *held = fresh,
+                Ok(Err(error)) => tracing::warn!("no new connection to redis: {error:#}"),
                 Err(_) => tracing::warn!("no new connection to redis in {RESPONSE:?}"),
             }
         }
@@ -97,7 +104,8 @@ impl Redis {
         if !info.contains("cluster_enabled:1") {
             return Ok(single);
         }
-        Ok(Redis::Cluster(Arc::new(Cluster::connect(address).await?)))
+        let connected = Connected::new(0, address).await?;
+        Ok(Redis::Cluster(Arc::new(Cluster(Mutex::new(connected)))))
     }
 
     /// Refuses a server that may evict, since a group may only be lost as a whole and be noticed.

@@ -29,7 +29,8 @@ const RESPOND: Duration = Duration::from_secs(10);
 
 /// The realtime view behind one or several Redis URLs.
 pub struct RedisRealtimeView {
-    address: Address,
+    /// With the nodes that the last connection found.
+    address: Mutex<Address>,
     connection: Mutex<Option<Connection>>,
     /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
@@ -57,7 +58,7 @@ fn room(memory: u64) -> Options {
 
 impl std::fmt::Debug for RedisRealtimeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RedisRealtimeView({:?})", self.address)
+        f.write_str("RedisRealtimeView")
     }
 }
 
@@ -80,7 +81,7 @@ impl RedisRealtimeView {
     /// Of the servers at an address; nothing is connected yet. What was read is held in at most `memory` bytes.
     pub fn new(address: Address, memory: u64) -> RedisRealtimeView {
         RedisRealtimeView {
-            address,
+            address: Mutex::new(address),
             connection: Mutex::default(),
             without_library: AtomicBool::default(),
             held: Cache::with_options(
@@ -97,7 +98,12 @@ impl RedisRealtimeView {
         if let Some(connection) = &*held {
             return Ok(connection.clone());
         }
-        let connection = connect(&self.address).await?;
+        let mut address = self.address.lock().await;
+        let mut connection = connect(&address).await?;
+        if let Connection::Cluster(_) = connection {
+            let nodes: String = connection.query(redis::cmd("CLUSTER").arg("NODES")).await?;
+            *address = address.with_nodes(&nodes);
+        }
         self.without_library.store(false, Ordering::Relaxed);
         Ok(held.insert(connection).clone())
     }

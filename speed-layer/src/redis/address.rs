@@ -6,6 +6,7 @@ use ::redis::{Client, ClientTlsConfig, IntoConnectionInfo as _, RedisResult, Tls
 use anyhow::Context as _;
 use shared_model::secret::REDIS;
 use std::path::Path;
+use url::Url;
 
 /// One server, or several nodes of a cluster. Files are read once: a new certificate is taken up at the next start.
 #[derive(Clone)]
@@ -52,6 +53,24 @@ impl Address {
         })
     }
 
+    /// The same, and the other nodes of the cluster, as `CLUSTER NODES` tells them: those that were named may be gone when
+    /// a connection is made anew.
+    pub(crate) fn with_nodes(&self, nodes: &str) -> Address {
+        let mut address = self.clone();
+        for line in nodes.lines().filter(|line| !line.contains("fail") && !line.contains("noaddr")) {
+            // <id> <host:port@bus,...> <flags> ...
+            let node = line.split(' ').nth(1).and_then(|node| node.split(['@', ',']).next());
+            let place = node.and_then(|node| node.rsplit_once(':'));
+            let (Some((host, port)), Ok(mut url)) = (place, Url::parse(&self.urls[0])) else { continue };
+            let named = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            let set = url.set_host(Some(&named)).is_ok() && url.set_port(port.parse().ok()).is_ok();
+            if set && !host.is_empty() && !address.urls.contains(&url.to_string()) {
+                address.urls.push(url.to_string());
+            }
+        }
+        address
+    }
+
     /// A client of the cluster that the servers belong to.
     pub(crate) fn cluster(&self) -> ClusterClientBuilder {
         let builder = ClusterClientBuilder::new(self.urls.iter().map(String::as_str));
@@ -64,4 +83,26 @@ impl Address {
 
 fn read(path: &Path, option: &str) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {} ({option})", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_of_a_cluster_are_reached_as_the_one_that_was_named() {
+        let urls = vec!["rediss://user:secret@10.0.0.1:7000".to_owned()];
+        let nodes = "a1 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-8000\n\
+                     b2 10.0.0.2:7001@17001,host master - 0 0 2 connected 8001-16383\n\
+                     c3 10.0.0.3:7002@17002 slave,fail a1 0 0 1 disconnected\n\
+                     d4 fd00::4:7003@17003 slave a1 0 0 1 connected\n\
+                     e5 :0@0 master,noaddr - 0 0 0 disconnected\n";
+        let address = Address { urls, certificates: None }.with_nodes(nodes);
+        let expected = [
+            "rediss://user:secret@10.0.0.1:7000",
+            "rediss://user:secret@10.0.0.2:7001",
+            "rediss://user:secret@[fd00::4]:7003",
+        ];
+        assert_eq!(address.urls, expected);
+    }
 }

@@ -6,6 +6,7 @@ use redis::cluster::ClusterClientBuilder;
 use redis::{Client, ClientTlsConfig, IntoConnectionInfo as _, RedisResult, TlsCertificates};
 use shared_model::secret::REDIS;
 use std::path::Path;
+use url::Url;
 
 /// One server, or several nodes of a cluster. Files are read once: a new certificate is taken up at the next start.
 #[derive(Clone)]
@@ -57,6 +58,24 @@ impl Address {
             Some(certificates) => Client::build_with_tls(url.as_str(), certificates.clone()),
             None => Client::open(url.as_str()),
         })
+    }
+
+    /// The same, and the other nodes of the cluster, as `CLUSTER NODES` tells them: those that were named may be gone when
+    /// a connection is made anew.
+    pub fn with_nodes(&self, nodes: &str) -> Address {
+        let mut address = self.clone();
+        for line in nodes.lines().filter(|line| !line.contains("fail") && !line.contains("noaddr")) {
+            // <id> <host:port@bus,...> <flags> ...
+            let node = line.split(' ').nth(1).and_then(|node| node.split(['@', ',']).next());
+            let place = node.and_then(|node| node.rsplit_once(':'));
+            let (Some((host, port)), Ok(mut url)) = (place, Url::parse(&self.urls[0])) else { continue };
+            let named = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            let set = url.set_host(Some(&named)).is_ok() && url.set_port(port.parse().ok()).is_ok();
+            if set && !host.is_empty() && !address.urls.contains(&url.to_string()) {
+                address.urls.push(url.to_string());
+            }
+        }
+        address
     }
 
     /// A client of the cluster that the servers belong to.
