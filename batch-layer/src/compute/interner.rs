@@ -3,11 +3,12 @@
 
 use hashbrown::HashTable;
 use std::cmp::Ordering;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Byte strings by number.
-#[derive(Default)]
 pub(super) struct Interner {
+    /// Of the hash, so that nobody can choose keys that share one. What is computed doesn't depend on it.
+    seed: u64,
     /// Half of the hash, and the number: most others are told apart without a look at their bytes.
     table: HashTable<(u32, u32)>,
     bytes: Vec<u8>,
@@ -15,12 +16,18 @@ pub(super) struct Interner {
     ends: Vec<usize>,
 }
 
+impl Default for Interner {
+    fn default() -> Interner {
+        Interner { seed: rand::random(), table: HashTable::new(), bytes: Vec::new(), ends: Vec::new() }
+    }
+}
+
 impl Interner {
     /// The number of a string.
     #[inline]
     pub(super) fn intern(&mut self, string: &[u8]) -> u32 {
-        let short = (xxh3_64(string) >> 32) as u32;
-        let Interner { table, bytes, ends } = self;
+        let short = (xxh3_64_with_seed(string, self.seed) >> 32) as u32;
+        let Interner { table, bytes, ends, .. } = self;
         let same = |(hash, number): &(u32, u32)| *hash == short && at(bytes, ends, *number) == string;
         if let Some((_, number)) = table.find(spread(short), same) {
             return *number;
