@@ -1,9 +1,9 @@
 //! Computes a day's cells: sorted by key, then bucket, each once, with the hash that says whether two computations gave
 //! the same.
 //!
-//! First the repeats of each stream are found ([`repeats`]), then its rows are read once, in chunks, by several threads
-//! that fold them into the cells of all metrics ([`fold`]); what memory can't hold becomes sorted runs, which are merged
-//! at the end ([`sorted`]).
+//! First the repeats of each stream are found (`repeats`), then its rows are read once, in chunks, by several threads
+//! that fold them into the cells of all metrics (`fold`); what memory can't hold becomes sorted runs, which are merged
+//! at the end (`sorted`).
 //!
 //! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then folding five eighths, shared by the
 //! threads; the rest is for the chunks that are read, and for rows on their way to a table.

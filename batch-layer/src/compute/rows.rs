@@ -111,7 +111,7 @@ impl Rows {
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> =
-                (0..self.threads.min(self.chunks.len()).max(1)).map(|_| scope.spawn(&one)).collect();
+                (0..self.threads.min(self.chunks.len()).max(1)).map(|_| scope.spawn(one)).collect();
             // All of them first: what one that dies says must not hide another's error.
             let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
             let died = |_| Err(anyhow!("a reader of the archive died"));
