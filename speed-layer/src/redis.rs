@@ -39,7 +39,6 @@ pub(crate) enum Redis {
 /// to a stand for good (its refresh of the slots waits for requests that wait for it; seen with redis 1.8).
 pub(crate) struct Cluster(Mutex<Connected>);
 
-#[derive(Clone)]
 struct Connected {
     /// How often it was made anew.
     number: u64,
@@ -61,7 +60,10 @@ impl Connected {
 impl Cluster {
     /// Sends a command to a node, or to the one that has its key.
     async fn send(&self, cmd: &Cmd, node: Option<SingleNodeRoutingInfo>) -> RedisResult<Value> {
-        let Connected { number, mut connection, .. } = self.0.lock().await.clone();
+        let (number, mut connection) = {
+            let held = self.0.lock().await;
+            (held.number, held.connection.clone())
+        };
         let answer = match node {
             None => connection.req_packed_command(cmd).await,
             Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,

@@ -165,22 +165,25 @@ impl<'a> Fold<'a> {
         let strings = self.strings.iter().enumerate();
         let singles: Vec<Vec<u32>> =
             strings.map(|(at, strings)| if used(at) { strings.order() } else { Vec::new() }).collect();
-        let ranks: Vec<Vec<u32>> = singles.iter().map(|order| ranks(order)).collect();
-        let several: Vec<Vec<u32>> = self.keys.iter().map(|key| key.order(&ranks)).collect();
+        let single_ranks: Vec<Vec<u32>> = singles.iter().map(|order| ranks(order)).collect();
+        let several: Vec<Vec<u32>> = self.keys.iter().map(|key| key.order(&single_ranks)).collect();
+        let several_ranks: Vec<Vec<u32>> = several.iter().map(|order| ranks(order)).collect();
         let mut runs = Vec::new();
         let metrics = self.metrics.iter().zip(&self.needs.metrics).zip(&mut self.entries);
         for ((metric, need), entries) in metrics {
             let key = self.keys.iter().position(|key| key.columns == need.key);
+            let (order, ranks): (&[u32], &[u32]) = match (need.key.first(), key) {
+                (_, Some(at)) => (&several[at], &several_ranks[at]),
+                (Some(column), None) => (&singles[*column], &single_ranks[*column]),
+                (None, None) => (&[], &[]),
+            };
             let names = Names {
                 need,
                 day: self.day.0,
                 strings: &self.strings,
                 key: key.map(|at| &self.keys[at]),
-                order: match (need.key.first(), key) {
-                    (_, Some(at)) => &several[at],
-                    (Some(column), None) => &singles[*column],
-                    (None, None) => &[],
-                },
+                order,
+                ranks,
             };
             let values = need.value.map(|value| (&self.strings[value], self.needs.columns[value].ty));
             let run = match entries {
@@ -232,14 +235,11 @@ struct Names<'a> {
     key: Option<&'a Key>,
     /// The keys in the order of names; empty where there is but one key.
     order: &'a [u32],
+    /// The rank of each key in this order.
+    ranks: &'a [u32],
 }
 
 impl Names<'_> {
-    /// The rank of each key.
-    fn ranks(&self) -> Vec<u32> {
-        ranks(self.order)
-    }
-
     /// Writes the key of a rank.
     fn key(&self, rank: u32, out: &mut Vec<u8>) {
         let Some(number) = self.order.get(rank as usize) else { return };
@@ -306,8 +306,8 @@ fn ranked(name: u64, ranks: &[u32]) -> u64 {
 
 /// Cells that count their entries.
 fn counted(entries: &mut Vec<u64>, names: &Names<'_>) -> Result<Run> {
-    let (ranks, mut entries) = (names.ranks(), std::mem::take(entries));
-    entries.iter_mut().for_each(|name| *name = ranked(*name, &ranks));
+    let mut entries = std::mem::take(entries);
+    entries.iter_mut().for_each(|name| *name = ranked(*name, names.ranks));
     entries.sort_unstable();
     let mut cells = Writer::new(names);
     for same in entries.chunk_by(|a, b| a == b) {
@@ -323,8 +323,8 @@ fn folded(
     aggregate: &Aggregate,
     values: Option<(&Interner, FieldType)>,
 ) -> Result<Run> {
-    let (ranks, mut entries) = (names.ranks(), std::mem::take(entries));
-    entries.iter_mut().for_each(|(name, _)| *name = ranked(*name, &ranks));
+    let mut entries = std::mem::take(entries);
+    entries.iter_mut().for_each(|(name, _)| *name = ranked(*name, names.ranks));
     entries.sort_unstable();
     let mut cells = Writer::new(names);
     let value = |number: u32| match values {

@@ -5,8 +5,9 @@
 //! the name before it in the block, how many more there are, these, how many bytes its state has, these; numbers as
 //! varints.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use shared_model::aggregate::{Aggregate, State};
+use shared_model::codec::{put_bytes, put_varint, take_bytes, take_u64};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -52,11 +53,9 @@ impl RunWriter {
     #[inline]
     pub(super) fn push(&mut self, name: &[u8], state: &[u8]) -> Result<()> {
         let shared = common(&self.last, name);
-        put_length(shared, &mut self.block);
-        put_length(name.len() - shared, &mut self.block);
-        self.block.extend_from_slice(&name[shared..]);
-        put_length(state.len(), &mut self.block);
-        self.block.extend_from_slice(state);
+        put_varint(&mut self.block, shared as u128);
+        put_bytes(&mut self.block, &name[shared..]);
+        put_bytes(&mut self.block, state);
         self.cells += 1;
         self.last.truncate(shared);
         self.last.extend_from_slice(&name[shared..]);
@@ -116,15 +115,14 @@ impl<'a> RunReader<'a> {
         if self.at == self.block.len() && !self.next_block()? {
             return Ok(false);
         }
-        let shared = self.length()?;
-        let more = self.length()?;
-        let suffix = self.block.get(self.at..self.at + more).context(UNREADABLE)?;
-        self.name.truncate(shared);
+        let mut rest = self.block.get(self.at..).context(UNREADABLE)?;
+        let shared = take_u64(&mut rest, "length of a shared name").context(UNREADABLE)?;
+        let suffix = take_bytes(&mut rest, "name of a cell").context(UNREADABLE)?;
+        let state = take_bytes(&mut rest, "state of a cell").context(UNREADABLE)?;
+        self.name.truncate(usize::try_from(shared)?);
         self.name.extend_from_slice(suffix);
-        self.at += more;
-        let state = self.length()?;
-        self.state = (self.at, self.at + state);
-        self.at += state;
+        self.at = self.block.len() - rest.len();
+        self.state = (self.at - state.len(), self.at);
         Ok(true)
     }
 
@@ -136,20 +134,6 @@ impl<'a> RunReader<'a> {
     /// The present cell's state, encoded.
     pub(super) fn state(&self) -> &[u8] {
         self.block.get(self.state.0..self.state.1).unwrap_or_default()
-    }
-
-    fn length(&mut self) -> Result<usize> {
-        let (mut value, mut shift) = (0, 0);
-        loop {
-            ensure!(shift < usize::BITS, UNREADABLE);
-            let byte = *self.block.get(self.at).context(UNREADABLE)?;
-            self.at += 1;
-            value |= usize::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-            shift += 7;
-        }
     }
 
     fn next_block(&mut self) -> Result<bool> {
@@ -173,14 +157,6 @@ fn common(a: &[u8], b: &[u8]) -> usize {
     let words = wide_a.iter().zip(wide_b).take_while(|(a, b)| a == b).count();
     let from = words * 8;
     from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
-}
-
-fn put_length(mut length: usize, out: &mut Vec<u8>) {
-    while length >= 0x80 {
-        out.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    out.push(length as u8);
 }
 
 /// Merges runs into one.
