@@ -206,9 +206,9 @@ proptest! {
         });
         let valid = valid.to_string().into_bytes();
         let limits = Limits::default();
-        prop_assert!(Query::parse(&valid, &CATALOG, &limits).is_ok(), "{}", String::from_utf8_lossy(&valid));
-        let _ = Query::parse(&bytes, &CATALOG, &limits);
-        let _ = Query::parse(&damaged(&valid, &damage), &CATALOG, &limits);
+        prop_assert!(Query::parse(&valid, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
+        let _ = Query::parse(&bytes, &CATALOG, &limits, 0);
+        let _ = Query::parse(&damaged(&valid, &damage), &CATALOG, &limits, 0);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(crate) async fn query(
     let body = body.map_err(|rejection| {
         ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
     })?;
-    let query = Query::parse(&body, &views.catalog, &views.limits)?;
+    let query = Query::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
     let reply = QueryReply::new(views, &query, within_limit(&service, answer(views, &query)).await?);
     telemetry::answered("query", reply.envelope.complete);
     if query.strict && !reply.envelope.complete {

@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod batch_view;
 pub mod catalog_reply;
+mod clock;
 pub mod config;
 pub mod coverage;
 pub mod error;
@@ -50,5 +51,5 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(&args.listen)
         .await
         .with_context(|| format!("listening on {} (--listen)", args.listen))?;
-    run(listener, Service::new(views), shutdown).await
+    run(listener, Service::new(views, clock::now), shutdown).await
 }

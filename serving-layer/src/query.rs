@@ -6,11 +6,14 @@
 pub mod buckets;
 pub mod filter;
 mod parse;
+mod range;
+pub mod zone;
 
 pub use parse::Limits;
 pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 
 use buckets::Buckets;
+use chrono_tz::Tz;
 use filter::{Filter, Test};
 use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
@@ -29,6 +32,8 @@ pub struct Query {
     pub group_by: Vec<KeyColumn>,
     /// All must pass.
     pub filters: Vec<Filter>,
+    /// By whose clock the span is cut and times are shown.
+    pub zone: Tz,
     /// Event time, half-open; both ends on boundaries of every metric's grain.
     pub span: Interval,
     /// How the span is cut.

@@ -3,7 +3,7 @@
 use crate::answer::{Answer, Views};
 use crate::coverage::Coverage;
 use crate::merge::Row;
-use crate::query::Query;
+use crate::query::{Query, zone};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use shared_model::aggregate::Finished;
@@ -153,6 +153,8 @@ pub struct QueryReply<'a> {
     pub from: String,
     /// Its end, not included.
     pub to: String,
+    /// By whose clock the span is cut, and these times are shown.
+    pub time_zone: &'static str,
     /// How many rows follow.
     pub row_count: usize,
     /// How many there are without limit and offset.
@@ -186,8 +188,9 @@ impl<'a> QueryReply<'a> {
         envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), *bound)).collect();
         QueryReply {
             envelope,
-            from: show(query.span.start),
-            to: show(query.span.end),
+            from: zone::show(query.zone, query.span.start),
+            to: zone::show(query.zone, query.span.end),
+            time_zone: query.zone.name(),
             row_count: answer.rows.rows.len(),
             total_rows: answer.rows.total,
             rows: RowsReply { query, rows: answer.rows.rows },
@@ -214,7 +217,7 @@ impl Serialize for RowReply<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let RowReply { query, row } = self;
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("bucket", &show(row.bucket))?;
+        map.serialize_entry("bucket", &zone::show(query.zone, row.bucket))?;
         map.serialize_entry("key", &Key(&query.group_by, &row.key))?;
         if let (Some((rank, item)), Some(column)) = (&row.ranked, &query.columns[0].metric.item) {
             map.serialize_entry("rank", rank)?;

@@ -9,6 +9,7 @@ use crate::live::Known;
 use crate::{router, telemetry};
 use anyhow::{Context, bail};
 use shared_model::catalog::{Catalog, Layout};
+use shared_model::time::Millis;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -22,6 +23,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub struct Service {
     /// What answers are made from.
     pub views: Views,
+    /// What time it is, ms since 1970.
+    pub clock: fn() -> Millis,
     status: Arc<RwLock<Status>>,
 }
 
@@ -34,10 +37,10 @@ struct Status {
 
 impl Service {
     /// A service over two views, knowing nothing yet.
-    pub fn new(views: Views) -> Service {
+    pub fn new(views: Views, clock: fn() -> Millis) -> Service {
         let because = vec!["starting: neither view has been looked at yet".to_owned()];
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
-        Service { views, status }
+        Service { views, clock, status }
     }
 
     /// What was last known.

@@ -111,7 +111,7 @@ pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<S
     if !by.is_empty() {
         request["group_by"] = json!(by);
     }
-    let query = Query::parse(request.to_string().as_bytes(), world.catalog(), &views.limits);
+    let query = Query::parse(request.to_string().as_bytes(), world.catalog(), &views.limits, 0);
     let query = query.unwrap_or_else(|error| panic!("{request}: {error:?}"));
     let answered = answer(&views, &query).await.unwrap_or_else(|error| panic!("{}: {error:?}", metric.name));
     if world.clock() - begun > LONGEST {

@@ -1,49 +1,109 @@
-//! How an answer's time axis is cut: one bucket for all, fixed widths, or calendar days, weeks and months.
+//! How an answer's time axis is cut: one bucket for all, even widths, or what a time zone's clocks and calendar say.
 //!
-//! Every boundary is a multiple of the grain, so that no cell of the views ever lies across one.
+//! Every boundary inside the span is a multiple of the grain, so that no cell of the views ever lies across one: all
+//! time zones are answered from one set of stored rows, or refused.
 
-use chrono::{Datelike, Days, Months, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone};
+use super::zone;
 use chrono_tz::Tz;
 use shared_model::time::{DAY, Interval, Millis};
+
+const HOUR: Millis = 3_600_000;
+/// 1970-01-01 was a Thursday.
+const MONDAY: Millis = 4 * DAY;
 
 /// What the request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granularity {
     /// One bucket for the whole span.
     Total,
-    /// Buckets of this many milliseconds, counted from 1970 UTC.
-    Fixed(Millis),
-    /// Calendar days.
-    Day,
-    /// Calendar weeks, from Monday.
-    Week,
-    /// Calendar months.
-    Month,
+    /// Buckets of `width` on the zone's clock, of which one begins when the clock shows `from`.
+    Width {
+        /// Milliseconds.
+        width: Millis,
+        /// Milliseconds since 1970 on the clock.
+        from: Millis,
+    },
+    /// So many calendar months; counted from January.
+    Months(i32),
 }
 
 impl Granularity {
-    /// Reads `none`, `total`, `day`, `week`, `month`, or a number with `s`, `m`, `h`, `d` or `w`.
+    /// Buckets of a width, counted from 1970 on the zone's clock.
+    pub fn width(width: Millis) -> Granularity {
+        Granularity::Width { width, from: 0 }
+    }
+
+    /// Reads `none`, `total`, a unit (`second` to `year`), or a number with `ms`, `s`, `m`, `h`, `d` or `w`.
     pub fn parse(text: &str) -> Option<Granularity> {
         match text {
             "none" | "total" => return Some(Granularity::Total),
-            "hour" => return Some(Granularity::Fixed(3_600_000)),
-            "day" | "1d" => return Some(Granularity::Day),
-            "week" | "1w" => return Some(Granularity::Week),
-            "month" => return Some(Granularity::Month),
-            _ => {}
+            _ => {
+                if let Some(unit) = Granularity::unit(text) {
+                    return Some(unit);
+                }
+            }
         }
         let digits = text.find(|c: char| !c.is_ascii_digit())?;
         let unit = match &text[digits..] {
             "ms" => 1,
             "s" => 1_000,
             "m" | "min" => 60_000,
-            "h" => 3_600_000,
+            "h" => HOUR,
             "d" => DAY,
             "w" => 7 * DAY,
             _ => return None,
         };
         let width = text[..digits].parse::<i64>().ok()?.checked_mul(unit)?;
-        (width > 0).then_some(Granularity::Fixed(width))
+        let from = if unit == 7 * DAY { MONDAY } else { 0 };
+        (0 < width && width < zone::YEARS.end).then_some(Granularity::Width { width, from })
+    }
+
+    /// One unit of the clock or the calendar: `second` to `year`. Weeks begin on Monday.
+    pub fn unit(name: &str) -> Option<Granularity> {
+        Some(match name {
+            "second" => Granularity::width(1_000),
+            "minute" => Granularity::width(60_000),
+            "hour" => Granularity::width(HOUR),
+            "day" => Granularity::width(DAY),
+            "week" => Granularity::Width { width: 7 * DAY, from: MONDAY },
+            "month" => Granularity::Months(1),
+            "quarter" => Granularity::Months(3),
+            "year" => Granularity::Months(12),
+            _ => return None,
+        })
+    }
+
+    /// The bucket that holds an instant; `None` outside the calendar.
+    pub fn around(self, zone: Tz, instant: Millis) -> Option<Interval> {
+        // A clock may leave out the next label, not the one after it as well.
+        let label = self.label_after(self.label_after(zone::wall(zone, instant)?)?)?;
+        let end = zone::instant(zone, label)?.max(instant) + 1;
+        let starts = starts(self, zone, Interval { start: instant, end }).ok()?;
+        let end = starts.iter().find(|start| **start > instant)?;
+        Some(Interval { start: *starts.first()?, end: *end })
+    }
+
+    /// The clock's time at which the bucket begins that holds another.
+    fn label_of(self, wall: Millis) -> Option<Millis> {
+        match self {
+            Granularity::Total => None,
+            Granularity::Width { width, from } => Some((wall - from).div_euclid(width) * width + from),
+            Granularity::Months(months) => {
+                let date = chrono::DateTime::from_timestamp_millis(wall)?.date_naive();
+                let month = chrono::Datelike::year(&date) * 12 + chrono::Datelike::month0(&date) as i32;
+                zone::months_on(0, month.div_euclid(months) * months - 1970 * 12)
+            }
+        }
+    }
+
+    /// The clock's time at which the next bucket begins.
+    fn label_after(self, wall: Millis) -> Option<Millis> {
+        let label = self.label_of(wall)?;
+        match self {
+            Granularity::Months(months) => zone::months_on(label, months),
+            Granularity::Width { width, .. } => label.checked_add(width),
+            Granularity::Total => None,
+        }
     }
 }
 
@@ -52,40 +112,57 @@ impl Granularity {
 pub enum Buckets {
     /// One, that starts here.
     One(Millis),
-    /// Fixed widths from 1970 UTC.
-    Fixed(Millis),
+    /// Of even width; one of them starts at `origin`.
+    Even {
+        /// Milliseconds.
+        width: Millis,
+        /// Milliseconds since 1970 UTC.
+        origin: Millis,
+    },
     /// Ascending starts; the first is at or before the span's start.
     Starts(Vec<Millis>),
 }
 
-/// The most calendar buckets of one answer: some 270 years of days.
-const MAX_STARTS: usize = 100_000;
+/// The most buckets that are listed for one answer: some 270 years of days.
+pub const MAX_STARTS: usize = 100_000;
 
 impl Buckets {
-    /// The buckets of a span, in a time zone where they follow a calendar.
+    /// The buckets of a span as a time zone's clock shows it.
     ///
     /// # Errors
     /// A message where a boundary is no multiple of `grain` (milliseconds), or where there are too many buckets.
     pub fn new(granularity: Granularity, zone: Tz, span: Interval, grain: Millis) -> Result<Buckets, String> {
         let buckets = match granularity {
             Granularity::Total => return Ok(Buckets::One(span.start)),
-            Granularity::Fixed(width) => Buckets::Fixed(width),
-            Granularity::Day if zone == Tz::UTC => Buckets::Fixed(DAY),
-            calendar => Buckets::Starts(starts(calendar, zone, span)?),
+            Granularity::Width { width, from } if zone == Tz::UTC => Buckets::Even { width, origin: from },
+            uneven => evened(starts(uneven, zone, span)?, span.end),
         };
-        let odd = match &buckets {
-            Buckets::Starts(starts) => starts.iter().find(|start| *start % grain != 0).copied(),
-            Buckets::Fixed(width) => Some(*width).filter(|width| width % grain != 0),
-            Buckets::One(_) => None,
-        };
-        match odd {
-            None => Ok(buckets),
-            Some(_) if matches!(buckets, Buckets::Fixed(_)) => {
+        match granularity {
+            Granularity::Width { width, .. } if width % grain != 0 => {
                 Err(format!("must be a multiple of the grain, {}", show_width(grain)))
             }
+            _ => buckets.on_grain(zone, span, grain).map(|()| buckets),
+        }
+    }
+
+    /// Whether every boundary inside the span is a multiple of the grain.
+    ///
+    /// # Errors
+    /// A message that names the first that is none, and the grain.
+    pub fn on_grain(&self, zone: Tz, span: Interval, grain: Millis) -> Result<(), String> {
+        let odd = match self {
+            Buckets::One(_) => None,
+            Buckets::Even { width, origin } if width % grain == 0 && origin % grain == 0 => None,
+            Buckets::Even { width, .. } => Some(self.start_of(span.start) + width),
+            Buckets::Starts(starts) => {
+                starts.iter().find(|start| **start > span.start && **start % grain != 0).copied()
+            }
+        };
+        match odd.filter(|start| *start < span.end) {
+            None => Ok(()),
             Some(start) => Err(format!(
                 "the boundary at {} ({zone}) is no multiple of the grain, {}: ask in a time zone whose offset is",
-                shared_model::time::show(start),
+                zone::show(zone, start),
                 show_width(grain)
             )),
         }
@@ -95,10 +172,24 @@ impl Buckets {
     pub fn start_of(&self, time: Millis) -> Millis {
         match self {
             Buckets::One(start) => *start,
-            Buckets::Fixed(width) => time.div_euclid(*width) * width,
+            Buckets::Even { width, origin } => (time - origin).div_euclid(*width) * width + origin,
             Buckets::Starts(starts) => {
                 let after = starts.partition_point(|start| *start <= time);
                 starts.get(after.saturating_sub(1)).copied().unwrap_or(time)
+            }
+        }
+    }
+
+    /// The starts of all buckets of a span, ascending; `None` where there are more than [`MAX_STARTS`].
+    pub fn starts(&self, span: Interval) -> Option<Vec<Millis>> {
+        match self {
+            Buckets::One(start) => Some(vec![*start]),
+            Buckets::Starts(starts) => Some(starts.clone()),
+            Buckets::Even { width, .. } => {
+                let first = self.start_of(span.start);
+                let count = (span.end - first).div_euclid(*width) as usize + 1;
+                let starts = (0..).map(|i| first + i * width).take_while(|start| *start < span.end);
+                (count <= MAX_STARTS).then(|| starts.collect())
             }
         }
     }
@@ -106,103 +197,52 @@ impl Buckets {
 
 /// A width for people: `20m`, `1h`, `1d`.
 pub fn show_width(width: Millis) -> String {
-    let units = [(DAY, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let units = [(DAY, "d"), (HOUR, "h"), (60_000, "m"), (1_000, "s")];
     match units.iter().find(|(unit, _)| width % unit == 0) {
         Some((unit, name)) => format!("{}{name}", width / unit),
         None => format!("{width}ms"),
     }
 }
 
+/// The starts of the buckets that a span touches. Of a time that the clock shows twice, both instants begin a bucket of up
+/// to an hour, so that it is as long as it says; the first alone begins a longer one, so that a day is a day.
 fn starts(granularity: Granularity, zone: Tz, span: Interval) -> Result<Vec<Millis>, String> {
     let out_of_range = || "the span lies outside the calendar".to_owned();
-    let at = zone.timestamp_millis_opt(span.start).single().ok_or_else(out_of_range)?;
-    let mut date = at.date_naive();
-    date = match granularity {
-        Granularity::Week => date
-            .checked_sub_days(Days::new(date.weekday().num_days_from_monday().into()))
-            .ok_or_else(out_of_range)?,
-        Granularity::Month => date.with_day(1).ok_or_else(out_of_range)?,
-        _ => date,
-    };
+    let both = matches!(granularity, Granularity::Width { width, .. } if width <= HOUR);
+    let wall = zone::wall(zone, span.start).ok_or_else(out_of_range)?;
+    let before = granularity.label_of(wall).ok_or_else(out_of_range)? - 1;
+    let mut label = granularity.label_of(before).ok_or_else(out_of_range)?;
     let mut starts = Vec::new();
     loop {
-        let start = midnight(zone, date).ok_or_else(out_of_range)?;
-        if start >= span.end && !starts.is_empty() {
-            return Ok(starts);
+        let (first, second) = zone::instants(zone, label).ok_or_else(out_of_range)?;
+        if first >= span.end {
+            break;
         }
-        starts.push(start);
+        starts.push(first);
+        starts.extend(second.filter(|second| both && *second < span.end));
         if starts.len() > MAX_STARTS {
             return Err(format!("more than {MAX_STARTS} buckets: ask for wider ones or a shorter span"));
         }
-        date = match granularity {
-            Granularity::Week => date.checked_add_days(Days::new(7)),
-            Granularity::Month => date.checked_add_months(Months::new(1)),
-            _ => date.succ_opt(),
-        }
-        .ok_or_else(out_of_range)?;
+        label = granularity.label_after(label).ok_or_else(out_of_range)?;
     }
+    starts.sort_unstable();
+    starts.dedup();
+    let inside = starts.partition_point(|start| *start <= span.start);
+    Ok(starts.split_off(inside.saturating_sub(1)))
 }
 
-/// The first instant of a local day: where the clocks are put forward at midnight, the first that exists.
-fn midnight(zone: Tz, date: NaiveDate) -> Option<Millis> {
-    let midnight = NaiveDateTime::new(date, NaiveTime::MIN);
-    (0..=8).find_map(|quarters| {
-        let local = midnight + TimeDelta::minutes(quarters * 15);
-        zone.from_local_datetime(&local).earliest().map(|at| at.timestamp_millis())
-    })
+/// Starts at even distances as a width, if its next boundary isn't inside the span: between two changes of its clocks,
+/// every zone's are.
+fn evened(starts: Vec<Millis>, end: Millis) -> Buckets {
+    if let [first, second, ..] = starts[..]
+        && let width = second - first
+        && starts.windows(2).all(|two| two[1] - two[0] == width)
+        && starts.last().is_some_and(|last| last + width >= end)
+    {
+        return Buckets::Even { width, origin: first };
+    }
+    Buckets::Starts(starts)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MINUTE: Millis = 60_000;
-
-    fn at(text: &str) -> Millis {
-        chrono::DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis()
-    }
-
-    fn bucket(granularity: &str, zone: Tz, grain: Millis, time: &str) -> Result<String, String> {
-        let span = Interval { start: at("2016-03-01T00:00:00Z"), end: at("2016-07-01T00:00:00Z") };
-        let granularity = Granularity::parse(granularity).unwrap();
-        let buckets = Buckets::new(granularity, zone, span, grain)?;
-        Ok(shared_model::time::show(buckets.start_of(at(time))).replace(":00.000Z", ""))
-    }
-
-    #[test]
-    fn a_bucket_starts_where_its_calendar_says() {
-        let time = "2016-06-16T13:21:00Z";
-        let cases = [
-            ("total", Tz::UTC, "2016-03-01T00:00"),
-            ("20m", Tz::UTC, "2016-06-16T13:20"),
-            ("1h", Tz::UTC, "2016-06-16T13:00"),
-            ("day", Tz::UTC, "2016-06-16T00:00"),
-            ("week", Tz::UTC, "2016-06-13T00:00"),
-            ("month", Tz::UTC, "2016-06-01T00:00"),
-            ("day", Tz::America__New_York, "2016-06-16T04:00"),
-            ("week", Tz::Europe__Berlin, "2016-06-12T22:00"),
-            ("month", Tz::Europe__Berlin, "2016-05-31T22:00"),
-        ];
-        for (granularity, zone, expected) in cases {
-            let found = bucket(granularity, zone, 20 * MINUTE, time);
-            assert_eq!(found.as_deref(), Ok(expected), "{granularity} {zone}");
-        }
-    }
-
-    #[test]
-    fn boundaries_that_no_grain_meets_are_refused() {
-        let time = "2016-06-16T13:21:00Z";
-        for (granularity, zone, grain, why) in [
-            ("30m", Tz::UTC, 20 * MINUTE, "multiple of the grain, 20m"),
-            ("day", Tz::Asia__Kolkata, 20 * MINUTE, "Asia/Kolkata"),
-            ("1h", Tz::UTC, DAY, "1d"),
-        ] {
-            let error = bucket(granularity, zone, grain, time).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
-        assert_eq!(bucket("day", Tz::Asia__Kolkata, 10 * MINUTE, time).as_deref(), Ok("2016-06-15T18:30"));
-        assert_eq!(Granularity::parse("fortnight"), None);
-        assert_eq!(Granularity::parse("0m"), None);
-        assert_eq!(Granularity::parse("99999999999999999d"), None);
-    }
-}
+mod tests;

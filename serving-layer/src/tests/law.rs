@@ -1,11 +1,15 @@
 //! The law of answers: wherever the tidemark cuts the log, both views merged answer as the batch view of all would.
 
-use super::world::{Event, World, fixed, span};
+use super::world::{Event, START, World, fixed, span};
 use crate::answer::{Views, answer};
-use crate::merge::Rows;
+use crate::merge::{Row, Rows};
 use crate::query::Query;
+use chrono::{Datelike, NaiveDateTime, TimeZone, Timelike, Weekday};
+use chrono_tz::Tz;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
+use shared_model::aggregate::Finished;
+use std::collections::BTreeMap;
 
 pub(crate) fn queries() -> Vec<Json> {
     vec![
@@ -72,6 +76,51 @@ proptest! {
     }
 }
 
+/// What a zone's clock shows at an event: the start of its hour, day, week or month.
+fn shown(zone: Tz, granularity: &str, event: &Event) -> NaiveDateTime {
+    let at = zone.timestamp_millis_opt(START + event.time).unwrap().naive_local();
+    let date = at.date();
+    match granularity {
+        "hour" => date.and_hms_opt(at.time().hour(), 0, 0),
+        "day" => date.and_hms_opt(0, 0, 0),
+        "week" => date.week(Weekday::Mon).first_day().and_hms_opt(0, 0, 0),
+        _ => date.with_day(1).unwrap().and_hms_opt(0, 0, 0),
+    }
+    .unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// From one set of stored rows, every zone's hours, days, weeks and months are what its own clock and calendar say
+    /// of each event by itself.
+    #[test]
+    fn a_roll_up_in_any_zone_is_the_naive_count_by_its_clock(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        zone in proptest::sample::select(&chrono_tz::TZ_VARIANTS[..]),
+    ) {
+        let (views, ..) = World::new(&events).views(cut, cut);
+        for granularity in ["hour", "day", "week", "month"] {
+            let query = World::new(&[]).query(span(json!({
+                "metrics": ["doc_cnt"], "granularity": granularity, "time_zone": zone.name(),
+            })));
+            let mut naive: BTreeMap<NaiveDateTime, i64> = BTreeMap::new();
+            for event in events.iter().filter(|event| event.click) {
+                *naive.entry(shown(zone, granularity, event)).or_default() += 1;
+            }
+            let wall = |row: &Row| zone.timestamp_millis_opt(row.bucket).unwrap().naive_local();
+            let count = |row: &Row| match row.values[0] {
+                Finished::Int(count) => count,
+                ref other => panic!("{other:?} is no count"),
+            };
+            let found: BTreeMap<_, _> =
+                ask(&views, &query).rows.iter().map(|row| (wall(row), count(row))).collect();
+            prop_assert_eq!(found, naive, "{} in {}", granularity, zone);
+        }
+    }
+}
+
 #[test]
 fn the_answer_of_all_is_the_naive_count() {
     let events = fixed();
@@ -82,7 +131,7 @@ fn the_answer_of_all_is_the_naive_count() {
     for row in &rows.rows {
         let naive =
             events.iter().filter(|e| !e.click && row.key[0].to_string() == format!("u{}", e.user)).count();
-        assert_eq!(row.values, [shared_model::aggregate::Finished::Int(naive as i64)], "{:?}", row.key);
+        assert_eq!(row.values, [Finished::Int(naive as i64)], "{:?}", row.key);
     }
     assert_eq!(rows.total, 5);
 }

@@ -1,6 +1,6 @@
 //! Every limit of a request, at the limit and one beyond.
 
-use super::world::{World, catalog, fixed};
+use super::world::{NOW, World, catalog, fixed};
 use crate::Service;
 use crate::error::ServeError;
 use crate::live::LiveRequest;
@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 fn refusal(request: &Json, limits: &Limits) -> String {
-    match Query::parse(request.to_string().as_bytes(), &catalog(), limits) {
+    match Query::parse(request.to_string().as_bytes(), &catalog(), limits, NOW) {
         Ok(_) => String::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}\n", fault.field, fault.message)).collect()
@@ -83,7 +83,7 @@ async fn a_head_that_is_too_long_is_refused() {
     let (views, ..) = World::new(&fixed()).views(1, 3);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-    let running = tokio::spawn(crate::run(listener, Service::new(views), stop.clone()));
+    let running = tokio::spawn(crate::run(listener, Service::new(views, || NOW), stop.clone()));
     let status = async |head: String| {
         let mut connection = TcpStream::connect(address).await.unwrap();
         // The answer may come before all is sent: the rest is then not wanted.

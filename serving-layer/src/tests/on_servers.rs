@@ -4,7 +4,7 @@
 //! `--ignored`; the workspace's end-to-end tests start servers of their own.
 
 use super::law::queries;
-use super::world::{World, fixed, span};
+use super::world::{NOW, World, fixed, span};
 use crate::answer::{Answer, Views, answer};
 use crate::batch_view::{MemoryVersion, PostgresBatchView};
 use crate::config::RedisArgs;
@@ -229,7 +229,14 @@ async fn real_servers_answer_as_memory_does() {
         let query = world.query(request);
         assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{granularity}");
     }
-    let service = Service::new(views.clone());
+    for (zone, granularity) in
+        [("Asia/Tokyo", "week"), ("America/New_York", "7h"), ("Pacific/Chatham", "month")]
+    {
+        let request = json!({ "metrics": ["doc_cnt"], "granularity": granularity, "time_zone": zone });
+        let query = world.query(span(request));
+        assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{zone}");
+    }
+    let service = Service::new(views.clone(), || NOW);
     service.refresh().await.unwrap();
     assert_eq!(service.unready(), Vec::<String>::new());
     let metric = world.catalog.live("geo_top_5m").unwrap();

@@ -1,6 +1,6 @@
 //! Requests over HTTP, against views in memory: what each answer says of itself, and how it fails.
 
-use super::world::{START, World, fixed, span};
+use super::world::{NOW, START, World, fixed, span};
 use crate::Service;
 use crate::batch_view::{BatchError, BatchView, Lost, MemoryBatchView, Position, Snapshot};
 use crate::realtime_view::MemoryRealtimeView;
@@ -27,7 +27,7 @@ impl Served {
     async fn new() -> Served {
         let world = World::new(&fixed());
         let (views, batch, realtime) = world.views(1, 3);
-        let service = Service::new(views);
+        let service = Service::new(views, || NOW);
         service.refresh().await.unwrap();
         Served { world, service, batch, realtime }
     }

@@ -1,13 +1,13 @@
 //! Which requests are refused, and with which faults: all of them at once.
 
-use super::world::catalog;
+use super::world::{NOW, catalog};
 use crate::error::ServeError;
 use crate::live::LiveRequest;
 use crate::query::{Limits, Query};
 use serde_json::{Value as Json, json};
 
 fn faults(request: Json) -> Vec<String> {
-    match Query::parse(request.to_string().as_bytes(), &catalog(), &Limits::default()) {
+    match Query::parse(request.to_string().as_bytes(), &catalog(), &Limits::default(), NOW) {
         Ok(_) => Vec::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect()
@@ -24,7 +24,9 @@ fn each_fault_is_named() {
         request[name] = value;
         request
     };
+    let ranged = |range: Json, zone: &str| json!({ "metrics": ["user_view_cnt"], "time_range": range, "time_zone": zone });
     assert_eq!(faults(base()), Vec::<String>::new());
+    assert_eq!(faults(ranged(json!("last 6 hours"), "Asia/Kolkata")), Vec::<String>::new());
     let cases = [
         (with("metrics", json!(["nonsense"])), "metrics[0]: the catalog has no metric"),
         (with("metrics", json!([])), "metrics: expected at least one"),
@@ -47,6 +49,8 @@ fn each_fault_is_named() {
         ),
         (with("from", json!("yesterday")), "from: \"yesterday\" is no time"),
         (with("to", json!("2016-06-15")), "to: must be later than from"),
+        (ranged(json!("tomorrow"), "UTC"), "time_range: \"tomorrow\" is no range of time"),
+        (with("now", json!("soon")), "now: \"soon\" is no time"),
         (with("granularity", json!("30m")), "granularity: must be a multiple of the grain, 20m"),
         (with("granularity", json!("often")), "granularity: \"often\" is no granularity"),
         (with("time_zone", json!("Mars/Olympus")), "time_zone: \"Mars/Olympus\" is no IANA"),
@@ -72,6 +76,26 @@ fn each_fault_is_named() {
         let found = faults(request.clone());
         assert!(found.len() == 1 && found.join("; ").contains(expected), "{request}: {found:?}");
     }
+}
+
+#[test]
+fn a_range_that_the_grain_makes_impossible_names_the_grain() {
+    let found = faults(json!({
+        "metrics": ["user_view_cnt"], "time_range": "today", "time_zone": "Asia/Kolkata", "granularity": "hour"
+    }));
+    let start = "time_range: 2016-06-15T00:00:00.000+05:30 is no multiple of the grain, 20m: the nearest are";
+    assert!(found[0].starts_with(start), "{found:?}");
+    let hour = "granularity: the boundary at 2016-06-15T01:00:00.000+05:30 (Asia/Kolkata) is no multiple of the grain, 20m";
+    assert!(found[2].starts_with(hour), "{found:?}");
+}
+
+#[test]
+fn a_range_and_ends_are_too_much() {
+    let found = faults(json!({
+        "metrics": ["user_view_cnt"], "time_range": "today", "from": "2016-06-15", "to": "2016-06-16"
+    }));
+    let expected = ["from", "to"].map(|end| format!("{end}: give from and to, or time_range, not both"));
+    assert_eq!(found, expected);
 }
 
 #[test]

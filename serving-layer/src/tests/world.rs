@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub(crate) const EPOCH: Millis = 10_000;
 pub(crate) const START: Millis = 1_465_948_800_000; // 2016-06-15T00:00:00Z
 pub(crate) const PARTITIONS: i32 = 2;
+/// What the clock shows: the noon after [`START`].
+pub(crate) const NOW: Millis = START + 43_200_000;
 
 pub(crate) fn catalog() -> Arc<Catalog> {
     Arc::new(Catalog::from_toml(include_str!("catalog.toml")).unwrap_or_else(|faults| panic!("{faults}")))
@@ -249,7 +251,7 @@ impl World {
     }
 
     pub(crate) fn query(&self, request: Json) -> Query {
-        let query = Query::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default());
+        let query = Query::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default(), NOW);
         query.unwrap_or_else(|error| panic!("{request}: {error:?}"))
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn timestamp(time: Millis) -> Option<DateTime<Utc>> {
 pub(super) enum Bound {
     One(Value),
     Many(Vec<Value>),
+    Times(Vec<Millis>),
 }
 
 pub(super) fn bind(
@@ -37,6 +38,7 @@ pub(super) fn bind(
         Bound::One(Value::Int(int)) => query.bind(int),
         Bound::One(Value::Bool(value)) => query.bind(value),
         Bound::One(_) => query.bind(None::<String>),
+        Bound::Times(times) => query.bind(times.into_iter().filter_map(timestamp).collect::<Vec<_>>()),
         Bound::Many(values) if matches!(values.first(), Some(Value::Int(_))) => {
             let ints = |value| if let Value::Int(int) = value { Some(int) } else { None };
             query.bind(values.into_iter().filter_map(ints).collect::<Vec<i64>>())
@@ -73,16 +75,15 @@ impl Select {
         let needed: Vec<usize> = (0..metric.by.len()).filter(|place| !adds || is_needed(place)).collect();
         let keys = needed.iter().map(|place| &metric.by[*place]).chain(&metric.item);
         let mut columns: Vec<String> = keys.map(|column| quoted(&column.name)).collect();
-        let bucket = bucket(scan.buckets).filter(|_| adds);
-        let grouped = adds && (needed.len() < metric.by.len() || bucket.is_some());
-        columns.push(bucket.unwrap_or_else(|| "bucket".to_owned()));
+        let mut bound = Vec::new();
+        columns.push(if adds { bucket(scan.buckets, &mut bound) } else { "bucket".to_owned() });
         let places: Vec<String> = (1..=columns.len()).map(|place| place.to_string()).collect();
-        let group_by = if grouped { format!(" group by {}", places.join(", ")) } else { String::new() };
+        let group_by = if adds { format!(" group by {}", places.join(", ")) } else { String::new() };
         for (name, ty) in state_columns(metric) {
-            let name = if grouped { format!("sum({})", quoted(name)) } else { quoted(name) };
+            let name = if adds { format!("sum({})", quoted(name)) } else { quoted(name) };
             columns.push(match ty {
                 ColumnType::Numeric => format!("{name}::text"),
-                ColumnType::BigInt if grouped => format!("{name}::bigint"),
+                ColumnType::BigInt if adds => format!("{name}::bigint"),
                 _ => name,
             });
         }
@@ -93,7 +94,6 @@ impl Select {
             quoted(table),
             ids.join(", ")
         );
-        let mut bound = Vec::new();
         for (filter, part) in scan.filters.iter().zip(&column.tested) {
             let tested = match part {
                 Part::By(place) => metric.by.get(*place),
@@ -108,14 +108,20 @@ impl Select {
     }
 }
 
-/// A time of the answer's bucket that holds a row's, inside the span; `None` where rows are told apart as they are.
-fn bucket(buckets: &Buckets) -> Option<String> {
+/// A time of the answer's bucket that holds a row's, inside the span; what it compares with is bound behind the span.
+fn bucket(buckets: &Buckets, bound: &mut Vec<Bound>) -> String {
     match buckets {
-        Buckets::One(_) => Some("$1".to_owned()),
-        Buckets::Fixed(width) => Some(format!(
-            "greatest(date_bin(interval '{width} milliseconds', bucket, timestamptz 'epoch'), $1)"
-        )),
-        Buckets::Starts(_) => None,
+        Buckets::One(_) => "$1".to_owned(),
+        Buckets::Even { width, origin } => {
+            bound.push(Bound::Times(vec![*origin]));
+            let origin = format!("(${})[1]", bound.len() + 2);
+            format!("greatest(date_bin(interval '{width} milliseconds', bucket, {origin}), $1)")
+        }
+        Buckets::Starts(starts) => {
+            bound.push(Bound::Times(starts.clone()));
+            let starts = format!("${}", bound.len() + 2);
+            format!("greatest(({starts})[greatest(width_bucket(bucket, {starts}), 1)], $1)")
+        }
     }
 }
 

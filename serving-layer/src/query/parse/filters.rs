@@ -1,9 +1,11 @@
 //! The filters of a request: resolved against the key columns, their values of the columns' types.
 
-use super::{Faults, MAX_FILTERS, MAX_TEXT, MAX_VALUES, names, shared_columns};
+use super::fields::{Faults, Fields};
+use super::measures::shared_columns;
+use super::{MAX_FILTERS, MAX_TEXT, MAX_VALUES, names};
 use crate::error::FaultKind;
 use crate::query::filter::{Filter, Test};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use shared_model::event::{FieldType, Value};
 use shared_model::expression::like::LikePattern;
 use shared_model::metric::{KeyColumn, Metric};
@@ -14,7 +16,7 @@ const OPS: [&str; 11] = ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like
 
 /// The filters of a request, each resolved and typed.
 pub(super) fn filters(
-    request: &Map<String, Json>,
+    request: &Fields<'_>,
     metrics: &[(String, Arc<Metric>)],
     faults: &mut Faults,
 ) -> Vec<Filter> {
@@ -22,21 +24,21 @@ pub(super) fn filters(
     if let [(_, metric)] = metrics {
         columns.extend(metric.item.clone());
     }
-    let list = match request.get("filters") {
-        None | Some(Json::Null) => return Vec::new(),
-        Some(Json::Array(list)) => list,
-        Some(_) => {
-            faults.malformed("filters", "expected a list of {\"dimension\", \"op\", \"value\"}");
+    let (at, list) = match request.get("filters") {
+        None => return Vec::new(),
+        Some((at, Json::Array(list))) => (at, list),
+        Some((at, _)) => {
+            faults.malformed(at, "expected a list of {\"dimension\", \"op\", \"value\"}");
             return Vec::new();
         }
     };
     if list.len() > MAX_FILTERS {
         let message = format!("{} are more than the limit of {MAX_FILTERS}", list.len());
-        faults.add(FaultKind::Unanswerable, "filters", message);
+        faults.unanswerable(at, message);
         return Vec::new();
     }
     let read = |(i, filter): (usize, &Json)| {
-        one_filter(&format!("filters[{i}]"), filter, &columns, !metrics.is_empty(), faults)
+        one_filter(&format!("{at}[{i}]"), filter, &columns, !metrics.is_empty(), faults)
     };
     list.iter().enumerate().filter_map(read).collect()
 }

@@ -1,0 +1,125 @@
+//! The fields of a request's object, each with its place in the request, and the faults that are found in them.
+
+use crate::error::{Fault, FaultKind, ServeError};
+use serde_json::{Map, Value as Json};
+
+/// The longest name in bytes.
+const MAX_NAME: usize = 200;
+/// The most faults that are reported of one request.
+pub(crate) const MAX_FAULTS: usize = 100;
+
+/// Collects faults.
+#[derive(Debug, Default)]
+pub(super) struct Faults(Vec<Fault>);
+
+impl Faults {
+    pub(super) fn add(&mut self, kind: FaultKind, field: impl Into<String>, message: impl Into<String>) {
+        self.with(kind, field, message, Vec::new());
+    }
+
+    pub(super) fn with(
+        &mut self,
+        kind: FaultKind,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        allowed: Vec<String>,
+    ) {
+        let fault = Fault { kind, field: field.into(), message: message.into(), allowed };
+        // What several queries have in common is found anew with each of them.
+        if self.0.len() < MAX_FAULTS && !self.0.contains(&fault) {
+            self.0.push(fault);
+        }
+    }
+
+    pub(super) fn malformed(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.add(FaultKind::Malformed, field, message);
+    }
+
+    pub(super) fn unanswerable(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.add(FaultKind::Unanswerable, field, message);
+    }
+
+    /// What was read, where it has no fault.
+    pub(super) fn or<T>(self, read: Option<T>) -> Result<T, ServeError> {
+        match read {
+            Some(read) if self.0.is_empty() => Ok(read),
+            _ => Err(ServeError::Invalid(self.0)),
+        }
+    }
+}
+
+/// An object of the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fields<'a> {
+    own: &'a Map<String, Json>,
+    /// Where it stands: empty, or such as `queries[1].`.
+    at: &'a str,
+}
+
+/// A field and its place, for faults.
+pub(super) type Field<'a> = (String, &'a Json);
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(own: &'a Map<String, Json>, at: &'a str) -> Fields<'a> {
+        Fields { own, at }
+    }
+
+    /// The place of a field of this object.
+    pub(super) fn at(&self, name: &str) -> String {
+        format!("{}{name}", self.at)
+    }
+
+    /// A field; `None` where it is missing or null.
+    pub(super) fn get(&self, name: &str) -> Option<Field<'a>> {
+        self.own.get(name).filter(|value| !value.is_null()).map(|value| (self.at(name), value))
+    }
+
+    /// Refuses fields that are none of those known.
+    pub(super) fn refuse_unknown(&self, known: &[&str], faults: &mut Faults) {
+        for name in self.own.keys().filter(|name| !known.contains(&name.as_str())) {
+            let allowed = known.iter().map(|name| (*name).to_owned()).collect();
+            faults.with(FaultKind::Malformed, self.at(name), "unknown field", allowed);
+        }
+    }
+
+    /// A list of names, or one alone.
+    pub(super) fn names(&self, name: &str, faults: &mut Faults) -> Vec<(String, &'a str)> {
+        let Some((at, value)) = self.get(name) else { return Vec::new() };
+        let list = match value {
+            Json::Array(list) => list.iter().map(Json::as_str).collect::<Option<Vec<_>>>(),
+            one => one.as_str().map(|one| vec![one]),
+        };
+        let Some(list) = list else {
+            faults.malformed(at, "expected a list of names");
+            return Vec::new();
+        };
+        if let Some(long) = list.iter().find(|one| one.len() > MAX_NAME) {
+            let message = format!("a name of {} bytes is longer than the limit of {MAX_NAME}", long.len());
+            faults.malformed(at, message);
+            return Vec::new();
+        }
+        list.into_iter().enumerate().map(|(i, one)| (format!("{at}[{i}]"), one)).collect()
+    }
+
+    /// A whole number from 0.
+    pub(super) fn count(&self, name: &str, faults: &mut Faults) -> Option<usize> {
+        let (at, value) = self.get(name)?;
+        let count = value.as_u64().filter(|count| i64::try_from(*count).is_ok());
+        if count.is_none() {
+            faults.malformed(at, format!("{value} is no whole number from 0"));
+        }
+        count.map(|count| count as usize)
+    }
+
+    /// True or false; false where it is missing.
+    pub(super) fn flag(&self, name: &str, faults: &mut Faults) -> bool {
+        match self.get(name) {
+            None => false,
+            Some((_, Json::Bool(flag))) => *flag,
+            Some((at, value)) => {
+                faults.malformed(at, format!("{value} is neither true nor false"));
+                false
+            }
+        }
+    }
+}

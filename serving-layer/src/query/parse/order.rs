@@ -1,0 +1,60 @@
+//! What the rows are sorted by.
+
+use super::fields::{Faults, Fields};
+use super::{MAX_FILTERS, names};
+use crate::error::FaultKind;
+use crate::query::{Order, OrderBy};
+use serde_json::Value as Json;
+use shared_model::metric::KeyColumn;
+
+/// The sort keys of a request.
+pub(super) fn order(
+    request: &Fields<'_>,
+    group_by: &[KeyColumn],
+    values: &[&str],
+    ranked: bool,
+    faults: &mut Faults,
+) -> Vec<Order> {
+    let (at, list) = match request.get("order") {
+        None => return Vec::new(),
+        Some((at, Json::Array(list))) => (at, list.as_slice()),
+        Some((at, one)) => (at, std::slice::from_ref(one)),
+    };
+    if list.len() > MAX_FILTERS {
+        faults.unanswerable(at, format!("{} are more than the limit of {MAX_FILTERS}", list.len()));
+        return Vec::new();
+    }
+    let mut allowed = vec!["bucket".to_owned()];
+    allowed.extend(names(group_by));
+    allowed.extend(values.iter().map(|name| (*name).to_owned()));
+    allowed.extend(ranked.then_some(["rank", "item"].map(str::to_owned)).into_iter().flatten());
+    let mut read = |(i, order): (usize, &Json)| {
+        let field = format!("{at}[{i}]");
+        let by = order.get("by").and_then(Json::as_str);
+        let (Some(by), Some(object)) = (by, order.as_object()) else {
+            faults.malformed(field, "expected {\"by\": column, \"desc\": true or false}");
+            return None;
+        };
+        let field = format!("{field}.");
+        let fields = Fields::new(object, &field);
+        fields.refuse_unknown(&["by", "desc"], faults);
+        let desc = fields.flag("desc", faults);
+        let by_key = group_by.iter().position(|column| column.name == by).map(OrderBy::Key);
+        let by_value = values.iter().position(|name| *name == by).map(OrderBy::Value);
+        let found = by_key.or(by_value).or(match by {
+            "bucket" => Some(OrderBy::Bucket),
+            "rank" if ranked => Some(OrderBy::Rank),
+            "item" if ranked => Some(OrderBy::Item),
+            _ => None,
+        });
+        match found {
+            Some(by) => Some(Order { by, desc }),
+            None => {
+                let message = format!("{by:?} is no column of the answer");
+                faults.with(FaultKind::Unanswerable, fields.at("by"), message, allowed.clone());
+                None
+            }
+        }
+    };
+    list.iter().enumerate().filter_map(&mut read).collect()
+}

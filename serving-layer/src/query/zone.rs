@@ -1,0 +1,123 @@
+//! The clocks of a time zone: which wall-clock time an instant has, and at which instants a clock shows a time.
+//!
+//! Wall-clock times are milliseconds since 1970-01-01T00:00 on that clock, so that calendar arithmetic is arithmetic. A
+//! clock that is put back shows some times twice; one that is put forward leaves some out, and then the first instant
+//! after them stands for all of them.
+
+use chrono::{DateTime, Datelike, FixedOffset, MappedLocalTime, NaiveDateTime, Offset, TimeZone};
+use chrono_tz::Tz;
+use shared_model::time::{DAY, Interval, Millis};
+
+/// Instants that calendars and databases agree on: the years 1 to 9999.
+pub(super) const YEARS: Interval = Interval { start: -62_135_596_800_000, end: 253_402_300_800_000 };
+
+/// No clock differs from UTC by more.
+const FARTHEST: Millis = 26 * 3_600_000;
+
+fn naive(wall: Millis) -> Option<NaiveDateTime> {
+    DateTime::from_timestamp_millis(wall).map(|at| at.naive_utc())
+}
+
+/// How far a zone's clock is ahead of UTC at an instant.
+fn offset(zone: Tz, instant: Millis) -> Option<FixedOffset> {
+    Some(zone.offset_from_utc_datetime(&naive(instant)?).fix())
+}
+
+/// What the clock shows at an instant; `None` outside the calendar.
+pub(super) fn wall(zone: Tz, instant: Millis) -> Option<Millis> {
+    Some(instant + i64::from(offset(zone, instant)?.local_minus_utc()) * 1_000)
+}
+
+/// The first instant at which the clock shows a time, and the second one where it shows it twice. `None` outside the
+/// calendar.
+pub(super) fn instants(zone: Tz, wall: Millis) -> Option<(Millis, Option<Millis>)> {
+    match zone.from_local_datetime(&naive(wall)?) {
+        MappedLocalTime::Single(at) => Some((at.timestamp_millis(), None)),
+        MappedLocalTime::Ambiguous(a, b) => {
+            let (a, b) = (a.timestamp_millis(), b.timestamp_millis());
+            Some((a.min(b), Some(a.max(b))))
+        }
+        MappedLocalTime::None => first_after(zone, wall).map(|first| (first, None)),
+    }
+}
+
+/// The first instant at which the clock shows a time, or shows a later one because it leaves that time out.
+pub(super) fn instant(zone: Tz, wall: Millis) -> Option<Millis> {
+    Some(instants(zone, wall)?.0)
+}
+
+/// The instant at which the clock leaps over a time.
+fn first_after(zone: Tz, left_out: Millis) -> Option<Millis> {
+    let (mut before, mut after) = (left_out - FARTHEST, left_out + FARTHEST);
+    while before < after {
+        let middle = before + (after - before).div_euclid(2);
+        if wall(zone, middle)? < left_out {
+            before = middle + 1;
+        } else {
+            after = middle;
+        }
+    }
+    Some(after)
+}
+
+/// A wall-clock time, months away. A day that its month doesn't have is the first of the next month, as a time that a
+/// clock leaves out is the first after it.
+pub(super) fn months_on(wall: Millis, months: i32) -> Option<Millis> {
+    let at = naive(wall)?;
+    let month = at.year().checked_mul(12)? + at.month0() as i32 + months;
+    let of = |month: i32, day: u32| {
+        chrono::NaiveDate::from_ymd_opt(month.div_euclid(12), month.rem_euclid(12) as u32 + 1, day)
+    };
+    let date = of(month, at.day()).or_else(|| of(month + 1, 1))?;
+    Some(i64::from(date.to_epoch_days()) * DAY + wall.rem_euclid(DAY))
+}
+
+/// An instant as the zone's clock shows it, in RFC 3339: `2016-06-15T00:00:00.000+02:00`; with `Z` in UTC.
+pub fn show(zone: Tz, instant: Millis) -> String {
+    let at = DateTime::from_timestamp_millis(instant).zip(offset(zone, instant));
+    match at.filter(|_| zone != Tz::UTC) {
+        Some((at, offset)) => at.with_timezone(&offset).to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
+        None => shared_model::time::show(instant),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Millis {
+        DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis()
+    }
+
+    #[test]
+    fn a_wall_clock_time_comes_once_twice_or_not_at_all() {
+        let check = |zone: Tz, wall: &str, first: &str, second: Option<&str>| {
+            let found = instants(zone, at(&format!("{wall}Z"))).unwrap();
+            assert_eq!(found, (at(first), second.map(at)), "{wall} in {zone}");
+        };
+        check(Tz::Asia__Kolkata, "2016-06-15T00:00:00", "2016-06-14T18:30:00Z", None);
+        check(Tz::Asia__Kathmandu, "2016-06-15T00:00:00", "2016-06-14T18:15:00Z", None);
+        check(Tz::America__New_York, "2016-03-13T02:30:00", "2016-03-13T07:00:00Z", None);
+        let twice = Some("2016-11-06T06:30:00Z");
+        check(Tz::America__New_York, "2016-11-06T01:30:00", "2016-11-06T05:30:00Z", twice);
+        // Half an hour back, a midnight that isn't there, and a whole day that never was.
+        let twice = Some("2016-04-02T15:15:00Z");
+        check(Tz::Australia__Lord_Howe, "2016-04-03T01:45:00", "2016-04-02T14:45:00Z", twice);
+        check(Tz::America__Sao_Paulo, "2016-10-16T00:00:00", "2016-10-16T03:00:00Z", None);
+        check(Tz::Pacific__Apia, "2011-12-30T12:00:00", "2011-12-30T10:00:00Z", None);
+    }
+
+    #[test]
+    fn months_on_is_the_same_day_or_the_one_after_the_month() {
+        for (from, months, expected) in [
+            ("2016-03-28T10:00:00Z", -1, "2016-02-28T10:00:00Z"),
+            ("2016-03-31T10:00:00Z", -1, "2016-03-01T10:00:00Z"),
+            ("2016-01-31T00:00:00Z", 1, "2016-03-01T00:00:00Z"),
+            ("2016-01-01T00:00:00Z", -1, "2015-12-01T00:00:00Z"),
+            ("2016-02-29T00:00:00Z", -12, "2015-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(months_on(at(from), months), Some(at(expected)), "{from} {months}");
+        }
+        assert_eq!(show(Tz::Asia__Kolkata, at("2016-06-14T18:30:00Z")), "2016-06-15T00:00:00.000+05:30");
+    }
+}
