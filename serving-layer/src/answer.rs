@@ -118,8 +118,15 @@ async fn add_batch(
         return Ok(());
     }
     let past = generation.is_some();
-    let scan =
-        Scan { column, versions, past, span: query.span, buckets: &query.buckets, filters: &query.filters };
+    let scan = Scan {
+        column,
+        versions,
+        past,
+        span: query.span,
+        buckets: &query.buckets,
+        filters: &query.filters,
+        condition: &query.condition,
+    };
     let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
         Ok(added) => {
             part.rows += u64::from(added);

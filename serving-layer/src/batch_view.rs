@@ -11,7 +11,7 @@ pub use postgres::PostgresBatchView;
 use crate::merge::{Cell, FoldError};
 use crate::query::Column;
 use crate::query::buckets::Buckets;
-use crate::query::filter::Filter;
+use crate::query::filter::{Condition, Filter};
 use futures::future::BoxFuture;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
@@ -109,8 +109,10 @@ pub struct Scan<'a> {
     pub span: Interval,
     /// How the answer cuts the span: a view may add up what falls into one bucket, and need not.
     pub buckets: &'a Buckets,
-    /// The query's filters: a view may leave out rows that they refuse, and need not.
+    /// The query's filters, and what must hold of them: a view may leave out rows that they refuse, and need not.
     pub filters: &'a [Filter],
+    /// See `filters`.
+    pub condition: &'a Condition<usize>,
 }
 
 /// Takes each row; an error ends the reading.

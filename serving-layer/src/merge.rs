@@ -3,7 +3,7 @@
 //! Since states merge associatively and commutatively, the rows depend only on which cells were added, not on their
 //! order nor on which view they came from. Nothing is finished before everything is merged.
 
-use crate::query::{OrderBy, Part, Query};
+use crate::query::{OrderBy, Query};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::codec::CodecError;
@@ -121,17 +121,8 @@ impl<'q> Fold<'q> {
     pub fn add(&mut self, column: usize, cell: &Cell) -> Result<bool, FoldError> {
         let query = self.query;
         let plan = &query.columns[column];
-        if !query.span.contains(cell.bucket) {
+        if !query.span.contains(cell.bucket) || !query.admits(plan, &cell.by, cell.item.as_ref()) {
             return Ok(false);
-        }
-        for (filter, part) in query.filters.iter().zip(&plan.tested) {
-            let value = match part {
-                Part::By(place) => &cell.by[*place],
-                Part::Item => cell.item.as_ref().unwrap_or(&Value::Null),
-            };
-            if !filter.test.admits(value) {
-                return Ok(false);
-            }
         }
         let place = self.place(query.buckets.start_of(cell.bucket), &plan.group, &cell.by);
         let slot = &mut self.merged[place].states[column];

@@ -14,11 +14,12 @@ pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 
 use buckets::Buckets;
 use chrono_tz::Tz;
-use filter::{Filter, Test};
+use filter::{Condition, Filter, Test};
 use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Interval;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A valid query.
@@ -30,8 +31,10 @@ pub struct Query {
     pub formula: Option<String>,
     /// The key columns to group by, all of them in every metric's key.
     pub group_by: Vec<KeyColumn>,
-    /// All must pass.
+    /// What is tested.
     pub filters: Vec<Filter>,
+    /// What must hold of a cell, the filters named by their places.
+    pub condition: Condition<usize>,
     /// By whose clock the span is cut and times are shown.
     pub zone: Tz,
     /// Event time, half-open; both ends on boundaries of every metric's grain.
@@ -112,12 +115,7 @@ impl Query {
     pub fn keys_of(&self, column: &Column) -> Option<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = vec![Vec::new()];
         for place in 0..column.metric.by.len() {
-            let pinned = |(filter, part): (&Filter, &Part)| match &filter.test {
-                Test::In(values) if *part == Part::By(place) => Some(values.clone()),
-                Test::IsNull if *part == Part::By(place) => Some([Value::Null].into()),
-                _ => None,
-            };
-            let values = self.filters.iter().zip(&column.tested).find_map(pinned)?;
+            let values = self.pinned(&self.condition, column, Part::By(place))?;
             if values.len() * keys.len() > MAX_PINNED {
                 return None;
             }
@@ -129,5 +127,34 @@ impl Query {
             keys = keys.iter().flat_map(|key| values.iter().map(move |value| extend(key, value))).collect();
         }
         Some(keys)
+    }
+
+    /// The values that a part of the key can have where a condition holds; `None`: it can have any.
+    fn pinned(&self, condition: &Condition<usize>, column: &Column, part: Part) -> Option<BTreeSet<Value>> {
+        match condition {
+            Condition::Test(filter) if column.tested[*filter] == part => match &self.filters[*filter].test {
+                Test::In(values) => Some(values.clone()),
+                Test::IsNull => Some([Value::Null].into()),
+                _ => None,
+            },
+            Condition::All(parts) => parts.iter().find_map(|each| self.pinned(each, column, part)),
+            Condition::Any(parts) => {
+                let pinned = parts.iter().map(|each| self.pinned(each, column, part));
+                Some(pinned.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+            }
+            Condition::Test(_) | Condition::Not(_) => None,
+        }
+    }
+
+    /// Whether a cell's key passes the filters.
+    pub fn admits(&self, column: &Column, by: &[Value], item: Option<&Value>) -> bool {
+        let test = &mut |filter: &usize| {
+            let value = match column.tested[*filter] {
+                Part::By(place) => &by[place],
+                Part::Item => item.unwrap_or(&Value::Null),
+            };
+            self.filters[*filter].test.admits(value)
+        };
+        self.condition.holds(test) == Some(true)
     }
 }

@@ -1,20 +1,55 @@
-//! Filters over key columns. They follow SQL: a comparison with NULL is never true.
+//! Conditions: tests joined by and, or and not. They follow SQL: a comparison with NULL is neither true nor false, and
+//! what a condition is not true for is left out.
 //!
-//! The same test decides for rows of both views; what Postgres evaluates besides is only there to read fewer rows.
+//! The same condition decides for rows of both views; what Postgres evaluates besides is only there to read fewer rows.
 
 use shared_model::event::Value;
 use shared_model::expression::like::LikePattern;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-/// A test on one key column, its values already of the column's type and never NULL.
+/// A condition over tests.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Condition<T> {
+    /// One test.
+    Test(T),
+    /// `and`; of none it is true.
+    All(Vec<Condition<T>>),
+    /// `or`; of none it is false.
+    Any(Vec<Condition<T>>),
+    /// `not`
+    Not(Box<Condition<T>>),
+}
+
+impl<T> Condition<T> {
+    /// Whether it holds, where each test says so by itself; `None` is SQL's NULL.
+    pub fn holds(&self, test: &mut impl FnMut(&T) -> Option<bool>) -> Option<bool> {
+        let (parts, decides) = match self {
+            Condition::Test(one) => return test(one),
+            Condition::Not(inner) => return inner.holds(test).map(|holds| !holds),
+            Condition::All(parts) => (parts, false),
+            Condition::Any(parts) => (parts, true),
+        };
+        let mut joined = Some(!decides);
+        for part in parts {
+            match part.holds(test) {
+                Some(holds) if holds == decides => return Some(decides),
+                Some(_) => {}
+                None => joined = None,
+            }
+        }
+        joined
+    }
+}
+
+/// A test of one value, those that it is compared with already of the value's type and never NULL.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Test {
     /// `=`, or `in`: equal to one of them.
     In(BTreeSet<Value>),
     /// `!=`
     Not(Value),
-    /// `<`, `<=`, `>`, `>=`: how the column's value may compare with the given one.
+    /// `<`, `<=`, `>`, `>=`: how the value may compare with the given one.
     Compare {
         /// The orderings for which it is true.
         is: &'static [Ordering],
@@ -31,7 +66,7 @@ pub enum Test {
     IsNotNull,
 }
 
-/// A filter: only cells whose column passes the test are answered.
+/// A filter: a test on a key column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Filter {
     /// The key column, or the item's column of a top-k.
@@ -41,12 +76,12 @@ pub struct Filter {
 }
 
 impl Test {
-    /// Whether a value passes.
-    pub fn admits(&self, value: &Value) -> bool {
-        match self {
+    /// Whether a value passes; `None` where SQL would say NULL.
+    pub fn admits(&self, value: &Value) -> Option<bool> {
+        Some(match self {
             Test::IsNull => value.is_null(),
             Test::IsNotNull => !value.is_null(),
-            _ if value.is_null() => false,
+            _ if value.is_null() => return None,
             Test::In(values) => values.contains(value),
             Test::Not(other) => value != other,
             Test::Compare { is, with } => is.contains(&value.cmp(with)),
@@ -55,7 +90,7 @@ impl Test {
                 Value::Str(text) => pattern.matches(text),
                 _ => false,
             },
-        }
+        })
     }
 }
 
@@ -64,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn null_passes_no_test_but_is_null() {
+    fn of_null_a_test_says_neither_true_nor_false() {
         let one = Value::Int(1);
         let tests = [
             Test::In([one.clone()].into()),
@@ -72,10 +107,28 @@ mod tests {
             Test::Compare { is: &[Ordering::Less], with: one.clone() },
             Test::Between(one.clone(), one.clone()),
             Test::Like(LikePattern::new("%").unwrap()),
-            Test::IsNotNull,
         ];
-        assert!(tests.iter().all(|test| !test.admits(&Value::Null)));
-        assert!(Test::IsNull.admits(&Value::Null) && !Test::IsNull.admits(&one));
-        assert!(Test::Not(one).admits(&Value::Int(2)));
+        assert!(tests.iter().all(|test| test.admits(&Value::Null).is_none()));
+        assert_eq!((Test::IsNull.admits(&Value::Null), Test::IsNull.admits(&one)), (Some(true), Some(false)));
+        assert_eq!(Test::IsNotNull.admits(&Value::Null), Some(false));
+        assert_eq!(Test::Not(one).admits(&Value::Int(2)), Some(true));
+    }
+
+    #[test]
+    fn conditions_are_three_valued() {
+        use Condition::{All, Any, Not, Test};
+        let check = |condition: Condition<Option<bool>>, expected: Option<bool>| {
+            assert_eq!(condition.holds(&mut |test| *test), expected, "{condition:?}");
+        };
+        let (yes, no, null) = (|| Test(Some(true)), || Test(Some(false)), || Test(None));
+        check(All(vec![]), Some(true));
+        check(Any(vec![]), Some(false));
+        check(All(vec![yes(), null()]), None);
+        check(All(vec![null(), no()]), Some(false));
+        check(Any(vec![no(), null()]), None);
+        check(Any(vec![null(), yes()]), Some(true));
+        check(Not(Box::new(null())), None);
+        check(Not(Box::new(All(vec![yes(), no()]))), Some(true));
+        check(Any(vec![All(vec![yes(), yes()]), no()]), Some(true));
     }
 }

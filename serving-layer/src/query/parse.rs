@@ -1,5 +1,6 @@
 //! From a request's JSON to a [`Query`]: all faults are found and reported together.
 
+mod condition;
 mod fields;
 mod filters;
 mod measures;
@@ -116,7 +117,7 @@ fn read(
     let chosen = measures::metrics(request, catalog, faults);
     let (formula, metrics) = chosen.unwrap_or_default();
     let group_by = measures::group_by(request, &metrics, faults);
-    let filters = filters::filters(request, &metrics, faults);
+    let (filters, condition) = filters::filters(request, &metrics, faults);
     let grain = metrics.iter().map(|(_, metric)| metric.grain.width()).fold(1, lcm);
     let time = span::time(request, now, grain, faults);
     let ranked = metrics.first().and_then(|(_, metric)| match metric.aggregate {
@@ -146,6 +147,7 @@ fn read(
         formula,
         group_by,
         filters,
+        condition,
         zone,
         span,
         buckets,

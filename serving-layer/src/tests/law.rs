@@ -27,6 +27,10 @@ pub(crate) fn queries() -> Vec<Json> {
         json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "filters": [
                 { "dimension": "document_id", "op": "in", "values": [1, 2, 3] },
                 { "dimension": "document_id", "op": "!=", "value": 2 }] }),
+        json!({ "metrics": ["geo_top_doc"], "granularity": "day", "filters": { "or": [
+                { "not": { "dimension": "geo_location", "op": "like", "value": "US>1%" } },
+                { "and": [{ "dimension": "document_id", "op": "between", "values": [1, 3] },
+                          { "not": { "dimension": "geo_location", "op": "is_null" } }] }] } }),
     ]
 }
 
@@ -76,6 +80,106 @@ proptest! {
     }
 }
 
+/// A test on one of a click's two columns, and what SQL says of it.
+type Judged = (Json, fn(&Event, i64) -> Option<bool>, i64);
+
+fn judged() -> impl Strategy<Value = Judged> {
+    fn geo(op: &'static str, said: fn(&Event, i64) -> Option<bool>) -> impl Strategy<Value = Judged> {
+        (0..3i64).prop_map(move |geo| {
+            let mut test = json!({ "dimension": "geo_location", "op": op });
+            if !op.starts_with("is") {
+                test["value"] = json!(format!("US>{geo}"));
+            }
+            (test, said, geo)
+        })
+    }
+    let document = (0..5i64).prop_map(|document| -> Judged {
+        let test = json!({ "dimension": "document_id", "op": "<", "value": document });
+        (test, |event, document| Some(event.document < document), document)
+    });
+    prop_oneof![
+        document,
+        geo("=", |event, geo| Some(event.geo? == geo)),
+        geo("!=", |event, geo| Some(event.geo? != geo)),
+        geo(">=", |event, geo| Some(event.geo? >= geo)),
+        geo("is_null", |event, _| Some(event.geo.is_none())),
+        geo("is_not_null", |event, _| Some(event.geo.is_some())),
+    ]
+}
+
+/// A tree of tests.
+#[derive(Debug, Clone)]
+enum Tree {
+    Test(Judged),
+    And(Vec<Tree>),
+    Or(Vec<Tree>),
+    Not(Box<Tree>),
+}
+
+impl Tree {
+    fn any() -> impl Strategy<Value = Tree> {
+        judged().prop_map(Tree::Test).prop_recursive(3, 12, 3, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 1..4).prop_map(Tree::And),
+                proptest::collection::vec(inner.clone(), 1..4).prop_map(Tree::Or),
+                inner.prop_map(|inner| Tree::Not(Box::new(inner))),
+            ]
+        })
+    }
+
+    fn json(&self) -> Json {
+        let list = |parts: &[Tree]| parts.iter().map(Tree::json).collect::<Vec<_>>();
+        match self {
+            Tree::Test((test, ..)) => test.clone(),
+            Tree::And(parts) => json!({ "and": list(parts) }),
+            Tree::Or(parts) => json!({ "or": list(parts) }),
+            Tree::Not(inner) => json!({ "not": inner.json() }),
+        }
+    }
+
+    /// As SQL defines it: false decides an `and`, true an `or`, else NULL does.
+    fn says(&self, event: &Event) -> Option<bool> {
+        let all = |parts: &[Tree]| parts.iter().map(|part| part.says(event)).collect::<Vec<_>>();
+        let joined = |said: Vec<Option<bool>>, decides: bool| match said {
+            said if said.contains(&Some(decides)) => Some(decides),
+            said if said.contains(&None) => None,
+            _ => Some(!decides),
+        };
+        match self {
+            Tree::Test((_, said, with)) => said(event, *with),
+            Tree::And(parts) => joined(all(parts), false),
+            Tree::Or(parts) => joined(all(parts), true),
+            Tree::Not(inner) => inner.says(event).map(|said| !said),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_tree_of_filters_leaves_what_sql_says_is_true(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        tree in Tree::any(),
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let asked = json!({ "metrics": ["geo_top_doc"], "k": 1_000, "filters": tree.json() });
+        let rows = ask(&views, &world.query(span(asked)));
+        let found: i64 = rows.rows.iter().map(count).sum();
+        let naive = events.iter().filter(|event| event.click && tree.says(event) == Some(true)).count();
+        prop_assert_eq!(found, naive as i64);
+    }
+}
+
+fn count(row: &Row) -> i64 {
+    match row.values[0] {
+        Finished::Int(count) => count,
+        ref other => panic!("{other:?} is no count"),
+    }
+}
+
 /// What a zone's clock shows at an event: the start of its hour, day, week or month.
 fn shown(zone: Tz, granularity: &str, event: &Event) -> NaiveDateTime {
     let at = zone.timestamp_millis_opt(START + event.time).unwrap().naive_local();
@@ -110,10 +214,6 @@ proptest! {
                 *naive.entry(shown(zone, granularity, event)).or_default() += 1;
             }
             let wall = |row: &Row| zone.timestamp_millis_opt(row.bucket).unwrap().naive_local();
-            let count = |row: &Row| match row.values[0] {
-                Finished::Int(count) => count,
-                ref other => panic!("{other:?} is no count"),
-            };
             let found: BTreeMap<_, _> =
                 ask(&views, &query).rows.iter().map(|row| (wall(row), count(row))).collect();
             prop_assert_eq!(found, naive, "{} in {}", granularity, zone);

@@ -40,6 +40,7 @@ fn a_query_at_its_limits_is_answered_and_one_beyond_is_refused() {
     check(200, "metrics", &|n| json!(["m".repeat(n)]), "metrics: a name of 201 bytes is longer");
     check(200, "group_by", &|n| json!(["m".repeat(n)]), "group_by: a name of 201 bytes is longer");
     check(50, "filters", &|n| vec![filter.clone(); n].into(), "filters: 51 are more");
+    check(50, "filters", &|n| json!({ "not": { "or": vec![filter.clone(); n] } }), "filters: 51 are more");
     check(50, "order", &|n| vec![json!({ "by": "bucket" }); n].into(), "order: 51 are more");
     check(
         1_000,

@@ -223,6 +223,16 @@ async fn real_servers_answer_as_memory_does() {
         let query = world.query(span(request));
         assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{op}");
     }
+    let test = |op: &str, value: &str| json!({ "dimension": "uuid", "op": op, "value": value });
+    for tree in [
+        json!({ "or": [test("=", "u1"), test(">", "u3")] }),
+        json!({ "not": { "and": [test(">=", "u1"), { "not": test("like", "%3") }] } }),
+        json!([{ "or": [test("=", "a\u{0}b"), { "dimension": "uuid", "op": "is_not_null" }] }, test("!=", "u0")]),
+    ] {
+        let request = json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"], "filters": tree });
+        let query = world.query(span(request));
+        assert_eq!(ask(&views, &query).await.rows, ask(&memory, &query).await.rows, "{tree}");
+    }
     for granularity in ["total", "grain", "7h", "day", "week"] {
         let request = json!({ "metrics": ["user_view_cnt", "doc_sum"], "granularity": granularity,
                               "from": "2016-06-15T03:00:00Z", "to": "2016-06-16T21:00:00Z" });

@@ -70,6 +70,17 @@ fn each_fault_is_named() {
             "between takes two values",
         ),
         (with("filters", json!([{ "dimension": "uuid", "op": "like", "value": "a\\" }])), "lone backslash"),
+        (with("filters", json!([3])), "filters[0]: expected a test such as"),
+        (with("filters", json!([{ "or": [] }])), "filters[0].or: expected a list of at least one"),
+        (with("filters", json!({ "not": [1] })), "filters.not: expected a test such as"),
+        (
+            with("filters", json!([{ "or": [{ "not": { "dimension": "uuid", "value": 7 } }] }])),
+            "filters[0].or[0].not.value: 7 is no string",
+        ),
+        (
+            with("filters", json!({ "and": [{ "dimension": "uuid", "value": "a" }], "dimension": "uuid" })),
+            "filters.dimension: unknown field",
+        ),
         (with("group", json!(["uuid"])), "group: unknown field"),
     ];
     for (request, expected) in cases {

@@ -6,7 +6,7 @@ use super::super::Scan;
 use crate::merge::{Cell, FoldError};
 use crate::query::Part;
 use crate::query::buckets::Buckets;
-use crate::query::filter::Test;
+use crate::query::filter::{Condition, Test};
 use chrono::{DateTime, Utc};
 use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
 use shared_model::codec::CodecError;
@@ -94,13 +94,13 @@ impl Select {
             quoted(table),
             ids.join(", ")
         );
-        for (filter, part) in scan.filters.iter().zip(&column.tested) {
-            let tested = match part {
-                Part::By(place) => metric.by.get(*place),
-                Part::Item => metric.item.as_ref(),
-            };
-            if let Some(tested) = tested {
-                push(&mut sql, &mut bound, tested, &filter.test);
+        let conjuncts = match scan.condition {
+            Condition::All(parts) => parts.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for condition in conjuncts {
+            if let Some(condition) = exact(scan, condition, &mut bound) {
+                sql.push_str(&format!(" and {condition}"));
             }
         }
         sql.push_str(&group_by);
@@ -125,14 +125,43 @@ fn bucket(buckets: &Buckets, bound: &mut Vec<Bound>) -> String {
     }
 }
 
-/// Appends the SQL of one test, where the server means the same by it.
-fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Test) {
+/// A condition as SQL, where the server means exactly the same by it.
+fn exact(scan: &Scan<'_>, condition: &Condition<usize>, bound: &mut Vec<Bound>) -> Option<String> {
+    let before = bound.len();
+    let mut joined = |parts: &[Condition<usize>], by: &str| {
+        let parts = parts.iter().map(|part| exact(scan, part, bound)).collect::<Option<Vec<_>>>()?;
+        Some(format!("({})", parts.join(by)))
+    };
+    let sql = match condition {
+        Condition::All(parts) if !parts.is_empty() => joined(parts, " and "),
+        Condition::Any(parts) if !parts.is_empty() => joined(parts, " or "),
+        Condition::All(_) | Condition::Any(_) => None,
+        Condition::Not(inner) => exact(scan, inner, bound).map(|inner| format!("(not {inner})")),
+        Condition::Test(filter) => {
+            let metric = &scan.column.metric;
+            let column = match scan.column.tested[*filter] {
+                Part::By(place) => metric.by.get(place),
+                Part::Item => metric.item.as_ref(),
+            };
+            column.and_then(|column| test(column, &scan.filters[*filter].test, bound))
+        }
+    };
+    if sql.is_none() {
+        bound.truncate(before);
+    }
+    sql
+}
+
+/// One test as SQL, where the server means exactly the same by it.
+fn test(column: &KeyColumn, test: &Test, bound: &mut Vec<Bound>) -> Option<String> {
     // Texts are ordered by their bytes, whatever the database's collation.
     let collate = if column.ty == FieldType::String { " collate \"C\"" } else { "" };
     let name = quoted(&column.name);
+    // No row has a text with U+0000, and the server would refuse to hear of one.
+    let sayable = |value: &Value| !matches!(value, Value::Str(text) if text.contains('\0'));
     let mut compare = |operator: &str, value: &Value| {
-        bound.push(Bound::One(value.clone()));
-        sql.push_str(&format!(" and {name}{collate} {operator} ${}", bound.len() + 2));
+        sayable(value).then(|| bound.push(Bound::One(value.clone())))?;
+        Some(format!("{name}{collate} {operator} ${}", bound.len() + 2))
     };
     match test {
         Test::Not(value) => compare("<>", value),
@@ -140,17 +169,15 @@ fn push(sql: &mut String, bound: &mut Vec<Bound>, column: &KeyColumn, test: &Tes
         Test::Compare { is: [Ordering::Less, _], with } => compare("<=", with),
         Test::Compare { is: [Ordering::Greater], with } => compare(">", with),
         Test::Compare { is: [Ordering::Greater, _], with } => compare(">=", with),
-        Test::Between(low, high) => {
-            compare(">=", low);
-            compare("<=", high);
-        }
+        Test::Between(low, high) => Some(format!("({} and {})", compare(">=", low)?, compare("<=", high)?)),
         Test::In(values) => {
-            bound.push(Bound::Many(values.iter().cloned().collect()));
-            sql.push_str(&format!(" and {name} = any(${})", bound.len() + 2));
+            let values: Vec<Value> = values.iter().filter(|value| sayable(value)).cloned().collect();
+            (!values.is_empty()).then(|| bound.push(Bound::Many(values)))?;
+            Some(format!("{name} = any(${})", bound.len() + 2))
         }
-        Test::IsNull => sql.push_str(&format!(" and {name} is null")),
-        Test::IsNotNull => sql.push_str(&format!(" and {name} is not null")),
-        Test::Compare { .. } | Test::Like(_) => {}
+        Test::IsNull => Some(format!("{name} is null")),
+        Test::IsNotNull => Some(format!("{name} is not null")),
+        Test::Compare { .. } | Test::Like(_) => None,
     }
 }
 

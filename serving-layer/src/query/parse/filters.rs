@@ -1,11 +1,12 @@
 //! The filters of a request: resolved against the key columns, their values of the columns' types.
 
+use super::condition::condition;
 use super::fields::{Faults, Fields};
 use super::measures::shared_columns;
-use super::{MAX_FILTERS, MAX_TEXT, MAX_VALUES, names};
+use super::{MAX_TEXT, MAX_VALUES, names};
 use crate::error::FaultKind;
-use crate::query::filter::{Filter, Test};
-use serde_json::Value as Json;
+use crate::query::filter::{Condition, Filter, Test};
+use serde_json::{Map, Value as Json};
 use shared_model::event::{FieldType, Value};
 use shared_model::expression::like::LikePattern;
 use shared_model::metric::{KeyColumn, Metric};
@@ -14,55 +15,34 @@ use std::sync::Arc;
 
 const OPS: [&str; 11] = ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like", "is_null", "is_not_null"];
 
-/// The filters of a request, each resolved and typed.
+/// The filters of a request, each resolved and typed, and how they are joined.
 pub(super) fn filters(
     request: &Fields<'_>,
     metrics: &[(String, Arc<Metric>)],
     faults: &mut Faults,
-) -> Vec<Filter> {
+) -> (Vec<Filter>, Condition<usize>) {
     let mut columns = shared_columns(metrics);
     if let [(_, metric)] = metrics {
         columns.extend(metric.item.clone());
     }
-    let (at, list) = match request.get("filters") {
-        None => return Vec::new(),
-        Some((at, Json::Array(list))) => (at, list),
-        Some((at, _)) => {
-            faults.malformed(at, "expected a list of {\"dimension\", \"op\", \"value\"}");
-            return Vec::new();
-        }
+    let mut filters = Vec::new();
+    let mut leaf = |at: &str, filter: &Map<String, Json>, faults: &mut Faults| {
+        filters.push(one_filter(at, filter, &columns, !metrics.is_empty(), faults)?);
+        Some(filters.len() - 1)
     };
-    if list.len() > MAX_FILTERS {
-        let message = format!("{} are more than the limit of {MAX_FILTERS}", list.len());
-        faults.unanswerable(at, message);
-        return Vec::new();
-    }
-    let read = |(i, filter): (usize, &Json)| {
-        one_filter(&format!("{at}[{i}]"), filter, &columns, !metrics.is_empty(), faults)
-    };
-    list.iter().enumerate().filter_map(read).collect()
+    let condition = condition(request, "filters", &mut leaf, faults);
+    (filters, condition)
 }
 
 fn one_filter(
     at: &str,
-    filter: &Json,
+    filter: &Map<String, Json>,
     columns: &[KeyColumn],
     resolvable: bool,
     faults: &mut Faults,
 ) -> Option<Filter> {
-    let Json::Object(filter) = filter else {
-        faults.malformed(at, "expected {\"dimension\", \"op\", \"value\"}");
-        return None;
-    };
-    let known = ["dimension", "op", "value", "values"];
-    for name in filter.keys().filter(|name| !known.contains(&name.as_str())) {
-        faults.with(
-            FaultKind::Malformed,
-            format!("{at}.{name}"),
-            "unknown field",
-            known.map(str::to_owned).to_vec(),
-        );
-    }
+    let place = format!("{at}.");
+    Fields::new(filter, &place).refuse_unknown(&["dimension", "op", "value", "values"], faults);
     let op = match filter.get("op").map(Json::as_str) {
         None => "=",
         Some(Some(op)) if OPS.contains(&op) => op,
@@ -134,7 +114,7 @@ fn test(op: &str, column: &KeyColumn, values: Vec<Value>) -> Result<Test, String
         "is_null" | "is_not_null" if !values.is_empty() => Err(format!("{op} takes no value")),
         "is_null" => Ok(Test::IsNull),
         "is_not_null" => Ok(Test::IsNotNull),
-        _ => Err("negate with != for each value".to_owned()),
+        _ => Err(format!("{op} is no operator")),
     }
 }
 
