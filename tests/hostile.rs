@@ -7,7 +7,7 @@ use batch_layer::archive::{ImportManifest, Manifest, Store};
 use batch_layer::import;
 use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use serving_layer::query::{Limits, Query};
+use serving_layer::query::{Limits, Request};
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use shared_model::event::{self, FieldType, Reject, Value};
@@ -206,9 +206,9 @@ proptest! {
         });
         let valid = valid.to_string().into_bytes();
         let limits = Limits::default();
-        prop_assert!(Query::parse(&valid, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
-        let _ = Query::parse(&bytes, &CATALOG, &limits, 0);
-        let _ = Query::parse(&damaged(&valid, &damage), &CATALOG, &limits, 0);
+        prop_assert!(Request::parse(&valid, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
+        let _ = Request::parse(&bytes, &CATALOG, &limits, 0);
+        let _ = Request::parse(&damaged(&valid, &damage), &CATALOG, &limits, 0);
     }
 
     #[test]

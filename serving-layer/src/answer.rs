@@ -1,24 +1,26 @@
-//! An answer: one snapshot of the batch view, the tidemark in it, the realtime view from there on, then the rows.
+//! Answers: one snapshot of the batch view, the tidemark in it, the realtime view from there on, then the rows.
 //!
 //! The order matters. The tidemark is read first, so that what the realtime view is asked for is exactly what the
-//! snapshot's rows leave out; flips that come later change neither. Both parts go into one fold.
+//! snapshot's rows leave out; flips that come later change neither. Both parts go into one fold. All queries of a request
+//! are answered from the same snapshot and the same groups, each read once: whatever they count, they count of the same
+//! records.
+
+mod realtime;
 
 use crate::batch_view::{AtTidemark, BatchView, Scan, Snapshot};
 use crate::coverage::{self, Coverage};
 use crate::error::ServeError;
-use crate::merge::{Cell, Fold, FoldError, Rows};
+use crate::finish::{Rows, finish};
+use crate::merge::{Budget, Cell, Fold, FoldError};
 use crate::query::{Limits, Query};
-use crate::realtime_view::{Group, RealtimeView, Want};
-use futures::StreamExt;
+use crate::realtime_view::RealtimeView;
+#[cfg(test)]
+pub(crate) use realtime::cell;
 use shared_model::catalog::Catalog;
-use shared_model::codec::CodecError;
-use shared_model::event::Value;
 use shared_model::metric::Metric;
-use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
-use shared_model::time::{EventDay, Millis};
-use shared_model::view::{self, Slice};
-use std::collections::{BTreeMap, BTreeSet};
+use shared_model::time::EventDay;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What answers are made from.
@@ -58,30 +60,76 @@ pub struct BatchPart {
     pub partial_days: BTreeSet<EventDay>,
 }
 
-/// Answers a query by merging both views.
+/// A query under way: its fold, and behind it that of what it is compared with.
+struct Asked<'q> {
+    query: &'q Query,
+    folds: Vec<Fold<'q>>,
+    coverage: Coverage,
+    batch: BatchPart,
+}
+
+impl<'q> Asked<'q> {
+    fn new(query: &'q Query, budget: &Arc<Budget>) -> Asked<'q> {
+        let queries = std::iter::once(query).chain(query.compared.as_ref().map(|compared| &compared.query));
+        let folds = queries.map(|query| Fold::new(query, budget.clone())).collect();
+        Asked { query, folds, coverage: Coverage::default(), batch: BatchPart::default() }
+    }
+
+    fn metrics(&self) -> Vec<&'q Metric> {
+        self.query.columns.iter().map(|column| &*column.metric).collect()
+    }
+
+    /// Where only the batch view is read, each partition is reached up to its cut.
+    fn reach_of_batch(&mut self, catalog: &Catalog, tidemark: &Tidemark) {
+        for tp in tidemark.cuts.keys() {
+            if self.metrics().iter().any(|metric| coverage::feeds(catalog, metric, tp)) {
+                self.coverage.batch_alone(catalog, tp, tidemark);
+            }
+        }
+    }
+}
+
+/// Answers queries by merging both views: all at one tidemark, or as of a past run by its batch view alone.
 ///
 /// # Errors
-/// [`ServeError`] where a view can't be read at all or a limit is passed; what is merely not promised is in the
-/// answer's coverage.
-pub async fn answer(views: &Views, query: &Query) -> Result<Answer, ServeError> {
+/// [`ServeError`] where a view can't be read at all or a limit is passed; what is merely not promised is in each answer's
+/// coverage.
+pub async fn answer(
+    views: &Views,
+    queries: &[Query],
+    at_run: Option<i64>,
+) -> Result<Vec<Answer>, ServeError> {
     let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
-    let at = snapshot.tidemark(query.at_run).await?.ok_or_else(no_tidemark)?;
-    let mut fold = Fold::new(query, views.limits.max_cells);
-    let mut coverage = Coverage::default();
-    match query.at_run {
-        None => add_realtime(views, query, &at.tidemark, &mut fold, &mut coverage).await?,
-        Some(_) => reach_of_batch(views, query, &at.tidemark, &mut coverage),
+    let at = snapshot.tidemark(at_run).await?.ok_or_else(no_tidemark)?;
+    let budget = Arc::new(Budget::new(views.limits.max_cells));
+    let mut asked: Vec<Asked<'_>> = queries.iter().map(|query| Asked::new(query, &budget)).collect();
+    match at_run {
+        None => realtime::add(views, &at.tidemark, &mut asked).await?,
+        Some(_) => {
+            asked.iter_mut().for_each(|asked| asked.reach_of_batch(&views.catalog, &at.tidemark));
+        }
     }
-    let mut batch = BatchPart::default();
-    let generation = query.at_run.map(|_| at.tidemark.generation);
-    for column in 0..query.columns.len() {
-        add_batch(&mut *snapshot, query, column, generation, &mut fold, &mut batch, &mut coverage).await?;
+    let generation = at_run.map(|_| at.tidemark.generation);
+    for asked in &mut asked {
+        let Asked { query, folds, batch, coverage } = asked;
+        for fold in folds {
+            for column in 0..query.columns.len() {
+                add_batch(&mut *snapshot, column, generation, fold, batch, coverage).await?;
+            }
+        }
     }
     for lost in snapshot.lost(generation).await? {
-        coverage.lost(&views.catalog, &query_metrics(query), &lost);
+        for asked in &mut asked {
+            let metrics = asked.metrics();
+            asked.coverage.lost(&views.catalog, &metrics, &lost);
+        }
     }
     snapshot.close().await?;
-    Ok(Answer { rows: fold.finish(), at, batch, coverage })
+    let finished = |Asked { query, folds, batch, coverage }: Asked<'_>| {
+        let rows = finish(query, folds, views.limits.max_cells).map_err(over_limit)?;
+        Ok(Answer { rows, at: at.clone(), batch, coverage })
+    };
+    asked.into_iter().map(finished).collect()
 }
 
 /// Before the first run there is nothing to answer at.
@@ -93,13 +141,13 @@ pub(crate) fn no_tidemark() -> ServeError {
 /// Adds the rows of one value column's metric.
 async fn add_batch(
     snapshot: &mut dyn Snapshot,
-    query: &Query,
     place: usize,
     generation: Option<i64>,
     fold: &mut Fold<'_>,
     part: &mut BatchPart,
     coverage: &mut Coverage,
 ) -> Result<(), ServeError> {
+    let query = fold.query();
     let column = &query.columns[place];
     let metric = &column.metric;
     let versions = snapshot.versions(metric, query.span, generation).await?;
@@ -139,173 +187,6 @@ async fn add_batch(
         Err(over) => Err(over),
     };
     snapshot.rows(&scan, &mut each).await?.map_err(over_limit)
-}
-
-/// Adds the cells of every group that can hold some of the answer.
-async fn add_realtime(
-    views: &Views,
-    query: &Query,
-    tidemark: &Tidemark,
-    fold: &mut Fold<'_>,
-    coverage: &mut Coverage,
-) -> Result<(), ServeError> {
-    let marks = match views.realtime.marks().await {
-        Ok(marks) => marks,
-        Err(error) => {
-            reach_of_batch(views, query, tidemark, coverage);
-            out_of_reach(coverage, &error);
-            return Ok(());
-        }
-    };
-    let metrics = query_metrics(query);
-    let partitions = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
-    for topic in coverage::unknown_topics(&views.catalog, &metrics, &partitions) {
-        coverage.doubt(format!("no partition of topic {topic} is known yet"));
-    }
-    let keys = keys(views, query);
-    let wanted = wanted(views, query, &keys, &partitions);
-    let mut reads = Vec::new();
-    for wanted in wanted {
-        reads.push(async {
-            let key = view::group_key(&wanted.tp, wanted.group, views.catalog.layout.groups);
-            let read = views.realtime.group(&key, Want::Epochs).await;
-            (wanted, read)
-        });
-    }
-    let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
-    while let Some((wanted, read)) = reads.next().await {
-        match read {
-            Ok(group) => add_group(views, query, &wanted, tidemark, group.as_deref(), fold, coverage)?,
-            Err(error) => {
-                // Half of the realtime view is no answer: none of it is used.
-                drop(reads);
-                fold.restart();
-                *coverage = Coverage::default();
-                reach_of_batch(views, query, tidemark, coverage);
-                out_of_reach(coverage, &error);
-                return Ok(());
-            }
-        }
-    }
-    coverage.marks(&marks);
-    Ok(())
-}
-
-/// The keys that are wanted of a value column, by their groups; `None`: all of all groups.
-type Keys = Option<BTreeMap<u32, Vec<Vec<u8>>>>;
-
-/// One group to read, and the value columns that it can add to, each with the keys that are wanted of it; `None`: all.
-struct Wanted<'k> {
-    tp: TopicPartition,
-    group: u32,
-    columns: Vec<(usize, Option<&'k [Vec<u8>]>)>,
-}
-
-fn keys(views: &Views, query: &Query) -> Vec<Keys> {
-    let groups = views.catalog.layout.groups;
-    let by_group = |keys: Vec<Vec<u8>>| {
-        let mut by_group: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
-        keys.into_iter().for_each(|key| by_group.entry(view::group_of(&key, groups)).or_default().push(key));
-        by_group
-    };
-    query.columns.iter().map(|column| query.keys_of(column).map(by_group)).collect()
-}
-
-fn wanted<'k>(
-    views: &Views,
-    query: &Query,
-    keys: &'k [Keys],
-    partitions: &BTreeSet<TopicPartition>,
-) -> Vec<Wanted<'k>> {
-    let mut wanted = Vec::new();
-    for tp in partitions {
-        for group in 0..views.catalog.layout.groups {
-            let of_group = |(i, keys): (usize, &'k Keys)| match keys {
-                None => Some((i, None)),
-                Some(keys) => Some((i, Some(&keys.get(&group)?[..]))),
-            };
-            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
-            let columns = keys.iter().enumerate().filter_map(of_group);
-            let columns: Vec<_> = columns.filter(|(i, _)| feeds(*i)).collect();
-            if !columns.is_empty() {
-                wanted.push(Wanted { tp: tp.clone(), group, columns });
-            }
-        }
-    }
-    wanted
-}
-
-/// Adds one group's cells from the cut's epoch on, if it reaches back to the cut.
-fn add_group(
-    views: &Views,
-    query: &Query,
-    wanted: &Wanted<'_>,
-    tidemark: &Tidemark,
-    group: Option<&Group>,
-    fold: &mut Fold<'_>,
-    coverage: &mut Coverage,
-) -> Result<(), ServeError> {
-    let cut_epoch = tidemark.cut(&wanted.tp).epoch;
-    let header = coverage.header(&wanted.tp, group);
-    let metrics: Vec<&Metric> = wanted.columns.iter().map(|(i, _)| &*query.columns[*i].metric).collect();
-    if !coverage.judge(&views.catalog, &wanted.tp, header, tidemark, &metrics) {
-        return Ok(());
-    }
-    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epoch >= cut_epoch);
-    let segments = group.iter().flat_map(|group| &group.segments);
-    for segment in segments.filter(|segment| above(segment.slice)) {
-        for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
-            let read = segment.cells(metric, *keys, |key, bucket, state| {
-                let added = fold.add(*column, &cell(metric, key, bucket, state)?)?;
-                coverage.cells += u64::from(added);
-                Ok(())
-            });
-            match read {
-                Ok(()) => {}
-                Err(FoldError::Undecodable(error)) => {
-                    let reason = format!("segments of the realtime view can't be decoded: {error}");
-                    coverage.doubt_of(reason, &wanted.tp);
-                }
-                Err(limit) => return Err(over_limit(limit)),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Decodes a cell's key.
-pub(crate) fn cell(
-    metric: &Metric,
-    key: &[u8],
-    bucket: Millis,
-    state: shared_model::aggregate::State,
-) -> Result<Cell, CodecError> {
-    let mut input = key;
-    let by = metric.by.iter().map(|_| Value::decode(&mut input)).collect::<Result<Vec<_>, _>>()?;
-    let item = metric.item.as_ref().map(|_| Value::decode(&mut input)).transpose()?;
-    if !input.is_empty() {
-        return Err(CodecError::Invalid("cell key"));
-    }
-    Ok(Cell { by, item, bucket, state })
-}
-
-/// Where only the batch view is read, each partition is reached up to its cut.
-fn reach_of_batch(views: &Views, query: &Query, tidemark: &Tidemark, coverage: &mut Coverage) {
-    let metrics = query_metrics(query);
-    for tp in tidemark.cuts.keys() {
-        if metrics.iter().any(|metric| coverage::feeds(&views.catalog, metric, tp)) {
-            coverage.batch_alone(&views.catalog, tp, tidemark);
-        }
-    }
-}
-
-fn query_metrics(query: &Query) -> Vec<&Metric> {
-    query.columns.iter().map(|column| &*column.metric).collect()
-}
-
-fn out_of_reach(coverage: &mut Coverage, error: &crate::realtime_view::RealtimeError) {
-    tracing::warn!(%error, "answering from the batch view alone");
-    coverage.doubt("the realtime view can't be read at the moment: the answer ends at the tidemark");
 }
 
 fn over_limit(error: FoldError) -> ServeError {

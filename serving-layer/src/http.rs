@@ -6,7 +6,7 @@ use crate::answer::answer;
 use crate::catalog_reply::CatalogReply;
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
-use crate::query::Query;
+use crate::query::Request;
 use crate::reply::QueryReply;
 use crate::service::Service;
 use crate::telemetry;
@@ -34,10 +34,15 @@ pub(crate) async fn query(
     let body = body.map_err(|rejection| {
         ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
     })?;
-    let query = Query::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
-    let reply = QueryReply::new(views, &query, within_limit(&service, answer(views, &query)).await?);
+    let Request { query, strict, at_run } =
+        Request::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
+    let answers = within_limit(&service, answer(views, std::slice::from_ref(&query), at_run)).await?;
+    let Some(answer) = answers.into_iter().next() else {
+        return Err(ServeError::Body("no query".to_owned()));
+    };
+    let reply = QueryReply::new(views, &query, answer);
     telemetry::answered("query", reply.envelope.complete);
-    if query.strict && !reply.envelope.complete {
+    if strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
     }
     Ok(Json(reply).into_response())

@@ -9,6 +9,7 @@ mod clock;
 pub mod config;
 pub mod coverage;
 pub mod error;
+pub mod finish;
 mod http;
 pub mod live;
 pub mod merge;

@@ -8,7 +8,7 @@ use crate::answer::Views;
 use crate::batch_view::Position;
 use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
-use crate::merge::error_bound_of;
+use crate::finish::error_bound_of;
 use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
 use crate::realtime_view::{Group, Marks, RealtimeError};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};

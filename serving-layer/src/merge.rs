@@ -1,17 +1,18 @@
-//! The merge of both views: one fold that takes cells from wherever they come and finishes them into rows.
+//! The merge of both views: one fold that takes cells from wherever they come.
 //!
-//! Since states merge associatively and commutatively, the rows depend only on which cells were added, not on their
-//! order nor on which view they came from. Nothing is finished before everything is merged.
+//! Since states merge associatively and commutatively, what is merged depends only on which cells were added, not on
+//! their order nor on which view they came from. Nothing is finished before everything is merged.
 
-use crate::query::{OrderBy, Query};
+use crate::query::Query;
 use hashbrown::{DefaultHashBuilder, HashTable};
-use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
+use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::time::Millis;
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::sync::atomic::{self, AtomicUsize};
 
 /// One cell of a view, its key decoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,41 +42,35 @@ impl From<CodecError> for FoldError {
     }
 }
 
-/// A row of the answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// The start of its bucket.
-    pub bucket: Millis,
-    /// The values of the `group_by` columns.
-    pub key: Vec<Value>,
-    /// Of a top-k: the rank from 1, and the item.
-    pub ranked: Option<(usize, Value)>,
-    /// One value for each value column.
-    pub values: Vec<Finished>,
+/// How many cells the folds of a request may hold, all together.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    taken: AtomicUsize,
 }
 
-/// All rows that an answer has, and the ones that its limit and offset leave.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rows {
-    /// The rows returned.
-    pub rows: Vec<Row>,
-    /// How many there are without limit and offset.
-    pub total: usize,
-    /// For each value column the greatest relative error of its values: 0 where all are exact.
-    pub error_bounds: Vec<f64>,
+impl Budget {
+    /// So many.
+    pub fn new(limit: usize) -> Budget {
+        Budget { limit, taken: AtomicUsize::new(0) }
+    }
+
+    fn take(&self, cells: usize) -> Result<(), FoldError> {
+        let taken = self.taken.fetch_add(cells, atomic::Ordering::Relaxed) + cells;
+        if taken > self.limit { Err(FoldError::TooManyCells(self.limit)) } else { Ok(()) }
+    }
 }
 
 /// The states of the cells of one bucket and key.
-struct Merged {
-    bucket: Millis,
-    key: Vec<Value>,
-    states: States,
+pub(crate) struct Merged {
+    pub(crate) bucket: Millis,
+    pub(crate) key: Vec<Value>,
+    /// One for each value column; absent until a cell of it came.
+    pub(crate) states: Vec<Option<Slot>>,
 }
 
-/// One for each value column; absent until a cell of it came.
-type States = Vec<Option<Slot>>;
-
-enum Slot {
+/// What was merged of one value column.
+pub(crate) enum Slot {
     One(State),
     Items(BTreeMap<Value, State>),
 }
@@ -88,14 +83,14 @@ pub struct Fold<'q> {
     places: HashTable<usize>,
     hash: DefaultHashBuilder,
     cells: usize,
-    max_cells: usize,
+    budget: Arc<Budget>,
 }
 
 impl<'q> Fold<'q> {
-    /// An empty fold that may hold `max_cells` cells.
-    pub fn new(query: &'q Query, max_cells: usize) -> Fold<'q> {
+    /// An empty fold that takes its cells from a budget.
+    pub fn new(query: &'q Query, budget: Arc<Budget>) -> Fold<'q> {
         let (merged, places, hash) = (Vec::new(), HashTable::new(), DefaultHashBuilder::default());
-        let mut fold = Fold { query, merged, places, hash, cells: 0, max_cells };
+        let mut fold = Fold { query, merged, places, hash, cells: 0, budget };
         fold.restart();
         fold
     }
@@ -105,7 +100,7 @@ impl<'q> Fold<'q> {
         let query = self.query;
         self.merged.clear();
         self.places.clear();
-        self.cells = 0;
+        self.budget.taken.fetch_sub(std::mem::take(&mut self.cells), atomic::Ordering::Relaxed);
         if query.group_by.is_empty()
             && let crate::query::buckets::Buckets::One(start) = query.buckets
         {
@@ -126,6 +121,7 @@ impl<'q> Fold<'q> {
         }
         let place = self.place(query.buckets.start_of(cell.bucket), &plan.group, &cell.by);
         let slot = &mut self.merged[place].states[column];
+        let before = self.cells;
         let target = match (&cell.item, slot) {
             (None, slot) => match slot.get_or_insert_with(|| {
                 self.cells += 1;
@@ -143,7 +139,8 @@ impl<'q> Fold<'q> {
             },
         };
         target.merge(&cell.state)?;
-        if self.cells > self.max_cells { Err(FoldError::TooManyCells(self.max_cells)) } else { Ok(true) }
+        self.budget.take(self.cells - before)?;
+        Ok(true)
     }
 
     /// Where the states of a bucket and of a key stand: the key is made of those of the values `by` that `group` names.
@@ -173,106 +170,14 @@ impl<'q> Fold<'q> {
         place
     }
 
-    /// The rows, in order, after limit and offset.
-    pub fn finish(mut self) -> Rows {
-        let query = self.query;
+    /// What it is the fold of.
+    pub fn query(&self) -> &'q Query {
+        self.query
+    }
+
+    /// All that was merged, by bucket and key.
+    pub(crate) fn into_merged(mut self) -> Vec<Merged> {
         self.merged.sort_unstable_by(|a, b| (a.bucket, &a.key).cmp(&(b.bucket, &b.key)));
-        let bound = |place| self.merged.iter().map(|of| error_bound(&of.states, place)).fold(0.0, f64::max);
-        let error_bounds = (0..query.columns.len()).map(bound).collect();
-        let mut rows: Vec<Row> = if query.ranked() {
-            self.merged.into_iter().flat_map(|merged| ranked(query, merged)).collect()
-        } else {
-            let row = |Merged { bucket, key, states }| {
-                let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
-                Row { bucket, key, ranked: None, values: values.collect() }
-            };
-            self.merged.into_iter().map(row).collect()
-        };
-        if !query.order.is_empty() {
-            // Stable: ties keep the order by bucket, key and rank.
-            rows.sort_by(|a, b| compare(query, a, b));
-        }
-        let total = rows.len();
-        let rows = rows.into_iter().skip(query.offset).take(query.limit).collect();
-        Rows { rows, total, error_bounds }
-    }
-}
-
-fn error_bound(states: &States, place: usize) -> f64 {
-    match &states[place] {
-        Some(Slot::One(state)) => error_bound_of(state),
-        _ => 0.0,
-    }
-}
-
-/// The relative error within which a state's value lies; 0 where it is exact.
-pub fn error_bound_of(state: &State) -> f64 {
-    match state {
-        State::Distinct(distinct) => distinct.error_bound(),
-        State::Quantile(_) => quantile::RELATIVE_ERROR,
-        _ => 0.0,
-    }
-}
-
-fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
-    let aggregate = &query.columns[column].metric.aggregate;
-    match slot {
-        Some(Slot::One(state)) => state.finish(aggregate),
-        // In a formula a missing sum is 0, like a missing count; of nothing there is no mean, least or quantile.
-        _ if query.formula.is_some() && matches!(aggregate, Aggregate::Sum(_)) => Finished::Int(0),
-        _ => State::empty(aggregate).finish(aggregate),
-    }
-}
-
-/// The k items counted most often; ties go to the lesser item.
-fn ranked(query: &Query, Merged { bucket, key, mut states }: Merged) -> Vec<Row> {
-    let items = match states.swap_remove(0) {
-        Some(Slot::Items(items)) => items,
-        _ => return Vec::new(),
-    };
-    let row = |(i, (item, count)): (usize, (Value, u64))| Row {
-        bucket,
-        key: key.clone(),
-        ranked: Some((i + 1, item)),
-        values: vec![State::Count(count).finish(&Aggregate::Count)],
-    };
-    let counted = |(item, state)| match state {
-        State::Count(count) => Some((item, count)),
-        _ => None,
-    };
-    let best = top_k::rank(items.into_iter().filter_map(counted), query.k);
-    best.into_iter().enumerate().map(row).collect()
-}
-
-fn compare(query: &Query, a: &Row, b: &Row) -> Ordering {
-    let by = |order: &crate::query::Order| {
-        let ordering = match order.by {
-            OrderBy::Bucket => a.bucket.cmp(&b.bucket),
-            OrderBy::Key(place) => a.key[place].cmp(&b.key[place]),
-            OrderBy::Value(place) => compare_values(&a.values[place], &b.values[place]),
-            OrderBy::Rank => a.ranked.as_ref().map(|r| r.0).cmp(&b.ranked.as_ref().map(|r| r.0)),
-            OrderBy::Item => a.ranked.as_ref().map(|r| &r.1).cmp(&b.ranked.as_ref().map(|r| &r.1)),
-        };
-        if order.desc { ordering.reverse() } else { ordering }
-    };
-    query.order.iter().map(by).find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
-}
-
-/// NULL first, then numbers by size, then texts; lists as arrays are compared.
-fn compare_values(a: &Finished, b: &Finished) -> Ordering {
-    let rank = |value: &Finished| match value {
-        Finished::Null(()) => 0,
-        Finished::Int(_) | Finished::Float(_) => 1,
-        Finished::Text(_) => 2,
-        Finished::List(_) => 3,
-    };
-    match (a, b) {
-        (Finished::Int(a), Finished::Int(b)) => a.cmp(b),
-        (Finished::Float(a), Finished::Float(b)) => a.total_cmp(b),
-        (Finished::Int(a), Finished::Float(b)) => (*a as f64).total_cmp(b),
-        (Finished::Float(a), Finished::Int(b)) => a.total_cmp(&(*b as f64)),
-        (Finished::Text(a), Finished::Text(b)) => a.cmp(b),
-        (Finished::List(a), Finished::List(b)) => a.partial_cmp(b).unwrap_or(Ordering::Equal),
-        _ => rank(a).cmp(&rank(b)),
+        self.merged
     }
 }

@@ -4,17 +4,21 @@
 //! Nothing downstream checks a request again; a [`Query`] only exists for requests without a fault.
 
 pub mod buckets;
+pub mod compare;
 pub mod filter;
+pub mod having;
 mod parse;
-mod range;
+pub mod range;
 pub mod zone;
 
-pub use parse::Limits;
+pub use parse::{Limits, Request};
 pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 
 use buckets::Buckets;
 use chrono_tz::Tz;
+use compare::Compared;
 use filter::{Condition, Filter, Test};
+use having::Having;
 use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
@@ -41,6 +45,12 @@ pub struct Query {
     pub span: Interval,
     /// How the span is cut.
     pub buckets: Buckets,
+    /// What its rows are compared with.
+    pub compared: Option<Box<Compared>>,
+    /// Whether each key has a row in every bucket.
+    pub fill: bool,
+    /// What must hold of a row's values.
+    pub having: Option<Condition<Having>>,
     /// What to sort by first; ties fall to bucket, key, rank.
     pub order: Vec<Order>,
     /// The most rows to return.
@@ -49,10 +59,6 @@ pub struct Query {
     pub offset: usize,
     /// How many items of a top-k; the metric's own number unless asked otherwise.
     pub k: usize,
-    /// Whether an incomplete answer is an error.
-    pub strict: bool,
-    /// The run whose batch view alone is asked for.
-    pub at_run: Option<i64>,
 }
 
 /// One value column.
@@ -95,6 +101,8 @@ pub enum OrderBy {
     Key(usize),
     /// A value column, by its place.
     Value(usize),
+    /// A value column of what is compared with.
+    Previous(usize),
     /// The rank of a top-k's item.
     Rank,
     /// The item of a top-k.

@@ -2,7 +2,7 @@
 
 use crate::answer::{Answer, Views};
 use crate::coverage::Coverage;
-use crate::merge::Row;
+use crate::finish::Row;
 use crate::query::{Query, zone};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -155,12 +155,24 @@ pub struct QueryReply<'a> {
     pub to: String,
     /// By whose clock the span is cut, and these times are shown.
     pub time_zone: &'static str,
+    /// The span that is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared: Option<SpanReply>,
     /// How many rows follow.
     pub row_count: usize,
     /// How many there are without limit and offset.
     pub total_rows: usize,
     /// The rows.
     pub rows: RowsReply<'a>,
+}
+
+/// A span of event time.
+#[derive(Debug, Serialize)]
+pub struct SpanReply {
+    /// Its start.
+    pub from: String,
+    /// Its end, not included.
+    pub to: String,
 }
 
 /// Rows with their names.
@@ -191,6 +203,10 @@ impl<'a> QueryReply<'a> {
             from: zone::show(query.zone, query.span.start),
             to: zone::show(query.zone, query.span.end),
             time_zone: query.zone.name(),
+            compared: query.compared.as_ref().map(|compared| SpanReply {
+                from: zone::show(query.zone, compared.query.span.start),
+                to: zone::show(query.zone, compared.query.span.end),
+            }),
             row_count: answer.rows.rows.len(),
             total_rows: answer.rows.total,
             rows: RowsReply { query, rows: answer.rows.rows },
@@ -224,6 +240,9 @@ impl Serialize for RowReply<'_> {
             map.serialize_entry("item", &Key(std::slice::from_ref(column), std::slice::from_ref(item)))?;
         }
         map.serialize_entry("values", &Values(query, &row.values))?;
+        if query.compared.is_some() {
+            map.serialize_entry("previous", &Values(query, &row.previous))?;
+        }
         map.end()
     }
 }

@@ -4,6 +4,7 @@ mod law;
 mod limits;
 mod on_servers;
 mod over_http;
+mod rows;
 mod validation;
 mod world;
 pub(crate) use world::catalog;

@@ -3,16 +3,20 @@
 mod condition;
 mod fields;
 mod filters;
+mod having;
 mod measures;
 mod order;
 mod span;
+mod test;
 
 pub(crate) use fields::MAX_FAULTS;
-pub(crate) use filters::type_name;
+pub(crate) use test::type_name;
 
 use super::buckets::Buckets;
+use super::compare::{Compared, Period};
 use super::filter::Filter;
-use super::{Column, Part, Query};
+use super::range::Shift;
+use super::{Column, OrderBy, Part, Query};
 use crate::error::ServeError;
 use chrono_tz::Tz;
 use fields::{Faults, Fields};
@@ -20,7 +24,7 @@ use serde_json::Value as Json;
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
 use shared_model::metric::{KeyColumn, Metric};
-use shared_model::time::{Interval, Millis};
+use shared_model::time::{DAY, Interval, Millis};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +67,7 @@ pub(super) const MAX_VALUES: usize = 1_000;
 /// The longest text of a value in bytes.
 pub(crate) const MAX_TEXT: usize = 8_192;
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 18] = [
     "metrics",
     "filters",
     "group_by",
@@ -73,6 +77,9 @@ const FIELDS: [&str; 15] = [
     "now",
     "granularity",
     "time_zone",
+    "fill",
+    "compare",
+    "having",
     "order",
     "limit",
     "offset",
@@ -81,6 +88,17 @@ const FIELDS: [&str; 15] = [
     "at_run",
 ];
 
+/// A valid request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is asked.
+    pub query: Query,
+    /// Whether an incomplete answer is an error.
+    pub strict: bool,
+    /// The run whose batch view alone is asked for.
+    pub at_run: Option<i64>,
+}
+
 /// The time that a query is about.
 struct Time {
     zone: Tz,
@@ -88,12 +106,17 @@ struct Time {
     buckets: Buckets,
 }
 
-impl Query {
+impl Request {
     /// Reads and validates a request's body; what it says relative to now is meant as of `now`, ms since 1970.
     ///
     /// # Errors
     /// [`ServeError::Body`] where it is no JSON object; [`ServeError::Invalid`] with every fault that it has.
-    pub fn parse(body: &[u8], catalog: &Catalog, limits: &Limits, now: Millis) -> Result<Query, ServeError> {
+    pub fn parse(
+        body: &[u8],
+        catalog: &Catalog,
+        limits: &Limits,
+        now: Millis,
+    ) -> Result<Request, ServeError> {
         let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
         let Json::Object(request) = json else {
             return Err(ServeError::Body(
@@ -101,8 +124,12 @@ impl Query {
             ));
         };
         let mut faults = Faults::default();
-        let query = read(&Fields::new(&request, ""), catalog, limits, now, &mut faults);
-        faults.or(query)
+        let request = Fields::new(&request, "");
+        request.refuse_unknown(&FIELDS, &mut faults);
+        let query = read(&request, catalog, limits, now, &mut faults);
+        let strict = request.flag("strict", &mut faults);
+        let at_run = request.count("at_run", &mut faults).map(|run| run as i64);
+        faults.or(query.map(|query| Request { query, strict, at_run }))
     }
 }
 
@@ -113,7 +140,6 @@ fn read(
     now: Millis,
     faults: &mut Faults,
 ) -> Option<Query> {
-    request.refuse_unknown(&FIELDS, faults);
     let chosen = measures::metrics(request, catalog, faults);
     let (formula, metrics) = chosen.unwrap_or_default();
     let group_by = measures::group_by(request, &metrics, faults);
@@ -124,7 +150,14 @@ fn read(
         Aggregate::TopK { k } => Some(k),
         _ => None,
     });
-    let values: Vec<&str> = metrics.iter().map(|(name, _)| name.as_str()).collect();
+    let period = request.word("compare", &PERIODS, faults);
+    let names = metrics.iter().map(|(name, _)| name.clone()).collect();
+    let values = Values { names, compared: period.is_some() };
+    let having = having::having(request, &values, &metrics, faults);
+    let fill = request.flag("fill", faults);
+    if fill && ranked.is_some() {
+        faults.unanswerable(request.at("fill"), "a top_k has no items where there is nothing to rank");
+    }
     let order = order::order(request, &group_by, &values, ranked.is_some(), faults);
     let limit = request.count("limit", faults).unwrap_or(limits.default_rows.min(limits.max_rows));
     if limit > limits.max_rows {
@@ -136,13 +169,11 @@ fn read(
     if k.is_some() && ranked.is_none() && !metrics.is_empty() {
         faults.unanswerable(request.at("k"), "only a top_k metric has a k");
     }
-    let strict = request.flag("strict", faults);
-    let at_run = request.count("at_run", faults).map(|run| run as i64);
     let columns =
         metrics.into_iter().map(|(name, metric)| column(name, metric, &group_by, &filters)).collect();
     let k = k.or(ranked).unwrap_or(0);
     let Time { zone, span, buckets } = time?;
-    Some(Query {
+    let mut query = Query {
         columns,
         formula,
         group_by,
@@ -151,14 +182,65 @@ fn read(
         zone,
         span,
         buckets,
+        compared: None,
+        fill,
+        having,
         order,
         limit,
         offset,
         k,
-        strict,
-        at_run,
-    })
+    };
+    if let Some(period) = period {
+        match Compared::new(&query, period, grain) {
+            Ok(compared) => query.compared = Some(Box::new(compared)),
+            Err(message) => faults.unanswerable(request.at("compare"), message),
+        }
+    }
+    Some(query)
 }
+
+/// What a query may be compared with.
+const PERIODS: [(&str, Period); 6] = [
+    ("previous_period", Period::Previous),
+    ("previous_day", Period::Back(Shift::Wall(DAY))),
+    ("previous_week", Period::Back(Shift::Wall(7 * DAY))),
+    ("previous_month", Period::Back(Shift::Months(1))),
+    ("previous_quarter", Period::Back(Shift::Months(3))),
+    ("previous_year", Period::Back(Shift::Months(12))),
+];
+
+/// The value columns of an answer, by name.
+struct Values {
+    names: Vec<String>,
+    /// Whether those of the period that is compared with are there too, as `previous.<name>`.
+    compared: bool,
+}
+
+impl Values {
+    fn find(&self, name: &str) -> Option<OrderBy> {
+        let place = |name: &str| self.names.iter().position(|own| own == name);
+        match name.strip_prefix(PREVIOUS).filter(|_| self.compared) {
+            Some(name) => place(name).map(OrderBy::Previous),
+            None => place(name).map(OrderBy::Value),
+        }
+    }
+
+    /// The place of a value column among the request's.
+    fn place(&self, column: OrderBy) -> Option<usize> {
+        match column {
+            OrderBy::Value(place) | OrderBy::Previous(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let previous = self.names.iter().filter(|_| self.compared).map(|name| format!("{PREVIOUS}{name}"));
+        self.names.iter().cloned().chain(previous).collect()
+    }
+}
+
+/// What comes before the name of a value column of the period that is compared with.
+const PREVIOUS: &str = "previous.";
 
 fn column(name: String, metric: Arc<Metric>, group_by: &[KeyColumn], filters: &[Filter]) -> Column {
     let place = |name: &str| metric.by.iter().position(|column| column.name == name);

@@ -67,7 +67,7 @@ fn last(number: i32, unit: &str, zone: Tz, end: Millis, grain: Millis) -> Result
 
 /// How far back on a zone's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shift {
+pub enum Shift {
     /// So many milliseconds on the clock: a day is what the clock calls one.
     Wall(Millis),
     /// So many months.

@@ -2,7 +2,7 @@
 
 use super::world::{Event, START, World, fixed, span};
 use crate::answer::{Views, answer};
-use crate::merge::{Row, Rows};
+use crate::finish::{Row, Rows};
 use crate::query::Query;
 use chrono::{Datelike, NaiveDateTime, TimeZone, Timelike, Weekday};
 use chrono_tz::Tz;
@@ -34,13 +34,14 @@ pub(crate) fn queries() -> Vec<Json> {
     ]
 }
 
-fn ask(views: &Views, query: &Query) -> Rows {
-    let answered = futures::executor::block_on(answer(views, query)).unwrap();
+pub(crate) fn ask(views: &Views, query: &Query) -> Rows {
+    let asked = answer(views, std::slice::from_ref(query), None);
+    let answered = futures::executor::block_on(asked).unwrap().remove(0);
     assert_eq!(answered.coverage.reasons(), Vec::<String>::new());
     answered.rows
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(crate) fn event() -> impl Strategy<Value = Event> {
     let parts = (
         any::<bool>(),
         0..2i32,
@@ -173,7 +174,7 @@ proptest! {
     }
 }
 
-fn count(row: &Row) -> i64 {
+pub(crate) fn count(row: &Row) -> i64 {
     match row.values[0] {
         Finished::Int(count) => count,
         ref other => panic!("{other:?} is no count"),

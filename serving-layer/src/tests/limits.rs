@@ -4,14 +4,14 @@ use super::world::{NOW, World, catalog, fixed};
 use crate::Service;
 use crate::error::ServeError;
 use crate::live::LiveRequest;
-use crate::query::{Limits, Query};
+use crate::query::{Limits, Request};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 fn refusal(request: &Json, limits: &Limits) -> String {
-    match Query::parse(request.to_string().as_bytes(), &catalog(), limits, NOW) {
+    match Request::parse(request.to_string().as_bytes(), &catalog(), limits, NOW) {
         Ok(_) => String::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}\n", fault.field, fault.message)).collect()

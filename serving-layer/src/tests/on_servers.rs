@@ -198,8 +198,16 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
     }
 }
 
+async fn at(
+    views: &Views,
+    query: &crate::query::Query,
+    run: Option<i64>,
+) -> Result<Answer, crate::error::ServeError> {
+    Ok(answer(views, std::slice::from_ref(query), run).await?.remove(0))
+}
+
 async fn ask(views: &Views, query: &crate::query::Query) -> Answer {
-    answer(views, query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"))
+    at(views, query, None).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"))
 }
 
 #[tokio::test]
@@ -253,15 +261,13 @@ async fn real_servers_answer_as_memory_does() {
     let request = LiveRequest::parse(metric, &[]).unwrap();
     let reply = live(&views, &service.known(), metric, metric.window.unwrap(), &request).await.unwrap();
     assert_eq!(reply.items.map(|items| items.len()), Some(1));
-    let mut request = span(json!({ "metrics": ["user_view_cnt"] }));
+    let request = span(json!({ "metrics": ["user_view_cnt"] }));
     let mut counted = Vec::new();
     for run in [2, 3] {
-        request["at_run"] = json!(run);
-        let answered = ask(&views, &world.query(request.clone())).await;
+        let answered = at(&views, &world.query(request.clone()), Some(run)).await.unwrap();
         assert_eq!(answered.coverage.reasons(), Vec::<String>::new());
         counted.push(answered.rows.rows[0].values[0].clone());
     }
     assert_ne!(counted[0], counted[1]);
-    request["at_run"] = json!(77);
-    assert!(answer(&views, &world.query(request)).await.is_err());
+    assert!(at(&views, &world.query(request), Some(77)).await.is_err());
 }

@@ -3,11 +3,11 @@
 use super::world::{NOW, catalog};
 use crate::error::ServeError;
 use crate::live::LiveRequest;
-use crate::query::{Limits, Query};
+use crate::query::{Limits, Request};
 use serde_json::{Value as Json, json};
 
 fn faults(request: Json) -> Vec<String> {
-    match Query::parse(request.to_string().as_bytes(), &catalog(), &Limits::default(), NOW) {
+    match Request::parse(request.to_string().as_bytes(), &catalog(), &Limits::default(), NOW) {
         Ok(_) => Vec::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect()
@@ -70,6 +70,21 @@ fn each_fault_is_named() {
             "between takes two values",
         ),
         (with("filters", json!([{ "dimension": "uuid", "op": "like", "value": "a\\" }])), "lone backslash"),
+        (
+            with("order", json!([{ "by": "previous.user_view_cnt" }])),
+            "order[0].by: \"previous.user_view_cnt\" is no column",
+        ),
+        (with("order", json!([{ "by": "bucket", "dir": "asc" }])), "order[0].dir: unknown field"),
+        (with("compare", json!("last_year")), "compare: \"last_year\" is none of what may stand here"),
+        (with("fill", json!(1)), "fill: 1 is neither"),
+        (
+            with("having", json!([{ "column": "uuid", "value": 1 }])),
+            "having[0].column: \"uuid\" is no value column",
+        ),
+        (
+            with("having", json!({ "column": "user_view_cnt", "op": ">", "value": 2.5 })),
+            "having.value: 2.5 is no int",
+        ),
         (with("filters", json!([3])), "filters[0]: expected a test such as"),
         (with("filters", json!([{ "or": [] }])), "filters[0].or: expected a list of at least one"),
         (with("filters", json!({ "not": [1] })), "filters.not: expected a test such as"),
@@ -87,6 +102,21 @@ fn each_fault_is_named() {
         let found = faults(request.clone());
         assert!(found.len() == 1 && found.join("; ").contains(expected), "{request}: {found:?}");
     }
+}
+
+#[test]
+fn what_has_no_answer_is_refused() {
+    let base = |metric: &str, more: (&str, Json)| {
+        let mut request = json!({ "metrics": [metric], "from": "2016-06-15", "to": "2016-06-16" });
+        request[more.0] = more.1;
+        faults(request)
+    };
+    let lists = base("doc_spread", ("having", json!([{ "column": "doc_spread", "op": ">", "value": 1 }])));
+    assert_eq!(lists, ["having[0].column: the values of doc_spread are lists, which compare with nothing"]);
+    assert_eq!(
+        base("geo_top", ("fill", json!(true))),
+        ["fill: a top_k has no items where there is nothing to rank"]
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::answer::Views;
 use crate::batch_view::{MemoryBatchView, MemoryVersion};
 use crate::merge::Cell;
-use crate::query::{Limits, Query};
+use crate::query::{Limits, Query, Request};
 use crate::realtime_view::MemoryRealtimeView;
 use serde_json::{Value as Json, json};
 use shared_model::aggregate::State;
@@ -251,8 +251,8 @@ impl World {
     }
 
     pub(crate) fn query(&self, request: Json) -> Query {
-        let query = Query::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default(), NOW);
-        query.unwrap_or_else(|error| panic!("{request}: {error:?}"))
+        let query = Request::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default(), NOW);
+        query.unwrap_or_else(|error| panic!("{request}: {error:?}")).query
     }
 }
 

@@ -122,4 +122,19 @@ impl<'a> Fields<'a> {
             }
         }
     }
+
+    /// One of some words.
+    pub(super) fn word<T>(&self, name: &str, words: &[(&str, T)], faults: &mut Faults) -> Option<T>
+    where
+        T: Copy,
+    {
+        let (at, value) = self.get(name)?;
+        let found = words.iter().find(|(word, _)| value.as_str() == Some(word));
+        if found.is_none() {
+            let allowed = words.iter().map(|(word, _)| (*word).to_owned()).collect();
+            let message = format!("{value} is none of what may stand here");
+            faults.with(FaultKind::Malformed, at, message, allowed);
+        }
+        found.map(|(_, meant)| *meant)
+    }
 }

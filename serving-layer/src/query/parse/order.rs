@@ -1,7 +1,7 @@
 //! What the rows are sorted by.
 
 use super::fields::{Faults, Fields};
-use super::{MAX_FILTERS, names};
+use super::{MAX_FILTERS, Values, names};
 use crate::error::FaultKind;
 use crate::query::{Order, OrderBy};
 use serde_json::Value as Json;
@@ -11,7 +11,7 @@ use shared_model::metric::KeyColumn;
 pub(super) fn order(
     request: &Fields<'_>,
     group_by: &[KeyColumn],
-    values: &[&str],
+    values: &Values,
     ranked: bool,
     faults: &mut Faults,
 ) -> Vec<Order> {
@@ -26,7 +26,7 @@ pub(super) fn order(
     }
     let mut allowed = vec!["bucket".to_owned()];
     allowed.extend(names(group_by));
-    allowed.extend(values.iter().map(|name| (*name).to_owned()));
+    allowed.extend(values.names());
     allowed.extend(ranked.then_some(["rank", "item"].map(str::to_owned)).into_iter().flatten());
     let mut read = |(i, order): (usize, &Json)| {
         let field = format!("{at}[{i}]");
@@ -40,8 +40,7 @@ pub(super) fn order(
         fields.refuse_unknown(&["by", "desc"], faults);
         let desc = fields.flag("desc", faults);
         let by_key = group_by.iter().position(|column| column.name == by).map(OrderBy::Key);
-        let by_value = values.iter().position(|name| *name == by).map(OrderBy::Value);
-        let found = by_key.or(by_value).or(match by {
+        let found = by_key.or_else(|| values.find(by)).or(match by {
             "bucket" => Some(OrderBy::Bucket),
             "rank" if ranked => Some(OrderBy::Rank),
             "item" if ranked => Some(OrderBy::Item),

@@ -1,0 +1,182 @@
+//! The realtime part of answers: the cells of every group that can hold some of them, each group read once for all.
+
+use super::{Asked, Views, over_limit};
+use crate::coverage;
+use crate::error::ServeError;
+use crate::merge::{Cell, FoldError};
+use crate::query::Query;
+use crate::realtime_view::{Group, RealtimeError, Want};
+use futures::StreamExt;
+use shared_model::aggregate::State;
+use shared_model::codec::CodecError;
+use shared_model::event::Value;
+use shared_model::metric::Metric;
+use shared_model::offsets::TopicPartition;
+use shared_model::tidemark::Tidemark;
+use shared_model::time::Millis;
+use shared_model::view::{self, Slice};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Adds what the realtime view has from the tidemark on. Where it can't be read, the answers are the batch view's alone,
+/// and say so.
+pub(super) async fn add(
+    views: &Views,
+    tidemark: &Tidemark,
+    asked: &mut [Asked<'_>],
+) -> Result<(), ServeError> {
+    let marks = match views.realtime.marks().await {
+        Ok(marks) => marks,
+        Err(error) => {
+            out_of_reach(views, tidemark, asked, &error);
+            return Ok(());
+        }
+    };
+    let mut keys = Vec::new();
+    let mut partitions = Vec::new();
+    for asked in &mut *asked {
+        let metrics = asked.metrics();
+        let known = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
+        for topic in coverage::unknown_topics(&views.catalog, &metrics, &known) {
+            asked.coverage.doubt(format!("no partition of topic {topic} is known yet"));
+        }
+        keys.push(by_group(views, asked.query));
+        partitions.push(known);
+    }
+    let mut wanted: BTreeMap<(TopicPartition, u32), Vec<Wanted<'_>>> = BTreeMap::new();
+    for (place, asked) in asked.iter().enumerate() {
+        want(views, asked.query, place, &keys[place], &partitions[place], &mut wanted);
+    }
+    let mut reads = Vec::new();
+    for ((tp, group), wanted) in wanted {
+        reads.push(async move {
+            let key = view::group_key(&tp, group, views.catalog.layout.groups);
+            let read = views.realtime.group(&key, Want::Epochs).await;
+            (tp, wanted, read)
+        });
+    }
+    let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
+    while let Some((tp, wanted, read)) = reads.next().await {
+        match read {
+            Ok(group) => {
+                for wanted in &wanted {
+                    add_group(views, &tp, wanted, tidemark, group.as_deref(), &mut asked[wanted.query])?;
+                }
+            }
+            Err(error) => {
+                drop(reads);
+                out_of_reach(views, tidemark, asked, &error);
+                return Ok(());
+            }
+        }
+    }
+    asked.iter_mut().for_each(|asked| asked.coverage.marks(&marks));
+    Ok(())
+}
+
+/// Half of the realtime view is no answer: none of it is used.
+fn out_of_reach(views: &Views, tidemark: &Tidemark, asked: &mut [Asked<'_>], error: &RealtimeError) {
+    tracing::warn!(%error, "answering from the batch view alone");
+    for asked in asked {
+        asked.folds.iter_mut().for_each(|fold| fold.restart());
+        asked.coverage = Default::default();
+        asked.reach_of_batch(&views.catalog, tidemark);
+        asked
+            .coverage
+            .doubt("the realtime view can't be read at the moment: the answer ends at the tidemark");
+    }
+}
+
+/// The keys that are wanted of a value column, by their groups; `None`: all of all groups.
+type Keys = Option<BTreeMap<u32, Vec<Vec<u8>>>>;
+
+fn by_group(views: &Views, query: &Query) -> Vec<Keys> {
+    let groups = views.catalog.layout.groups;
+    let by_group = |keys: Vec<Vec<u8>>| {
+        let mut by_group: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+        keys.into_iter().for_each(|key| by_group.entry(view::group_of(&key, groups)).or_default().push(key));
+        by_group
+    };
+    query.columns.iter().map(|column| query.keys_of(column).map(by_group)).collect()
+}
+
+/// What one query wants of a group.
+struct Wanted<'k> {
+    /// The query's place among those asked.
+    query: usize,
+    /// The value columns that the group can add to, each with the keys that are wanted of it; `None`: all.
+    columns: Vec<(usize, Option<&'k [Vec<u8>]>)>,
+}
+
+fn want<'k>(
+    views: &Views,
+    query: &Query,
+    place: usize,
+    keys: &'k [Keys],
+    partitions: &BTreeSet<TopicPartition>,
+    wanted: &mut BTreeMap<(TopicPartition, u32), Vec<Wanted<'k>>>,
+) {
+    for tp in partitions {
+        for group in 0..views.catalog.layout.groups {
+            let of_group = |(i, keys): (usize, &'k Keys)| match keys {
+                None => Some((i, None)),
+                Some(keys) => Some((i, Some(&keys.get(&group)?[..]))),
+            };
+            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
+            let columns = keys.iter().enumerate().filter_map(of_group);
+            let columns: Vec<_> = columns.filter(|(i, _)| feeds(*i)).collect();
+            if !columns.is_empty() {
+                wanted.entry((tp.clone(), group)).or_default().push(Wanted { query: place, columns });
+            }
+        }
+    }
+}
+
+/// Adds one group's cells from the cut's epoch on, if it reaches back to the cut.
+fn add_group(
+    views: &Views,
+    tp: &TopicPartition,
+    wanted: &Wanted<'_>,
+    tidemark: &Tidemark,
+    group: Option<&Group>,
+    asked: &mut Asked<'_>,
+) -> Result<(), ServeError> {
+    let cut_epoch = tidemark.cut(tp).epoch;
+    let Asked { query, folds, coverage, .. } = asked;
+    let header = coverage.header(tp, group);
+    let metrics: Vec<&Metric> = wanted.columns.iter().map(|(i, _)| &*query.columns[*i].metric).collect();
+    if !coverage.judge(&views.catalog, tp, header, tidemark, &metrics) {
+        return Ok(());
+    }
+    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epoch >= cut_epoch);
+    let segments = group.iter().flat_map(|group| &group.segments);
+    for segment in segments.filter(|segment| above(segment.slice)) {
+        for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
+            let read = segment.cells(metric, *keys, |key, bucket, state| {
+                let cell = cell(metric, key, bucket, state)?;
+                for fold in folds.iter_mut() {
+                    coverage.cells += u64::from(fold.add(*column, &cell)?);
+                }
+                Ok(())
+            });
+            match read {
+                Ok(()) => {}
+                Err(FoldError::Undecodable(error)) => {
+                    coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), tp);
+                }
+                Err(limit) => return Err(over_limit(limit)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decodes a cell's key.
+pub(crate) fn cell(metric: &Metric, key: &[u8], bucket: Millis, state: State) -> Result<Cell, CodecError> {
+    let mut input = key;
+    let by = metric.by.iter().map(|_| Value::decode(&mut input)).collect::<Result<Vec<_>, _>>()?;
+    let item = metric.item.as_ref().map(|_| Value::decode(&mut input)).transpose()?;
+    if !input.is_empty() {
+        return Err(CodecError::Invalid("cell key"));
+    }
+    Ok(Cell { by, item, bucket, state })
+}

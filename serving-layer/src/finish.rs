@@ -1,0 +1,232 @@
+//! From merged states to the rows of an answer: finished, set beside what they are compared with, filled up, sifted,
+//! sorted, and cut to a page.
+//!
+//! Every step works on finished values, after everything is merged. The order is total: whatever is asked to be sorted by,
+//! ties fall to bucket, key and rank, so that the pages of one set of rows are that set, each row once.
+
+use crate::merge::{Fold, FoldError, Merged, Slot};
+use crate::query::{OrderBy, Query};
+use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
+use shared_model::event::Value;
+use shared_model::time::Millis;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A row of the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The start of its bucket.
+    pub bucket: Millis,
+    /// The values of the `group_by` columns.
+    pub key: Vec<Value>,
+    /// Of a top-k: the rank from 1, and the item.
+    pub ranked: Option<(usize, Value)>,
+    /// One value for each value column.
+    pub values: Vec<Finished>,
+    /// The same of the period that is compared with; empty where none is.
+    pub previous: Vec<Finished>,
+}
+
+/// All rows that an answer has, and the ones that its limit and offset leave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    /// The rows returned.
+    pub rows: Vec<Row>,
+    /// How many there are without limit and offset.
+    pub total: usize,
+    /// For each value column the greatest relative error of its values: 0 where all are exact.
+    pub error_bounds: Vec<f64>,
+}
+
+/// The rows of a query, from its fold and that of what it is compared with.
+///
+/// # Errors
+/// [`FoldError::TooManyCells`] where filling it up would make more than `max_cells` rows.
+pub fn finish(query: &Query, folds: Vec<Fold<'_>>, max_cells: usize) -> Result<Rows, FoldError> {
+    let mut folds = folds.into_iter().map(Fold::into_merged);
+    let (merged, compared) = (folds.next().unwrap_or_default(), folds.next());
+    let of_both = merged.iter().chain(compared.iter().flatten());
+    let error_bounds = error_bounds(query, of_both);
+    let mut rows = rows(query, merged, query.k);
+    if let Some(compared) = compared {
+        compare_with(query, &mut rows, compared);
+    }
+    if query.fill {
+        fill(query, &mut rows, max_cells)?;
+    }
+    if let Some(having) = &query.having {
+        rows.retain(|row| having.holds(&mut |test| test.admits(row)) == Some(true));
+    }
+    if !query.order.is_empty() {
+        // Stable: ties keep the order by bucket, key and rank.
+        rows.sort_by(|a, b| in_order(query, a, b));
+    }
+    let total = rows.len();
+    let rows = rows.into_iter().skip(query.offset).take(query.limit).collect();
+    Ok(Rows { rows, total, error_bounds })
+}
+
+/// Rows by bucket, key and rank.
+fn rows(query: &Query, merged: Vec<Merged>, k: usize) -> Vec<Row> {
+    if query.ranked() {
+        return merged.into_iter().flat_map(|merged| ranked(merged, k)).collect();
+    }
+    let row = |Merged { bucket, key, states }| {
+        let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
+        Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() }
+    };
+    merged.into_iter().map(row).collect()
+}
+
+/// Sets beside each row the values that its bucket, key and item had in the other period. A row that only that period
+/// has is there too, with the values of nothing; a top-k has the items of its own period alone.
+fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
+    let Some(with) = &query.compared else { return };
+    let mut previous = BTreeMap::new();
+    for row in self::rows(&with.query, compared, usize::MAX) {
+        let bucket = with.starts.get(&row.bucket).copied().unwrap_or(row.bucket);
+        previous.insert((bucket, row.key, row.ranked.map(|(_, item)| item)), row.values);
+    }
+    let nothing = nothing(query);
+    for row in &mut *rows {
+        // Clones of keys, which are cheap beside what it took to merge them.
+        let place = (row.bucket, row.key.clone(), row.ranked.as_ref().map(|(_, item)| item.clone()));
+        row.previous = previous.remove(&place).unwrap_or_else(|| nothing.clone());
+    }
+    if !query.ranked() {
+        let alone = previous.into_iter().map(|((bucket, key, _), previous)| Row {
+            bucket,
+            key,
+            ranked: None,
+            values: nothing.clone(),
+            previous,
+        });
+        rows.extend(alone);
+        by_place(rows);
+    }
+}
+
+/// Adds to each key the buckets that it has no row for, with the values of nothing.
+fn fill(query: &Query, rows: &mut Vec<Row>, max_cells: usize) -> Result<(), FoldError> {
+    let too_many = || FoldError::TooManyCells(max_cells);
+    let starts = query.buckets.starts(query.span).ok_or_else(too_many)?;
+    let there: BTreeSet<(Vec<Value>, Millis)> =
+        rows.iter().map(|row| (row.key.clone(), row.bucket)).collect();
+    let mut keys: BTreeSet<Vec<Value>> = there.iter().map(|(key, _)| key.clone()).collect();
+    if query.group_by.is_empty() {
+        // As an aggregate over everything has a row even where there is nothing.
+        keys.insert(Vec::new());
+    }
+    if keys.len().saturating_mul(starts.len()) > max_cells {
+        return Err(too_many());
+    }
+    let nothing = nothing(query);
+    let previous = if query.compared.is_some() { nothing.clone() } else { Vec::new() };
+    for mut key in keys {
+        for &bucket in &starts {
+            let place = (key, bucket);
+            if !there.contains(&place) {
+                let (values, previous) = (nothing.clone(), previous.clone());
+                rows.push(Row { bucket, key: place.0.clone(), ranked: None, values, previous });
+            }
+            key = place.0;
+        }
+    }
+    by_place(rows);
+    Ok(())
+}
+
+fn by_place(rows: &mut [Row]) {
+    rows.sort_by(|a, b| (a.bucket, &a.key).cmp(&(b.bucket, &b.key)));
+}
+
+fn error_bounds<'m>(query: &Query, merged: impl Iterator<Item = &'m Merged>) -> Vec<f64> {
+    let mut bounds = vec![0.0; query.columns.len()];
+    for merged in merged {
+        for (bound, slot) in bounds.iter_mut().zip(&merged.states) {
+            if let Some(Slot::One(state)) = slot {
+                *bound = error_bound_of(state).max(*bound);
+            }
+        }
+    }
+    bounds
+}
+
+/// The relative error within which a state's value lies; 0 where it is exact.
+pub fn error_bound_of(state: &State) -> f64 {
+    match state {
+        State::Distinct(distinct) => distinct.error_bound(),
+        State::Quantile(_) => quantile::RELATIVE_ERROR,
+        _ => 0.0,
+    }
+}
+
+/// The values where there is no record.
+fn nothing(query: &Query) -> Vec<Finished> {
+    (0..query.columns.len()).map(|column| finished(query, column, None)).collect()
+}
+
+fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
+    let aggregate = &query.columns[column].metric.aggregate;
+    match slot {
+        Some(Slot::One(state)) => state.finish(aggregate),
+        // In a formula a missing sum is 0, like a missing count; of nothing there is no mean, least or quantile.
+        _ if query.formula.is_some() && matches!(aggregate, Aggregate::Sum(_)) => Finished::Int(0),
+        _ => State::empty(aggregate).finish(aggregate),
+    }
+}
+
+/// The k items counted most often; ties go to the lesser item.
+fn ranked(Merged { bucket, key, mut states }: Merged, k: usize) -> Vec<Row> {
+    let items = match states.swap_remove(0) {
+        Some(Slot::Items(items)) => items,
+        _ => return Vec::new(),
+    };
+    let row = |(i, (item, count)): (usize, (Value, u64))| Row {
+        bucket,
+        key: key.clone(),
+        ranked: Some((i + 1, item)),
+        values: vec![State::Count(count).finish(&Aggregate::Count)],
+        previous: Vec::new(),
+    };
+    let counted = |(item, state)| match state {
+        State::Count(count) => Some((item, count)),
+        _ => None,
+    };
+    let best = top_k::rank(items.into_iter().filter_map(counted), k);
+    best.into_iter().enumerate().map(row).collect()
+}
+
+fn in_order(query: &Query, a: &Row, b: &Row) -> Ordering {
+    let by = |order: &crate::query::Order| {
+        let ordering = match order.by {
+            OrderBy::Bucket => a.bucket.cmp(&b.bucket),
+            OrderBy::Key(place) => a.key[place].cmp(&b.key[place]),
+            OrderBy::Value(place) => compare_values(&a.values[place], &b.values[place]),
+            OrderBy::Previous(place) => compare_values(&a.previous[place], &b.previous[place]),
+            OrderBy::Rank => a.ranked.as_ref().map(|r| r.0).cmp(&b.ranked.as_ref().map(|r| r.0)),
+            OrderBy::Item => a.ranked.as_ref().map(|r| &r.1).cmp(&b.ranked.as_ref().map(|r| &r.1)),
+        };
+        if order.desc { ordering.reverse() } else { ordering }
+    };
+    query.order.iter().map(by).find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+}
+
+/// NULL first, then numbers by size, then texts; lists as arrays are compared.
+fn compare_values(a: &Finished, b: &Finished) -> Ordering {
+    let rank = |value: &Finished| match value {
+        Finished::Null(()) => 0,
+        Finished::Int(_) | Finished::Float(_) => 1,
+        Finished::Text(_) => 2,
+        Finished::List(_) => 3,
+    };
+    match (a, b) {
+        (Finished::Int(a), Finished::Int(b)) => a.cmp(b),
+        (Finished::Float(a), Finished::Float(b)) => a.total_cmp(b),
+        (Finished::Int(a), Finished::Float(b)) => (*a as f64).total_cmp(b),
+        (Finished::Float(a), Finished::Int(b)) => a.total_cmp(&(*b as f64)),
+        (Finished::Text(a), Finished::Text(b)) => a.cmp(b),
+        (Finished::List(a), Finished::List(b)) => a.partial_cmp(b).unwrap_or(Ordering::Equal),
+        _ => rank(a).cmp(&rank(b)),
+    }
+}

@@ -1,0 +1,182 @@
+//! Laws of what happens to rows after everything is merged: pages, `having`, `fill` and what is compared.
+
+use super::law::{ask, count, event};
+use super::world::World;
+use crate::answer::Views;
+use crate::finish::{Row, Rows};
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+use shared_model::aggregate::Finished;
+use shared_model::event::Value;
+use shared_model::time::Millis;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn answered(world: &World, views: &Views, request: &Json) -> Rows {
+    ask(views, &world.query(request.clone()))
+}
+
+fn by_place(rows: &Rows) -> BTreeMap<(Millis, Vec<Value>), Vec<Finished>> {
+    rows.rows.iter().map(|row| ((row.bucket, row.key.clone()), row.values.clone())).collect()
+}
+
+fn with(request: &Json, more: Json) -> Json {
+    let mut request = request.clone();
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    request
+}
+
+/// Questions about both days.
+fn questions() -> impl Strategy<Value = Json> {
+    let span = json!({ "from": "2016-06-15", "to": "2016-06-17" });
+    let questions = [
+        json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"], "granularity": "6h",
+                "order": [{ "by": "user_view_cnt", "desc": true }] }),
+        json!({ "metrics": ["doc_sum", "doc_mean"], "group_by": ["uuid"], "granularity": "day",
+                "order": [{ "by": "doc_mean" }] }),
+        json!({ "metrics": ["features_20m"], "group_by": ["uuid"], "granularity": "12h", "compare": "previous_period",
+                "order": [{ "by": "previous.views", "desc": true }, { "by": "clicks" }] }),
+        json!({ "metrics": ["active_user"], "granularity": "hour", "fill": true }),
+        json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "granularity": "day", "fill": true,
+                "order": [{ "by": "doc_cnt" }], "having": [{ "column": "doc_cnt", "op": "<", "value": 3 }] }),
+    ];
+    let questions: Vec<Json> = questions.iter().map(|question| with(question, span.clone())).collect();
+    proptest::sample::select(questions)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn the_pages_of_an_answer_are_the_answer(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        question in questions(),
+        size in 1..9usize,
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let whole = answered(&world, &views, &question);
+        let mut paged: Vec<Row> = Vec::new();
+        loop {
+            let page = with(&question, json!({ "limit": size, "offset": paged.len() }));
+            let page = answered(&world, &views, &page);
+            prop_assert_eq!(page.total, whole.rows.len());
+            if page.rows.is_empty() {
+                break;
+            }
+            paged.extend(page.rows);
+        }
+        prop_assert_eq!(paged, whole.rows);
+    }
+
+    #[test]
+    fn having_keeps_the_rows_whose_values_pass(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        least in 0..6i64,
+        mean in 0..40i64,
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let question = json!({ "metrics": ["doc_sum", "doc_mean", "geo_min"], "group_by": ["uuid"],
+                               "from": "2016-06-15", "to": "2016-06-17", "granularity": "day" });
+        let mean = mean as f64 / 10.0;
+        let having = json!({ "or": [
+            { "column": "doc_sum", "op": ">=", "value": least },
+            { "and": [{ "column": "doc_mean", "op": "<", "value": mean }, { "column": "geo_min", "op": "like", "value": "US%" }] },
+        ] });
+        let kept = answered(&world, &views, &with(&question, json!({ "having": having })));
+        let passes = |row: &&Row| {
+            let (sum, of_mean) = (&row.values[0], &row.values[1]);
+            matches!(sum, Finished::Int(sum) if *sum >= least)
+                || matches!(of_mean, Finished::Float(found) if *found < mean) && row.values[2] != Finished::Null(())
+        };
+        let all = answered(&world, &views, &question);
+        prop_assert_eq!(kept.rows, all.rows.iter().filter(passes).cloned().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn filled_each_key_has_each_bucket_once(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        group_by in proptest::sample::select(vec![json!([]), json!(["document_id"])]),
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let question = json!({ "metrics": ["doc_cnt"], "group_by": group_by, "granularity": "6h",
+                               "from": "2016-06-15", "to": "2016-06-17" });
+        let rows = answered(&world, &views, &question);
+        let filled = answered(&world, &views, &with(&question, json!({ "fill": true })));
+        let mut keys: BTreeSet<_> = rows.rows.iter().map(|row| row.key.clone()).collect();
+        if group_by == json!([]) {
+            keys.insert(Vec::new());
+        }
+        prop_assert_eq!(filled.rows.len(), keys.len() * 8);
+        let (rows, filled) = (by_place(&rows), by_place(&filled));
+        prop_assert_eq!(filled.len(), keys.len() * 8, "no row comes twice");
+        let zero = vec![Finished::Int(0)];
+        for (place, values) in &filled {
+            prop_assert_eq!(rows.get(place).unwrap_or(&zero), values);
+        }
+        prop_assert!(rows.keys().all(|place| filled.contains_key(place)));
+    }
+
+    /// In a zone whose clock doesn't change meanwhile, what is compared is the answer to the same query about the
+    /// earlier period; in every zone nothing of that period is lost.
+    #[test]
+    fn what_is_compared_is_a_query_of_its_own(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        zone in proptest::sample::select(vec!["UTC", "Asia/Kathmandu", "America/St_Johns"]),
+        (granularity, compare) in proptest::sample::select(vec![
+            ("hour", "previous_day"), ("none", "previous_day"), ("6h", "previous_period"), ("day", "previous_day"),
+        ]),
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let question = |from: &str, to: &str| json!({
+            "metrics": ["doc_cnt"], "group_by": ["document_id"], "granularity": granularity, "time_zone": zone,
+            "from": from, "to": to,
+        });
+        let own = question("2016-06-16", "2016-06-17");
+        let compared = answered(&world, &views, &with(&own, json!({ "compare": compare })));
+        let (own, earlier) = (answered(&world, &views, &own), question("2016-06-15", "2016-06-16"));
+        let earlier = answered(&world, &views, &earlier);
+        let day = 86_400_000;
+        let (own, earlier) = (by_place(&own), by_place(&earlier));
+        let zero = vec![Finished::Int(0)];
+        for row in &compared.rows {
+            let place = (row.bucket, row.key.clone());
+            prop_assert_eq!(own.get(&place).unwrap_or(&zero), &row.values);
+            let place = (row.bucket - day, row.key.clone());
+            prop_assert_eq!(earlier.get(&place).unwrap_or(&zero), &row.previous);
+            prop_assert!(row.values != zero || row.previous != zero, "a row of nothing");
+        }
+        let total = |of: &dyn Fn(&Row) -> Row| compared.rows.iter().map(|row| count(&of(row))).sum::<i64>();
+        let sum = |of: &BTreeMap<_, Vec<Finished>>| {
+            of.values().map(|values| if let Finished::Int(count) = values[0] { count } else { 0 }).sum::<i64>()
+        };
+        prop_assert_eq!(total(&Row::clone), sum(&own));
+        prop_assert_eq!(total(&|row| Row { values: row.previous.clone(), ..row.clone() }), sum(&earlier));
+    }
+
+    #[test]
+    fn a_ranked_item_is_compared_with_its_own_count(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let question = |from: &str, to: &str| json!({ "metrics": ["geo_top"], "from": from, "to": to });
+        let own = with(&question("2016-06-16", "2016-06-17"), json!({ "k": 2, "compare": "previous_day" }));
+        let all = answered(&world, &views, &with(&question("2016-06-15", "2016-06-16"), json!({ "k": 1_000 })));
+        let counts: BTreeMap<Value, i64> =
+            all.rows.iter().map(|row| (row.ranked.clone().unwrap().1, count(row))).collect();
+        for row in answered(&world, &views, &own).rows {
+            let then = counts.get(&row.ranked.unwrap().1).copied().unwrap_or(0);
+            prop_assert_eq!(row.previous, vec![Finished::Int(then)]);
+        }
+    }
+}
