@@ -7,7 +7,7 @@ use crate::catalog_reply::CatalogReply;
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
-use crate::reply::QueryReply;
+use crate::reply::{QueriesReply, QueryReply};
 use crate::service::Service;
 use crate::telemetry;
 use axum::Json;
@@ -18,6 +18,7 @@ use axum::http::{Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
+use std::collections::BTreeSet;
 use std::future::Future;
 
 /// `GET /api/v1/metrics`
@@ -34,18 +35,25 @@ pub(crate) async fn query(
     let body = body.map_err(|rejection| {
         ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
     })?;
-    let Request { query, strict, at_run } =
-        Request::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
-    let answers = within_limit(&service, answer(views, std::slice::from_ref(&query), at_run)).await?;
-    let Some(answer) = answers.into_iter().next() else {
-        return Err(ServeError::Body("no query".to_owned()));
-    };
-    let reply = QueryReply::new(views, &query, answer);
-    telemetry::answered("query", reply.envelope.complete);
-    if strict && !reply.envelope.complete {
-        return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
+    let request = Request::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
+    let answers = within_limit(&service, answer(views, &request.queries, request.at_run)).await?;
+    let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
+    let replies = request.queries.iter().zip(answers);
+    let mut replies: Vec<_> = replies.map(|(query, answer)| QueryReply::new(views, query, answer)).collect();
+    let incomplete: BTreeSet<_> =
+        replies.iter().flat_map(|reply| reply.envelope.incomplete_because.clone()).collect();
+    let complete = incomplete.is_empty();
+    telemetry::answered("query", complete);
+    if request.strict && !complete {
+        return Err(ServeError::Incomplete(incomplete.into_iter().collect()));
     }
-    Ok(Json(reply).into_response())
+    match &request.names {
+        None => Ok(Json(replies.pop()).into_response()),
+        Some(names) => {
+            let answers = names.iter().map(String::as_str).zip(replies).collect();
+            Ok(Json(QueriesReply { complete, tidemark, answers }).into_response())
+        }
+    }
 }
 
 /// `GET /api/v1/live/{name}`

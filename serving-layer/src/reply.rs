@@ -166,6 +166,17 @@ pub struct QueryReply<'a> {
     pub rows: RowsReply<'a>,
 }
 
+/// The reply to several queries: all read at one tidemark, of the same snapshot and the same groups.
+#[derive(Debug, Serialize)]
+pub struct QueriesReply<'a> {
+    /// Whether every answer is complete.
+    pub complete: bool,
+    /// The generation of the tidemark that all are given at.
+    pub tidemark: i64,
+    /// Each answer by its query's name.
+    pub answers: BTreeMap<&'a str, QueryReply<'a>>,
+}
+
 /// A span of event time.
 #[derive(Debug, Serialize)]
 pub struct SpanReply {

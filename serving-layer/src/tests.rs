@@ -5,6 +5,7 @@ mod limits;
 mod on_servers;
 mod over_http;
 mod rows;
+mod several;
 mod validation;
 mod world;
 pub(crate) use world::catalog;

@@ -111,9 +111,9 @@ pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<S
     if !by.is_empty() {
         request["group_by"] = json!(by);
     }
-    let query = Request::parse(request.to_string().as_bytes(), world.catalog(), &views.limits, 0);
-    let query = query.unwrap_or_else(|error| panic!("{request}: {error:?}")).query;
-    let answered = answer(&views, std::slice::from_ref(&query), None).await;
+    let parsed = Request::parse(request.to_string().as_bytes(), world.catalog(), &views.limits, 0);
+    let parsed = parsed.unwrap_or_else(|error| panic!("{request}: {error:?}"));
+    let answered = answer(&views, &parsed.queries, None).await;
     let answered = answered.unwrap_or_else(|error| panic!("{}: {error:?}", metric.name)).remove(0);
     if world.clock() - begun > LONGEST {
         return vec!["it took too long".to_owned()];

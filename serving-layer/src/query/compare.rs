@@ -91,7 +91,7 @@ mod tests {
         });
         let catalog = crate::tests::catalog();
         let parsed = Request::parse(request.to_string().as_bytes(), &catalog, &Limits::default(), 0);
-        let query = parsed.map_err(|error| format!("{error:?}"))?.query;
+        let query = parsed.map_err(|error| format!("{error:?}"))?.queries.remove(0);
         let compared = query.compared.unwrap();
         let shown = |at: Millis| zone::show(query.zone, at).replace(":00.000-0", "-0")[5..].to_owned();
         Ok(compared.starts.iter().map(|(start, own)| format!("{} {}", shown(*start), shown(*own))).collect())

@@ -20,7 +20,7 @@ use super::{Column, OrderBy, Part, Query};
 use crate::error::ServeError;
 use chrono_tz::Tz;
 use fields::{Faults, Fields};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
 use shared_model::metric::{KeyColumn, Metric};
@@ -67,16 +67,17 @@ pub(super) const MAX_VALUES: usize = 1_000;
 /// The longest text of a value in bytes.
 pub(crate) const MAX_TEXT: usize = 8_192;
 
-const FIELDS: [&str; 18] = [
+/// The fields of a query.
+const OF_QUERY: [&str; 16] = [
     "metrics",
-    "filters",
     "group_by",
+    "filters",
     "from",
     "to",
     "time_range",
     "now",
-    "granularity",
     "time_zone",
+    "granularity",
     "fill",
     "compare",
     "having",
@@ -84,15 +85,21 @@ const FIELDS: [&str; 18] = [
     "limit",
     "offset",
     "k",
-    "strict",
-    "at_run",
 ];
+/// The fields of a query that several queries may have in common.
+const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
+/// The fields of a request beside those of its query, or of what its queries have in common.
+const OF_REQUEST: [&str; 3] = ["queries", "strict", "at_run"];
+/// The most queries of one request.
+const MAX_QUERIES: usize = 20;
 
 /// A valid request.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What is asked.
-    pub query: Query,
+    /// What is asked; at least one.
+    pub queries: Vec<Query>,
+    /// The queries' names where there may be several; without them the request is its one query.
+    pub names: Option<Vec<String>>,
     /// Whether an incomplete answer is an error.
     pub strict: bool,
     /// The run whose batch view alone is asked for.
@@ -118,19 +125,59 @@ impl Request {
         now: Millis,
     ) -> Result<Request, ServeError> {
         let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
-        let Json::Object(request) = json else {
+        let Json::Object(object) = json else {
             return Err(ServeError::Body(
                 "expected a JSON object with \"metrics\", \"from\" and \"to\"".into(),
             ));
         };
         let mut faults = Faults::default();
-        let request = Fields::new(&request, "");
-        request.refuse_unknown(&FIELDS, &mut faults);
-        let query = read(&request, catalog, limits, now, &mut faults);
+        let request = Fields::new(&object, "");
         let strict = request.flag("strict", &mut faults);
         let at_run = request.count("at_run", &mut faults).map(|run| run as i64);
-        faults.or(query.map(|query| Request { query, strict, at_run }))
+        let read = |query: &Fields<'_>, faults: &mut Faults| read(query, catalog, limits, now, faults);
+        let (queries, names) = match request.get("queries") {
+            None => {
+                request.refuse_unknown(&[&OF_QUERY[..], &OF_REQUEST].concat(), &mut faults);
+                (read(&request, &mut faults).map(|query| vec![query]), None)
+            }
+            Some((at, queries)) => {
+                request.refuse_unknown(&[&IN_COMMON[..], &OF_REQUEST].concat(), &mut faults);
+                several(&at, queries, &object, &read, &mut faults).unzip()
+            }
+        };
+        faults.or(queries.map(|queries| Request { queries, names, strict, at_run }))
     }
+}
+
+/// Several queries, by their names.
+fn several(
+    at: &str,
+    queries: &Json,
+    common: &Map<String, Json>,
+    read: &dyn Fn(&Fields<'_>, &mut Faults) -> Option<Query>,
+    faults: &mut Faults,
+) -> Option<(Vec<Query>, Vec<String>)> {
+    let Some(queries) = queries.as_object().filter(|queries| !queries.is_empty()) else {
+        faults.malformed(at, "expected an object of queries, each under a name of its own");
+        return None;
+    };
+    if queries.len() > MAX_QUERIES {
+        faults.unanswerable(at, format!("{} are more than the limit of {MAX_QUERIES}", queries.len()));
+        return None;
+    }
+    let mut valid = Vec::new();
+    for (name, query) in queries {
+        let at = format!("{at}.{name}");
+        let Json::Object(query) = query else {
+            faults.malformed(at, "expected an object with \"metrics\"");
+            continue;
+        };
+        let at = format!("{at}.");
+        let query = Fields::new(query, &at).or_common(common);
+        query.refuse_unknown(&OF_QUERY, faults);
+        valid.extend(read(&query, faults));
+    }
+    Some((valid, queries.keys().cloned().collect()))
 }
 
 fn read(

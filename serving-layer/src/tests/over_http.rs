@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt;
 
-struct Served {
+pub(crate) struct Served {
     world: World,
     service: Service,
     batch: Arc<MemoryBatchView>,
@@ -24,7 +24,7 @@ struct Served {
 }
 
 impl Served {
-    async fn new() -> Served {
+    pub(crate) async fn new() -> Served {
         let world = World::new(&fixed());
         let (views, batch, realtime) = world.views(1, 3);
         let service = Service::new(views, || NOW);
@@ -40,16 +40,16 @@ impl Served {
         (status, serde_json::from_slice(&body).unwrap_or(Json::Null))
     }
 
-    async fn get(&self, path: &str) -> (u16, Json) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Json) {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    async fn post(&self, request: Json) -> (u16, Json) {
+    pub(crate) async fn post(&self, request: Json) -> (u16, Json) {
         self.send(Request::post("/api/v1/query").body(Body::from(request.to_string())).unwrap()).await
     }
 
     /// Changes the header of a group in place.
-    fn spoil(&self, partition: i32, group: u32, change: impl Fn(&mut Header)) {
+    pub(crate) fn spoil(&self, partition: i32, group: u32, change: impl Fn(&mut Header)) {
         let tp = TopicPartition::new("page_views", partition);
         let wanted = view::group_key(&tp, group, self.world.catalog.layout.groups);
         for (key, _, mut header, segments) in

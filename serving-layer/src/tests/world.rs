@@ -252,7 +252,7 @@ impl World {
 
     pub(crate) fn query(&self, request: Json) -> Query {
         let query = Request::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default(), NOW);
-        query.unwrap_or_else(|error| panic!("{request}: {error:?}")).query
+        query.unwrap_or_else(|error| panic!("{request}: {error:?}")).queries.remove(0)
     }
 }
 

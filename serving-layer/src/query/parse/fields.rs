@@ -52,8 +52,10 @@ impl Faults {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a> {
     own: &'a Map<String, Json>,
-    /// Where it stands: empty, or such as `queries[1].`.
+    /// Where it stands: empty, or such as `queries.views.`.
     at: &'a str,
+    /// What stands for fields that it doesn't have itself, at the top of the request.
+    common: Option<&'a Map<String, Json>>,
 }
 
 /// A field and its place, for faults.
@@ -61,7 +63,27 @@ pub(super) type Field<'a> = (String, &'a Json);
 
 impl<'a> Fields<'a> {
     pub(super) fn new(own: &'a Map<String, Json>, at: &'a str) -> Fields<'a> {
-        Fields { own, at }
+        Fields { own, at, common: None }
+    }
+
+    /// The same with fields that stand for those it doesn't have itself.
+    pub(super) fn or_common(self, common: &'a Map<String, Json>) -> Fields<'a> {
+        Fields { common: Some(common), ..self }
+    }
+
+    /// The fields that it has itself.
+    pub(super) fn alone(self) -> Fields<'a> {
+        Fields { common: None, ..self }
+    }
+
+    /// The fields that stand for those it doesn't have itself.
+    pub(super) fn common(&self) -> Option<Fields<'a>> {
+        self.common.map(|common| Fields::new(common, ""))
+    }
+
+    /// Whether it has a field itself.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.own.get(name).is_some_and(|value| !value.is_null())
     }
 
     /// The place of a field of this object.
@@ -71,7 +93,10 @@ impl<'a> Fields<'a> {
 
     /// A field; `None` where it is missing or null.
     pub(super) fn get(&self, name: &str) -> Option<Field<'a>> {
-        self.own.get(name).filter(|value| !value.is_null()).map(|value| (self.at(name), value))
+        match self.own.get(name).filter(|value| !value.is_null()) {
+            Some(value) => Some((self.at(name), value)),
+            None => self.common()?.get(name),
+        }
     }
 
     /// Refuses fields that are none of those known.

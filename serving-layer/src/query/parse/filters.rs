@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 use shared_model::metric::{KeyColumn, Metric};
 use std::sync::Arc;
 
-/// The filters of a request, each resolved and typed, and how they are joined.
+/// The filters of a query, each resolved and typed, and how they are joined; behind those that all queries have in common.
 pub(super) fn filters(
     request: &Fields<'_>,
     metrics: &[(String, Arc<Metric>)],
@@ -25,8 +25,14 @@ pub(super) fn filters(
         filters.push(one_filter(at, filter, &columns, !metrics.is_empty(), faults)?);
         Some(filters.len() - 1)
     };
-    let condition = condition(request, "filters", &mut leaf, faults);
-    (filters, condition)
+    let mut all = Vec::new();
+    for request in request.common().iter().chain([&request.alone()]) {
+        match condition(request, "filters", &mut leaf, faults) {
+            Condition::All(parts) => all.extend(parts),
+            one => all.push(one),
+        }
+    }
+    (filters, Condition::All(all))
 }
 
 fn one_filter(

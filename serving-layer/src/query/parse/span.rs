@@ -34,6 +34,9 @@ fn span(request: &Fields<'_>, zone: Tz, now: Millis, grain: Millis, faults: &mut
             now
         }
     };
+    // A query with a span of its own has no use for the common one.
+    let own = ["from", "to", "time_range"].iter().any(|name| request.has(name));
+    let request = &if own { request.alone() } else { *request };
     let Some((at, range)) = request.get("time_range") else {
         return ends(request, zone, grain, faults);
     };
