@@ -8,6 +8,7 @@ use batch_layer::import;
 use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serving_layer::query::{Limits, Request};
+use serving_layer::table::Format;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use shared_model::event::{self, FieldType, Reject, Value};
@@ -206,9 +207,9 @@ proptest! {
         });
         let valid = valid.to_string().into_bytes();
         let limits = Limits::default();
-        prop_assert!(Request::parse(&valid, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
-        let _ = Request::parse(&bytes, &CATALOG, &limits, 0);
-        let _ = Request::parse(&damaged(&valid, &damage), &CATALOG, &limits, 0);
+        prop_assert!(Request::parse(&valid, Format::Json, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
+        let _ = Request::parse(&bytes, Format::Csv, &CATALOG, &limits, 0);
+        let _ = Request::parse(&damaged(&valid, &damage), Format::Ndjson, &CATALOG, &limits, 0);
     }
 
     #[test]

@@ -2,19 +2,20 @@
 //!
 //! No decision is made here but which call it is.
 
-use crate::answer::answer;
+use crate::answer::{Answer, answer};
 use crate::catalog_reply::CatalogReply;
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
-use crate::reply::{QueriesReply, QueryReply};
+use crate::reply::{Head, QueriesReply, QueryReply, RowsReply};
 use crate::service::Service;
+use crate::table::{Format, csv, ndjson};
 use crate::telemetry;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
-use axum::http::{Method, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
@@ -29,29 +30,48 @@ pub(crate) async fn catalog(State(service): State<Service>) -> Response {
 /// `POST /api/v1/query`
 pub(crate) async fn query(
     State(service): State<Service>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ServeError> {
     let views = &service.views;
     let body = body.map_err(|rejection| {
         ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
     })?;
-    let request = Request::parse(&body, &views.catalog, &views.limits, (service.clock)())?;
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accepted = accept.map(Format::accepted).unwrap_or_default();
+    let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
     let answers = within_limit(&service, answer(views, &request.queries, request.at_run)).await?;
-    let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
-    let replies = request.queries.iter().zip(answers);
-    let mut replies: Vec<_> = replies.map(|(query, answer)| QueryReply::new(views, query, answer)).collect();
-    let incomplete: BTreeSet<_> =
-        replies.iter().flat_map(|reply| reply.envelope.incomplete_because.clone()).collect();
-    let complete = incomplete.is_empty();
-    telemetry::answered("query", complete);
-    if request.strict && !complete {
-        return Err(ServeError::Incomplete(incomplete.into_iter().collect()));
+    let heads: Vec<Head> =
+        request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
+    let incomplete: BTreeSet<&String> =
+        heads.iter().flat_map(|head| &head.envelope.incomplete_because).collect();
+    telemetry::answered("query", incomplete.is_empty());
+    if request.strict && !incomplete.is_empty() {
+        return Err(ServeError::Incomplete(incomplete.into_iter().cloned().collect()));
     }
-    match &request.names {
-        None => Ok(Json(replies.pop()).into_response()),
+    Ok(reply(request, heads, answers))
+}
+
+/// The reply to a request, in its format.
+fn reply(request: Request, heads: Vec<Head>, answers: Vec<Answer>) -> Response {
+    let Request { mut queries, names, format, .. } = request;
+    let complete = heads.iter().all(|head| head.envelope.complete);
+    let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
+    let mut rows = answers.into_iter().map(|answer| answer.rows.rows);
+    if names.is_none()
+        && format != Format::Json
+        && let (Some(head), Some(rows), Some(query)) = (heads.first(), rows.next(), queries.pop())
+    {
+        return if format == Format::Csv { csv(head, query, rows) } else { ndjson(head, query, rows) };
+    }
+    let replies = heads.into_iter().zip(queries.iter().zip(rows));
+    let mut replies =
+        replies.map(|(head, (query, rows))| QueryReply { head, rows: RowsReply { query, rows } });
+    match &names {
+        None => Json(replies.next()).into_response(),
         Some(names) => {
             let answers = names.iter().map(String::as_str).zip(replies).collect();
-            Ok(Json(QueriesReply { complete, tidemark, answers }).into_response())
+            Json(QueriesReply { complete, tidemark, answers }).into_response()
         }
     }
 }

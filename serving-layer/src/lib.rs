@@ -18,6 +18,7 @@ pub mod realtime_view;
 pub mod reply;
 pub mod router;
 pub mod service;
+pub mod table;
 pub mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -143,9 +143,9 @@ impl Envelope {
     }
 }
 
-/// The reply to a query.
+/// What the reply to a query says before its rows.
 #[derive(Debug, Serialize)]
-pub struct QueryReply<'a> {
+pub struct Head {
     /// What it promises.
     #[serde(flatten)]
     pub envelope: Envelope,
@@ -162,6 +162,14 @@ pub struct QueryReply<'a> {
     pub row_count: usize,
     /// How many there are without limit and offset.
     pub total_rows: usize,
+}
+
+/// The reply to a query.
+#[derive(Debug, Serialize)]
+pub struct QueryReply<'a> {
+    /// What it says of them.
+    #[serde(flatten)]
+    pub head: Head,
     /// The rows.
     pub rows: RowsReply<'a>,
 }
@@ -189,13 +197,15 @@ pub struct SpanReply {
 /// Rows with their names.
 #[derive(Debug)]
 pub struct RowsReply<'a> {
-    query: &'a Query,
-    rows: Vec<Row>,
+    /// The query.
+    pub query: &'a Query,
+    /// Its rows.
+    pub rows: Vec<Row>,
 }
 
-impl<'a> QueryReply<'a> {
-    /// The reply that an answer makes.
-    pub fn new(views: &Views, query: &'a Query, answer: Answer) -> QueryReply<'a> {
+impl Head {
+    /// What the reply to a query says of an answer, which keeps its rows.
+    pub fn new(views: &Views, query: &Query, answer: &Answer) -> Head {
         let metrics: Vec<&Metric> = query.columns.iter().map(|column| &*column.metric).collect();
         let mut envelope = Envelope::new(&views.catalog, &metrics, &answer.at.tidemark, &answer.coverage);
         let watermark = answer.coverage.watermark(&views.catalog);
@@ -204,12 +214,12 @@ impl<'a> QueryReply<'a> {
         envelope.run = answer.at.run;
         envelope.parts.batch = BatchReply {
             rows: answer.batch.rows,
-            runs: answer.batch.runs,
+            runs: answer.batch.runs.clone(),
             partial_days: answer.batch.partial_days.iter().map(ToString::to_string).collect(),
         };
         let bounds = query.columns.iter().zip(&answer.rows.error_bounds);
         envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), *bound)).collect();
-        QueryReply {
+        Head {
             envelope,
             from: zone::show(query.zone, query.span.start),
             to: zone::show(query.zone, query.span.end),
@@ -220,7 +230,6 @@ impl<'a> QueryReply<'a> {
             }),
             row_count: answer.rows.rows.len(),
             total_rows: answer.rows.total,
-            rows: RowsReply { query, rows: answer.rows.rows },
         }
     }
 }
@@ -235,9 +244,12 @@ impl Serialize for RowsReply<'_> {
     }
 }
 
-struct RowReply<'a> {
-    query: &'a Query,
-    row: &'a Row,
+/// A row with its names.
+pub struct RowReply<'a> {
+    /// The query.
+    pub query: &'a Query,
+    /// Its row.
+    pub row: &'a Row,
 }
 
 impl Serialize for RowReply<'_> {

@@ -1,5 +1,6 @@
 //! Tests of whole answers: against views in memory, filled by a naive fold of a small log.
 
+mod formats;
 mod law;
 mod limits;
 mod on_servers;

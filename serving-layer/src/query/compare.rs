@@ -90,7 +90,13 @@ mod tests {
             "time_zone": "America/New_York",
         });
         let catalog = crate::tests::catalog();
-        let parsed = Request::parse(request.to_string().as_bytes(), &catalog, &Limits::default(), 0);
+        let parsed = Request::parse(
+            request.to_string().as_bytes(),
+            Default::default(),
+            &catalog,
+            &Limits::default(),
+            0,
+        );
         let query = parsed.map_err(|error| format!("{error:?}"))?.queries.remove(0);
         let compared = query.compared.unwrap();
         let shown = |at: Millis| zone::show(query.zone, at).replace(":00.000-0", "-0")[5..].to_owned();

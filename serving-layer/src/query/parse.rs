@@ -18,6 +18,7 @@ use super::filter::Filter;
 use super::range::Shift;
 use super::{Column, OrderBy, Part, Query};
 use crate::error::ServeError;
+use crate::table::Format;
 use chrono_tz::Tz;
 use fields::{Faults, Fields};
 use serde_json::{Map, Value as Json};
@@ -89,7 +90,7 @@ const OF_QUERY: [&str; 16] = [
 /// The fields of a query that several queries may have in common.
 const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
 /// The fields of a request beside those of its query, or of what its queries have in common.
-const OF_REQUEST: [&str; 3] = ["queries", "strict", "at_run"];
+const OF_REQUEST: [&str; 4] = ["queries", "strict", "at_run", "format"];
 /// The most queries of one request.
 const MAX_QUERIES: usize = 20;
 
@@ -104,6 +105,8 @@ pub struct Request {
     pub strict: bool,
     /// The run whose batch view alone is asked for.
     pub at_run: Option<i64>,
+    /// The form of the answer: what was asked for, else what the client accepts.
+    pub format: Format,
 }
 
 /// The time that a query is about.
@@ -114,12 +117,14 @@ struct Time {
 }
 
 impl Request {
-    /// Reads and validates a request's body; what it says relative to now is meant as of `now`, ms since 1970.
+    /// Reads and validates a request's body, from a client that accepts a format; what it says relative to now is meant as
+    /// of `now`, ms since 1970.
     ///
     /// # Errors
     /// [`ServeError::Body`] where it is no JSON object; [`ServeError::Invalid`] with every fault that it has.
     pub fn parse(
         body: &[u8],
+        accepted: Format,
         catalog: &Catalog,
         limits: &Limits,
         now: Millis,
@@ -134,6 +139,10 @@ impl Request {
         let request = Fields::new(&object, "");
         let strict = request.flag("strict", &mut faults);
         let at_run = request.count("at_run", &mut faults).map(|run| run as i64);
+        let format = request.word("format", &Format::NAMES, &mut faults).unwrap_or(accepted);
+        if format != Format::Json && request.has("queries") {
+            faults.unanswerable("format", "several queries are answered as json alone");
+        }
         let read = |query: &Fields<'_>, faults: &mut Faults| read(query, catalog, limits, now, faults);
         let (queries, names) = match request.get("queries") {
             None => {
@@ -145,7 +154,7 @@ impl Request {
                 several(&at, queries, &object, &read, &mut faults).unzip()
             }
         };
-        faults.or(queries.map(|queries| Request { queries, names, strict, at_run }))
+        faults.or(queries.map(|queries| Request { queries, names, strict, at_run, format }))
     }
 }
 

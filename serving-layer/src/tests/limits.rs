@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 fn refusal(request: &Json, limits: &Limits) -> String {
-    match Request::parse(request.to_string().as_bytes(), &catalog(), limits, NOW) {
+    match Request::parse(request.to_string().as_bytes(), Default::default(), &catalog(), limits, NOW) {
         Ok(_) => String::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}\n", fault.field, fault.message)).collect()

@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 pub(crate) struct Served {
     world: World,
-    service: Service,
+    pub(crate) service: Service,
     batch: Arc<MemoryBatchView>,
     realtime: Arc<MemoryRealtimeView>,
 }

@@ -131,8 +131,14 @@ async fn queries_of_one_request_count_the_same_records_while_the_realtime_view_m
         "all": query(json!({})), "by document": query(json!({ "group_by": ["document_id"] })),
         "by day": query(json!({ "granularity": "day" })), "compared": query(json!({ "compare": "previous_day" })),
     } });
-    let request =
-        Request::parse(request.to_string().as_bytes(), &views.catalog, &Limits::default(), 0).unwrap();
+    let request = Request::parse(
+        request.to_string().as_bytes(),
+        Default::default(),
+        &views.catalog,
+        &Limits::default(),
+        0,
+    )
+    .unwrap();
     let answers = answer(&views, &request.queries, None).await.unwrap();
     let sum = |rows: &[Row]| {
         let value = |row: &Row| if let Finished::Int(count) = row.values[0] { count } else { 0 };

@@ -7,7 +7,13 @@ use crate::query::{Limits, Request};
 use serde_json::{Value as Json, json};
 
 fn faults(request: Json) -> Vec<String> {
-    match Request::parse(request.to_string().as_bytes(), &catalog(), &Limits::default(), NOW) {
+    match Request::parse(
+        request.to_string().as_bytes(),
+        Default::default(),
+        &catalog(),
+        &Limits::default(),
+        NOW,
+    ) {
         Ok(_) => Vec::new(),
         Err(ServeError::Invalid(faults)) => {
             faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect()

@@ -251,7 +251,13 @@ impl World {
     }
 
     pub(crate) fn query(&self, request: Json) -> Query {
-        let query = Request::parse(request.to_string().as_bytes(), &self.catalog, &Limits::default(), NOW);
+        let query = Request::parse(
+            request.to_string().as_bytes(),
+            Default::default(),
+            &self.catalog,
+            &Limits::default(),
+            NOW,
+        );
         query.unwrap_or_else(|error| panic!("{request}: {error:?}")).queries.remove(0)
     }
 }

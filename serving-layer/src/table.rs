@@ -1,0 +1,202 @@
+//! Rows as text, one a line, made while they are sent: CSV and NDJSON.
+//!
+//! All rows are finished before the first byte, so what is promised of them comes first: NDJSON's first line is the
+//! envelope, and CSV, which has no room for it, has the gist of it in headers.
+
+use crate::finish::Row;
+use crate::query::{Query, zone};
+use crate::reply::{Head, RowReply};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+use shared_model::aggregate::{Aggregate, Finished, quantile};
+use shared_model::event::Value;
+use std::convert::Infallible;
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON document.
+    #[default]
+    Json,
+    /// RFC 4180, with a header. Texts are in quotes; NULL is empty, without quotes.
+    Csv,
+    /// One JSON document a line: the envelope, then each row.
+    Ndjson,
+}
+
+impl Format {
+    /// The formats by their names.
+    pub const NAMES: [(&str, Format); 3] =
+        [("json", Format::Json), ("csv", Format::Csv), ("ndjson", Format::Ndjson)];
+
+    /// What a client accepts, by an `Accept` header: the first that is served.
+    pub fn accepted(header: &str) -> Format {
+        let media = header.split(',').map(|media| media.split(';').next().unwrap_or_default().trim());
+        media
+            .filter_map(|media| match media {
+                "text/csv" => Some(Format::Csv),
+                "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Format::Ndjson),
+                "application/json" | "*/*" | "application/*" => Some(Format::Json),
+                _ => None,
+            })
+            .next()
+            .unwrap_or_default()
+    }
+}
+
+/// An answer as CSV.
+pub fn csv(head: &Head, query: Query, rows: Vec<Row>) -> Response {
+    let mut first = Vec::new();
+    titles(&query, &mut first);
+    let because = head.envelope.incomplete_because.join("; ");
+    let about = [
+        ("x-complete", head.envelope.complete.to_string()),
+        ("x-incomplete-because", because),
+        ("x-as-of", head.envelope.as_of.clone().unwrap_or_default()),
+        ("x-tidemark", head.envelope.tidemark.generation.to_string()),
+        ("x-total-rows", head.total_rows.to_string()),
+    ];
+    let about = about.map(|(name, text)| (HeaderName::from_static(name), plain(&text)));
+    let line = move |row: &Row, out: &mut Vec<u8>| record(&query, row, out);
+    let body = Lines { first, rows: rows.into_iter(), line };
+    ([(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")], about, body).into_response()
+}
+
+/// An answer as NDJSON.
+pub fn ndjson(head: &Head, query: Query, rows: Vec<Row>) -> Response {
+    let mut first = Vec::new();
+    json_line(&json!({ "envelope": head }), &mut first);
+    let line = move |row: &Row, out: &mut Vec<u8>| json_line(&RowReply { query: &query, row }, out);
+    let body = Lines { first, rows: rows.into_iter(), line };
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+/// The longest text in a header.
+const LONGEST: usize = 2_000;
+
+/// A text as a header can hold it.
+fn plain(text: &str) -> HeaderValue {
+    let printable = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    let text: String = text.chars().take(LONGEST).map(printable).collect();
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// How many bytes are made at a time.
+const PIECE: usize = 64 << 10;
+
+/// Lines to come: a first one, and one for each row.
+struct Lines<F> {
+    first: Vec<u8>,
+    rows: std::vec::IntoIter<Row>,
+    line: F,
+}
+
+impl<F: FnMut(&Row, &mut Vec<u8>)> Iterator for Lines<F> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut piece = std::mem::take(&mut self.first);
+        while piece.len() < PIECE
+            && let Some(row) = self.rows.next()
+        {
+            (self.line)(&row, &mut piece);
+        }
+        (!piece.is_empty()).then(|| piece.into())
+    }
+}
+
+impl<F: FnMut(&Row, &mut Vec<u8>) + Send + Unpin + 'static> IntoResponse for Lines<F> {
+    fn into_response(self) -> Response {
+        Body::from_stream(futures::stream::iter(self.map(Ok::<_, Infallible>))).into_response()
+    }
+}
+
+/// Writing to memory doesn't fail, and nothing here is a map with keys that are no texts.
+fn write(value: &impl Serialize, out: &mut Vec<u8>) {
+    if let Err(error) = serde_json::to_writer(&mut *out, value) {
+        tracing::error!(%error, "a row can't be written");
+    }
+}
+
+fn json_line(value: &impl Serialize, out: &mut Vec<u8>) {
+    write(value, out);
+    out.push(b'\n');
+}
+
+fn titles(query: &Query, out: &mut Vec<u8>) {
+    let mut titles = vec!["bucket".to_owned()];
+    titles.extend(query.group_by.iter().map(|column| column.name.clone()));
+    if let (true, Some(item)) = (query.ranked(), &query.columns[0].metric.item) {
+        titles.extend(["rank".to_owned(), item.name.clone()]);
+    }
+    let before = ["", "previous."];
+    for before in &before[..1 + usize::from(query.compared.is_some())] {
+        for column in &query.columns {
+            match &column.metric.aggregate {
+                Aggregate::Quantile { quantiles, .. } => {
+                    let each = quantiles.iter().map(|&q| quantile::column_name(q));
+                    titles.extend(each.map(|q| format!("{before}{}.{q}", column.name)));
+                }
+                _ => titles.push(format!("{before}{}", column.name)),
+            }
+        }
+    }
+    titles.iter().for_each(|title| text(title, out));
+    end(out);
+}
+
+/// A row. Each field ends with a comma, of which the last one gives way to the end of the line.
+fn record(query: &Query, row: &Row, out: &mut Vec<u8>) {
+    out.extend_from_slice(zone::show(query.zone, row.bucket).as_bytes());
+    out.push(b',');
+    row.key.iter().for_each(|value| key(value, out));
+    if let Some((rank, item)) = &row.ranked {
+        write(rank, out);
+        out.push(b',');
+        key(item, out);
+    }
+    row.values.iter().chain(&row.previous).for_each(|value| finished(value, out));
+    end(out);
+}
+
+fn end(out: &mut Vec<u8>) {
+    out.pop();
+    out.extend_from_slice(b"\r\n");
+}
+
+fn text(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(text.replace('"', "\"\"").as_bytes());
+    out.extend_from_slice(b"\",");
+}
+
+fn key(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Null => out.push(b','),
+        Value::Str(value) => text(value, out),
+        other => {
+            write(&crate::reply::Plain(other), out);
+            out.push(b',');
+        }
+    }
+}
+
+fn finished(value: &Finished, out: &mut Vec<u8>) {
+    match value {
+        Finished::Null(()) => out.push(b','),
+        Finished::Text(value) => text(value, out),
+        Finished::List(values) => {
+            for value in values {
+                value.iter().for_each(|value| write(value, out));
+                out.push(b',');
+            }
+        }
+        Finished::Int(_) | Finished::Float(_) => {
+            write(value, out);
+            out.push(b',');
+        }
+    }
+}
