@@ -41,16 +41,16 @@ pub struct ServeArgs {
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: String,
-    /// The most connections to Postgres: also how many queries run at once.
+    /// The most connections to Postgres: also how many requests for queries are answered at once; more wait for up to 3 s.
     #[arg(long, default_value_t = 16)]
     pub postgres_connections: u32,
-    /// The longest that a query may take, such as 30s.
+    /// The longest that a request may take, such as 30s.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub time_limit: Duration,
     /// The most rows of one answer.
     #[arg(long, default_value_t = Limits::default().max_rows)]
     pub max_rows: usize,
-    /// The most cells (groups by buckets, items of a top_k) that one answer may hold in memory.
+    /// The most cells (groups by buckets, items of a top_k) that one request may hold in memory.
     #[arg(long, default_value_t = Limits::default().max_cells)]
     pub max_cells: usize,
     /// The longest request body in bytes.
@@ -91,6 +91,7 @@ impl ServeArgs {
             max_cells: self.max_cells,
             max_body: self.max_body,
             time_limit: self.time_limit,
+            at_once: self.postgres_connections.max(1) as usize,
             redis_reads: self.redis_reads,
             ..Limits::default()
         }

@@ -5,7 +5,7 @@
 
 use crate::batch_view::BatchError;
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
@@ -77,6 +77,11 @@ pub enum ServeError {
         /// The cause.
         cause: String,
     },
+    /// As many requests as may be are being answered, and none of them ended in time.
+    #[error(
+        "{0} requests, as many as may be, are being answered: ask again later, ask several queries in one request, or raise --postgres-connections"
+    )]
+    Busy(usize),
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
@@ -107,6 +112,7 @@ impl ServeError {
             ServeError::Incomplete(_) => (StatusCode::SERVICE_UNAVAILABLE, "incomplete"),
             ServeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ServeError::View { .. } => (StatusCode::SERVICE_UNAVAILABLE, "view_unavailable"),
+            ServeError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             ServeError::TimeLimit(_) => (StatusCode::SERVICE_UNAVAILABLE, "time_limit"),
         }
     }
@@ -136,7 +142,11 @@ impl IntoResponse for ServeError {
         metrics::counter!("tidemark_serving_errors_total", "code" => code).increment(1);
         let body =
             json!({ "error": { "code": code, "message": self.to_string(), "details": self.details() } });
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        if matches!(self, ServeError::Busy(_)) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
     }
 }
 

@@ -20,7 +20,6 @@ use axum::response::{IntoResponse, Response};
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
 use std::collections::BTreeSet;
-use std::future::Future;
 
 /// `GET /api/v1/metrics`
 pub(crate) async fn catalog(State(service): State<Service>) -> Response {
@@ -40,7 +39,7 @@ pub(crate) async fn query(
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let accepted = accept.map(Format::accepted).unwrap_or_default();
     let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
-    let answers = within_limit(&service, answer(views, &request.queries, request.at_run)).await?;
+    let answers = service.in_turn(answer(views, &request.queries, request.at_run)).await?;
     let heads: Vec<Head> =
         request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =
@@ -86,7 +85,7 @@ pub(crate) async fn live_value(
     let (metric, window) = live_metric(&service, &name)?;
     let request = LiveRequest::parse(metric, &parameters)?;
     let known = service.known();
-    let reply = within_limit(&service, live(&service.views, &known, metric, window, &request)).await?;
+    let reply = service.within_limit(live(&service.views, &known, metric, window, &request)).await?;
     telemetry::answered("live", reply.envelope.complete);
     if request.strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
@@ -115,7 +114,7 @@ pub(crate) async fn audit(
     let Parameters(request) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
     let limit = i64::from(request.limit.min(1_000));
     let read = async { Ok(service.views.batch.audits(limit).await?) };
-    Ok(Json(serde_json::json!({ "runs": within_limit(&service, read).await? })).into_response())
+    Ok(Json(serde_json::json!({ "runs": service.within_limit(read).await? })).into_response())
 }
 
 /// The metric of a live name, or of its own name.
@@ -134,14 +133,6 @@ fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, Slid
     let allowed = catalog.metrics.iter().filter_map(|metric| metric.live_name.clone()).collect();
     let kind = FaultKind::UnknownMetric;
     Err(ServeError::Invalid(vec![Fault { kind, field: "name".to_owned(), message, allowed }]))
-}
-
-async fn within_limit<T>(
-    service: &Service,
-    work: impl Future<Output = Result<T, ServeError>>,
-) -> Result<T, ServeError> {
-    let limit = service.views.limits.time_limit;
-    tokio::time::timeout(limit, work).await.unwrap_or(Err(ServeError::TimeLimit(limit.as_secs())))
 }
 
 /// `GET /healthz`: the process runs.

@@ -5,14 +5,17 @@
 
 use crate::answer::Views;
 use crate::batch_view::{Position, StoredLayout};
+use crate::error::ServeError;
 use crate::live::Known;
 use crate::{router, telemetry};
 use anyhow::{Context, bail};
 use shared_model::catalog::{Catalog, Layout};
 use shared_model::time::Millis;
+use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// How often what is known is refreshed.
@@ -26,6 +29,7 @@ pub struct Service {
     /// What time it is, ms since 1970.
     pub clock: fn() -> Millis,
     status: Arc<RwLock<Status>>,
+    turns: Arc<Semaphore>,
 }
 
 /// What was last seen of both views.
@@ -40,7 +44,34 @@ impl Service {
     pub fn new(views: Views, clock: fn() -> Millis) -> Service {
         let because = vec!["starting: neither view has been looked at yet".to_owned()];
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
-        Service { views, clock, status }
+        let turns = Arc::new(Semaphore::new(views.limits.at_once.max(1)));
+        Service { views, clock, status, turns }
+    }
+
+    /// Does work within the limits of time and of how much is done at once. Whoever stops waiting ends it.
+    ///
+    /// # Errors
+    /// [`ServeError::Busy`], [`ServeError::TimeLimit`], and what the work fails with.
+    pub async fn in_turn<T>(
+        &self,
+        work: impl Future<Output = Result<T, ServeError>>,
+    ) -> Result<T, ServeError> {
+        let limits = &self.views.limits;
+        let turn = tokio::time::timeout(limits.patience, self.turns.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(ServeError::Busy(limits.at_once)) };
+        self.within_limit(work).await
+    }
+
+    /// Does work within the limit of time.
+    ///
+    /// # Errors
+    /// [`ServeError::TimeLimit`], and what the work fails with.
+    pub async fn within_limit<T>(
+        &self,
+        work: impl Future<Output = Result<T, ServeError>>,
+    ) -> Result<T, ServeError> {
+        let limit = self.views.limits.time_limit;
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(ServeError::TimeLimit(limit.as_secs())))
     }
 
     /// What was last known.

@@ -5,6 +5,7 @@ mod law;
 mod limits;
 mod on_servers;
 mod over_http;
+mod patience;
 mod rows;
 mod several;
 mod validation;

@@ -1,7 +1,8 @@
 //! The batch view in Postgres.
 //!
 //! A snapshot is one REPEATABLE READ, READ ONLY transaction. Rows are read from a metric's parent table with literal
-//! version ids, so that the planner leaves out every other version's table.
+//! version ids, so that the planner leaves out every other version's table. A snapshot that is dropped before its end
+//! closes its connection, which the server looks at once a second: a query that nobody waits for any more ends there too.
 
 mod select;
 
@@ -18,9 +19,10 @@ use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::{StoredCut, Tidemark};
 use shared_model::time::{EventDay, Interval};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -79,12 +81,15 @@ impl PostgresBatchView {
 impl BatchView for PostgresBatchView {
     fn snapshot(&self, time_limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
         Box::pin(async move {
-            let begin = "begin isolation level repeatable read read only";
-            let mut transaction = self.pool.begin_with(begin).await.map_err(unavailable)?;
-            let limit = format!("set local statement_timeout = {}", time_limit.as_millis().max(1));
-            let set = sqlx::query(AssertSqlSafe(limit)).persistent(false);
-            set.execute(&mut *transaction).await.map_err(unavailable)?;
-            Ok(Box::new(PostgresSnapshot(transaction)) as Box<dyn Snapshot>)
+            let connection = self.pool.acquire().await.map_err(unavailable)?;
+            let mut snapshot = PostgresSnapshot { connection, ended: false };
+            let begin = format!(
+                "begin isolation level repeatable read read only; set local statement_timeout = {};
+                 set local client_connection_check_interval = '1s'",
+                time_limit.as_millis().max(1)
+            );
+            snapshot.run(begin).await?;
+            Ok(Box::new(snapshot) as Box<dyn Snapshot>)
         })
     }
 
@@ -114,14 +119,31 @@ impl BatchView for PostgresBatchView {
     }
 }
 
-struct PostgresSnapshot(Transaction<'static, Postgres>);
+struct PostgresSnapshot {
+    connection: PoolConnection<Postgres>,
+    ended: bool,
+}
+
+impl Drop for PostgresSnapshot {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
 
 impl PostgresSnapshot {
+    /// Runs statements that return nothing.
+    async fn run(&mut self, sql: String) -> Result<(), BatchError> {
+        let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.connection).await;
+        done.map(drop).map_err(unavailable)
+    }
+
     /// The generation that a run left in force.
     async fn generation_of(&mut self, run: i64) -> Result<i64, BatchError> {
         let sql = "select status, coalesce(generation_after, generation_before) from tidemark.run where run_id = $1";
         let found: Option<(String, Option<i64>)> =
-            sqlx::query_as(sql).bind(run).fetch_optional(&mut *self.0).await.map_err(unavailable)?;
+            sqlx::query_as(sql).bind(run).fetch_optional(&mut *self.connection).await.map_err(unavailable)?;
         match found {
             None => Err(BatchError::Run(format!("there is no run {run}: `batch-layer runs` lists them"))),
             Some((status, Some(generation))) if status == "done" || status == "nothing" => Ok(generation),
@@ -135,7 +157,7 @@ impl PostgresSnapshot {
         let sql = "select generation, run_id, cuts from tidemark.tidemark
                    where $1::bigint is null or generation = $1 order by generation desc limit 1";
         let found: Option<(i64, Option<i64>, Json<Vec<StoredCut>>)> =
-            sqlx::query_as(sql).bind(at).fetch_optional(&mut *self.0).await?;
+            sqlx::query_as(sql).bind(at).fetch_optional(&mut *self.connection).await?;
         Ok(found.map(|(generation, run, Json(cuts))| AtTidemark {
             tidemark: Tidemark::from_stored(generation, cuts),
             run,
@@ -147,7 +169,7 @@ impl PostgresSnapshot {
                    from tidemark.live_version live join tidemark.view_version v using (version_id)
                    where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
         let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
-        let rows = query.fetch_all(&mut *self.0).await?;
+        let rows = query.fetch_all(&mut *self.connection).await?;
         let mut versions = Versions::default();
         for row in rows {
             let (day, version) = version_of(&row)?;
@@ -177,7 +199,7 @@ impl PostgresSnapshot {
                              and exists (select from tidemark.live_version l where l.version_id = v.version_id))
                    order by v.event_day, v.retired_at nulls last, v.version_id";
         let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
-        let rows = query.bind(generation).fetch_all(&mut *self.0).await?;
+        let rows = query.bind(generation).fetch_all(&mut *self.connection).await?;
         let mut versions = Versions::default();
         for row in rows {
             let (day, version) = version_of(&row)?;
@@ -200,7 +222,7 @@ impl PostgresSnapshot {
                      and ($4::bigint is null or generation <= $4)";
         let streams: Vec<String> = metric.bindings.iter().map(|binding| binding.stream.clone()).collect();
         let query = sqlx::query_scalar(sql).bind(streams).bind(days.0).bind(days.1).bind(generation);
-        let found: Vec<NaiveDate> = query.fetch_all(&mut *self.0).await?;
+        let found: Vec<NaiveDate> = query.fetch_all(&mut *self.connection).await?;
         Ok(found.into_iter().map(EventDay::from_date).collect())
     }
 
@@ -208,7 +230,7 @@ impl PostgresSnapshot {
         let sql = "select topic, partition, from_offset, to_offset, cause from tidemark.gap
                    where $1::bigint is null or generation <= $1 order by 1, 2, 3";
         let rows: Vec<(String, i32, i64, i64, String)> =
-            sqlx::query_as(sql).bind(generation).fetch_all(&mut *self.0).await?;
+            sqlx::query_as(sql).bind(generation).fetch_all(&mut *self.connection).await?;
         let lost = |(topic, partition, from, to, cause): (String, i32, i64, i64, String)| Lost {
             tp: TopicPartition::new(&topic, partition),
             range: OffsetRange { from, to },
@@ -229,7 +251,7 @@ impl PostgresSnapshot {
             return Ok(Ok(()));
         };
         let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(false).bind(from).bind(to);
-        let mut rows = statement.bound.into_iter().fold(query, bind).fetch(&mut *self.0);
+        let mut rows = statement.bound.into_iter().fold(query, bind).fetch(&mut *self.connection);
         while let Some(row) = rows.try_next().await? {
             if let Err(refused) = each(cell(&scan.column.metric, &statement.needed, &row)) {
                 return Ok(Err(refused));
@@ -309,8 +331,12 @@ impl Snapshot for PostgresSnapshot {
         })
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
-        Box::pin(async move { self.0.commit().await.map_err(unavailable) })
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
+        Box::pin(async move {
+            self.run("commit".to_owned()).await?;
+            self.ended = true;
+            Ok(())
+        })
     }
 }
 

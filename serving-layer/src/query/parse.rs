@@ -40,8 +40,12 @@ pub struct Limits {
     pub max_cells: usize,
     /// The longest body in bytes.
     pub max_body: usize,
-    /// The longest that a query may take.
+    /// The longest that a request may take.
     pub time_limit: Duration,
+    /// How many requests are answered at once.
+    pub at_once: usize,
+    /// How long a request waits for its turn.
+    pub patience: Duration,
     /// How many groups are read from Redis at once.
     pub redis_reads: usize,
 }
@@ -54,6 +58,8 @@ impl Default for Limits {
             max_cells: 1_000_000,
             max_body: 1 << 20,
             time_limit: Duration::from_secs(30),
+            at_once: 16,
+            patience: Duration::from_secs(3),
             redis_reads: 32,
         }
     }

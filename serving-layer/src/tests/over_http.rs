@@ -2,18 +2,16 @@
 
 use super::world::{NOW, START, World, fixed, span};
 use crate::Service;
-use crate::batch_view::{BatchError, BatchView, Lost, MemoryBatchView, Position, Snapshot};
+use crate::batch_view::{Lost, MemoryBatchView};
 use crate::realtime_view::MemoryRealtimeView;
 use crate::router::router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use futures::future::BoxFuture;
 use serde_json::{Value as Json, json};
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::time::show;
 use shared_model::view::{self, Header, Slice};
 use std::sync::Arc;
-use std::time::Duration;
 use tower::ServiceExt;
 
 pub(crate) struct Served {
@@ -61,7 +59,7 @@ impl Served {
     }
 }
 
-fn views_of_all() -> Json {
+pub(crate) fn views_of_all() -> Json {
     span(json!({ "metrics": ["user_view_cnt"] }))
 }
 
@@ -346,31 +344,4 @@ async fn an_answer_that_would_grow_too_large_is_refused() {
     served.service.views.limits.max_cells = keys - 1;
     let (status, reply) = served.post(request).await;
     assert_eq!((status, &reply["error"]["code"]), (422, &json!("limit_exceeded")));
-}
-
-#[tokio::test]
-async fn an_answer_that_takes_too_long_is_refused() {
-    /// A database that never answers.
-    struct Stuck;
-    impl BatchView for Stuck {
-        fn snapshot(&self, _: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn position<'a>(
-            &'a self,
-            _: Option<&'a Position>,
-        ) -> BoxFuture<'a, Result<Option<Position>, BatchError>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn audits(&self, _: i64) -> BoxFuture<'_, Result<Vec<Json>, BatchError>> {
-            Box::pin(std::future::pending())
-        }
-    }
-    let mut served = Served::new().await;
-    served.service.views.batch = Arc::new(Stuck);
-    served.service.views.limits.time_limit = Duration::from_millis(20);
-    let (status, reply) = served.post(views_of_all()).await;
-    assert_eq!((status, &reply["error"]["code"]), (503, &json!("time_limit")));
 }
