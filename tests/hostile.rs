@@ -198,16 +198,25 @@ proptest! {
     }
 
     #[test]
-    fn queries(bytes: Vec<u8>, text: String, damage in damage()) {
+    fn queries(bytes: Vec<u8>, text: String, now in prop_oneof![any::<i64>(), -70_000_000_000_000..260_000_000_000_000i64], damage in damage()) {
         let valid = serde_json::json!({
             "metrics": ["user_view_cnt"], "group_by": ["uuid"], "from": "2016-06-14", "to": "2016-06-15T01:00:00Z",
             "granularity": "1h", "time_zone": "Europe/Berlin", "order": [{ "by": "uuid", "desc": true }], "limit": 5,
             "filters": [{ "dimension": "uuid", "op": "like", "value": format!("%{}%", text.replace('\\', "")) }],
-            "offset": 3, "strict": true, "at_run": 4,
+            "offset": 3, "strict": true, "at_run": 4, "fill": true, "compare": "previous_month", "format": "csv",
+            "having": { "or": [{ "column": "previous.user_view_cnt", "op": ">", "value": 3 }] },
         });
+        let several = serde_json::json!({
+            "time_range": "last 6 hours", "time_zone": "Pacific/Chatham", "now": now,
+            "filters": { "not": { "dimension": "uuid", "value": text } },
+            "queries": { text.clone(): { "metrics": ["user_view_cnt"] }, "b": { "metrics": ["user_click_cnt"] } },
+        });
+        let several = several.to_string().into_bytes();
         let valid = valid.to_string().into_bytes();
         let limits = Limits::default();
         prop_assert!(Request::parse(&valid, Format::Json, &CATALOG, &limits, 0).is_ok(), "{}", String::from_utf8_lossy(&valid));
+        let _ = Request::parse(&several, Format::Json, &CATALOG, &limits, 0);
+        let _ = Request::parse(&damaged(&several, &damage), Format::Json, &CATALOG, &limits, 0);
         let _ = Request::parse(&bytes, Format::Csv, &CATALOG, &limits, 0);
         let _ = Request::parse(&damaged(&valid, &damage), Format::Ndjson, &CATALOG, &limits, 0);
     }

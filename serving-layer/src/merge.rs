@@ -139,7 +139,9 @@ impl<'q> Fold<'q> {
             },
         };
         target.merge(&cell.state)?;
-        self.budget.take(self.cells - before)?;
+        if self.cells > before {
+            self.budget.take(self.cells - before)?;
+        }
         Ok(true)
     }
 

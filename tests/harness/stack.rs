@@ -201,8 +201,13 @@ impl Stack {
 
     /// Starts the serving layer and waits until it is ready.
     pub async fn serving(&self) -> (Layer, Serving) {
+        self.serving_with(&[]).await
+    }
+
+    /// The same with further options.
+    pub async fn serving_with(&self, options: &[&str]) -> (Layer, Serving) {
         let address = format!("127.0.0.1:{}", free_port());
-        let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
+        let command = [&["serve", "--listen", &address, "--max-rows", "1000000"], options].concat();
         let layer = self.process("serving-layer", &command, &["catalog", "redis", "postgres"]);
         let serving = Serving::at(format!("http://{address}"));
         wait_for("serving layer ready", async || {

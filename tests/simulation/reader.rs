@@ -111,7 +111,8 @@ pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<S
     if !by.is_empty() {
         request["group_by"] = json!(by);
     }
-    let parsed = Request::parse(request.to_string().as_bytes(), Default::default(), world.catalog(), &views.limits, 0);
+    let parsed =
+        Request::parse(request.to_string().as_bytes(), Default::default(), world.catalog(), &views.limits, 0);
     let parsed = parsed.unwrap_or_else(|error| panic!("{request}: {error:?}"));
     let answered = answer(&views, &parsed.queries, None).await;
     let answered = answered.unwrap_or_else(|error| panic!("{}: {error:?}", metric.name)).remove(0);
