@@ -154,6 +154,7 @@ async fn the_query_surface_equals_the_oracle_across_the_seam() {
     as_text(&shop).await;
     as_of_runs(&shop, &oracle).await;
     a_client_that_leaves(&shop).await;
+    pages_as_of_a_time(&shop).await;
 }
 
 /// Zones of whole, half and quarter hours, from the same stored rows; what a grain makes impossible is refused by its
@@ -376,6 +377,40 @@ async fn as_of_runs(shop: &Shop, oracle: &Oracle) {
     let refused =
         shop.refused(json!({ "metrics": ["order_cnt"], "time_range": "today", "at_run": 9_999 })).await;
     assert!(refused.contains("run_not_available"), "{refused}");
+}
+
+/// As of a time the pages are those of one answer, whatever comes meanwhile, until the tidemark has passed it.
+async fn pages_as_of_a_time(shop: &Shop) {
+    shop.stack.send_records(&records(SEED, 2, shop.now, 300));
+    shop.stack.settle().await;
+    let asked = json!({ "metrics": ["order_cnt"], "group_by": ["country", "size"], "granularity": "day" });
+    let newest = shop.ask(asked.clone()).await;
+    let page = async |offset: usize, limit: usize| {
+        let mut page = asked.clone();
+        (page["as_of"], page["offset"], page["limit"]) =
+            (newest["as_of"].clone(), json!(offset), json!(limit));
+        shop.ask(page).await
+    };
+    let whole = page(0, 1_000).await;
+    let mut paged = Vec::new();
+    for part in 3.. {
+        let next = page(paged.len(), 20).await;
+        let (of, rows) = (format!("part {part}"), rows(&next, "a page"));
+        assert_eq!((&next["as_of"], next["final"].as_bool()), (&whole["as_of"], Some(false)), "{of}");
+        if rows.is_empty() {
+            break;
+        }
+        paged.extend(rows.clone());
+        shop.stack.send_records(&records(SEED, part, shop.now, 50));
+        shop.stack.settle().await;
+    }
+    assert_eq!(&paged, rows(&whole, "whole"));
+    assert_ne!(rows(&shop.ask(asked.clone()).await, "now"), &paged);
+    shop.stack.run_past_the_end().await;
+    let mut passed = asked.clone();
+    (passed["as_of"], passed["time_range"]) = (newest["as_of"].clone(), json!("today"));
+    let refused = shop.refused(passed).await;
+    assert!(refused.contains("as_of_not_available"), "{refused}");
 }
 
 /// A statement that waits for a lock is given up when nobody waits for its answer any more.

@@ -12,14 +12,14 @@ use crate::coverage::{self, Coverage};
 use crate::error::ServeError;
 use crate::finish::{Rows, finish};
 use crate::merge::{Budget, Cell, Fold, FoldError};
-use crate::query::{Limits, Query};
+use crate::query::{At, Limits, Query};
 use crate::realtime_view::RealtimeView;
 #[cfg(test)]
 pub(crate) use realtime::cell;
 use shared_model::catalog::Catalog;
 use shared_model::metric::Metric;
 use shared_model::tidemark::Tidemark;
-use shared_model::time::EventDay;
+use shared_model::time::{EventDay, Millis, show};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -89,27 +89,29 @@ impl<'q> Asked<'q> {
     }
 }
 
-/// Answers queries by merging both views: all at one tidemark, or as of a past run by its batch view alone.
+/// Answers queries by merging both views, all at one tidemark: as far as they reach, or as of a run or a time.
 ///
 /// # Errors
 /// [`ServeError`] where a view can't be read at all or a limit is passed; what is merely not promised is in each answer's
 /// coverage.
-pub async fn answer(
-    views: &Views,
-    queries: &[Query],
-    at_run: Option<i64>,
-) -> Result<Vec<Answer>, ServeError> {
+pub async fn answer(views: &Views, queries: &[Query], at: At) -> Result<Vec<Answer>, ServeError> {
     let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
-    let at = snapshot.tidemark(at_run).await?.ok_or_else(no_tidemark)?;
+    let run = if let At::Run(run) = at { Some(run) } else { None };
+    let found = snapshot.tidemark(run).await?.ok_or_else(no_tidemark)?;
+    let tidemark = &found.tidemark;
     let budget = Arc::new(Budget::new(views.limits.max_cells));
     let mut asked: Vec<Asked<'_>> = queries.iter().map(|query| Asked::new(query, &budget)).collect();
-    match at_run {
-        None => realtime::add(views, &at.tidemark, &mut asked).await?,
-        Some(_) => {
-            asked.iter_mut().for_each(|asked| asked.reach_of_batch(&views.catalog, &at.tidemark));
+    match at {
+        At::Now => realtime::add(views, tidemark, i64::MAX, &mut asked).await?,
+        At::Time(time) => {
+            let until = epoch_above(&views.catalog, tidemark, time)?;
+            realtime::add(views, tidemark, until, &mut asked).await?;
+            let boundary = views.catalog.layout.epoch.boundary(until);
+            asked.iter_mut().for_each(|asked| asked.coverage.until(boundary));
         }
+        At::Run(_) => asked.iter_mut().for_each(|asked| asked.reach_of_batch(&views.catalog, tidemark)),
     }
-    let generation = at_run.map(|_| at.tidemark.generation);
+    let generation = run.map(|_| tidemark.generation);
     for asked in &mut asked {
         let Asked { query, folds, batch, coverage } = asked;
         for fold in folds {
@@ -127,9 +129,24 @@ pub async fn answer(
     snapshot.close().await?;
     let finished = |Asked { query, folds, batch, coverage }: Asked<'_>| {
         let rows = finish(query, folds, views.limits.max_cells).map_err(over_limit)?;
-        Ok(Answer { rows, at: at.clone(), batch, coverage })
+        Ok(Answer { rows, at: found.clone(), batch, coverage })
     };
     asked.into_iter().map(finished).collect()
+}
+
+/// The epoch before which an answer as of a time ends: what was appended before its boundary is the same whenever it is
+/// asked for, as long as the tidemark lies below.
+fn epoch_above(catalog: &Catalog, tidemark: &Tidemark, time: Millis) -> Result<i64, ServeError> {
+    let until = catalog.layout.epoch.epoch(time);
+    let highest = tidemark.cuts.values().map(|cut| cut.epoch).max().unwrap_or(0);
+    if highest > until {
+        let below = show(catalog.layout.epoch.boundary(highest));
+        return Err(ServeError::AsOf(format!(
+            "as_of {} lies below the tidemark by now, which has come to {below}: ask as of a later time, or of a run",
+            show(time)
+        )));
+    }
+    Ok(until)
 }
 
 /// Before the first run there is nothing to answer at.

@@ -147,6 +147,15 @@ impl Coverage {
         }
     }
 
+    /// Ends the answer at an ingest time: what was appended from there on is left out, so that more of any span may be
+    /// known than is answered.
+    pub fn until(&mut self, boundary: Millis) {
+        for reached in self.partitions.values_mut() {
+            reached.as_of = reached.as_of.min(boundary);
+            (reached.watermark, reached.caught_up) = (None, false);
+        }
+    }
+
     fn reached(&mut self, tp: &TopicPartition, new: Reached) {
         let reached = self.partitions.entry(tp.clone()).or_insert(new);
         reached.as_of = reached.as_of.min(new.as_of);

@@ -63,6 +63,9 @@ pub enum ServeError {
     /// A past run can't be answered as of any more.
     #[error("{0}")]
     Run(String),
+    /// A past time can't be answered as of any more.
+    #[error("{0}")]
+    AsOf(String),
     /// `strict` was asked for, and the answer is incomplete.
     #[error("the answer would be incomplete, and strict was asked for")]
     Incomplete(Vec<String>),
@@ -109,6 +112,7 @@ impl ServeError {
             ServeError::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             ServeError::Limit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "limit_exceeded"),
             ServeError::Run(_) => (StatusCode::UNPROCESSABLE_ENTITY, "run_not_available"),
+            ServeError::AsOf(_) => (StatusCode::UNPROCESSABLE_ENTITY, "as_of_not_available"),
             ServeError::Incomplete(_) => (StatusCode::SERVICE_UNAVAILABLE, "incomplete"),
             ServeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ServeError::View { .. } => (StatusCode::SERVICE_UNAVAILABLE, "view_unavailable"),

@@ -39,7 +39,7 @@ pub(crate) async fn query(
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let accepted = accept.map(Format::accepted).unwrap_or_default();
     let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
-    let answers = service.in_turn(answer(views, &request.queries, request.at_run)).await?;
+    let answers = service.in_turn(answer(views, &request.queries, request.at)).await?;
     let heads: Vec<Head> =
         request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =

@@ -7,11 +7,13 @@ pub mod buckets;
 pub mod compare;
 pub mod filter;
 pub mod having;
+mod limits;
 mod parse;
 pub mod range;
 pub mod zone;
 
-pub use parse::{Limits, Request};
+pub use limits::Limits;
+pub use parse::{At, Request};
 pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 
 use buckets::Buckets;

@@ -114,7 +114,7 @@ pub(crate) async fn ask(world: World, metric: Arc<Metric>, steps: bool) -> Vec<S
     let parsed =
         Request::parse(request.to_string().as_bytes(), Default::default(), world.catalog(), &views.limits, 0);
     let parsed = parsed.unwrap_or_else(|error| panic!("{request}: {error:?}"));
-    let answered = answer(&views, &parsed.queries, None).await;
+    let answered = answer(&views, &parsed.queries, parsed.at).await;
     let answered = answered.unwrap_or_else(|error| panic!("{}: {error:?}", metric.name)).remove(0);
     if world.clock() - begun > LONGEST {
         return vec!["it took too long".to_owned()];

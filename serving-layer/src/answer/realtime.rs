@@ -16,12 +16,14 @@ use shared_model::tidemark::Tidemark;
 use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-/// Adds what the realtime view has from the tidemark on. Where it can't be read, the answers are the batch view's alone,
+/// Adds what the realtime view has from the tidemark on, of the epochs before `until`. Where it can't be read, the answers are the batch view's alone,
 /// and say so.
 pub(super) async fn add(
     views: &Views,
     tidemark: &Tidemark,
+    until: i64,
     asked: &mut [Asked<'_>],
 ) -> Result<(), ServeError> {
     let marks = match views.realtime.marks().await {
@@ -59,7 +61,16 @@ pub(super) async fn add(
         match read {
             Ok(group) => {
                 for wanted in &wanted {
-                    add_group(views, &tp, wanted, tidemark, group.as_deref(), &mut asked[wanted.query])?;
+                    let epochs = tidemark.cut(&tp).epoch..until;
+                    add_group(
+                        views,
+                        &tp,
+                        wanted,
+                        tidemark,
+                        epochs,
+                        group.as_deref(),
+                        &mut asked[wanted.query],
+                    )?;
                 }
             }
             Err(error) => {
@@ -131,23 +142,23 @@ fn want<'k>(
     }
 }
 
-/// Adds one group's cells from the cut's epoch on, if it reaches back to the cut.
+/// Adds one group's cells of the epochs from the cut's on, if it reaches back to the cut.
 fn add_group(
     views: &Views,
     tp: &TopicPartition,
     wanted: &Wanted<'_>,
     tidemark: &Tidemark,
+    epochs: Range<i64>,
     group: Option<&Group>,
     asked: &mut Asked<'_>,
 ) -> Result<(), ServeError> {
-    let cut_epoch = tidemark.cut(tp).epoch;
     let Asked { query, folds, coverage, .. } = asked;
     let header = coverage.header(tp, group);
     let metrics: Vec<&Metric> = wanted.columns.iter().map(|(i, _)| &*query.columns[*i].metric).collect();
     if !coverage.judge(&views.catalog, tp, header, tidemark, &metrics) {
         return Ok(());
     }
-    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epoch >= cut_epoch);
+    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epochs.contains(&epoch));
     let segments = group.iter().flat_map(|group| &group.segments);
     for segment in segments.filter(|segment| above(segment.slice)) {
         for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {

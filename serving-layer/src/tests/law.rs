@@ -1,9 +1,9 @@
 //! The law of answers: wherever the tidemark cuts the log, both views merged answer as the batch view of all would.
 
-use super::world::{Event, START, World, fixed, span};
+use super::world::{EPOCH, Event, START, World, fixed, span};
 use crate::answer::{Views, answer};
 use crate::finish::{Row, Rows};
-use crate::query::Query;
+use crate::query::{At, Query};
 use chrono::{Datelike, NaiveDateTime, TimeZone, Timelike, Weekday};
 use chrono_tz::Tz;
 use proptest::prelude::*;
@@ -35,7 +35,11 @@ pub(crate) fn queries() -> Vec<Json> {
 }
 
 pub(crate) fn ask(views: &Views, query: &Query) -> Rows {
-    let asked = answer(views, std::slice::from_ref(query), None);
+    ask_at(views, query, At::Now)
+}
+
+fn ask_at(views: &Views, query: &Query, at: At) -> Rows {
+    let asked = answer(views, std::slice::from_ref(query), at);
     let answered = futures::executor::block_on(asked).unwrap().remove(0);
     assert_eq!(answered.coverage.reasons(), Vec::<String>::new());
     answered.rows
@@ -64,6 +68,24 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// What was appended before a boundary is the same whether it lies below the tidemark or above.
+    #[test]
+    fn as_of_a_boundary_any_cut_below_it_gives_the_same_answer(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        more in 0..30i64,
+        late in 0..EPOCH,
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let (then, ..) = world.views(cut + more, cut + more);
+        for request in queries() {
+            let query = world.query(span(request.clone()));
+            let found = ask_at(&views, &query, At::Time((cut + more) * EPOCH + late));
+            prop_assert_eq!(found, ask_at(&then, &query, At::Run(1)), "{}", request);
+        }
+    }
 
     #[test]
     fn any_cut_gives_the_answer_of_all(

@@ -10,6 +10,7 @@ use crate::batch_view::{MemoryVersion, PostgresBatchView};
 use crate::config::RedisArgs;
 use crate::live::{LiveRequest, live};
 use crate::merge::Cell;
+use crate::query::At;
 use crate::realtime_view::{Address, RedisRealtimeView};
 use crate::service::Service;
 use serde_json::json;
@@ -198,16 +199,12 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
     }
 }
 
-async fn at(
-    views: &Views,
-    query: &crate::query::Query,
-    run: Option<i64>,
-) -> Result<Answer, crate::error::ServeError> {
-    Ok(answer(views, std::slice::from_ref(query), run).await?.remove(0))
+async fn at(views: &Views, query: &crate::query::Query, at: At) -> Result<Answer, crate::error::ServeError> {
+    Ok(answer(views, std::slice::from_ref(query), at).await?.remove(0))
 }
 
 async fn ask(views: &Views, query: &crate::query::Query) -> Answer {
-    at(views, query, None).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"))
+    at(views, query, At::Now).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"))
 }
 
 #[tokio::test]
@@ -264,10 +261,10 @@ async fn real_servers_answer_as_memory_does() {
     let request = span(json!({ "metrics": ["user_view_cnt"] }));
     let mut counted = Vec::new();
     for run in [2, 3] {
-        let answered = at(&views, &world.query(request.clone()), Some(run)).await.unwrap();
+        let answered = at(&views, &world.query(request.clone()), At::Run(run)).await.unwrap();
         assert_eq!(answered.coverage.reasons(), Vec::<String>::new());
         counted.push(answered.rows.rows[0].values[0].clone());
     }
     assert_ne!(counted[0], counted[1]);
-    assert!(at(&views, &world.query(request), Some(77)).await.is_err());
+    assert!(at(&views, &world.query(request), At::Run(77)).await.is_err());
 }

@@ -4,7 +4,7 @@ use super::over_http::Served;
 use super::world::{START, World, fixed};
 use crate::answer::answer;
 use crate::finish::Row;
-use crate::query::{Limits, Request};
+use crate::query::{At, Limits, Request};
 use crate::realtime_view::{Group, Marks, RealtimeError, RealtimeView, Want};
 use futures::future::BoxFuture;
 use serde_json::{Value as Json, json};
@@ -139,7 +139,7 @@ async fn queries_of_one_request_count_the_same_records_while_the_realtime_view_m
         0,
     )
     .unwrap();
-    let answers = answer(&views, &request.queries, None).await.unwrap();
+    let answers = answer(&views, &request.queries, At::Now).await.unwrap();
     let sum = |rows: &[Row]| {
         let value = |row: &Row| if let Finished::Int(count) = row.values[0] { count } else { 0 };
         rows.iter().map(value).sum::<i64>()

@@ -91,6 +91,7 @@ fn each_fault_is_named() {
             with("having", json!({ "column": "user_view_cnt", "op": ">", "value": 2.5 })),
             "having.value: 2.5 is no int",
         ),
+        (with("as_of", json!("lately")), "as_of: \"lately\" is no time"),
         (with("filters", json!([3])), "filters[0]: expected a test such as"),
         (with("filters", json!([{ "or": [] }])), "filters[0].or: expected a list of at least one"),
         (with("filters", json!({ "not": [1] })), "filters.not: expected a test such as"),

@@ -2,7 +2,8 @@
 
 use super::condition::condition;
 use super::fields::{Faults, Fields};
-use super::{Values, test};
+use super::test;
+use super::values::Values;
 use crate::error::FaultKind;
 use crate::query::filter::Condition;
 use crate::query::having::{Having, type_of};

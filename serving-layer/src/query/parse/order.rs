@@ -1,7 +1,8 @@
 //! What the rows are sorted by.
 
 use super::fields::{Faults, Fields};
-use super::{MAX_FILTERS, Values, names};
+use super::values::Values;
+use super::{MAX_FILTERS, names};
 use crate::error::FaultKind;
 use crate::query::{Order, OrderBy};
 use serde_json::Value as Json;

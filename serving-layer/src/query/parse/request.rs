@@ -1,0 +1,136 @@
+//! A whole request: one query, or several with what they have in common, and what concerns them all.
+
+use super::fields::{Faults, Fields, MAX_NAME};
+use super::{OF_QUERY, read};
+use crate::error::ServeError;
+use crate::query::{Limits, Query, range};
+use crate::table::Format;
+use chrono_tz::Tz;
+use serde_json::{Map, Value as Json};
+use shared_model::catalog::Catalog;
+use shared_model::time::Millis;
+
+/// The fields of a query that several queries may have in common.
+const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
+/// The fields of a request beside those of its query, or of what its queries have in common.
+const OF_REQUEST: [&str; 5] = ["queries", "strict", "at_run", "as_of", "format"];
+/// The most queries of one request.
+const MAX_QUERIES: usize = 20;
+
+/// A valid request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is asked; at least one.
+    pub queries: Vec<Query>,
+    /// The queries' names where there may be several; without them the request is its one query.
+    pub names: Option<Vec<String>>,
+    /// Whether an incomplete answer is an error.
+    pub strict: bool,
+    /// As of when.
+    pub at: At,
+    /// The form of the answer: what was asked for, else what the client accepts.
+    pub format: Format,
+}
+
+/// As of when a request is answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum At {
+    /// As far as both views reach.
+    #[default]
+    Now,
+    /// As a run left the batch view, by that alone.
+    Run(i64),
+    /// By what was appended to the log before a time, in ms since 1970: to be exact, before the boundary of an epoch at or
+    /// before it.
+    Time(Millis),
+}
+
+impl Request {
+    /// Reads and validates a request's body, from a client that accepts a format; what it says relative to now is meant as
+    /// of `now`, ms since 1970.
+    ///
+    /// # Errors
+    /// [`ServeError::Body`] where it is no JSON object; [`ServeError::Invalid`] with every fault that it has.
+    pub fn parse(
+        body: &[u8],
+        accepted: Format,
+        catalog: &Catalog,
+        limits: &Limits,
+        now: Millis,
+    ) -> Result<Request, ServeError> {
+        let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
+        let Json::Object(object) = json else {
+            return Err(ServeError::Body(
+                "expected a JSON object with \"metrics\", \"from\" and \"to\"".into(),
+            ));
+        };
+        let mut faults = Faults::default();
+        let request = Fields::new(&object, "");
+        let strict = request.flag("strict", &mut faults);
+        let at = at(&request, &mut faults);
+        let format = request.word("format", &Format::NAMES, &mut faults).unwrap_or(accepted);
+        if format != Format::Json && request.has("queries") {
+            faults.unanswerable("format", "several queries are answered as json alone");
+        }
+        let read = |query: &Fields<'_>, faults: &mut Faults| read(query, catalog, limits, now, faults);
+        let (queries, names) = match request.get("queries") {
+            None => {
+                request.refuse_unknown(&[&OF_QUERY[..], &OF_REQUEST].concat(), &mut faults);
+                (read(&request, &mut faults).map(|query| vec![query]), None)
+            }
+            Some((at, queries)) => {
+                request.refuse_unknown(&[&IN_COMMON[..], &OF_REQUEST].concat(), &mut faults);
+                several(&at, queries, &object, &read, &mut faults).unzip()
+            }
+        };
+        faults.or(queries.map(|queries| Request { queries, names, strict, at, format }))
+    }
+}
+
+fn at(request: &Fields<'_>, faults: &mut Faults) -> At {
+    let run = request.count("at_run", faults).map(|run| At::Run(run as i64));
+    let time = request.get("as_of").map(|(at, value)| (range::end(value, Tz::UTC), at));
+    match (run, time) {
+        (Some(_), Some((_, at))) => faults.malformed(at, "give at_run or as_of, not both"),
+        (None, Some((Ok(time), _))) => return At::Time(time),
+        (None, Some((Err(message), at))) => faults.malformed(at, message),
+        (run, None) => return run.unwrap_or_default(),
+    }
+    At::Now
+}
+
+/// Several queries, by their names.
+fn several(
+    at: &str,
+    queries: &Json,
+    common: &Map<String, Json>,
+    read: &dyn Fn(&Fields<'_>, &mut Faults) -> Option<Query>,
+    faults: &mut Faults,
+) -> Option<(Vec<Query>, Vec<String>)> {
+    let Some(queries) = queries.as_object().filter(|queries| !queries.is_empty()) else {
+        faults.malformed(at, "expected an object of queries, each under a name of its own");
+        return None;
+    };
+    if queries.len() > MAX_QUERIES {
+        faults.unanswerable(at, format!("{} are more than the limit of {MAX_QUERIES}", queries.len()));
+        return None;
+    }
+    let mut valid = Vec::new();
+    for (name, query) in queries {
+        if name.len() > MAX_NAME {
+            let message = format!("a name of {} bytes is longer than the limit of {MAX_NAME}", name.len());
+            faults.malformed(at, message);
+            return None;
+        }
+        let at = format!("{at}.{name}");
+        let Json::Object(query) = query else {
+            faults.malformed(at, "expected an object with \"metrics\"");
+            continue;
+        };
+        let at = format!("{at}.");
+        let query = Fields::new(query, &at).or_common(common);
+        query.refuse_unknown(&OF_QUERY, faults);
+        valid.extend(read(&query, faults));
+    }
+    Some((valid, queries.keys().cloned().collect()))
+}
