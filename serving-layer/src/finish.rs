@@ -21,7 +21,7 @@ pub struct Row {
     pub key: Vec<Value>,
     /// Of a top-k: the rank from 1, and the item.
     pub ranked: Option<(usize, Value)>,
-    /// One value for each value column.
+    /// One value for each value column, and behind them those that are computed.
     pub values: Vec<Finished>,
     /// The same of the period that is compared with; empty where none is.
     pub previous: Vec<Finished>,
@@ -68,14 +68,23 @@ pub fn finish(query: &Query, folds: Vec<Fold<'_>>, max_cells: usize) -> Result<R
 
 /// Rows by bucket, key and rank.
 fn rows(query: &Query, merged: Vec<Merged>, k: usize) -> Vec<Row> {
-    if query.ranked() {
-        return merged.into_iter().flat_map(|merged| ranked(merged, k)).collect();
-    }
-    let row = |Merged { bucket, key, states }| {
-        let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
-        Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() }
+    let mut rows: Vec<Row> = if query.ranked() {
+        merged.into_iter().flat_map(|merged| ranked(merged, k)).collect()
+    } else {
+        let row = |Merged { bucket, key, states }| {
+            let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
+            Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() }
+        };
+        merged.into_iter().map(row).collect()
     };
-    merged.into_iter().map(row).collect()
+    rows.iter_mut().for_each(|row| compute(query, &mut row.values));
+    rows
+}
+
+/// Adds what is computed of a row's values.
+fn compute(query: &Query, values: &mut Vec<Finished>) {
+    let computed: Vec<Finished> = query.computed.iter().map(|computed| computed.of(values)).collect();
+    values.extend(computed);
 }
 
 /// Sets beside each row the values that its bucket, key and item had in the other period. A row that only that period
@@ -141,7 +150,7 @@ fn by_place(rows: &mut [Row]) {
 }
 
 fn error_bounds<'m>(query: &Query, merged: impl Iterator<Item = &'m Merged>) -> Vec<f64> {
-    let mut bounds = vec![0.0; query.columns.len()];
+    let mut bounds = vec![0.0_f64; query.columns.len()];
     for merged in merged {
         for (bound, slot) in bounds.iter_mut().zip(&merged.states) {
             if let Some(Slot::One(state)) = slot {
@@ -163,7 +172,9 @@ pub fn error_bound_of(state: &State) -> f64 {
 
 /// The values where there is no record.
 fn nothing(query: &Query) -> Vec<Finished> {
-    (0..query.columns.len()).map(|column| finished(query, column, None)).collect()
+    let mut values = (0..query.columns.len()).map(|column| finished(query, column, None)).collect();
+    compute(query, &mut values);
+    values
 }
 
 fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {

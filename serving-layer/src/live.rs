@@ -296,7 +296,7 @@ fn reply(
         }
     }
     let live_name = metric.live_name.clone().unwrap_or_else(|| metric.name.clone());
-    envelope.error_bound.insert(live_name.clone(), bound);
+    envelope.error_bound.insert(live_name.clone(), Some(bound));
     LiveReply { live_name, key: json(&Key(&metric.by, &request.by)), value, items, envelope }
 }
 

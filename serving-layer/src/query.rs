@@ -5,6 +5,7 @@
 
 pub mod buckets;
 pub mod compare;
+pub mod computed;
 pub mod filter;
 pub mod having;
 mod limits;
@@ -19,6 +20,7 @@ pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
 use buckets::Buckets;
 use chrono_tz::Tz;
 use compare::Compared;
+use computed::Computed;
 use filter::{Condition, Filter, Test};
 use having::Having;
 use shared_model::aggregate::Aggregate;
@@ -33,6 +35,8 @@ use std::sync::Arc;
 pub struct Query {
     /// The answer's value columns; at least one. A top-k stands alone.
     pub columns: Vec<Column>,
+    /// What is computed of their values, in columns behind them.
+    pub computed: Vec<Computed>,
     /// The formula that the columns are of, if it was asked for by name.
     pub formula: Option<String>,
     /// The key columns to group by, all of them in every metric's key.
@@ -118,6 +122,12 @@ impl Query {
     /// Whether the one column is a top-k, whose rows are ranked items.
     pub fn ranked(&self) -> bool {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })
+    }
+
+    /// The names of a row's values.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let computed = self.computed.iter().map(|computed| computed.name.as_str());
+        self.columns.iter().map(|column| column.name.as_str()).chain(computed)
     }
 
     /// The keys that a cell of `column` can have, where the filters pin its `by` values by equality; encoded, each once.

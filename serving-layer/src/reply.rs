@@ -40,8 +40,8 @@ pub struct Envelope {
     pub metrics: Vec<MetricReply>,
     /// What came from where.
     pub parts: Parts,
-    /// For each value column the relative error of its values; 0: exact.
-    pub error_bound: BTreeMap<String, f64>,
+    /// For each value column the relative error of its values; 0: exact; null: computed of values that aren't.
+    pub error_bound: BTreeMap<String, Option<f64>>,
     /// For each stream, how many offsets back a repeated delivery is recognised before the batch run that covers it: less
     /// than the catalog says where the log no longer had that much when a worker began.
     pub dedup_horizon: BTreeMap<String, i64>,
@@ -218,7 +218,12 @@ impl Head {
             partial_days: answer.batch.partial_days.iter().map(ToString::to_string).collect(),
         };
         let bounds = query.columns.iter().zip(&answer.rows.error_bounds);
-        envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), *bound)).collect();
+        envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), Some(*bound))).collect();
+        for computed in &query.computed {
+            let exact = |column: usize| answer.rows.error_bounds.get(column) == Some(&0.0);
+            let bound = computed.expression.fields().into_iter().all(exact).then_some(0.0);
+            envelope.error_bound.insert(computed.name.clone(), bound);
+        }
         Head {
             envelope,
             from: zone::show(query.zone, query.span.start),
@@ -283,7 +288,7 @@ struct Values<'a>(&'a Query, &'a [Finished]);
 
 impl Serialize for Values<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.columns.iter().zip(self.1).map(|(column, value)| (&column.name, value)))
+        serializer.collect_map(self.0.names().zip(self.1))
     }
 }
 

@@ -143,6 +143,7 @@ fn titles(query: &Query, out: &mut Vec<u8>) {
                 _ => titles.push(format!("{before}{}", column.name)),
             }
         }
+        titles.extend(query.computed.iter().map(|computed| format!("{before}{}", computed.name)));
     }
     titles.iter().for_each(|title| text(title, out));
     end(out);

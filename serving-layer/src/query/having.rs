@@ -44,7 +44,8 @@ pub fn type_of(aggregate: &Aggregate) -> Option<FieldType> {
     }
 }
 
-fn typed(value: &Finished, ty: FieldType) -> Value {
+/// A finished value as one of the type that it is compared and computed as.
+pub(super) fn typed(value: &Finished, ty: FieldType) -> Value {
     match (value, ty) {
         (Finished::Int(value), FieldType::Float) => Value::Float(*value as f64),
         (Finished::Int(value), _) => Value::Int(*value),

@@ -1,5 +1,6 @@
 //! From a query's JSON to a [`Query`]: all faults are found and reported together.
 
+mod computed;
 mod condition;
 mod fields;
 mod filters;
@@ -18,6 +19,7 @@ pub(crate) use test::type_name;
 use super::buckets::Buckets;
 use super::compare::{Compared, Period};
 use super::filter::Filter;
+use super::having::type_of;
 use super::range::Shift;
 use super::{Column, Limits, Part, Query};
 use chrono_tz::Tz;
@@ -82,9 +84,11 @@ fn read(
         _ => None,
     });
     let period = request.word("compare", &PERIODS, faults);
-    let names = metrics.iter().map(|(name, _)| name.clone()).collect();
-    let values = Values { names, compared: period.is_some() };
-    let having = having::having(request, &values, &metrics, faults);
+    let columns = metrics.iter().map(|(name, metric)| (name.clone(), type_of(&metric.aggregate)));
+    let mut values = Values { columns: columns.collect(), compared: period.is_some() };
+    let computed = computed::computed(request, &group_by, &values, faults);
+    values.columns.extend(computed.iter().map(|computed| (computed.name.clone(), Some(computed.ty()))));
+    let having = having::having(request, &values, faults);
     let fill = request.flag("fill", faults);
     if fill && ranked.is_some() {
         faults.unanswerable(request.at("fill"), "a top_k has no items where there is nothing to rank");
@@ -106,6 +110,7 @@ fn read(
     let Time { zone, span, buckets } = time?;
     let mut query = Query {
         columns,
+        computed,
         formula,
         group_by,
         filters,

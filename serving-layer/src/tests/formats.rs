@@ -21,7 +21,7 @@ async fn sent(served: &Served, request: &Json, headers: &[(&str, &str)]) -> (Hea
 }
 
 fn question() -> Json {
-    json!({ "metrics": ["doc_mean", "geo_min", "doc_spread"], "group_by": ["uuid"], "granularity": "12h", "fill": true,
+    json!({ "metrics": ["doc_mean", "geo_min", "doc_spread", { "name": "half", "formula": "doc_mean / 2.0" }], "group_by": ["uuid"], "granularity": "12h", "fill": true,
             "from": "2016-06-15", "to": "2016-06-17", "compare": "previous_day", "time_zone": "Asia/Tokyo" })
 }
 
@@ -55,6 +55,8 @@ fn expected(value: &Json) -> Vec<(bool, String)> {
 async fn csv_has_the_rows_of_json_and_its_promises_in_headers() {
     let served = Served::new().await;
     let (_, json_reply) = served.post(question()).await;
+    let bounds = json!({ "doc_mean": 0.0, "geo_min": 0.0, "doc_spread": 0.0078125, "half": 0.0 });
+    assert_eq!(json_reply["error_bound"], bounds);
     for (request, headers) in [
         (json!("csv"), vec![]),
         (Json::Null, vec![("accept", "text/html, text/csv;q=0.9, */*")]),
@@ -71,8 +73,12 @@ async fn csv_has_the_rows_of_json_and_its_promises_in_headers() {
         let text = String::from_utf8(body).unwrap();
         let mut lines = text.strip_suffix("\r\n").unwrap().split("\r\n");
         let spread = ["p50", "p95", "p99"].map(|q| format!("doc_spread.{q}"));
-        let values: Vec<String> =
-            ["doc_mean", "geo_min"].map(str::to_owned).into_iter().chain(spread).collect();
+        let values: Vec<String> = ["doc_mean", "geo_min"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(spread)
+            .chain(["half".to_owned()])
+            .collect();
         let previous = values.iter().map(|name| format!("previous.{name}"));
         let titles = ["bucket", "uuid"].map(str::to_owned).into_iter().chain(values.clone()).chain(previous);
         assert_eq!(fields(lines.next().unwrap()), titles.map(|title| (true, title)).collect::<Vec<_>>());
@@ -80,7 +86,7 @@ async fn csv_has_the_rows_of_json_and_its_promises_in_headers() {
             let mut wanted = vec![(false, row["bucket"].as_str().unwrap().to_owned())];
             wanted.extend(expected(&row["key"]["uuid"]));
             for of in ["values", "previous"] {
-                for name in ["doc_mean", "geo_min", "doc_spread"] {
+                for name in ["doc_mean", "geo_min", "doc_spread", "half"] {
                     wanted.extend(expected(&row[of][name]));
                 }
             }

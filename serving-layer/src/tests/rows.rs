@@ -162,6 +162,39 @@ proptest! {
         prop_assert_eq!(total(&|row| Row { values: row.previous.clone(), ..row.clone() }), sum(&earlier));
     }
 
+    /// A formula is computed of each row's finished values, and sorts, sifts and fills like any of them.
+    #[test]
+    fn a_formula_is_computed_of_finished_values(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let share = "case when clicks + views = 0 then null else cast(clicks as float) / (clicks + views) end";
+        let question = json!({
+            "metrics": ["features_20m", { "name": "share", "formula": share }, { "name": "half", "formula": "views / 2" }],
+            "group_by": ["uuid"], "granularity": "day", "from": "2016-06-15", "to": "2016-06-17", "fill": true,
+            "compare": "previous_day", "order": [{ "by": "share", "desc": true }],
+            "having": [{ "column": "half", "op": "<", "value": 2 }],
+        });
+        let rows = answered(&world, &views, &question).rows;
+        let expected = |values: &[Finished]| match *values {
+            [Finished::Int(clicks), Finished::Int(views), ..] => {
+                let all = clicks + views;
+                let share = if all == 0 { Finished::Null(()) } else { Finished::Float(clicks as f64 / all as f64) };
+                vec![share, Finished::Int(views / 2)]
+            }
+            _ => vec![],
+        };
+        for row in &rows {
+            prop_assert_eq!(&row.values[2..], expected(&row.values), "{:?}", row);
+            prop_assert_eq!(&row.previous[2..], expected(&row.previous), "{:?}", row);
+            prop_assert!(matches!(row.values[3], Finished::Int(half) if half < 2));
+        }
+        let share = |row: &Row| if let Finished::Float(share) = row.values[2] { share } else { -1.0 };
+        prop_assert!(rows.is_sorted_by(|a, b| share(a) >= share(b)));
+    }
+
     #[test]
     fn a_ranked_item_is_compared_with_its_own_count(
         events in proptest::collection::vec(event(), 0..60),

@@ -48,6 +48,24 @@ fn each_fault_is_named() {
             with("metrics", json!(["user_view_cnt", "user_view_cnt_5m"])),
             "metrics[1]: user_view_cnt is named twice",
         ),
+        (
+            with("metrics", json!(["user_view_cnt", { "name": "twice", "formula": "2 * views" }])),
+            "metrics[1].formula: unknown field \"views\"",
+        ),
+        (
+            with("metrics", json!(["user_view_cnt", { "name": "x", "formula": "user_view_cnt like 'a'" }])),
+            "metrics[1].formula: ",
+        ),
+        (
+            with("metrics", json!(["user_view_cnt", { "name": "user_view_cnt", "formula": "1 + 1" }])),
+            "metrics[1].name: user_view_cnt is a column of the answer already",
+        ),
+        (with("metrics", json!(["user_view_cnt", { "name": "x" }])), "metrics[1].formula: expected a text"),
+        (with("metrics", json!([{ "name": "x", "formula": "1" }])), "metrics: expected at least one"),
+        (
+            with("metrics", json!(["user_view_cnt", 3, { "name": "x", "formula": "1" }])),
+            "metrics: expected a list of names, and of",
+        ),
         (with("group_by", json!(["document_id"])), "group_by[0]: \"document_id\" is no key column"),
         (
             with("from", json!("2016-06-15T00:10:00Z")),

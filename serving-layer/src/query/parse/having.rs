@@ -6,16 +6,14 @@ use super::test;
 use super::values::Values;
 use crate::error::FaultKind;
 use crate::query::filter::Condition;
-use crate::query::having::{Having, type_of};
+use crate::query::having::Having;
 use serde_json::{Map, Value as Json};
-use shared_model::metric::{KeyColumn, Metric};
-use std::sync::Arc;
+use shared_model::metric::KeyColumn;
 
 /// The condition on the rows' values; `None` where there is none.
 pub(super) fn having(
     request: &Fields<'_>,
     values: &Values,
-    metrics: &[(String, Arc<Metric>)],
     faults: &mut Faults,
 ) -> Option<Condition<Having>> {
     request.get("having")?;
@@ -23,15 +21,14 @@ pub(super) fn having(
         let name = test::named(at, node, "column", faults).unwrap_or_default();
         let field = format!("{at}.column");
         let Some(column) = values.find(name) else {
-            if !metrics.is_empty() {
+            if !values.columns.is_empty() {
                 let message =
                     format!("{name:?} is no value column of the answer; key columns stand in filters");
                 faults.with(FaultKind::Unanswerable, field, message, values.names());
             }
             return None;
         };
-        let metric = &metrics.get(values.place(column)?)?.1;
-        let Some(ty) = type_of(&metric.aggregate) else {
+        let Some(ty) = values.type_of(column) else {
             faults.unanswerable(field, format!("the values of {name} are lists, which compare with nothing"));
             return None;
         };

@@ -3,6 +3,7 @@
 use super::fields::{Faults, Fields};
 use super::{MAX_METRICS, names};
 use crate::error::FaultKind;
+use serde_json::Value as Json;
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
 use shared_model::metric::{KeyColumn, Metric};
@@ -13,7 +14,7 @@ pub(super) type Chosen = (Option<String>, Vec<(String, Arc<Metric>)>);
 
 /// The value columns: metrics by name or live name, or one formula's.
 pub(super) fn metrics(request: &Fields<'_>, catalog: &Catalog, faults: &mut Faults) -> Option<Chosen> {
-    let names = request.names("metrics", faults);
+    let names = named(request, faults);
     if names.is_empty() {
         faults.malformed(request.at("metrics"), "expected at least one metric's or formula's name");
         return None;
@@ -61,6 +62,22 @@ pub(super) fn metrics(request: &Fields<'_>, catalog: &Catalog, faults: &mut Faul
         faults.unanswerable(request.at("metrics"), message);
     }
     Some(chosen)
+}
+
+/// The elements of `metrics` that are names; the others are computed of what these name.
+fn named<'a>(request: &Fields<'a>, faults: &mut Faults) -> Vec<(String, &'a str)> {
+    match request.get("metrics") {
+        Some((at, Json::Array(list))) if list.iter().any(Json::is_object) => {
+            let named = list.iter().enumerate().filter(|(_, element)| !element.is_object());
+            let name = |(i, element): (usize, &'a Json)| Some((format!("{at}[{i}]"), element.as_str()?));
+            let names: Vec<_> = named.clone().filter_map(name).collect();
+            if names.len() < named.count() {
+                faults.malformed(at, "expected a list of names, and of {\"name\", \"formula\"}");
+            }
+            names
+        }
+        _ => request.names("metrics", faults),
+    }
 }
 
 /// The key columns that all metrics have, with one type.

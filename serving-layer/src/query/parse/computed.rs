@@ -1,0 +1,78 @@
+//! The formulas of a request: columns computed of its value columns.
+
+use super::MAX_METRICS;
+use super::fields::{Faults, Fields, MAX_NAME};
+use super::values::Values;
+use crate::query::computed::Computed;
+use serde_json::{Map, Value as Json};
+use shared_model::expression::{self, Expression};
+use shared_model::metric::KeyColumn;
+
+/// Names that other columns of an answer have.
+const TAKEN: [&str; 3] = ["bucket", "rank", "item"];
+
+/// The elements of `metrics` that are objects: `{"name", "formula"}`.
+pub(super) fn computed(
+    request: &Fields<'_>,
+    group_by: &[KeyColumn],
+    values: &Values,
+    faults: &mut Faults,
+) -> Vec<Computed> {
+    let Some((at, Json::Array(list))) = request.get("metrics") else { return Vec::new() };
+    if list.len() > MAX_METRICS {
+        faults.unanswerable(at, format!("{} are more than the limit of {MAX_METRICS}", list.len()));
+        return Vec::new();
+    }
+    let mut found: Vec<Computed> = Vec::new();
+    for (i, element) in list.iter().enumerate() {
+        let Json::Object(element) = element else { continue };
+        let Some(one) = one(&format!("{at}[{i}]."), element, values, faults) else { continue };
+        let is_taken = TAKEN.contains(&one.name.as_str())
+            || values.find(&one.name).is_some()
+            || group_by.iter().any(|column| column.name == one.name)
+            || found.iter().any(|other| other.name == one.name);
+        if is_taken {
+            faults.malformed(
+                format!("{at}[{i}].name"),
+                format!("{} is a column of the answer already", one.name),
+            );
+        }
+        found.push(one);
+    }
+    found
+}
+
+fn one(at: &str, element: &Map<String, Json>, values: &Values, faults: &mut Faults) -> Option<Computed> {
+    let fields = Fields::new(element, at);
+    fields.refuse_unknown(&["name", "formula"], faults);
+    let mut text = |name: &str| {
+        let text = fields.get(name).and_then(|(_, value)| value.as_str()).filter(|text| !text.is_empty());
+        if text.is_none() {
+            faults.malformed(fields.at(name), "expected a text");
+        }
+        text
+    };
+    let (name, formula) = (text("name"), text("formula"));
+    let (name, formula) = (name?, formula?);
+    if name.len() > MAX_NAME {
+        let message = format!("a name of {} bytes is longer than the limit of {MAX_NAME}", name.len());
+        faults.malformed(fields.at("name"), message);
+        return None;
+    }
+    let scope = |name: &str| {
+        let place = values.columns.iter().position(|(own, _)| own == name)?;
+        Some(Expression::field(place, values.columns[place].1?))
+    };
+    match expression::parse(formula, &scope) {
+        Ok(expression) => {
+            let types = values.columns.iter().map(|(_, ty)| *ty).collect();
+            Some(Computed { name: name.to_owned(), expression, types })
+        }
+        // Without its metrics, which have a fault of their own, no name is known.
+        Err(_) if values.columns.is_empty() => None,
+        Err(error) => {
+            faults.malformed(fields.at("formula"), error.to_string());
+            None
+        }
+    }
+}
