@@ -104,7 +104,7 @@ pub async fn answer(views: &Views, queries: &[Query], at: At) -> Result<Vec<Answ
     match at {
         At::Now => realtime::add(views, tidemark, i64::MAX, &mut asked).await?,
         At::Time(time) => {
-            let until = epoch_above(&views.catalog, tidemark, time)?;
+            let until = epoch_above(&views.catalog, &asked, tidemark, time)?;
             realtime::add(views, tidemark, until, &mut asked).await?;
             let boundary = views.catalog.layout.epoch.boundary(until);
             asked.iter_mut().for_each(|asked| asked.coverage.until(boundary));
@@ -128,7 +128,7 @@ pub async fn answer(views: &Views, queries: &[Query], at: At) -> Result<Vec<Answ
     }
     snapshot.close().await?;
     let finished = |Asked { query, folds, batch, coverage }: Asked<'_>| {
-        let rows = finish(query, folds, views.limits.max_cells).map_err(over_limit)?;
+        let rows = finish(query, folds, &budget).map_err(over_limit)?;
         Ok(Answer { rows, at: found.clone(), batch, coverage })
     };
     asked.into_iter().map(finished).collect()
@@ -136,9 +136,17 @@ pub async fn answer(views: &Views, queries: &[Query], at: At) -> Result<Vec<Answ
 
 /// The epoch before which an answer as of a time ends: what was appended before its boundary is the same whenever it is
 /// asked for, as long as the tidemark lies below.
-fn epoch_above(catalog: &Catalog, tidemark: &Tidemark, time: Millis) -> Result<i64, ServeError> {
+fn epoch_above(
+    catalog: &Catalog,
+    asked: &[Asked<'_>],
+    tidemark: &Tidemark,
+    time: Millis,
+) -> Result<i64, ServeError> {
     let until = catalog.layout.epoch.epoch(time);
-    let highest = tidemark.cuts.values().map(|cut| cut.epoch).max().unwrap_or(0);
+    let metrics: Vec<&Metric> = asked.iter().flat_map(Asked::metrics).collect();
+    let feeds = |tp| metrics.iter().any(|metric| coverage::feeds(catalog, metric, tp));
+    let cuts = tidemark.cuts.iter().filter(|(tp, _)| feeds(tp));
+    let highest = cuts.map(|(_, cut)| cut.epoch).max().unwrap_or(0);
     if highest > until {
         let below = show(catalog.layout.epoch.boundary(highest));
         return Err(ServeError::AsOf(format!(

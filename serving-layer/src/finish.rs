@@ -4,7 +4,8 @@
 //! Every step works on finished values, after everything is merged. The order is total: whatever is asked to be sorted by,
 //! ties fall to bucket, key and rank, so that the pages of one set of rows are that set, each row once.
 
-use crate::merge::{Fold, FoldError, Merged, Slot};
+use crate::merge::{Budget, Fold, FoldError, Merged, Slot};
+use crate::query::buckets::MAX_STARTS;
 use crate::query::{OrderBy, Query};
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::event::Value;
@@ -41,8 +42,8 @@ pub struct Rows {
 /// The rows of a query, from its fold and that of what it is compared with.
 ///
 /// # Errors
-/// [`FoldError::TooManyCells`] where filling it up would make more than `max_cells` rows.
-pub fn finish(query: &Query, folds: Vec<Fold<'_>>, max_cells: usize) -> Result<Rows, FoldError> {
+/// [`FoldError::TooManyCells`] where filling it up would take more than the budget has left.
+pub fn finish(query: &Query, folds: Vec<Fold<'_>>, budget: &Budget) -> Result<Rows, FoldError> {
     let mut folds = folds.into_iter().map(Fold::into_merged);
     let (merged, compared) = (folds.next().unwrap_or_default(), folds.next());
     let of_both = merged.iter().chain(compared.iter().flatten());
@@ -52,7 +53,7 @@ pub fn finish(query: &Query, folds: Vec<Fold<'_>>, max_cells: usize) -> Result<R
         compare_with(query, &mut rows, compared);
     }
     if query.fill {
-        fill(query, &mut rows, max_cells)?;
+        fill(query, &mut rows, budget)?;
     }
     if let Some(having) = &query.having {
         rows.retain(|row| having.holds(&mut |test| test.admits(row)) == Some(true));
@@ -116,9 +117,8 @@ fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
 }
 
 /// Adds to each key the buckets that it has no row for, with the values of nothing.
-fn fill(query: &Query, rows: &mut Vec<Row>, max_cells: usize) -> Result<(), FoldError> {
-    let too_many = || FoldError::TooManyCells(max_cells);
-    let starts = query.buckets.starts(query.span).ok_or_else(too_many)?;
+fn fill(query: &Query, rows: &mut Vec<Row>, budget: &Budget) -> Result<(), FoldError> {
+    let starts = query.buckets.starts(query.span).ok_or(FoldError::TooManyCells(MAX_STARTS))?;
     let there: BTreeSet<(Vec<Value>, Millis)> =
         rows.iter().map(|row| (row.key.clone(), row.bucket)).collect();
     let mut keys: BTreeSet<Vec<Value>> = there.iter().map(|(key, _)| key.clone()).collect();
@@ -126,9 +126,7 @@ fn fill(query: &Query, rows: &mut Vec<Row>, max_cells: usize) -> Result<(), Fold
         // As an aggregate over everything has a row even where there is nothing.
         keys.insert(Vec::new());
     }
-    if keys.len().saturating_mul(starts.len()) > max_cells {
-        return Err(too_many());
-    }
+    budget.take(keys.len().saturating_mul(starts.len()).saturating_sub(rows.len()))?;
     let nothing = nothing(query);
     let previous = if query.compared.is_some() { nothing.clone() } else { Vec::new() };
     for mut key in keys {

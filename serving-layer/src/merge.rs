@@ -55,8 +55,12 @@ impl Budget {
         Budget { limit, taken: AtomicUsize::new(0) }
     }
 
-    fn take(&self, cells: usize) -> Result<(), FoldError> {
-        let taken = self.taken.fetch_add(cells, atomic::Ordering::Relaxed) + cells;
+    /// Takes so many of them.
+    ///
+    /// # Errors
+    /// [`FoldError::TooManyCells`] where there are not as many left.
+    pub fn take(&self, cells: usize) -> Result<(), FoldError> {
+        let taken = self.taken.fetch_add(cells, atomic::Ordering::Relaxed).saturating_add(cells);
         if taken > self.limit { Err(FoldError::TooManyCells(self.limit)) } else { Ok(()) }
     }
 }

@@ -341,6 +341,21 @@ async fn an_answer_that_would_grow_too_large_is_refused() {
     assert!(keys > 3);
     served.service.views.limits.max_cells = keys;
     assert_eq!(served.post(request.clone()).await.0, 200);
+    // Of the cells of all queries, and of rows that are filled in.
+    let twice = |times: usize| {
+        let name = |i: usize| (i.to_string(), json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"] }));
+        span(json!({ "queries": (0..times).map(name).collect::<serde_json::Map<_, _>>() }))
+    };
+    let filled = |hours: usize| {
+        let to = show(START + hours as i64 * 3_600_000);
+        json!({ "metrics": ["doc_cnt"], "from": "2016-06-15", "to": to, "granularity": "hour", "fill": true })
+    };
+    served.service.views.limits.max_cells = 2 * keys;
+    for (request, expected) in
+        [(twice(2), 200), (twice(3), 422), (filled(2 * keys), 200), (filled(2 * keys + 1), 422)]
+    {
+        assert_eq!(served.post(request.clone()).await.0, expected, "{request}");
+    }
     served.service.views.limits.max_cells = keys - 1;
     let (status, reply) = served.post(request).await;
     assert_eq!((status, &reply["error"]["code"]), (422, &json!("limit_exceeded")));
