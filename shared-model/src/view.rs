@@ -14,7 +14,9 @@ use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
-pub use segment::{Packer, Section, Sections, each_cell, is_empty, merge, pack, take_cell, unpack};
+pub use segment::{
+    Packer, Section, Sections, each_cell, is_empty, key_begin, merge, pack, take_cell, unpack,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

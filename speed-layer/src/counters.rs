@@ -3,7 +3,8 @@
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::{Catalog, Layout, Stream};
 use shared_model::codec::CodecError;
-use shared_model::event::Event;
+use shared_model::event::{Event, Value};
+use shared_model::expression::Expression;
 use shared_model::metric::{Binding, Metric, MetricVersion};
 use shared_model::time::Millis;
 use shared_model::view::{self, CellId, Cells};
@@ -21,6 +22,10 @@ pub(crate) struct Plan {
     pub(crate) longest_window: Millis,
     /// The metrics, each with its binding to this stream, by ascending version.
     metrics: Vec<(Arc<Metric>, Binding)>,
+    /// For each metric, which of the parts is its `by`, and which its item.
+    keys: Vec<[usize; 2]>,
+    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key.
+    parts: Vec<Vec<Expression>>,
     aggregates: HashMap<MetricVersion, Aggregate>,
 }
 
@@ -44,9 +49,28 @@ impl Plan {
         };
         let mut metrics: Vec<(Arc<Metric>, Binding)> = catalog.metrics.iter().filter_map(bound).collect();
         metrics.sort_by_key(|(metric, _)| metric.version);
+        let mut parts: Vec<Vec<Expression>> = Vec::new();
+        let mut part = |of: Vec<Expression>| {
+            parts.iter().position(|part| *part == of).unwrap_or_else(|| {
+                parts.push(of);
+                parts.len() - 1
+            })
+        };
+        let key = |(_, binding): &(_, Binding)| {
+            [part(binding.by.clone()), part(binding.item.iter().cloned().collect())]
+        };
+        let keys = metrics.iter().map(key).collect();
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
-        Plan { stream: stream.clone(), layout: catalog.layout, longest_window, metrics, aggregates }
+        Plan {
+            stream: stream.clone(),
+            layout: catalog.layout,
+            longest_window,
+            metrics,
+            keys,
+            parts,
+            aggregates,
+        }
     }
 
     /// The versions of all its metrics.
@@ -57,6 +81,27 @@ impl Plan {
     /// The aggregate of a version.
     pub(crate) fn aggregate(&self, version: MetricVersion) -> Option<&Aggregate> {
         self.aggregates.get(&version)
+    }
+
+    /// The metrics that admit a record, each with which parts its key is made of: its `by` and its item.
+    pub(crate) fn counted<'a>(
+        &'a self,
+        values: &'a [Value],
+    ) -> impl Iterator<Item = (Counted<'a>, [usize; 2])> {
+        let metrics = self.metrics.iter().zip(&self.keys).enumerate();
+        metrics
+            .filter(|(_, ((_, binding), _))| binding.admits(values))
+            .map(|(number, ((metric, binding), key))| (Counted { number, metric, binding }, *key))
+    }
+
+    /// How many parts keys are made of.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Appends a part of a record's keys.
+    pub(crate) fn part(&self, part: usize, values: &[Value], key: &mut Vec<u8>) {
+        self.parts[part].iter().for_each(|expression| expression.value(values).encode(key));
     }
 
     /// Names, for each metric that admits the event, the group, what is counted, and the cell's key.
@@ -109,13 +154,6 @@ pub(crate) fn merge_segments<'a>(
 /// xxh3 with a seed drawn per map family, for maps whose keys come from outside.
 #[derive(Clone)]
 pub(crate) struct FastHash(u64);
-
-impl FastHash {
-    /// The hash of bytes.
-    pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0)
-    }
-}
 
 impl Default for FastHash {
     fn default() -> FastHash {

@@ -11,67 +11,37 @@ use crate::time::Millis;
 
 pub(super) const SEGMENT_VERSION: u8 = 1;
 
-/// Packs cells that come in the canonical order of [`CellId`].
+/// Packs cells that come in the canonical order of [`CellId`], each name once.
 pub struct Packer {
     out: Vec<u8>,
-    /// The open section: its version, and its cells so far but for the last.
+    /// The open section: its version, and how many cells it has.
     section: Option<(MetricVersion, u64)>,
     cells: Vec<u8>,
-    /// The last cell's key, bucket and state: the next may be of the same name.
-    key: Vec<u8>,
-    bucket: Millis,
-    state: Option<State>,
 }
 
 impl Default for Packer {
     fn default() -> Packer {
-        let (out, cells, key) = (vec![SEGMENT_VERSION], Vec::new(), Vec::new());
-        Packer { out, section: None, cells, key, bucket: 0, state: None }
+        Packer { out: vec![SEGMENT_VERSION], section: None, cells: Vec::new() }
     }
 }
 
 impl Packer {
-    /// Takes the next cell, which is merged with the last where it has the same name.
-    ///
-    /// # Errors
-    /// Where states of one name can't be merged.
-    pub fn push(
-        &mut self,
-        version: MetricVersion,
-        key: &[u8],
-        bucket: Millis,
-        state: &State,
-    ) -> Result<(), CodecError> {
-        if self.section.is_some_and(|(open, _)| open == version) {
-            if let Some(last) = &mut self.state
-                && self.bucket == bucket
-                && self.key == key
-            {
-                return last.merge(state);
+    /// Takes the next cell.
+    #[inline]
+    pub fn push(&mut self, version: MetricVersion, key: &[u8], bucket: Millis, state: &State) {
+        match &mut self.section {
+            Some((open, count)) if *open == version => *count += 1,
+            _ => {
+                self.close_section();
+                self.section = Some((version, 1));
             }
-            self.close_cell();
-        } else {
-            self.close_section();
-            self.section = Some((version, 0));
         }
-        self.key.clear();
-        self.key.extend_from_slice(key);
-        self.bucket = bucket;
-        self.state = Some(state.clone());
-        Ok(())
-    }
-
-    fn close_cell(&mut self) {
-        if let (Some(state), Some((_, count))) = (self.state.take(), &mut self.section) {
-            *count += 1;
-            codec::put_bytes(&mut self.cells, &self.key);
-            codec::put_zigzag(&mut self.cells, i128::from(self.bucket));
-            state.encode(&mut self.cells);
-        }
+        codec::put_bytes(&mut self.cells, key);
+        codec::put_zigzag(&mut self.cells, i128::from(bucket));
+        state.encode(&mut self.cells);
     }
 
     fn close_section(&mut self) {
-        self.close_cell();
         if let Some((version, count)) = self.section.take() {
             self.out.extend_from_slice(&version.0.to_be_bytes());
             codec::put_varint(&mut self.out, u128::from(count));
@@ -88,13 +58,10 @@ impl Packer {
 }
 
 /// Packs cells, which come in their canonical order and each name once, as from a [`super::Cells`].
-///
-/// # Panics
-/// Where states of one name can't be merged.
 pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec<u8> {
     let mut packer = Packer::default();
     for (id, state) in cells {
-        packer.push(id.version, &id.key, id.bucket, state).expect("each name comes once");
+        packer.push(id.version, &id.key, id.bucket, state);
     }
     packer.finish()
 }
@@ -189,9 +156,51 @@ pub fn unpack<'a>(
 
 /// One section that is being merged with others: its first cell, and the bytes after it.
 struct Cursor<'a> {
-    cell: (&'a [u8], Millis, State),
+    /// The first bytes of the key, which tell most cells apart.
+    begin: u128,
+    key: &'a [u8],
+    bucket: Millis,
+    state: State,
     left: u64,
     rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    /// At the first of `count` cells; `None` where there is none.
+    fn of(aggregate: &Aggregate, count: u64, mut cells: &'a [u8]) -> Result<Option<Cursor<'a>>, CodecError> {
+        if count == 0 {
+            return if cells.is_empty() { Ok(None) } else { Err(CodecError::Invalid("section length")) };
+        }
+        let (key, bucket, state) = take_cell(aggregate, &mut cells)?;
+        Ok(Some(Cursor { begin: key_begin(key), key, bucket, state, left: count - 1, rest: cells }))
+    }
+
+    /// On to the next cell, which must come after this one. The state of this one, and whether there is another.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<(State, bool), CodecError> {
+        let Some(next) = Cursor::of(aggregate, self.left, self.rest)? else {
+            return Ok((std::mem::replace(&mut self.state, State::Count(0)), false));
+        };
+        if next.name() <= self.name() {
+            return Err(CodecError::Invalid("order of cells"));
+        }
+        Ok((std::mem::replace(self, next).state, true))
+    }
+
+    fn name(&self) -> (u128, &'a [u8], Millis) {
+        (self.begin, self.key, self.bucket)
+    }
+}
+
+/// A key's first 16 bytes, filled up with zeros: it never contradicts the order of keys.
+pub fn key_begin(key: &[u8]) -> u128 {
+    match key.first_chunk() {
+        Some(begin) => u128::from_be_bytes(*begin),
+        None => {
+            let mut begin = [0; 16];
+            begin[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(begin)
+        }
+    }
 }
 
 /// Merges segments into one. Sections of versions that `aggregate` doesn't know are left out.
@@ -223,30 +232,30 @@ fn merge_sections(
     sections: &[Section<'_>],
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
-    let mut cursors: Vec<Cursor<'_>> = Vec::with_capacity(sections.len());
-    for &(_, count, mut rest) in sections {
-        if count > 0 {
-            let cell = take_cell(aggregate, &mut rest)?;
-            cursors.push(Cursor { cell, left: count - 1, rest });
-        }
-    }
+    let cursors = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
+    let mut cursors: Vec<Cursor<'_>> = cursors.flatten().collect::<Result<_, _>>()?;
     // Segments are merged eight or so at a time: looking at each is as quick as a heap.
-    while let Some(least) = (0..cursors.len()).min_by_key(|&at| (cursors[at].cell.0, cursors[at].cell.1)) {
-        let cursor = &mut cursors[least];
-        let (key, bucket, state) = &cursor.cell;
-        packer.push(version, key, *bucket, state)?;
-        if cursor.left > 0 {
-            cursor.left -= 1;
-            let next = take_cell(aggregate, &mut cursor.rest)?;
-            if (next.0, next.1) <= (cursor.cell.0, cursor.cell.1) {
-                return Err(CodecError::Invalid("order of cells"));
+    while let Some(least) = (0..cursors.len()).min_by_key(|&at| cursors[at].name()) {
+        let name = cursors[least].name();
+        let (mut merged, mut at) = (None::<State>, least);
+        while let Some(cursor) = cursors.get_mut(at) {
+            if cursor.name() != name {
+                at += 1;
+                continue;
             }
-            cursor.cell = next;
-        } else if cursor.rest.is_empty() {
-            cursors.swap_remove(least);
-        } else {
-            return Err(CodecError::Invalid("section length"));
+            let (state, goes_on) = cursor.advance(aggregate)?;
+            match &mut merged {
+                Some(merged) => merged.merge(&state)?,
+                None => merged = Some(state),
+            }
+            if goes_on {
+                at += 1;
+            } else {
+                cursors.swap_remove(at);
+            }
         }
+        let (_, key, bucket) = name;
+        merged.iter().for_each(|state| packer.push(version, key, bucket, state));
     }
     Ok(())
 }
