@@ -22,11 +22,23 @@ pub(crate) struct Plan {
     pub(crate) longest_window: Millis,
     /// The metrics, each with its binding to this stream, by ascending version.
     metrics: Vec<(Arc<Metric>, Binding)>,
-    /// For each metric, which of the parts is its `by`, and which its item.
-    keys: Vec<[usize; 2]>,
+    /// What each metric has in common with others.
+    feeds: Vec<Feeds>,
+    /// How many ways there are in which metrics slice time.
+    slicings: usize,
     /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key.
     parts: Vec<Vec<Expression>>,
     aggregates: HashMap<MetricVersion, Aggregate>,
+}
+
+/// What a metric has in common with others, so that it is looked at once a record.
+#[derive(Clone, Copy)]
+pub(crate) struct Feeds {
+    /// The parts that its key is made of: its `by`, and its item (no expressions where it has none).
+    pub(crate) by: usize,
+    pub(crate) item: usize,
+    /// The way in which it slices time: those of one grain that have a window or have none.
+    pub(crate) slicing: usize,
 }
 
 /// A metric that a record feeds.
@@ -49,28 +61,17 @@ impl Plan {
         };
         let mut metrics: Vec<(Arc<Metric>, Binding)> = catalog.metrics.iter().filter_map(bound).collect();
         metrics.sort_by_key(|(metric, _)| metric.version);
-        let mut parts: Vec<Vec<Expression>> = Vec::new();
-        let mut part = |of: Vec<Expression>| {
-            parts.iter().position(|part| *part == of).unwrap_or_else(|| {
-                parts.push(of);
-                parts.len() - 1
-            })
+        let (mut parts, mut slicings) = (Vec::new(), Vec::new());
+        let feeds = |(metric, binding): &(Arc<Metric>, Binding)| Feeds {
+            by: place_of(binding.by.clone(), &mut parts),
+            item: place_of(binding.item.iter().cloned().collect(), &mut parts),
+            slicing: place_of((metric.grain, metric.window.is_some()), &mut slicings),
         };
-        let key = |(_, binding): &(_, Binding)| {
-            [part(binding.by.clone()), part(binding.item.iter().cloned().collect())]
-        };
-        let keys = metrics.iter().map(key).collect();
+        let feeds = metrics.iter().map(feeds).collect();
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
-        Plan {
-            stream: stream.clone(),
-            layout: catalog.layout,
-            longest_window,
-            metrics,
-            keys,
-            parts,
-            aggregates,
-        }
+        let (stream, layout, slicings) = (stream.clone(), catalog.layout, slicings.len());
+        Plan { stream, layout, longest_window, metrics, feeds, slicings, parts, aggregates }
     }
 
     /// The versions of all its metrics.
@@ -83,20 +84,21 @@ impl Plan {
         self.aggregates.get(&version)
     }
 
-    /// The metrics that admit a record, each with which parts its key is made of: its `by` and its item.
-    pub(crate) fn counted<'a>(
-        &'a self,
-        values: &'a [Value],
-    ) -> impl Iterator<Item = (Counted<'a>, [usize; 2])> {
-        let metrics = self.metrics.iter().zip(&self.keys).enumerate();
-        metrics
-            .filter(|(_, ((_, binding), _))| binding.admits(values))
-            .map(|(number, ((metric, binding), key))| (Counted { number, metric, binding }, *key))
+    /// The metrics that admit a record.
+    pub(crate) fn counted<'a>(&'a self, values: &'a [Value]) -> impl Iterator<Item = (Counted<'a>, Feeds)> {
+        let metrics = self.metrics.iter().zip(&self.feeds).enumerate();
+        let admitted = metrics.filter(|(_, ((_, binding), _))| binding.admits(values));
+        admitted.map(|(number, ((metric, binding), feeds))| (Counted { number, metric, binding }, *feeds))
     }
 
     /// How many parts keys are made of.
     pub(crate) fn parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// How many ways there are in which metrics slice time.
+    pub(crate) fn slicings(&self) -> usize {
+        self.slicings
     }
 
     /// Appends a part of a record's keys.
@@ -119,6 +121,14 @@ impl Plan {
             }
         }
     }
+}
+
+/// Where something stands in a list, to which it is added where it isn't there yet.
+fn place_of<T: PartialEq>(what: T, list: &mut Vec<T>) -> usize {
+    list.iter().position(|known| *known == what).unwrap_or_else(|| {
+        list.push(what);
+        list.len() - 1
+    })
 }
 
 /// The longest sliding window of a catalog; 0 where nothing is served live.

@@ -5,7 +5,7 @@
 //! note is three numbers: of the two parts of its key, each of which is looked up once a record for all metrics, and of its
 //! *place*, which says to which pane and to which epoch's bucket it belongs; the segments of both are made of it.
 
-use crate::counters::{FastHash, Plan};
+use crate::counters::{FastHash, Feeds, Plan};
 use hashbrown::HashMap;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
@@ -51,7 +51,11 @@ struct Notes {
     metrics: Vec<Noted>,
     count: usize,
     /// The numbers of the parts of the record at hand, as far as they are known.
-    known: Vec<Option<u32>>,
+    known_parts: Vec<Option<u32>>,
+    /// Its places, by slicing, as far as they are known: `None` where it has none.
+    known_places: Vec<Option<Option<u32>>>,
+    /// By slicing, the places that the last records had: the next one's is mostly among them.
+    recent: Vec<[Option<u32>; RECENT]>,
     part: Vec<u8>,
 }
 
@@ -63,8 +67,6 @@ struct Noted {
     counts: Vec<Cell>,
     /// The states that aren't counts.
     states: HashMap<Cell, State, FastHash>,
-    /// The places that its last notes had: the next one's is mostly among them.
-    recent: [Option<u32>; RECENT],
 }
 
 /// The name of a cell: numbers first, then ranks, which order as the names do.
@@ -85,32 +87,40 @@ impl Cell {
     }
 }
 
-/// How many places of each metric are found without a look-up.
+/// How many places of each slicing are found without a look-up.
 const RECENT: usize = 4;
+/// About what a part of a key takes beside its bytes, and a place.
+const PART_BYTES: usize = 40;
+const PLACE_BYTES: usize = 3 * size_of::<Place>();
 /// About what a state takes.
 const STATE_BYTES: usize = size_of::<(Cell, State)>() + 32;
 
 impl Deltas {
-    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group.
+    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group, which
+    /// `same_in_all` says to be the same in all groups.
     pub(crate) fn add(
         &mut self,
         plan: &Plan,
         values: &[Value],
+        same_in_all: bool,
         place: impl Fn(usize, &Metric) -> Option<Place>,
     ) {
         let Deltas { notes, groups, .. } = self;
         groups.resize_with(plan.layout.groups as usize, Default::default);
-        notes.known.clear();
-        notes.known.resize(plan.parts(), None);
-        for (counted, [by, item]) in plan.counted(values) {
+        notes.begin(plan);
+        for (counted, Feeds { by, item, slicing }) in plan.counted(values) {
             let by = notes.part(plan, by, values);
             let group = notes.groups[by as usize] as usize;
-            let Some(place) = place(group, counted.metric) else { continue };
+            let place = match notes.known_places[slicing] {
+                Some(known) if same_in_all => known,
+                _ => notes.place(slicing, place(group, counted.metric)),
+            };
+            let Some(place) = place else { continue };
             let item = notes.part(plan, item, values);
             if notes.metrics.len() <= counted.number {
                 notes.metrics.resize_with(counted.number + 1, Noted::default);
             }
-            let cell = Cell { by, item, place: notes.place(counted.number, place) };
+            let cell = Cell { by, item, place };
             let noted = &mut notes.metrics[counted.number];
             noted.version = counted.metric.version;
             match State::empty(&counted.metric.aggregate) {
@@ -131,7 +141,8 @@ impl Deltas {
     pub(crate) fn bytes(&self) -> usize {
         let states: usize = self.notes.metrics.iter().map(|noted| noted.states.len()).sum();
         let parts = self.notes.parts.bytes() + self.notes.parts.len() * PART_BYTES;
-        parts + self.notes.count * size_of::<Cell>() + states * STATE_BYTES + self.packed
+        let places = self.notes.places.len() * PLACE_BYTES;
+        parts + places + self.notes.count * size_of::<Cell>() + states * STATE_BYTES + self.packed
     }
 
     /// Whether a group has something that waits.
@@ -195,7 +206,7 @@ impl Deltas {
         let mut metrics = Vec::with_capacity(notes.metrics.len());
         for Noted { version, mut counts, states, .. } in std::mem::take(&mut notes.metrics) {
             counts.iter_mut().for_each(|cell| *cell = ranked(*cell));
-            counts.sort_unstable_by_key(Cell::name);
+            sort(&mut counts, &notes);
             let mut states: Vec<(Cell, State)> =
                 states.into_iter().map(|(cell, state)| (ranked(cell), state)).collect();
             states.sort_unstable_by_key(|(cell, _)| cell.name());
@@ -222,6 +233,11 @@ impl Deltas {
                 *count += own.len();
                 for alike in own.chunk_by(|a, b| a.key() == b.key()) {
                     name(&alike[0], &mut key);
+                    if alike[0].place == alike[alike.len() - 1].place {
+                        let count = State::Count(alike.len() as u64);
+                        targets.push_one(*version, &key, alike[0].place, &count, wanted);
+                        continue;
+                    }
                     for alike in alike.chunk_by(|a, b| a.place == b.place) {
                         targets.add(alike[0].place, &State::Count(alike.len() as u64), wanted)?;
                     }
@@ -246,8 +262,18 @@ impl Deltas {
     }
 }
 
-/// About what a part of a key takes beside its bytes.
-const PART_BYTES: usize = 40;
+/// Sorts by names: by as many bits as ranks have, which are nearly always few enough for the quickest comparison.
+fn sort(cells: &mut [Cell], of: &Notes) {
+    let bits = |len: usize| len.next_power_of_two().trailing_zeros();
+    let (part, place) = (bits(of.parts.len()), bits(of.places.len()));
+    if 2 * part + place <= u64::BITS {
+        cells.sort_unstable_by_key(|cell| {
+            (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
+        });
+    } else {
+        cells.sort_unstable_by_key(Cell::name);
+    }
+}
 
 impl Notes {
     /// None yet, with room for as many as there are now.
@@ -261,9 +287,18 @@ impl Notes {
         }
     }
 
+    /// Begins a record.
+    fn begin(&mut self, plan: &Plan) {
+        self.known_parts.clear();
+        self.known_parts.resize(plan.parts(), None);
+        self.known_places.clear();
+        self.known_places.resize(plan.slicings(), None);
+        self.recent.resize(plan.slicings(), [None; RECENT]);
+    }
+
     /// The number of a part of the key of the record at hand.
     fn part(&mut self, plan: &Plan, part: usize, values: &[Value]) -> u32 {
-        if let Some(number) = self.known[part] {
+        if let Some(number) = self.known_parts[part] {
             return number;
         }
         self.part.clear();
@@ -272,24 +307,28 @@ impl Notes {
         if number as usize == self.groups.len() {
             self.groups.push(view::group_of(&self.part, plan.layout.groups));
         }
-        self.known[part] = Some(number);
+        self.known_parts[part] = Some(number);
         number
     }
 
-    /// The number of a place of a metric.
-    fn place(&mut self, metric: usize, place: Place) -> u32 {
-        let recent = &mut self.metrics[metric].recent;
-        let known = |at: &&Option<u32>| at.is_some_and(|at| self.places[at as usize] == place);
-        if let Some(&Some(at)) = recent.iter().find(known) {
-            return at;
-        }
-        let at = *self.place_of.entry(place).or_insert_with(|| {
-            self.places.push(place);
-            self.places.len() as u32 - 1
+    /// The number of the place that the record at hand has by a slicing.
+    fn place(&mut self, slicing: usize, place: Option<Place>) -> Option<u32> {
+        let number = place.map(|place| {
+            let recent = &mut self.recent[slicing];
+            let known = |at: &&Option<u32>| at.is_some_and(|at| self.places[at as usize] == place);
+            if let Some(&Some(at)) = recent.iter().find(known) {
+                return at;
+            }
+            let at = *self.place_of.entry(place).or_insert_with(|| {
+                self.places.push(place);
+                self.places.len() as u32 - 1
+            });
+            recent.rotate_right(1);
+            recent[0] = Some(at);
+            at
         });
-        recent.rotate_right(1);
-        recent[0] = Some(at);
-        at
+        self.known_places[slicing] = Some(number);
+        number
     }
 }
 
@@ -352,6 +391,20 @@ impl Targets<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Packs the state of a key at one place, which comes after all that were packed.
+    fn push_one(
+        &mut self,
+        version: MetricVersion,
+        key: &[u8],
+        rank: u32,
+        state: &State,
+        wanted: impl Fn(&Slice) -> bool,
+    ) {
+        for (packer, bucket) in self.of(rank, wanted).into_iter().flatten() {
+            self.packers[packer].push(version, key, bucket, state);
+        }
     }
 
     /// Packs the states of a key, which comes after all that were packed.
@@ -448,7 +501,7 @@ mod tests {
             for (number, (key, n, place)) in records.into_iter().enumerate() {
                 let values = vec![Value::Int(0), Value::str(&key), Value::Int(n)];
                 let event = Event { time: 0, values, identity: Identity(0) };
-                deltas.add(&plan, &event.values, |_, _| Some(place));
+                deltas.add(&plan, &event.values, n == 0, |_, _| Some(place));
                 plan.fold(&event, &mut Vec::new(), |group, counted, key| {
                     let view = place.view.map(|(bucket, epoch)| (Slice::Epoch(epoch), bucket));
                     let pane = place.pane.map(|start| (Slice::Pane(start), start));

@@ -173,7 +173,12 @@ impl Group {
     /// Whether a record at `offset`, which the group doesn't hold yet, belongs to its view cells too, not to panes
     /// alone.
     pub(crate) fn views(&self, offset: i64) -> bool {
-        self.header.cuts.first().is_some_and(|&(_, from)| from <= offset)
+        self.views_from() <= offset
+    }
+
+    /// The first offset of which this is so.
+    pub(crate) fn views_from(&self) -> i64 {
+        self.header.cuts.first().map_or(i64::MAX, |&(_, from)| from)
     }
 
     /// Takes in that `epoch` begins at `offset`.
@@ -196,6 +201,11 @@ impl Group {
             self.header.gaps.push((self.header.to, to));
             self.after_gap = true;
         }
+    }
+
+    /// Whether no event has come since a hole in the log.
+    pub(crate) fn is_after_gap(&self) -> bool {
+        self.after_gap
     }
 
     /// Takes in that the fold goes on knowing the identities from `known` on alone, of a horizon of so many offsets.

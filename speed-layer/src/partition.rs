@@ -79,6 +79,10 @@ pub(crate) struct Partition {
     remembered_to: i64,
     /// Panes that start before this are expired.
     oldest_pane: Option<Millis>,
+    /// The offset from which on records are the same to all groups, until one of them changes.
+    all_from: Option<i64>,
+    /// Whether a group still waits for the first event after a hole in the log.
+    after_gap: bool,
 }
 
 impl Partition {
@@ -132,6 +136,8 @@ impl Partition {
             dedup: Dedup::new(plan.stream.dedup_horizon),
             remembered_to: i64::MIN,
             oldest_pane: None,
+            all_from: None,
+            after_gap: groups.iter().any(Group::is_after_gap),
             groups,
             deltas: Deltas::default(),
         };
@@ -176,10 +182,9 @@ impl Partition {
             Err(reject) => Taken::Rejected { reject, report: record.offset >= self.report_from },
             Ok(event) => {
                 self.trusted.observe(rule, event.time, append_time);
-                let newest = self.trusted.newest;
-                let (ahead, pane) = (longest_ahead(&self.plan.stream), self.plan.layout.pane);
-                let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= record.offset);
-                fresh.for_each(|group| group.event_came(newest, ahead, pane));
+                if self.after_gap {
+                    self.event_came(record.offset);
+                }
                 if self.dedup.is_repeat(event.identity, record.offset) {
                     return Taken::Repeat;
                 }
@@ -220,11 +225,23 @@ impl Partition {
         }
     }
 
+    /// Tells the groups that begin below an event that it has come.
+    fn event_came(&mut self, offset: i64) {
+        let (ahead, pane) = (longest_ahead(&self.plan.stream), self.plan.layout.pane);
+        let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= offset);
+        fresh.for_each(|group| group.event_came(self.trusted.newest, ahead, pane));
+        self.after_gap = self.groups.iter().any(Group::is_after_gap);
+    }
+
     fn fold(&mut self, event: &Event, offset: i64, epoch: i64) {
-        let Partition { plan, groups, deltas, oldest_pane, .. } = self;
+        let Partition { plan, groups, deltas, oldest_pane, all_from, .. } = self;
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
         let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
-        deltas.add(plan, &event.values, |group, metric| {
+        let all_from = *all_from.get_or_insert_with(|| {
+            let from = |group: &Group| group.views_from().max(group.folds_from());
+            groups.iter().map(from).max().unwrap_or(0)
+        });
+        deltas.add(plan, &event.values, offset >= all_from, |group, metric| {
             let group = &groups[group];
             let pane = (metric.window.is_some() && in_window).then_some(pane);
             let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
@@ -263,6 +280,7 @@ impl Partition {
 
     /// The groups, to be written and confirmed.
     pub(crate) fn groups_mut(&mut self) -> &mut [Group] {
+        self.all_from = None;
         &mut self.groups
     }
 

@@ -29,6 +29,14 @@ impl Packer {
     /// Takes the next cell.
     #[inline]
     pub fn push(&mut self, version: MetricVersion, key: &[u8], bucket: Millis, state: &State) {
+        let cells = self.cell(version);
+        codec::put_bytes(cells, key);
+        codec::put_zigzag(cells, i128::from(bucket));
+        state.encode(cells);
+    }
+
+    /// Where the bytes of the next cell go.
+    fn cell(&mut self, version: MetricVersion) -> &mut Vec<u8> {
         match &mut self.section {
             Some((open, count)) if *open == version => *count += 1,
             _ => {
@@ -36,9 +44,7 @@ impl Packer {
                 self.section = Some((version, 1));
             }
         }
-        codec::put_bytes(&mut self.cells, key);
-        codec::put_zigzag(&mut self.cells, i128::from(bucket));
-        state.encode(&mut self.cells);
+        &mut self.cells
     }
 
     fn close_section(&mut self) {
@@ -110,6 +116,7 @@ impl<'a> Sections<'a> {
 ///
 /// # Errors
 /// Where the bytes are no cell of the aggregate.
+#[inline]
 pub fn take_cell<'a>(
     aggregate: &Aggregate,
     cells: &mut &'a [u8],
@@ -154,9 +161,13 @@ pub fn unpack<'a>(
     Ok(())
 }
 
+/// The first bytes of a cell's key, which tell most apart, the key and the bucket.
+type Name<'a> = (u128, &'a [u8], Millis);
+
 /// One section that is being merged with others: its first cell, and the bytes after it.
 struct Cursor<'a> {
-    /// The first bytes of the key, which tell most cells apart.
+    /// The cell's bytes.
+    cell: &'a [u8],
     begin: u128,
     key: &'a [u8],
     bucket: Millis,
@@ -167,31 +178,42 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// At the first of `count` cells; `None` where there is none.
-    fn of(aggregate: &Aggregate, count: u64, mut cells: &'a [u8]) -> Result<Option<Cursor<'a>>, CodecError> {
-        if count == 0 {
-            return if cells.is_empty() { Ok(None) } else { Err(CodecError::Invalid("section length")) };
+    fn of(aggregate: &Aggregate, count: u64, cells: &'a [u8]) -> Result<Option<Cursor<'a>>, CodecError> {
+        let state = State::Count(0);
+        let mut cursor = Cursor { cell: &[], begin: 0, key: &[], bucket: 0, state, left: count, rest: cells };
+        Ok(cursor.take(aggregate)?.then_some(cursor))
+    }
+
+    /// Whether there is another cell, at which it then is.
+    fn take(&mut self, aggregate: &Aggregate) -> Result<bool, CodecError> {
+        let cells = self.rest;
+        if self.left == 0 {
+            return if cells.is_empty() { Ok(false) } else { Err(CodecError::Invalid("section length")) };
         }
-        let (key, bucket, state) = take_cell(aggregate, &mut cells)?;
-        Ok(Some(Cursor { begin: key_begin(key), key, bucket, state, left: count - 1, rest: cells }))
+        (self.key, self.bucket, self.state) = take_cell(aggregate, &mut self.rest)?;
+        self.cell = &cells[..cells.len() - self.rest.len()];
+        self.begin = key_begin(self.key);
+        self.left -= 1;
+        Ok(true)
     }
 
     /// On to the next cell, which must come after this one. The state of this one, and whether there is another.
     fn advance(&mut self, aggregate: &Aggregate) -> Result<(State, bool), CodecError> {
-        let Some(next) = Cursor::of(aggregate, self.left, self.rest)? else {
-            return Ok((std::mem::replace(&mut self.state, State::Count(0)), false));
-        };
-        if next.name() <= self.name() {
+        let (before, state) = (self.name(), std::mem::replace(&mut self.state, State::Count(0)));
+        let goes_on = self.take(aggregate)?;
+        if goes_on && self.name() <= before {
             return Err(CodecError::Invalid("order of cells"));
         }
-        Ok((std::mem::replace(self, next).state, true))
+        Ok((state, goes_on))
     }
 
-    fn name(&self) -> (u128, &'a [u8], Millis) {
+    fn name(&self) -> Name<'a> {
         (self.begin, self.key, self.bucket)
     }
 }
 
 /// A key's first 16 bytes, filled up with zeros: it never contradicts the order of keys.
+#[inline]
 pub fn key_begin(key: &[u8]) -> u128 {
     match key.first_chunk() {
         Some(begin) => u128::from_be_bytes(*begin),
@@ -226,36 +248,63 @@ pub fn merge<'a>(
     Ok(packer.finish())
 }
 
+/// Sections that are merged: each at a cell of its own.
+struct Cursors<'a> {
+    all: Vec<Cursor<'a>>,
+    /// Those that are not through, by their cells' names, the least last.
+    order: Vec<usize>,
+}
+
+impl<'a> Cursors<'a> {
+    fn of(aggregate: &Aggregate, sections: &[Section<'a>]) -> Result<Cursors<'a>, CodecError> {
+        let all = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
+        let all: Vec<Cursor<'a>> = all.flatten().collect::<Result<_, _>>()?;
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by(|&a, &b| all[b].name().cmp(&all[a].name()));
+        Ok(Cursors { all, order })
+    }
+
+    /// The cell that comes next: its bytes and its name.
+    fn least(&self) -> Option<(&'a [u8], Name<'a>)> {
+        let least = &self.all[*self.order.last()?];
+        Some((least.cell, least.name()))
+    }
+
+    /// On beyond that cell, whose state is handed out.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<Option<State>, CodecError> {
+        let Some(at) = self.order.pop() else { return Ok(None) };
+        let (state, goes_on) = self.all[at].advance(aggregate)?;
+        if goes_on {
+            let name = self.all[at].name();
+            let place = self.order.partition_point(|&other| self.all[other].name() > name);
+            self.order.insert(place, at);
+        }
+        Ok(Some(state))
+    }
+}
+
 fn merge_sections(
     version: MetricVersion,
     aggregate: &Aggregate,
     sections: &[Section<'_>],
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
-    let cursors = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
-    let mut cursors: Vec<Cursor<'_>> = cursors.flatten().collect::<Result<_, _>>()?;
-    // Segments are merged eight or so at a time: looking at each is as quick as a heap.
-    while let Some(least) = (0..cursors.len()).min_by_key(|&at| cursors[at].name()) {
-        let name = cursors[least].name();
-        let (mut merged, mut at) = (None::<State>, least);
-        while let Some(cursor) = cursors.get_mut(at) {
-            if cursor.name() != name {
-                at += 1;
-                continue;
-            }
-            let (state, goes_on) = cursor.advance(aggregate)?;
-            match &mut merged {
-                Some(merged) => merged.merge(&state)?,
-                None => merged = Some(state),
-            }
-            if goes_on {
-                at += 1;
-            } else {
-                cursors.swap_remove(at);
-            }
+    let mut cursors = Cursors::of(aggregate, sections)?;
+    while let Some((cell, name)) = cursors.least() {
+        let Some(mut state) = cursors.advance(aggregate)? else { break };
+        let mut is_merged = false;
+        while cursors.least().is_some_and(|(_, next)| next == name)
+            && let Some(more) = cursors.advance(aggregate)?
+        {
+            state.merge(&more)?;
+            is_merged = true;
         }
         let (_, key, bucket) = name;
-        merged.iter().for_each(|state| packer.push(version, key, bucket, state));
+        if is_merged {
+            packer.push(version, key, bucket, &state);
+        } else {
+            packer.cell(version).extend_from_slice(cell);
+        }
     }
     Ok(())
 }
