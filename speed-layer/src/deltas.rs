@@ -5,15 +5,18 @@
 //! note is three numbers: of the two parts of its key, each of which is looked up once a record for all metrics, and of its
 //! *place*, which says to which pane and to which epoch's bucket it belongs; the segments of both are made of it.
 
+mod pack;
+
 use crate::counters::{FastHash, Feeds, Plan};
 use hashbrown::HashMap;
+use pack::{Order, Ranked, Targets};
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
-use shared_model::interner::{Interner, ranks};
+use shared_model::interner::Interner;
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::time::Millis;
-use shared_model::view::{self, Packer, Slice, key_begin};
+use shared_model::view::{self, Slice};
 use std::collections::BTreeMap;
 
 /// To what a note belongs, beside its key. At least one of view and pane is there.
@@ -187,91 +190,32 @@ impl Deltas {
     fn pack(&mut self, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
         let next = self.notes.next();
         let mut notes = std::mem::replace(&mut self.notes, next);
-        let wanted = |slice: &Slice| matches!(slice, Slice::Epoch(_)) || wanted(*slice);
-        let order = notes.parts.order(key_begin);
-        let items = ranks(&order);
-        let mut grouped = order.clone();
-        grouped.sort_by_key(|&part| notes.groups[part as usize]);
-        let bys = ranks(&grouped);
-        let mut places: Vec<(Place, u32)> = notes.places.iter().copied().zip(0..).collect();
-        places.sort_unstable();
-        let in_order: Vec<u32> = places.iter().map(|&(_, number)| number).collect();
-        let place_ranks = ranks(&in_order);
-        let ranked = |cell: Cell| Cell {
-            by: bys[cell.by as usize],
-            item: items[cell.item as usize],
-            place: place_ranks[cell.place as usize],
-        };
-
-        let mut metrics = Vec::with_capacity(notes.metrics.len());
-        for Noted { version, mut counts, states, .. } in std::mem::take(&mut notes.metrics) {
-            counts.iter_mut().for_each(|cell| *cell = ranked(*cell));
-            sort(&mut counts, &notes);
-            let mut states: Vec<(Cell, State)> =
-                states.into_iter().map(|(cell, state)| (ranked(cell), state)).collect();
-            states.sort_unstable_by_key(|(cell, _)| cell.name());
-            metrics.push((version, counts, states));
-        }
-        let mut cursors = vec![(0, 0); metrics.len()];
-        let mut targets = Targets { places: &places, found: vec![None; places.len()], ..Targets::new() };
-        let mut key = Vec::new();
-        let mut end = 0;
-        for (group, (waiting, packed)) in self.groups.iter_mut().enumerate() {
-            end += grouped[end..].partition_point(|&part| notes.groups[part as usize] as usize == group);
+        let metrics = std::mem::take(&mut notes.metrics);
+        let order = Order::of(&notes);
+        let mut metrics: Vec<Ranked> = metrics.into_iter().map(|noted| order.ranked(noted)).collect();
+        let mut targets =
+            Targets::new(&order.places, |slice| matches!(slice, Slice::Epoch(_)) || wanted(slice));
+        for (group, (waiting, packed)) in self.groups.iter_mut().enumerate().rev() {
             if std::mem::take(waiting) == 0 {
                 continue;
             }
-            for ((version, counts, states), (count, state)) in metrics.iter().zip(&mut cursors) {
-                let name = |cell: &Cell, key: &mut Vec<u8>| {
-                    key.clear();
-                    key.extend_from_slice(notes.parts.get(grouped[cell.by as usize]));
-                    key.extend_from_slice(notes.parts.get(order[cell.item as usize]));
-                };
-                let of_group = |cell: &Cell| (cell.by as usize) < end;
-                let all = &counts[*count..];
-                let own = &all[..all.partition_point(of_group)];
-                *count += own.len();
-                for alike in own.chunk_by(|a, b| a.key() == b.key()) {
-                    name(&alike[0], &mut key);
-                    if alike[0].place == alike[alike.len() - 1].place {
-                        let count = State::Count(alike.len() as u64);
-                        targets.push_one(*version, &key, alike[0].place, &count, wanted);
-                        continue;
-                    }
-                    for alike in alike.chunk_by(|a, b| a.place == b.place) {
-                        targets.add(alike[0].place, &State::Count(alike.len() as u64), wanted)?;
-                    }
-                    targets.push(*version, &key)?;
-                }
-                let all = &states[*state..];
-                let own = &all[..all.partition_point(|(cell, _)| of_group(cell))];
-                *state += own.len();
-                for alike in own.chunk_by(|(a, _), (b, _)| a.key() == b.key()) {
-                    name(&alike[0].0, &mut key);
-                    for (cell, state) in alike {
-                        targets.add(cell.place, state, wanted)?;
-                    }
-                    targets.push(*version, &key)?;
-                }
+            let begin = order.begin(group);
+            for Ranked { version, counts, states } in &mut metrics {
+                // Groups are taken from the last on.
+                let own = counts.partition_point(|cell| cell.by < begin);
+                let count = |alike: &[Cell]| State::Count(alike.len() as u64);
+                targets.pack(*version, &order, &counts[own..], |cell| *cell, count)?;
+                counts.truncate(own);
+                let own = states.partition_point(|(cell, _)| cell.by < begin);
+                let state = |alike: &[(Cell, State)]| alike[0].1.clone();
+                targets.pack(*version, &order, &states[own..], |(cell, _)| *cell, state)?;
+                states.truncate(own);
             }
             let segments = targets.finish();
             self.packed += segments.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
             packed.extend(segments);
         }
         Ok(())
-    }
-}
-
-/// Sorts by names: by as many bits as ranks have, which are nearly always few enough for the quickest comparison.
-fn sort(cells: &mut [Cell], of: &Notes) {
-    let bits = |len: usize| len.next_power_of_two().trailing_zeros();
-    let (part, place) = (bits(of.parts.len()), bits(of.places.len()));
-    if 2 * part + place <= u64::BITS {
-        cells.sort_unstable_by_key(|cell| {
-            (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
-        });
-    } else {
-        cells.sort_unstable_by_key(Cell::name);
     }
 }
 
@@ -329,106 +273,6 @@ impl Notes {
         });
         self.known_places[slicing] = Some(number);
         number
-    }
-}
-
-/// The segments of one group that are being packed, and which of them each place feeds.
-struct Targets<'a> {
-    /// All places, in their order.
-    places: &'a [(Place, u32)],
-    /// By the places' ranks: the packers of view and pane and the buckets there, once they were asked for.
-    found: Vec<Option<[Target; 2]>>,
-    /// The places that were.
-    asked: Vec<u32>,
-    slices: BTreeMap<Slice, usize>,
-    packers: Vec<Packer>,
-    /// The states of the key at hand, and which of them are the last of view and pane.
-    states: Vec<(usize, Millis, State)>,
-    last: [usize; 2],
-}
-
-/// A packer and the bucket of the cells that go there.
-type Target = Option<(usize, Millis)>;
-
-impl Targets<'_> {
-    fn new() -> Targets<'static> {
-        let (found, asked, slices) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let (packers, states, last) = (Vec::new(), Vec::new(), [0; 2]);
-        Targets { places: &[], found, asked, slices, packers, states, last }
-    }
-
-    /// Where the place of a rank leads to.
-    fn of(&mut self, rank: u32, wanted: impl Fn(&Slice) -> bool) -> [Target; 2] {
-        if let Some(found) = self.found[rank as usize] {
-            return found;
-        }
-        let mut packer = |slice: Slice| {
-            wanted(&slice).then(|| {
-                *self.slices.entry(slice).or_insert_with(|| {
-                    self.packers.push(Packer::default());
-                    self.packers.len() - 1
-                })
-            })
-        };
-        let (Place { view, pane }, _) = self.places[rank as usize];
-        let view = view.and_then(|(bucket, epoch)| Some((packer(Slice::Epoch(epoch))?, bucket)));
-        let found = [view, pane.and_then(|start| Some((packer(Slice::Pane(start))?, start)))];
-        self.found[rank as usize] = Some(found);
-        self.asked.push(rank);
-        found
-    }
-
-    /// Adds a state at a place to the key at hand. Places come in their order: of one bucket of the view, pane by pane.
-    fn add(&mut self, rank: u32, state: &State, wanted: impl Fn(&Slice) -> bool) -> Result<(), CodecError> {
-        let targets = self.of(rank, wanted).into_iter().zip(&mut self.last);
-        for (target, last) in targets.filter_map(|(target, last)| Some((target?, last))) {
-            match self.states.get_mut(*last) {
-                Some((packer, bucket, known)) if (*packer, *bucket) == target => known.merge(state)?,
-                _ => {
-                    *last = self.states.len();
-                    self.states.push((target.0, target.1, state.clone()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Packs the state of a key at one place, which comes after all that were packed.
-    fn push_one(
-        &mut self,
-        version: MetricVersion,
-        key: &[u8],
-        rank: u32,
-        state: &State,
-        wanted: impl Fn(&Slice) -> bool,
-    ) {
-        for (packer, bucket) in self.of(rank, wanted).into_iter().flatten() {
-            self.packers[packer].push(version, key, bucket, state);
-        }
-    }
-
-    /// Packs the states of a key, which comes after all that were packed.
-    fn push(&mut self, version: MetricVersion, key: &[u8]) -> Result<(), CodecError> {
-        // One pane may come with several epochs.
-        if self.states.len() > 2 {
-            self.states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
-        }
-        let mut states = self.states.drain(..).peekable();
-        while let Some((packer, bucket, mut state)) = states.next() {
-            while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
-                state.merge(&more)?;
-            }
-            self.packers[packer].push(version, key, bucket, &state);
-        }
-        Ok(())
-    }
-
-    /// The segments of a group; then those of the next are begun.
-    fn finish(&mut self) -> Vec<Segment> {
-        self.asked.drain(..).for_each(|rank| self.found[rank as usize] = None);
-        let mut packed: Vec<_> = self.packers.drain(..).map(|packer| Some(packer.finish())).collect();
-        let slices = std::mem::take(&mut self.slices);
-        slices.into_iter().filter_map(|(slice, at)| Some((slice, packed[at].take()?))).collect()
     }
 }
 
