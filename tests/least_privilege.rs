@@ -9,6 +9,7 @@ use simulator::generate::{Delivery, Generator, Kind, Options};
 use sqlx::Connection as _;
 use std::collections::BTreeMap;
 use tidemark_tests::naughty::{NAUGHTY, noise};
+use tidemark_tests::redis_client::ask;
 use tidemark_tests::stack::{SPEED, Stack, free_port};
 use tidemark_tests::wait_for;
 
@@ -34,19 +35,15 @@ impl Guarded {
         for _ in 0..2 {
             sqlx::raw_sql(ROLES).execute(&mut owner).await.expect("roles");
         }
-        let client = redis::Client::open(stack.redis.url()).expect("a url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
         let mut lines: Vec<&str> = USERS.lines().collect();
+        let mut masters = stack.redis.connections().await;
         // The one that we are comes last: it is switched off.
         lines.rotate_left(1);
         for line in lines {
-            let words = line.split(' ').skip(1);
-            let () = redis::cmd("ACL")
-                .arg("SETUSER")
-                .arg(words.collect::<Vec<_>>())
-                .query_async(&mut connection)
-                .await
-                .unwrap_or_else(|error| panic!("{line}: {error}"));
+            let words = [&["ACL", "SETUSER"], &line.split(' ').skip(1).collect::<Vec<_>>()[..]].concat();
+            for master in &mut masters {
+                let () = ask(master, &words).await;
+            }
         }
         let (database, redis) = (stack.database.clone(), stack.redis.url());
         let mut guarded = Guarded {
@@ -112,9 +109,17 @@ impl Guarded {
 
     /// What Redis says to a user's command.
     async fn says(&self, user: &str, password: &str, words: &[&str]) -> redis::RedisResult<redis::Value> {
-        let client = redis::Client::open(self.redis_as(user, password)).expect("a url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
+        let mut said = Err(redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no Redis")));
+        // Of a Cluster's masters the one answers that has the key.
+        for url in self.redis_as(user, password).split(',') {
+            let client = redis::Client::open(url).expect("a url");
+            let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+            said = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await;
+            if !said.as_ref().is_err_and(|error| error.code() == Some("MOVED")) {
+                break;
+            }
+        }
+        said
     }
 }
 

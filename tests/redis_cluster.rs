@@ -1,17 +1,17 @@
-//! A Redis Cluster of three masters, each with a replica: slots migrate while groups are written, and a master fails over
-//! to its replica. Each group is somewhere as a whole, and all is equal to the oracle in the end.
+//! A Redis Cluster of three masters: slots migrate while groups are written, and a master fails over to a replica that is
+//! behind. Each group is somewhere as a whole, and all is equal to the oracle in the end.
 
-use local::install::{self, Installing, Need};
 use local::layers::Layer;
-use local::servers::{Redis, RedisCluster, RedisOptions};
+use local::servers::{Redis, RedisOptions};
 use local::{compare, probe::Serving};
 use redis::aio::MultiplexedConnection;
 use shared_model::view;
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::Instant;
 use tidemark_tests::events::town;
-use tidemark_tests::redis_client::{ask, connect};
-use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::redis_client::{ask, connect_one};
+use tidemark_tests::redis_servers::Topology;
+use tidemark_tests::stack::{Servers, Stack, found, free_port, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -59,12 +59,12 @@ async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> (String, u16)
 /// could write there.
 async fn migrate(urls: &[String], slot: u16) {
     let at = |port: u16| format!("redis://127.0.0.1:{port}");
-    let mut any = connect(&urls[0]).await;
+    let mut any = connect_one(&urls[0]).await;
     let (from_id, from_port) = master_of(&mut any, slot).await;
     let to_port =
         urls.iter().map(|url| url.rsplit_once(':').expect("a port").1.parse::<u16>().expect("a port"));
     let to_port = to_port.into_iter().find(|port| *port != from_port).expect("another master");
-    let (mut from, mut to) = (connect(&at(from_port)).await, connect(&at(to_port)).await);
+    let (mut from, mut to) = (connect_one(&at(from_port)).await, connect_one(&at(to_port)).await);
     let to_id: String = ask(&mut to, &["CLUSTER", "MYID"]).await;
     let name = slot.to_string();
     let () = ask(&mut to, &["CLUSTER", "SETSLOT", &name, "IMPORTING", &from_id]).await;
@@ -77,7 +77,7 @@ async fn migrate(urls: &[String], slot: u16) {
     let () = ask(&mut to, &["CLUSTER", "SETSLOT", &name, "NODE", &to_id]).await;
     wait_for("all nodes knowing where the slot is", async || {
         for url in urls {
-            let (id, port) = master_of(&mut connect(url).await, slot).await;
+            let (id, port) = master_of(&mut connect_one(url).await, slot).await;
             if id != to_id {
                 return Err(format!("{url} places slot {slot} at {port}, not at {to_port}"));
             }
@@ -87,21 +87,26 @@ async fn migrate(urls: &[String], slot: u16) {
     .await;
 }
 
+/// An offset of the replication that a node knows.
+async fn replicated(node: &mut MultiplexedConnection, name: &str) -> i64 {
+    let info: String = ask(node, &["INFO", "replication"]).await;
+    let of = |line: &str| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok();
+    info.lines().find_map(of).unwrap_or_else(|| panic!("{name} in {info}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_migrate_and_a_master_fails_over_under_load() {
-    let mut stack = Stack::start(LAYERS, 2).await;
-    let found = tokio::task::spawn_blocking(|| install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}));
-    let found = found.await.expect("the search").expect("redis");
     let folder = local::servers::scratch().expect("a folder");
     let setting = |name: &str, value: String| (name.to_owned(), value);
-    let options = RedisOptions {
-        settings: vec![setting("cluster-node-timeout", "2000".into())],
-        ..RedisOptions::default()
-    };
-    let mut cluster = RedisCluster::start(&found, &folder.path().join("cluster"), options.clone())
-        .await
-        .expect("a cluster");
-    let urls = cluster.urls();
+    // A replica may be as far behind as it likes.
+    let settings = [
+        setting("cluster-node-timeout", "2000".into()),
+        setting("cluster-replica-validity-factor", "0".into()),
+    ];
+    let options = RedisOptions { settings: settings.into(), ..RedisOptions::default() };
+    let servers = Servers { redis: options.clone(), topology: Topology::Cluster, ..Servers::default() };
+    let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
+    let urls = stack.redis.urls();
     stack.probe.redis = urls[0].clone();
     stack.batch(&["run"]).await;
     let speed = stack.speed();
@@ -113,7 +118,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
 
     // The slots of half of all groups move while they are written.
     let groups = stack.catalog.layout.groups;
-    let mut redis = connect(&urls[0]).await;
+    let mut redis = connect_one(&urls[0]).await;
     let begun = Instant::now();
     let mut moved = 0;
     let kafka = stack.kafka.bootstrap();
@@ -146,11 +151,12 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     let bus = free_port();
     let mut settings = options.settings.clone();
     settings.extend([setting("cluster-enabled", "yes".into()), setting("cluster-port", bus.to_string())]);
-    let replica = Redis::start(&found, &folder.path().join("replica"), RedisOptions { settings, ..options })
-        .await
-        .expect("a replica");
+    let replica =
+        Redis::start(&found().await, &folder.path().join("replica"), RedisOptions { settings, ..options })
+            .await
+            .expect("a replica");
     let first: String = ask(&mut redis, &["CLUSTER", "MYID"]).await;
-    let mut its = connect(&replica.url()).await;
+    let mut its = connect_one(&replica.url()).await;
     let (port, second) = (replica.port().to_string(), urls[1].clone());
     let () = ask(&mut redis, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus.to_string()]).await;
     wait_for("the replica knowing its master", async || {
@@ -166,7 +172,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     .await;
     wait_for("all nodes knowing the replica", async || {
         for url in &urls {
-            let nodes: String = ask(&mut connect(url).await, &["CLUSTER", "NODES"]).await;
+            let nodes: String = ask(&mut connect_one(url).await, &["CLUSTER", "NODES"]).await;
             let line =
                 nodes.lines().find(|line| line.contains(&format!(":{port}@"))).unwrap_or_default().to_owned();
             if !line.contains("slave") || !line.contains("connected") {
@@ -176,13 +182,26 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
         Ok(())
     })
     .await;
+    // It loses its master, which goes on; what comes now the replica will never have.
+    let () = ask(&mut its, &["CONFIG", "SET", "masteruser", "nobody"]).await;
+    let () = ask(&mut its, &["CONFIG", "SET", "masterauth", "nothing"]).await;
+    let _: i64 = ask(&mut redis, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    wait_for("the replica without its master", async || {
+        let info: String = ask(&mut its, &["INFO", "replication"]).await;
+        if info.contains("master_link_status:down") { Ok(()) } else { Err(info) }
+    })
+    .await;
     stack.send(parts[2]);
+    stack.settle().await;
+    let written = replicated(&mut redis, "master_repl_offset").await;
+    let behind = written - replicated(&mut its, "slave_repl_offset").await;
+    assert!(behind > 0, "the master has written nothing since");
     // The probe and the layers' seed address must outlive the first node.
     stack.probe.redis = second.clone();
     drop(redis);
-    cluster.nodes()[0].kill();
+    stack.redis.masters_mut()[0].kill();
     let begun = Instant::now();
-    let mut other = connect(&second).await;
+    let mut other = connect_one(&second).await;
     wait_for("the replica being master", async || {
         let nodes: String = ask(&mut other, &["CLUSTER", "NODES"]).await;
         let line =
@@ -195,7 +214,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     equal(&stack, &speed, &serving, "after a failover").await;
     assert_eq!(speed.exited(), None);
     println!(
-        "a master killed: its replica took over after {failed_over:.1?}, equal after {:.1?}",
+        "a master killed: its replica, {behind} bytes behind, took over after {failed_over:.1?}, equal after {:.1?}",
         begun.elapsed()
     );
 }
