@@ -1,5 +1,5 @@
-//! A Redis Cluster of three masters: slots migrate while groups are written, and a master fails over to a replica that is
-//! behind. Each group is somewhere as a whole, and all is equal to the oracle in the end.
+//! A Redis Cluster of three masters: slots migrate while groups are written, no node is to be found for a while, and
+//! a master fails over to a replica that is behind. Each group is somewhere as a whole, and all is equal to the oracle in the end.
 
 use local::layers::Layer;
 use local::servers::{Redis, RedisOptions};
@@ -14,6 +14,8 @@ use tidemark_tests::redis_servers::Topology;
 use tidemark_tests::stack::{Servers, Stack, found, free_port, outbrain};
 use tidemark_tests::wait_for;
 
+/// Where nobody listens.
+const NOWHERE: u16 = 1;
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
@@ -37,8 +39,8 @@ async fn equal(stack: &Stack, speed: &Layer, serving: &Serving, what: &str) {
     stack.verify_groups(what).await;
 }
 
-/// The master of a slot that a node knows: its id and port.
-async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> (String, u16) {
+/// The id of the master of a slot, as a node knows it.
+async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> String {
     let nodes: String = ask(node, &["CLUSTER", "NODES"]).await;
     let serves = |words: &[&str]| {
         words[8..].iter().filter(|range| !range.starts_with('[')).any(|range| {
@@ -48,38 +50,64 @@ async fn master_of(node: &mut MultiplexedConnection, slot: u16) -> (String, u16)
     };
     let lines = nodes.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let words = lines.into_iter().find(|words| words[2].contains("master") && serves(words));
-    let words = words.unwrap_or_else(|| panic!("nobody serves slot {slot}:\n{nodes}"));
-    let port =
-        words[1].split(['@', ',']).next().and_then(|address| address.rsplit_once(':')).expect("an address").1;
-    (words[0].to_owned(), port.parse().expect("a port"))
+    words.unwrap_or_else(|| panic!("nobody serves slot {slot}:\n{nodes}"))[0].to_owned()
+}
+
+fn port_of(url: &str) -> &str {
+    url.rsplit_once(':').expect("a port").1
 }
 
 /// Moves a slot with its keys, one by one, and waits until all nodes know of it. They learn it from the new master's
 /// gossip alone: where they were told, and their own gossip crossed, two could name each other for ever, and no client
 /// could write there.
 async fn migrate(urls: &[String], slot: u16) {
-    let at = |port: u16| format!("redis://127.0.0.1:{port}");
-    let mut any = connect_one(&urls[0]).await;
-    let (from_id, from_port) = master_of(&mut any, slot).await;
-    let to_port =
-        urls.iter().map(|url| url.rsplit_once(':').expect("a port").1.parse::<u16>().expect("a port"));
-    let to_port = to_port.into_iter().find(|port| *port != from_port).expect("another master");
-    let (mut from, mut to) = (connect_one(&at(from_port)).await, connect_one(&at(to_port)).await);
-    let to_id: String = ask(&mut to, &["CLUSTER", "MYID"]).await;
+    let mut nodes = Vec::new();
+    for url in urls {
+        let mut node = connect_one(url).await;
+        let id: String = ask(&mut node, &["CLUSTER", "MYID"]).await;
+        nodes.push((id, port_of(url), node));
+    }
+    let from_id = master_of(&mut nodes[0].2, slot).await;
+    let at = nodes.iter().position(|(id, ..)| *id == from_id).expect("a master");
+    let (_, _, mut from) = nodes.swap_remove(at);
+    let (to_id, to_port, mut to) = nodes.swap_remove(0);
     let name = slot.to_string();
     let () = ask(&mut to, &["CLUSTER", "SETSLOT", &name, "IMPORTING", &from_id]).await;
     let () = ask(&mut from, &["CLUSTER", "SETSLOT", &name, "MIGRATING", &to_id]).await;
     loop {
         let keys: Vec<String> = ask(&mut from, &["CLUSTER", "GETKEYSINSLOT", &name, "1"]).await;
         let Some(key) = keys.first() else { break };
-        let () = ask(&mut from, &["MIGRATE", "127.0.0.1", &to_port.to_string(), key, "0", "5000"]).await;
+        let () = ask(&mut from, &["MIGRATE", "127.0.0.1", to_port, key, "0", "5000"]).await;
     }
     let () = ask(&mut to, &["CLUSTER", "SETSLOT", &name, "NODE", &to_id]).await;
     wait_for("all nodes knowing where the slot is", async || {
         for url in urls {
-            let (id, port) = master_of(&mut connect_one(url).await, slot).await;
+            let id = master_of(&mut connect_one(url).await, slot).await;
             if id != to_id {
-                return Err(format!("{url} places slot {slot} at {port}, not at {to_port}"));
+                return Err(format!("{url} places slot {slot} at {id}, not at {to_id}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Has every node name this port to clients, or its own again, and waits until all name all so.
+async fn announce(urls: &[String], port: Option<u16>) {
+    for url in urls {
+        let port = port.unwrap_or(0).to_string();
+        let () = ask(&mut connect_one(url).await, &["CONFIG", "SET", "cluster-announce-port", &port]).await;
+    }
+    wait_for("all nodes naming the ports", async || {
+        for url in urls {
+            let nodes: String = ask(&mut connect_one(url).await, &["CLUSTER", "NODES"]).await;
+            let named = |url: &&String| {
+                nodes
+                    .contains(&format!(":{}@", port.map_or(port_of(url).to_owned(), |port| port.to_string())))
+            };
+            let others = |url: &&String| port.is_some() && nodes.contains(&format!(":{}@", port_of(url)));
+            if !urls.iter().all(|url| named(&url)) || urls.iter().any(|url| others(&url)) {
+                return Err(nodes);
             }
         }
         Ok(())
@@ -111,8 +139,8 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     stack.batch(&["run"]).await;
     let speed = stack.speed();
     let (_process, serving) = stack.serving().await;
-    let all = deliveries(12_000, 61);
-    let parts: Vec<_> = all.chunks(all.len().div_ceil(4)).collect();
+    let all = deliveries(15_000, 61);
+    let parts: Vec<_> = all.chunks(all.len().div_ceil(5)).collect();
     stack.send(parts[0]);
     equal(&stack, &speed, &serving, "at first").await;
 
@@ -145,6 +173,23 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     sending.await.expect("sent").flush().expect("acknowledged");
     equal(&stack, &speed, &serving, "after slots migrated").await;
     println!("{moved} slots migrated in {took:.1?} while their groups were written: equal");
+
+    // All nodes name an address where nobody is, as when all are away at the moment that a client asks for the slots. A
+    // client that was sent there by a slot that moved never comes back by itself.
+    announce(&urls, Some(NOWHERE)).await;
+    let tp = &stack.probe.partitions().expect("partitions")[0];
+    let slot: u16 = ask(&mut redis, &["CLUSTER", "KEYSLOT", &view::group_key(tp, 1, groups)]).await;
+    migrate(&urls, slot).await;
+    stack.send(parts[2]);
+    wait_for("the worker finding no node", async || {
+        let log = speed.logged();
+        if log.contains("No connections found") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    announce(&urls, None).await;
+    let begun = Instant::now();
+    equal(&stack, &speed, &serving, "after no node was to be found").await;
+    println!("no node found, then all again: equal after {:.1?}", begun.elapsed());
 
     // A replica of the first master takes over when it is killed; the worker knows only addresses of nodes.
     stack.batch(&["run"]).await;
@@ -191,7 +236,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
         if info.contains("master_link_status:down") { Ok(()) } else { Err(info) }
     })
     .await;
-    stack.send(parts[2]);
+    stack.send(parts[3]);
     stack.settle().await;
     let written = replicated(&mut redis, "master_repl_offset").await;
     let behind = written - replicated(&mut its, "slave_repl_offset").await;
@@ -210,7 +255,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     })
     .await;
     let failed_over = begun.elapsed();
-    stack.send(parts[3]);
+    stack.send(parts[4]);
     equal(&stack, &speed, &serving, "after a failover").await;
     assert_eq!(speed.exited(), None);
     println!(
