@@ -10,7 +10,8 @@ use sqlx::Connection as _;
 use std::collections::BTreeMap;
 use tidemark_tests::naughty::{NAUGHTY, noise};
 use tidemark_tests::redis_client::ask;
-use tidemark_tests::stack::{SPEED, Stack, free_port};
+use tidemark_tests::redis_servers::Topology;
+use tidemark_tests::stack::{SPEED, Servers, Stack, free_port, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -28,8 +29,9 @@ struct Guarded {
 
 impl Guarded {
     /// A stack whose servers admit just the shipped roles.
-    async fn start() -> Guarded {
-        let mut stack = Stack::start(LAYERS, 2).await;
+    async fn start(topology: Topology) -> Guarded {
+        let servers = Servers { topology, ..Servers::default() };
+        let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
         let mut owner = sqlx::PgConnection::connect(&stack.database).await.expect("postgres");
         // Twice: the second time changes nothing.
         for _ in 0..2 {
@@ -82,6 +84,19 @@ impl Guarded {
             _ => &["catalog"],
         };
         self.stack.process(name, command, uses)
+    }
+
+    /// Starts the serving layer as its role and waits until it is ready.
+    async fn serving(&mut self) -> (Layer, Serving) {
+        let address = format!("127.0.0.1:{}", free_port());
+        let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
+        let process = self.layer("serving-layer", &command, "SERVING_PASSWORD");
+        let serving = Serving::at(format!("http://{address}"));
+        wait_for("serving layer ready", async || {
+            serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
+        })
+        .await;
+        (process, serving)
     }
 
     /// Runs the batch layer; gives its log.
@@ -162,23 +177,35 @@ async fn refused(url: &str, sql: &'static str) {
     assert!(code == "42501" || code == "25006", "{sql}: {error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
-    let mut guarded = Guarded::start().await;
-    guarded.batch().await;
-    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
-    let address = format!("127.0.0.1:{}", free_port());
-    let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
-    let process = guarded.layer("serving-layer", &command, "SERVING_PASSWORD");
-    let serving = Serving::at(format!("http://{address}"));
-    wait_for("serving layer ready", async || {
-        serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
-    })
-    .await;
-
+fn deliveries() -> Vec<Delivery> {
     let options =
         Options { records: 2_000, span: 20 * MINUTE, users: 100, malformed: 0.0, ..Options::default() };
-    guarded.stack.send(&Generator::new(options, 5).collect::<Vec<_>>());
+    Generator::new(options, 5).collect()
+}
+
+/// A Cluster's clients ask it for its nodes and slots, which needs rights of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_just_their_rights_the_layers_answer_on_a_redis_cluster() {
+    let mut guarded = Guarded::start(Topology::Cluster).await;
+    guarded.batch().await;
+    let _speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+    let (_process, serving) = guarded.serving().await;
+    guarded.stack.send(&deliveries());
+    guarded.stack.settle().await;
+    let log = guarded.batch().await;
+    assert!(log.contains("unexplained error 0.000000"), "{log}");
+    guarded.stack.settle().await;
+    guarded.stack.compare(&serving, &guarded.oracle(), "on a Cluster").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
+    let mut guarded = Guarded::start(Topology::Chosen).await;
+    guarded.batch().await;
+    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+    let (process, serving) = guarded.serving().await;
+    let address = serving.url.clone();
+    guarded.stack.send(&deliveries());
     let end = 1_465_876_800_000 + 21 * MINUTE;
     let long = [noise(4_096), noise(4_097)];
     let keys: Vec<&str> = NAUGHTY.iter().copied().chain([long[0].as_str()]).collect();
@@ -207,7 +234,7 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     let log = guarded.batch().await;
     assert!(log.contains("unexplained error 0.000000, 0 repeats healed\n"), "{log}");
     guarded.stack.compare(&serving, &guarded.oracle(), "after the second run").await;
-    let audits = reqwest::get(format!("http://{address}/api/v1/audit")).await.expect("an answer");
+    let audits = reqwest::get(format!("{address}/api/v1/audit")).await.expect("an answer");
     assert!(audits.status().is_success(), "{}", audits.text().await.unwrap_or_default());
     one_line_a_message(&speed);
     one_line_a_message(&process);
