@@ -35,8 +35,9 @@ pub(crate) enum Redis {
     Cluster(Arc<Cluster>),
 }
 
-/// A cluster's connection, made anew where an answer did not come in time: while a master fails over, the client may come
-/// to a stand for good (its refresh of the slots waits for requests that wait for it; seen with redis 1.8).
+/// A cluster's connection, made anew where it is found broken, or an answer did not come in time: the client may come to a
+/// stand for good, while a master fails over (its refresh of the slots waits for requests that wait for it) and when all
+/// nodes are away at once (it goes on to look for the slots at none; both seen with redis 1.8).
 pub(crate) struct Cluster(Mutex<Connected>);
 
 struct Connected {
@@ -68,7 +69,7 @@ impl Cluster {
             None => connection.req_packed_command(cmd).await,
             Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,
         };
-        if answer.as_ref().is_err_and(RedisError::is_timeout) {
+        if answer.as_ref().is_err_and(is_of_the_connection) {
             self.renew(number).await;
         }
         answer
@@ -273,6 +274,10 @@ impl Redis {
         }?;
         Ok(T::from_redis_value(value.extract_error()?)?)
     }
+}
+
+fn is_of_the_connection(error: &RedisError) -> bool {
+    error.is_unrecoverable_error() || error.is_connection_refusal() || error.is_timeout()
 }
 
 fn is_library_missing(error: &RedisError) -> bool {
