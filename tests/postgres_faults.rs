@@ -143,20 +143,20 @@ async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
     stack.becomes(&serving, &oracle, "answers after the run").await;
 }
 
-/// Asks for the total 100 times a second until the stop; gives how long each answer took.
+/// Asks for the total 200 times a second until the stop; gives how long each answer took.
 ///
 /// # Panics
 /// With an answer that isn't `expected`.
 async fn load(serving: Serving, expected: i64, stop: CancellationToken) -> Vec<Duration> {
     let mut asked = tokio::task::JoinSet::new();
-    let mut every = tokio::time::interval(Duration::from_millis(10));
+    let mut every = tokio::time::interval(Duration::from_millis(5));
     let mut took = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             // Whoever is held up for half a second is seen as often as it is asked meanwhile; a machine that can't answer
             // so many isn't asked for ever more.
-            _ = every.tick(), if asked.len() < 64 => {
+            _ = every.tick(), if asked.len() < 128 => {
                 let serving = serving.clone();
                 asked.spawn(async move {
                     let begun = Instant::now();
