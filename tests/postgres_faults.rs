@@ -231,10 +231,11 @@ async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
         assert_eq!(published, expected, "a new report sees the flip");
     }
     println!("p99s of {answers} answers during runs: {flipping:.0?}, without: {calm:.0?}");
-    // What else a machine does makes answers slower, never quicker, and falls on some flips; one that holds readers up
-    // does so at each. So the least of them tells, held against a usual calm second between them. The typical one says
-    // more, but only where nothing runs beside it: this file's own other tests do, unless the long form runs alone.
-    let flip = if long.is_some() { median(&flipping) } else { *flipping.iter().min().expect("flips") };
+    // What else a machine does makes answers slower, never quicker, and falls on some flips. So the second least of them
+    // tells, held against a usual calm second between them. The typical one says more, but only where nothing runs beside
+    // it: this file's own other tests do, unless the long form runs alone.
+    flipping.sort();
+    let flip = flipping[if long.is_some() { flipping.len() / 2 } else { 1 }];
     let rise = flip.saturating_sub(median(&calm));
     assert!(rise <= MOST, "p99 rises by {rise:?}: {flipping:?} during runs, {calm:?} without");
 }

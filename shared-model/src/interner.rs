@@ -1,5 +1,5 @@
-//! Numbers for byte strings: 0, 1, 2, ... as they first come. So a row holds four bytes of each key, and strings are
-//! compared once a string, not once a row.
+//! Numbers for byte strings: 0, 1, 2, ... as they first come. So what is noted of many records holds four bytes of each
+//! string, and strings are compared once each when they are put in order.
 
 use hashbrown::HashTable;
 use std::cmp::Ordering;
@@ -66,7 +66,7 @@ impl Interner {
         self.ends.is_empty()
     }
 
-    /// About how many bytes they take, and take once they are put in order.
+    /// About how many bytes they take, and take once they are put in order by a prefix of 64 bits.
     pub fn size(&self) -> usize {
         self.bytes.capacity() + self.ends.capacity() * 8 + self.table.capacity() * 10 + self.ends.len() * 20
     }

@@ -40,6 +40,13 @@ aggregate = "count"
 window = "5s"
 grain = "5m"
 
+[metrics.by_what]
+stream = "views"
+by = ["what"]
+aggregate = "count"
+window = "5s"
+grain = "5m"
+
 [metrics.top_what]
 stream = "views"
 aggregate = "top_k"

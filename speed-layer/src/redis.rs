@@ -65,19 +65,25 @@ impl Cluster {
             let held = self.0.lock().await;
             (held.number, held.connection.clone())
         };
+        let is_of_a_node = node.is_some();
         let answer = match node {
             None => connection.req_packed_command(cmd).await,
             Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,
         };
-        if answer.as_ref().is_err_and(is_of_the_connection) {
+        // A node by a name that the client doesn't know says nothing of the others.
+        let is_unknown =
+            |error: &RedisError| is_of_a_node && error.kind() == ErrorKind::ClusterConnectionNotFound;
+        if answer.as_ref().is_err_and(|error| is_of_the_connection(error) && !is_unknown(error)) {
             self.renew(number).await;
         }
         answer
     }
 
+    /// Connects anew, once for all whose requests failed on the connection of a number: they share what comes of it.
     async fn renew(&self, number: u64) {
         let mut held = self.0.lock().await;
         if held.number == number {
+            held.number += 1;
             match tokio::time::timeout(RESPONSE, Connected::new(number + 1, &held.address)).await {
                 Ok(Ok(fresh)) => *held = fresh,
                 Ok(Err(error)) => tracing::warn!("no new connection to redis: {error:#}"),

@@ -156,6 +156,8 @@ mod tests {
             };
             let (one, other) = (name(&a, first), name(&b, second));
             assert_eq!(one.cmp(&other), a.cmp(&b).then(first.cmp(&second)));
+            let prefix = |name: &[u8]| prefix(&name[..name.len() - 8]);
+            assert!(prefix(&one) == prefix(&other) || prefix(&one).cmp(&prefix(&other)) == a.cmp(&b));
             let mut input = &one[..];
             assert_eq!((take(ty, &mut input).unwrap(), take_bucket(&mut input).unwrap()), (a, first));
             assert!(input.is_empty());

@@ -7,6 +7,7 @@ use shared_model::interner::ranks;
 use shared_model::metric::MetricVersion;
 use shared_model::time::Millis;
 use shared_model::view::{Packer, Slice, key_begin};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The order of what was noted: parts and places by rank.
@@ -31,7 +32,7 @@ pub(super) struct Ranked {
 
 impl Order<'_> {
     pub(super) fn of(notes: &Notes) -> Order<'_> {
-        // No part is the beginning of another that follows it in a key: parts order as the keys made of them do.
+        // Of the parts that one metric has at one place of its keys none is the beginning of another: they order as keys do.
         let items = notes.parts.order(key_begin);
         let mut bys = items.clone();
         bys.sort_by_key(|&part| notes.groups[part as usize]);
@@ -94,8 +95,6 @@ pub(super) struct Targets<'a, W> {
     slices: BTreeMap<Slice, usize>,
     packers: Vec<Packer>,
     key: Vec<u8>,
-    /// The states of the key at hand, each with its packer and bucket.
-    states: Vec<(usize, Millis, State)>,
 }
 
 /// A packer and the bucket of the cells that go there.
@@ -104,8 +103,7 @@ type Target = Option<(usize, Millis)>;
 impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     pub(super) fn new(places: &'a [Place], wanted: W) -> Targets<'a, W> {
         let (found, asked, slices) = (vec![None; places.len()], Vec::new(), BTreeMap::new());
-        let (packers, key, states) = (Vec::new(), Vec::new(), Vec::new());
-        Targets { places, wanted, found, asked, slices, packers, key, states }
+        Targets { places, wanted, found, asked, slices, packers: Vec::new(), key: Vec::new() }
     }
 
     /// Where the place of a rank leads to.
@@ -130,30 +128,30 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     }
 
     /// Packs what was noted for a metric in one group, in its order. `state`: of all that was noted for one cell.
-    pub(super) fn pack<T>(
+    pub(super) fn pack<'n, T>(
         &mut self,
         version: MetricVersion,
         order: &Order<'_>,
-        noted: &[T],
+        noted: &'n [T],
         cell: impl Fn(&T) -> Cell,
-        state: impl Fn(&[T]) -> State,
+        state: impl Fn(&'n [T]) -> Cow<'n, State>,
     ) -> Result<(), CodecError> {
+        let mut states: Vec<(usize, Millis, Cow<'n, State>)> = Vec::new();
         for alike in noted.chunk_by(|a, b| cell(a).key() == cell(b).key()) {
             for alike in alike.chunk_by(|a, b| cell(a).place == cell(b).place) {
                 let state = state(alike);
-                for (packer, bucket) in self.of(cell(&alike[0]).place).into_iter().flatten() {
-                    self.states.push((packer, bucket, state.clone()));
-                }
+                let targets = self.of(cell(&alike[0]).place).into_iter().flatten();
+                states.extend(targets.map(|(packer, bucket)| (packer, bucket, state.clone())));
             }
             order.key(cell(&alike[0]), &mut self.key);
             // One bucket of the view comes with several panes, and one pane may come with several epochs.
-            if self.states.len() > 2 {
-                self.states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
+            if states.len() > 2 {
+                states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
             }
-            let mut states = self.states.drain(..).peekable();
+            let mut states = states.drain(..).peekable();
             while let Some((packer, bucket, mut state)) = states.next() {
                 while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
-                    state.merge(&more)?;
+                    state.to_mut().merge(&more)?;
                 }
                 self.packers[packer].push(version, &self.key, bucket, &state);
             }
@@ -164,8 +162,8 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     /// The segments of a group; then those of the next are begun.
     pub(super) fn finish(&mut self) -> Vec<Segment> {
         self.asked.drain(..).for_each(|rank| self.found[rank as usize] = None);
-        let mut packed: Vec<_> = self.packers.drain(..).map(|packer| Some(packer.finish())).collect();
-        let slices = std::mem::take(&mut self.slices);
-        slices.into_iter().filter_map(|(slice, at)| Some((slice, packed[at].take()?))).collect()
+        let mut packers = std::mem::take(&mut self.packers);
+        let segment = |(slice, at): (Slice, usize)| (slice, std::mem::take(&mut packers[at]).finish());
+        std::mem::take(&mut self.slices).into_iter().map(segment).collect()
     }
 }
