@@ -12,6 +12,7 @@ use shared_model::catalog::Catalog;
 use shared_model::view::{self, CellId, Cells, Header, Slice};
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
+use tidemark_tests::redis_client::connect;
 use tidemark_tests::stack::{Stack, free_port, outbrain};
 use tidemark_tests::{number, wait_for};
 
@@ -249,8 +250,7 @@ async fn lose(stack: &Stack, metric: &str, of: u64) -> (u64, u64) {
     let version = stack.catalog.metric(metric).expect("shipped").version;
     let known: BTreeMap<_, &Aggregate> =
         stack.catalog.metrics.iter().map(|metric| (metric.version, &metric.aggregate)).collect();
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+    let mut connection = connect(&stack.redis.url()).await;
     let (mut all, mut lost) = (0, 0);
     for (tp, group) in stack.probe.headers().await.expect("headers").into_keys() {
         let key = view::group_key(&tp, group, stack.probe.groups);
@@ -342,8 +342,7 @@ async fn is_whole_again(stack: &Stack, serving: &Serving, when: &str) {
 /// Makes the newest boundary of each group of one partition that of a much later epoch, and a record too early; gives how
 /// many.
 async fn move_boundaries(stack: &Stack) -> usize {
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+    let mut connection = connect(&stack.redis.url()).await;
     let mut moved = 0;
     let headers = stack.probe.headers().await.expect("headers");
     for ((tp, group), mut header) in headers.into_iter().filter(|((tp, _), _)| tp.partition == 0) {

@@ -10,6 +10,7 @@ use shared_model::catalog::Catalog;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use tidemark_tests::events::town;
+use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::shop::events::Record;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
@@ -141,13 +142,9 @@ async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are
     let views = "select count(*) from pg_views where schemaname = 'metrics' and viewname = 'display_cnt'";
     let views: i64 = sqlx::query_scalar(views).fetch_one(&pool).await.expect("views");
     assert_eq!(views, 0, "views of the removed metric");
+    let mut redis = connect(&stack.redis.url()).await;
     wait_for("the plain keys of the removed metric going", async || {
-        let client = redis::Client::open(stack.redis.url()).map_err(|error| error.to_string())?;
-        let mut connection =
-            client.get_multiplexed_async_connection().await.map_err(|error| error.to_string())?;
-        let keys: redis::RedisResult<Vec<String>> =
-            redis::cmd("KEYS").arg("display_cnt_5m:*").query_async(&mut connection).await;
-        let keys = keys.map_err(|error| error.to_string())?;
+        let keys: Vec<String> = ask(&mut redis, &["KEYS", "display_cnt_5m:*"]).await;
         if keys.is_empty() { Ok(()) } else { Err(format!("{} keys", keys.len())) }
     })
     .await;

@@ -2,7 +2,8 @@
 
 use simulator::generate::{Delivery, Generator, Options};
 use tidemark_tests::events::town;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::redis_servers::Topology;
+use tidemark_tests::stack::{Servers, Stack, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -14,7 +15,18 @@ fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_speed_worker_killed_mid_work_loses_and_doubles_nothing() {
-    let stack = Stack::start(LAYERS, 2).await;
+    killed_mid_work(Topology::Chosen).await;
+}
+
+/// One test of the seam that every run of the tests does on a Cluster; `TIDEMARK_TEST_REDIS=cluster` does all there.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_it_on_a_redis_cluster() {
+    killed_mid_work(Topology::Cluster).await;
+}
+
+async fn killed_mid_work(topology: Topology) {
+    let servers = Servers { topology, ..Servers::default() };
+    let stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
     stack.batch(&["run"]).await;
     let mut speed = stack.speed();
     let (_process, serving) = stack.serving().await;
@@ -70,9 +82,7 @@ async fn redis_emptied_is_rebuilt_and_never_answered_as_whole_when_short() {
     stack.batch(&["run"]).await;
     stack.send(second);
     stack.settle().await;
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-    let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.expect("emptied");
+    stack.redis.empty().await;
     stack.settle().await;
     stack.verify_groups("after FLUSHALL").await;
     stack.compare(&serving, &stack.oracle(), "after FLUSHALL").await;

@@ -90,13 +90,11 @@ async fn kill_speed(stack: &Stack, deaths: impl Iterator<Item = Death>, kills: u
         stack.probe.partitions().expect("partitions").iter().map(ToString::to_string).collect();
     let partitions = partitions.join(",");
     let command = ["run", "--flush-interval", "20ms", "--epoch-grace", "1s", "--assign", &partitions];
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
     for (number, Death { point, hit, .. }) in deaths.take(kills).enumerate() {
         progress("speed layer", number, kills);
         if point.starts_with("speed.reset") || point.starts_with("speed.lease") {
             // Groups are emptied where they are built anew; the last worker's lease would have to run out.
-            let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-            let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.expect("emptied");
+            stack.redis.empty().await;
         }
         let connections = ["catalog", "kafka", "redis", "postgres"];
         let speed = stack.process_in("speed-layer", &command, &connections, &armed(&point, hit));

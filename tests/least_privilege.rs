@@ -9,7 +9,9 @@ use simulator::generate::{Delivery, Generator, Kind, Options};
 use sqlx::Connection as _;
 use std::collections::BTreeMap;
 use tidemark_tests::naughty::{NAUGHTY, noise};
-use tidemark_tests::stack::{SPEED, Stack, free_port};
+use tidemark_tests::redis_client::ask;
+use tidemark_tests::redis_servers::Topology;
+use tidemark_tests::stack::{SPEED, Servers, Stack, free_port, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -27,26 +29,23 @@ struct Guarded {
 
 impl Guarded {
     /// A stack whose servers admit just the shipped roles.
-    async fn start() -> Guarded {
-        let mut stack = Stack::start(LAYERS, 2).await;
+    async fn start(topology: Topology) -> Guarded {
+        let servers = Servers { topology, ..Servers::default() };
+        let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
         let mut owner = sqlx::PgConnection::connect(&stack.database).await.expect("postgres");
         // Twice: the second time changes nothing.
         for _ in 0..2 {
             sqlx::raw_sql(ROLES).execute(&mut owner).await.expect("roles");
         }
-        let client = redis::Client::open(stack.redis.url()).expect("a url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
         let mut lines: Vec<&str> = USERS.lines().collect();
+        let mut masters = stack.redis.connections().await;
         // The one that we are comes last: it is switched off.
         lines.rotate_left(1);
         for line in lines {
-            let words = line.split(' ').skip(1);
-            let () = redis::cmd("ACL")
-                .arg("SETUSER")
-                .arg(words.collect::<Vec<_>>())
-                .query_async(&mut connection)
-                .await
-                .unwrap_or_else(|error| panic!("{line}: {error}"));
+            let words = [&["ACL", "SETUSER"], &line.split(' ').skip(1).collect::<Vec<_>>()[..]].concat();
+            for master in &mut masters {
+                let () = ask(master, &words).await;
+            }
         }
         let (database, redis) = (stack.database.clone(), stack.redis.url());
         let mut guarded = Guarded {
@@ -87,6 +86,19 @@ impl Guarded {
         self.stack.process(name, command, uses)
     }
 
+    /// Starts the serving layer as its role and waits until it is ready.
+    async fn serving(&mut self) -> (Layer, Serving) {
+        let address = format!("127.0.0.1:{}", free_port());
+        let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
+        let process = self.layer("serving-layer", &command, "SERVING_PASSWORD");
+        let serving = Serving::at(format!("http://{address}"));
+        wait_for("serving layer ready", async || {
+            serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
+        })
+        .await;
+        (process, serving)
+    }
+
     /// Runs the batch layer; gives its log.
     async fn batch(&mut self) -> String {
         let run = self.layer("batch-layer", &["run", "--version-grace", "0s"], "BATCH_PASSWORD");
@@ -112,9 +124,17 @@ impl Guarded {
 
     /// What Redis says to a user's command.
     async fn says(&self, user: &str, password: &str, words: &[&str]) -> redis::RedisResult<redis::Value> {
-        let client = redis::Client::open(self.redis_as(user, password)).expect("a url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
+        let mut said = Err(redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no Redis")));
+        // Of a Cluster's masters the one answers that has the key.
+        for url in self.redis_as(user, password).split(',') {
+            let client = redis::Client::open(url).expect("a url");
+            let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+            said = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await;
+            if !said.as_ref().is_err_and(|error| error.code() == Some("MOVED")) {
+                break;
+            }
+        }
+        said
     }
 }
 
@@ -157,23 +177,35 @@ async fn refused(url: &str, sql: &'static str) {
     assert!(code == "42501" || code == "25006", "{sql}: {error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
-    let mut guarded = Guarded::start().await;
-    guarded.batch().await;
-    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
-    let address = format!("127.0.0.1:{}", free_port());
-    let command = ["serve", "--listen", &address, "--max-rows", "1000000"];
-    let process = guarded.layer("serving-layer", &command, "SERVING_PASSWORD");
-    let serving = Serving::at(format!("http://{address}"));
-    wait_for("serving layer ready", async || {
-        serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
-    })
-    .await;
-
+fn deliveries() -> Vec<Delivery> {
     let options =
         Options { records: 2_000, span: 20 * MINUTE, users: 100, malformed: 0.0, ..Options::default() };
-    guarded.stack.send(&Generator::new(options, 5).collect::<Vec<_>>());
+    Generator::new(options, 5).collect()
+}
+
+/// A Cluster's clients ask it for its nodes and slots, which needs rights of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_just_their_rights_the_layers_answer_on_a_redis_cluster() {
+    let mut guarded = Guarded::start(Topology::Cluster).await;
+    guarded.batch().await;
+    let _speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+    let (_process, serving) = guarded.serving().await;
+    guarded.stack.send(&deliveries());
+    guarded.stack.settle().await;
+    let log = guarded.batch().await;
+    assert!(log.contains("unexplained error 0.000000"), "{log}");
+    guarded.stack.settle().await;
+    guarded.stack.compare(&serving, &guarded.oracle(), "on a Cluster").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
+    let mut guarded = Guarded::start(Topology::Chosen).await;
+    guarded.batch().await;
+    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+    let (process, serving) = guarded.serving().await;
+    let address = serving.url.clone();
+    guarded.stack.send(&deliveries());
     let end = 1_465_876_800_000 + 21 * MINUTE;
     let long = [noise(4_096), noise(4_097)];
     let keys: Vec<&str> = NAUGHTY.iter().copied().chain([long[0].as_str()]).collect();
@@ -202,7 +234,7 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     let log = guarded.batch().await;
     assert!(log.contains("unexplained error 0.000000, 0 repeats healed\n"), "{log}");
     guarded.stack.compare(&serving, &guarded.oracle(), "after the second run").await;
-    let audits = reqwest::get(format!("http://{address}/api/v1/audit")).await.expect("an answer");
+    let audits = reqwest::get(format!("{address}/api/v1/audit")).await.expect("an answer");
     assert!(audits.status().is_success(), "{}", audits.text().await.unwrap_or_default());
     one_line_a_message(&speed);
     one_line_a_message(&process);

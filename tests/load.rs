@@ -157,10 +157,8 @@ async fn ten_times_the_usual_keys_keep_within_the_stated_memory() {
 
 /// How long Redis takes, emptied, until the worker has replayed all of the log since the tidemark.
 async fn rebuilt(stack: &Stack) -> Duration {
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut redis = client.get_multiplexed_async_connection().await.expect("redis");
     let begun = Instant::now();
-    let () = redis::cmd("FLUSHALL").query_async(&mut redis).await.expect("emptied");
+    stack.redis.empty().await;
     stack.settle().await;
     begun.elapsed()
 }

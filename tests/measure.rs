@@ -19,7 +19,7 @@ async fn the_realtime_view_under_a_day_old_tidemark() {
     let layout = "epoch = \"10m\"\ngroups = 16\npane = \"10s\"";
     let stack = Stack::with_layout(LAYERS, 4, layout).await;
     stack.batch(&["run"]).await;
-    let idle = stack.dataset().await;
+    let idle = stack.redis.dataset().await;
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;
 
@@ -42,7 +42,7 @@ async fn the_realtime_view_under_a_day_old_tidemark() {
     }
     println!("caught up {:.0?} after the first event was sent", started.elapsed());
 
-    let dataset = stack.dataset().await - idle;
+    let dataset = stack.redis.dataset().await - idle;
     let oracle = stack.oracle();
     let mut cells = 0;
     for metric in METRICS.iter().filter(|metric| !metric.top_k && metric.distinct.is_none()) {

@@ -13,11 +13,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemark_tests::events::town;
+use tidemark_tests::number;
 use tidemark_tests::proxy::Proxy;
 use tidemark_tests::stack::Stack;
 use tokio_util::sync::CancellationToken;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+/// By how much a reader's p99 may rise while a run flips.
+const MOST: Duration = Duration::from_millis(100);
 
 fn options(records: u64) -> Options {
     Options { late: 0.01, malformed: 0.005, ..town(records) }
@@ -151,8 +154,9 @@ async fn load(serving: Serving, expected: i64, stop: CancellationToken) -> Vec<D
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            // A machine that can't answer so many isn't asked for ever more.
-            _ = every.tick(), if asked.len() < 16 => {
+            // Whoever is held up for half a second is seen as often as it is asked meanwhile; a machine that can't answer
+            // so many isn't asked for ever more.
+            _ = every.tick(), if asked.len() < 128 => {
                 let serving = serving.clone();
                 asked.spawn(async move {
                     let begun = Instant::now();
@@ -180,14 +184,21 @@ fn p99(mut took: Vec<Duration>) -> Duration {
     took[took.len() * 99 / 100]
 }
 
+fn median(durations: &[Duration]) -> Duration {
+    let mut sorted = durations.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
     let stack = Stack::start(LAYERS, 2).await;
     stack.batch(&["run"]).await;
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;
-    let (mut calm, mut flipping) = (Vec::new(), Vec::new());
-    for seed in 101..105 {
+    let long = number("TIDEMARK_FLIPS");
+    let (mut answers, mut calm, mut flipping) = (0, Vec::new(), Vec::new());
+    for seed in (101..).take(long.unwrap_or(6) as usize) {
         // No repeats: what is counted doesn't change when a run heals them.
         stack.send(
             &Generator::new(Options { near_repeats: 0.0, far_repeats: 0.0, ..options(2_000) }, seed)
@@ -202,14 +213,16 @@ async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
             stop.cancel();
             load.await.expect("every answer is right")
         };
-        calm.extend(loaded(Box::pin(tokio::time::sleep(Duration::from_secs(1)))).await);
+        calm.push(p99(loaded(Box::pin(tokio::time::sleep(Duration::from_secs(1)))).await));
         // A report that takes longer than the flip, over the view that is switched.
         let mut report = sqlx::PgConnection::connect(&stack.database).await.expect("postgres");
         let mut report =
             report.begin_with("begin isolation level repeatable read").await.expect("a snapshot");
         let sql = "select coalesce(sum(value), 0)::bigint from metrics.user_view_cnt";
         let before: i64 = sqlx::query_scalar(sql).fetch_one(&mut *report).await.expect("the report");
-        flipping.extend(loaded(Box::pin(stack.batch(&["run", "--version-grace", "0s"]))).await);
+        let took = loaded(Box::pin(stack.batch(&["run", "--version-grace", "0s"]))).await;
+        answers += took.len();
+        flipping.push(p99(took));
         let after: i64 = sqlx::query_scalar(sql).fetch_one(&mut *report).await.expect("the report, again");
         assert_eq!(before, after, "an open report sees one state");
         drop(report);
@@ -217,6 +230,12 @@ async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
         let published: i64 = sqlx::query_scalar(sql).fetch_one(&mut fresh).await.expect("the report, anew");
         assert_eq!(published, expected, "a new report sees the flip");
     }
-    let (answers, calm, flipping) = (flipping.len(), p99(calm), p99(flipping));
-    println!("p99 of {answers} answers during runs: {flipping:?}, without: {calm:?}");
+    println!("p99s of {answers} answers during runs: {flipping:.0?}, without: {calm:.0?}");
+    // What else a machine does makes answers slower, never quicker, and falls on some flips. So the second least of them
+    // tells, held against a usual calm second between them. The typical one says more, but only where nothing runs beside
+    // it: this file's own other tests do, unless the long form runs alone.
+    flipping.sort();
+    let flip = flipping[if long.is_some() { flipping.len() / 2 } else { 1 }];
+    let rise = flip.saturating_sub(median(&calm));
+    assert!(rise <= MOST, "p99 rises by {rise:?}: {flipping:?} during runs, {calm:?} without");
 }

@@ -2,8 +2,8 @@
 //! tidemark and across it, and moved on by ticks when all is silent.
 
 use local::probe::Serving;
-use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
+use tidemark_tests::redis_client::{self, Connection, connect};
 use tidemark_tests::shop::CATALOG;
 use tidemark_tests::shop::ask::{Parts, Query, check, check_live, time};
 use tidemark_tests::shop::events::{Record, records};
@@ -132,22 +132,21 @@ async fn every_aggregate_equals_the_oracle_in_realtime_across_the_seam_and_in_ba
 }
 
 /// The value of a plain key: a string, or a sorted set's best.
-async fn plain(redis: &mut MultiplexedConnection, key: &str) -> Option<String> {
-    let kind: String = redis::cmd("TYPE").arg(key).query_async(redis).await.expect("its type");
+async fn plain(redis: &mut Connection, key: &str) -> Option<String> {
+    let kind: String = redis_client::ask(redis, &["TYPE", key]).await;
     match kind.as_str() {
         "none" => None,
-        "string" => Some(redis::cmd("GET").arg(key).query_async(redis).await.expect("its value")),
+        "string" => Some(redis_client::ask(redis, &["GET", key]).await),
         _ => {
-            let mut best = redis::cmd("ZREVRANGE");
-            best.arg(key).arg(0).arg(0).arg("WITHSCORES");
-            let best: Vec<String> = best.query_async(redis).await.expect("its best");
+            let best: Vec<String> =
+                redis_client::ask(redis, &["ZREVRANGE", key, "0", "0", "WITHSCORES"]).await;
             Some(best.join(" "))
         }
     }
 }
 
 /// Waits until the plain keys are as expected.
-async fn plains(redis: &mut MultiplexedConnection, expected: &[(&str, Option<&str>)]) {
+async fn plains(redis: &mut Connection, expected: &[(&str, Option<&str>)]) {
     wait_for("the plain keys", async || {
         for (key, value) in expected {
             let found = plain(redis, key).await;
@@ -166,8 +165,7 @@ async fn in_silence_ticks_empty_the_windows_and_idle_partitions_hold_nothing_bac
     stack.batch(&["run"]).await;
     let _speed = stack.speed();
     let (_process, serving) = stack.serving().await;
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut redis = client.get_multiplexed_async_connection().await.expect("redis");
+    let mut redis = connect(&stack.redis.url()).await;
 
     // One key for all, hence one partition of three in two topics; the third topic has nothing at all.
     let sent = now();

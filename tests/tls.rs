@@ -1,14 +1,14 @@
 //! The whole path by TLS, with passwords and client certificates of an authority of our own, on real servers: Kafka, a
 //! Redis Cluster of several nodes, and Postgres.
 
-use local::install::{self, Installing, Need};
 use local::layers::Layer;
-use local::servers::{RedisCluster, RedisOptions, Tls};
+use local::servers::{RedisOptions, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use simulator::generate::{Delivery, Generator, Options};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use tidemark_tests::stack::{SPEED, Stack, free_port};
+use tidemark_tests::redis_servers::Topology;
+use tidemark_tests::stack::{SPEED, Servers, Stack, free_port, outbrain};
 use tidemark_tests::wait_for;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -136,25 +136,22 @@ async fn says(speed: &Layer, why: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn by_tls_with_passwords_and_client_certificates_answers_are_complete() {
-    let mut stack = Stack::start(LAYERS, 2).await;
-    let found = tokio::task::spawn_blocking(|| install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}));
-    let found = found.await.expect("the search").expect("redis");
     let folder = local::servers::scratch().expect("a folder");
     let tls = certificates(folder.path());
-    let options = RedisOptions {
+    let redis = RedisOptions {
         tls: Some(tls.clone()),
         password: Some(PASSWORD.to_owned()),
         ..RedisOptions::default()
     };
-    let cluster =
-        RedisCluster::start(&found, &folder.path().join("cluster"), options).await.expect("a cluster");
+    let servers = Servers { redis, topology: Topology::Cluster, ..Servers::default() };
+    let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
     let kafka = secure_kafka(&mut stack, &tls).await;
     let postgres = secure_postgres(&stack, &tls).await;
     let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
 
     // Of the cluster any node will do, and one that is not there is passed over.
     let gone = format!("rediss://:{PASSWORD}@127.0.0.1:{}", free_port());
-    let redis = format!("{gone},{}", cluster.urls().join(","));
+    let redis = format!("{gone},{}", stack.redis.url());
     let properties = format!(
         "security.protocol=SASL_SSL;ssl.ca.location={ca};sasl.mechanism=PLAIN;sasl.username=tidemark"
     );

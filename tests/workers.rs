@@ -8,6 +8,7 @@ use shared_model::offsets::TopicPartition;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tidemark_tests::load::Load;
+use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::stack::Stack;
 use tidemark_tests::{number, wait_for};
 use tokio_util::sync::CancellationToken;
@@ -130,14 +131,13 @@ async fn a_worker_stopped_past_its_session_writes_nothing_and_comes_back() {
 
 /// The owner's token of each group.
 async fn owners(stack: &Stack, tps: &[TopicPartition]) -> BTreeMap<String, String> {
-    let client = redis::Client::open(stack.redis.url()).expect("redis url");
-    let mut redis = client.get_multiplexed_async_connection().await.expect("redis");
+    let mut redis = connect(&stack.redis.url()).await;
     let groups = stack.catalog.layout.groups;
     let mut owners = BTreeMap::new();
     for key in
         tps.iter().flat_map(|tp| (0..groups).map(|group| shared_model::view::group_key(tp, group, groups)))
     {
-        let owner = redis::cmd("HGET").arg(&key).arg("o").query_async(&mut redis).await.expect("an owner");
+        let owner = ask(&mut redis, &["HGET", &key, "o"]).await;
         owners.insert(key, owner);
     }
     owners

@@ -11,7 +11,6 @@
 mod cells;
 mod fold;
 pub(crate) mod healed;
-mod interner;
 mod name;
 mod repeats;
 mod rows;

@@ -129,6 +129,7 @@ pub const STATE_VERSION: u8 = 1;
 
 impl State {
     /// The empty state of an aggregate: merging it changes nothing.
+    #[inline]
     pub fn empty(aggregate: &Aggregate) -> State {
         match aggregate {
             Aggregate::Count | Aggregate::TopK { .. } => State::Count(0),
@@ -187,6 +188,7 @@ impl State {
     }
 
     /// Appends the canonical, versioned, self-delimiting bytes.
+    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(STATE_VERSION << 4 | self.kind());
         match self {
@@ -201,6 +203,7 @@ impl State {
 
     /// Takes the state of an aggregate from its bytes. Only canonical bytes are taken, so that what is read writes the
     /// same bytes again.
+    #[inline]
     pub fn decode(aggregate: &Aggregate, input: &mut &[u8]) -> Result<State, StateError> {
         let tag = codec::take_byte(input, "state")?;
         let found = tag >> 4;
@@ -301,6 +304,7 @@ impl State {
         Column::Bytes(Some(bytes))
     }
 
+    #[inline]
     fn kind(&self) -> u8 {
         match self {
             State::Count(_) => 1,

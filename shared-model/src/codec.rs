@@ -26,6 +26,7 @@ pub enum CodecError {
 }
 
 /// Appends an unsigned LEB128 varint: 1 byte below 128, 10 at most (19 for `u128`).
+#[inline]
 pub fn put_varint(out: &mut Vec<u8>, value: u128) {
     let mut rest = value;
     while rest > u128::from(u64::MAX) {
@@ -42,17 +43,23 @@ pub fn put_varint(out: &mut Vec<u8>, value: u128) {
 }
 
 /// Appends a signed integer, zigzag then varint.
+#[inline]
 pub fn put_zigzag(out: &mut Vec<u8>, value: i128) {
-    put_varint(out, ((value << 1) ^ (value >> 127)) as u128);
+    match i64::try_from(value) {
+        Ok(value) => put_varint(out, u128::from(((value << 1) ^ (value >> 63)) as u64)),
+        Err(_) => put_varint(out, ((value << 1) ^ (value >> 127)) as u128),
+    }
 }
 
 /// Appends bytes behind their length.
+#[inline]
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u128);
     out.extend_from_slice(bytes);
 }
 
 /// Takes one byte.
+#[inline]
 pub fn take_byte(input: &mut &[u8], what: &'static str) -> Result<u8, CodecError> {
     let (&first, rest) = input.split_first().ok_or(CodecError::Truncated(what))?;
     *input = rest;
@@ -60,6 +67,7 @@ pub fn take_byte(input: &mut &[u8], what: &'static str) -> Result<u8, CodecError
 }
 
 /// Takes an unsigned varint; refuses forms longer than needed.
+#[inline]
 pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
     // Nearly all numbers end in here: 128-bit shifts are slow.
     let mut low = 0u64;
@@ -87,29 +95,34 @@ pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecE
 }
 
 /// Takes an unsigned varint that must fit 64 bits.
+#[inline]
 pub fn take_u64(input: &mut &[u8], what: &'static str) -> Result<u64, CodecError> {
     u64::try_from(take_varint(input, what)?).map_err(|_| CodecError::Invalid(what))
 }
 
 /// Takes a length or count that must fit the memory of this machine; each counted thing takes at least one byte, so
 /// a count above the bytes left is refused before anything is allocated for it.
+#[inline]
 pub fn take_count(input: &mut &[u8], what: &'static str) -> Result<usize, CodecError> {
     let count = usize::try_from(take_varint(input, what)?).map_err(|_| CodecError::Invalid(what))?;
     if count > input.len() { Err(CodecError::Truncated(what)) } else { Ok(count) }
 }
 
 /// Takes a zigzag integer.
+#[inline]
 pub fn take_zigzag(input: &mut &[u8], what: &'static str) -> Result<i128, CodecError> {
     let raw = take_varint(input, what)?;
     Ok((raw >> 1) as i128 ^ -((raw & 1) as i128))
 }
 
 /// Takes a zigzag integer that must fit 64 bits.
+#[inline]
 pub fn take_i64(input: &mut &[u8], what: &'static str) -> Result<i64, CodecError> {
     i64::try_from(take_zigzag(input, what)?).map_err(|_| CodecError::Invalid(what))
 }
 
 /// Takes bytes behind their length, without copying.
+#[inline]
 pub fn take_bytes<'a>(input: &mut &'a [u8], what: &'static str) -> Result<&'a [u8], CodecError> {
     let length = take_count(input, what)?;
     let (bytes, rest) = input.split_at(length);

@@ -69,6 +69,7 @@ impl Value {
     }
 
     /// Appends the canonical bytes: a tag, then the value. Self-delimiting, so values can be framed by juxtaposition.
+    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Value::Null => out.push(0),

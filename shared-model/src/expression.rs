@@ -167,6 +167,7 @@ impl Expression {
     }
 
     /// The same, lent where it is a field or a constant.
+    #[inline]
     pub fn value<'a>(&'a self, values: &'a [Value]) -> Cow<'a, Value> {
         evaluate::value(self, values)
     }

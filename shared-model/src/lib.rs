@@ -10,6 +10,7 @@ pub mod offsets;
 pub mod epoch;
 pub mod tidemark;
 pub mod codec;
+pub mod interner;
 pub mod event;
 pub mod expression;
 pub mod catalog;

@@ -98,6 +98,7 @@ pub struct Binding {
 
 impl Binding {
     /// Whether a record counts at all.
+    #[inline]
     pub fn admits(&self, values: &[Value]) -> bool {
         self.filter.as_ref().is_none_or(|filter| *filter.value(values) == Value::Bool(true))
     }

@@ -90,6 +90,7 @@ impl Grain {
     }
 
     /// The start of the bucket that holds `time`.
+    #[inline]
     pub fn bucket(self, time: Millis) -> Millis {
         time.div_euclid(self.0) * self.0
     }

@@ -14,7 +14,9 @@ use crate::epoch::TrustedTime;
 use crate::metric::MetricVersion;
 use crate::offsets::TopicPartition;
 use crate::time::Millis;
-pub use segment::{Packer, Section, Sections, each_cell, is_empty, merge, pack, take_cell, unpack};
+pub use segment::{
+    Packer, Section, Sections, each_cell, is_empty, key_begin, merge, pack, take_cell, unpack,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -33,6 +35,7 @@ pub fn group_key(tp: &TopicPartition, group: u32, groups: u32) -> String {
 }
 
 /// The group of a cell, by the `by` part of its key alone, so that one key's cells are all in one group.
+#[inline]
 pub fn group_of(by: &[u8], groups: u32) -> u32 {
     // The high bits are spread over the groups; the low ones are left to hash maps.
     ((u128::from(xxhash_rust::xxh3::xxh3_64(by)) * u128::from(groups)) >> 64) as u32

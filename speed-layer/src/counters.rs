@@ -3,7 +3,8 @@
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::{Catalog, Layout, Stream};
 use shared_model::codec::CodecError;
-use shared_model::event::Event;
+use shared_model::event::{Event, Value};
+use shared_model::expression::Expression;
 use shared_model::metric::{Binding, Metric, MetricVersion};
 use shared_model::time::Millis;
 use shared_model::view::{self, CellId, Cells};
@@ -21,7 +22,23 @@ pub(crate) struct Plan {
     pub(crate) longest_window: Millis,
     /// The metrics, each with its binding to this stream, by ascending version.
     metrics: Vec<(Arc<Metric>, Binding)>,
+    /// What each metric has in common with others.
+    feeds: Vec<Feeds>,
+    /// How many ways there are in which metrics slice time.
+    slicings: usize,
+    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key.
+    parts: Vec<Vec<Expression>>,
     aggregates: HashMap<MetricVersion, Aggregate>,
+}
+
+/// What a metric has in common with others, so that it is looked at once a record.
+#[derive(Clone, Copy)]
+pub(crate) struct Feeds {
+    /// The parts that its key is made of: its `by`, and its item (no expressions where it has none).
+    pub(crate) by: usize,
+    pub(crate) item: usize,
+    /// The way in which it slices time: those of one grain that have a window or have none.
+    pub(crate) slicing: usize,
 }
 
 /// A metric that a record feeds.
@@ -44,9 +61,17 @@ impl Plan {
         };
         let mut metrics: Vec<(Arc<Metric>, Binding)> = catalog.metrics.iter().filter_map(bound).collect();
         metrics.sort_by_key(|(metric, _)| metric.version);
+        let (mut parts, mut slicings) = (Vec::new(), Vec::new());
+        let feeds = |(metric, binding): &(Arc<Metric>, Binding)| Feeds {
+            by: place_of(binding.by.clone(), &mut parts),
+            item: place_of(binding.item.iter().cloned().collect(), &mut parts),
+            slicing: place_of((metric.grain, metric.window.is_some()), &mut slicings),
+        };
+        let feeds = metrics.iter().map(feeds).collect();
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
-        Plan { stream: stream.clone(), layout: catalog.layout, longest_window, metrics, aggregates }
+        let (stream, layout, slicings) = (stream.clone(), catalog.layout, slicings.len());
+        Plan { stream, layout, longest_window, metrics, feeds, slicings, parts, aggregates }
     }
 
     /// The versions of all its metrics.
@@ -57,6 +82,28 @@ impl Plan {
     /// The aggregate of a version.
     pub(crate) fn aggregate(&self, version: MetricVersion) -> Option<&Aggregate> {
         self.aggregates.get(&version)
+    }
+
+    /// The metrics that admit a record.
+    pub(crate) fn counted<'a>(&'a self, values: &'a [Value]) -> impl Iterator<Item = (Counted<'a>, Feeds)> {
+        let metrics = self.metrics.iter().zip(&self.feeds).enumerate();
+        let admitted = metrics.filter(|(_, ((_, binding), _))| binding.admits(values));
+        admitted.map(|(number, ((metric, binding), feeds))| (Counted { number, metric, binding }, *feeds))
+    }
+
+    /// How many parts keys are made of.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// How many ways there are in which metrics slice time.
+    pub(crate) fn slicings(&self) -> usize {
+        self.slicings
+    }
+
+    /// Appends a part of a record's keys.
+    pub(crate) fn part(&self, part: usize, values: &[Value], key: &mut Vec<u8>) {
+        self.parts[part].iter().for_each(|expression| expression.value(values).encode(key));
     }
 
     /// Names, for each metric that admits the event, the group, what is counted, and the cell's key.
@@ -74,6 +121,14 @@ impl Plan {
             }
         }
     }
+}
+
+/// Where something stands in a list, to which it is added where it isn't there yet.
+fn place_of<T: PartialEq>(what: T, list: &mut Vec<T>) -> usize {
+    list.iter().position(|known| *known == what).unwrap_or_else(|| {
+        list.push(what);
+        list.len() - 1
+    })
 }
 
 /// The longest sliding window of a catalog; 0 where nothing is served live.
@@ -109,13 +164,6 @@ pub(crate) fn merge_segments<'a>(
 /// xxh3 with a seed drawn per map family, for maps whose keys come from outside.
 #[derive(Clone)]
 pub(crate) struct FastHash(u64);
-
-impl FastHash {
-    /// The hash of bytes.
-    pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0)
-    }
-}
 
 impl Default for FastHash {
     fn default() -> FastHash {

@@ -1,4 +1,4 @@
-//! One group in memory: its header as stored, the cells that wait, and the index of what is stored.
+//! One group in memory: its header as stored, its write on the way, and the index of what is stored.
 //!
 //! A write follows exactly the stored position (its fence), and is kept until Redis has confirmed it: a retry sends
 //! the same bytes, unless a trim was stored in between, which it then follows. Every write has a fence of its own, so that
@@ -6,7 +6,6 @@
 
 use crate::compaction::{self, Segments};
 use crate::counters::Plan;
-use crate::deltas::Deltas;
 use crate::flush::Found;
 use crate::partition::PaneStart;
 use crate::window;
@@ -99,7 +98,6 @@ pub(crate) struct Group {
     header: Header,
     stored: bool,
     segments: BTreeMap<Slice, Segments>,
-    deltas: Deltas,
     /// Cuts that the fold has passed since the last write.
     passed: Vec<(i64, i64)>,
     /// Whether the log had a hole here and no event has come since: what panes lack is not known yet.
@@ -153,18 +151,8 @@ impl Group {
     }
 
     fn empty(key: String, header: Header, stored: bool) -> Group {
-        let (segments, deltas, number) = (BTreeMap::new(), Deltas::default(), header.seq);
-        Group {
-            key,
-            header,
-            stored,
-            segments,
-            deltas,
-            passed: Vec::new(),
-            after_gap: false,
-            number,
-            in_flight: None,
-        }
+        let (segments, number) = (BTreeMap::new(), header.seq);
+        Group { key, header, stored, segments, passed: Vec::new(), after_gap: false, number, in_flight: None }
     }
 
     /// The header as stored.
@@ -185,17 +173,12 @@ impl Group {
     /// Whether a record at `offset`, which the group doesn't hold yet, belongs to its view cells too, not to panes
     /// alone.
     pub(crate) fn views(&self, offset: i64) -> bool {
-        self.header.cuts.first().is_some_and(|&(_, from)| from <= offset)
+        self.views_from() <= offset
     }
 
-    /// The cells that wait.
-    pub(crate) fn deltas(&mut self) -> &mut Deltas {
-        &mut self.deltas
-    }
-
-    /// About how much memory waits.
-    pub(crate) fn pending(&self) -> (usize, usize) {
-        (self.deltas.len(), self.deltas.bytes())
+    /// The first offset of which this is so.
+    pub(crate) fn views_from(&self) -> i64 {
+        self.header.cuts.first().map_or(i64::MAX, |&(_, from)| from)
     }
 
     /// Takes in that `epoch` begins at `offset`.
@@ -218,6 +201,11 @@ impl Group {
             self.header.gaps.push((self.header.to, to));
             self.after_gap = true;
         }
+    }
+
+    /// Whether no event has come since a hole in the log.
+    pub(crate) fn is_after_gap(&self) -> bool {
+        self.after_gap
     }
 
     /// Takes in that the fold goes on knowing the identities from `known` on alone, of a horizon of so many offsets.
@@ -249,10 +237,9 @@ impl Group {
         })
     }
 
-    /// Whether there is something to write, beside a new position.
+    /// Whether there is something to write, beside a new position and the cells that wait.
     pub(crate) fn has_work(&self, open_epoch: i64, expired: &Expired) -> bool {
         self.in_flight.is_some()
-            || self.deltas.len() > 0
             || !self.passed.is_empty()
             || !self.stored
             || self.segments.keys().any(|&slice| expired.has(slice))
@@ -262,20 +249,6 @@ impl Group {
     /// Whether the group ends elsewhere than the fold.
     pub(crate) fn is_behind(&self, position: &Position) -> bool {
         self.header.to < position.to || self.header.clock < position.clock
-    }
-
-    /// The write that is not confirmed yet, or a new one that brings the group to `position`.
-    pub(crate) fn write(
-        &mut self,
-        plan: &Plan,
-        position: &Position,
-        expired: &Expired,
-        merge: Option<Merge>,
-    ) -> Result<&Write, CodecError> {
-        if self.in_flight.is_none() {
-            self.in_flight = Some(self.next_write(plan, position, expired, merge)?);
-        }
-        Ok(self.in_flight.as_ref().expect("set above"))
     }
 
     /// The write that is not confirmed yet.
@@ -289,13 +262,16 @@ impl Group {
         self.number
     }
 
-    fn next_write(
+    /// Builds the next write, with all cells of the records from the group's end up to `position`. The last one must
+    /// be confirmed.
+    pub(crate) fn next_write(
         &mut self,
         plan: &Plan,
         position: &Position,
         expired: &Expired,
+        mut segments: Vec<(Slice, Vec<u8>)>,
         merge: Option<Merge>,
-    ) -> Result<Write, CodecError> {
+    ) -> Result<(), CodecError> {
         let expected = if self.stored { self.header.fence() } else { String::new() };
         let mut header = self.header.clone();
         header.seq = self.next_number();
@@ -309,7 +285,6 @@ impl Group {
             header.panes_from = Some(Millis::MAX);
         }
         let mut deletes = self.expired_segments(expired);
-        let mut segments = self.deltas.take(|slice| !expired.has(slice))?;
         if let Some(merge) = merge {
             deletes.extend(merge.seqs.iter().map(|&seq| (merge.slice, seq)));
             let mut parts: Vec<&[u8]> = merge.stored.iter().map(Vec::as_slice).collect();
@@ -321,7 +296,8 @@ impl Group {
                 segments.push((merge.slice, cells));
             }
         }
-        Ok(Write { expected, header, segments, deletes })
+        self.in_flight = Some(Write { expected, header, segments, deletes });
+        Ok(())
     }
 
     /// The stored segments that need no longer be kept.

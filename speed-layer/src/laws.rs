@@ -40,6 +40,13 @@ aggregate = "count"
 window = "5s"
 grain = "5m"
 
+[metrics.by_what]
+stream = "views"
+by = ["what"]
+aggregate = "count"
+window = "5s"
+grain = "5m"
+
 [metrics.top_what]
 stream = "views"
 aggregate = "top_k"
@@ -202,7 +209,8 @@ impl<'a> World<'a> {
         let (position, open_epoch, expired) =
             (self.partition.position(), self.partition.epoch(), self.expired);
         let mut whole = true;
-        for group in self.partition.groups_mut().iter_mut().take(groups) {
+        for number in (0..self.partition.groups().len()).take(groups) {
+            let group = &self.partition.groups()[number];
             if group.folds_from() > position.to {
                 continue;
             }
@@ -212,7 +220,9 @@ impl<'a> World<'a> {
                     seqs.iter().map(|&seq| segments.get(&(slice, seq)).cloned()).collect();
                 Some(Merge { slice, seqs, stored: stored? })
             });
-            let write = group.write(&self.plan, &position, &expired, merge).expect("states merge").clone();
+            let write =
+                self.partition.write(number, &position, &expired, merge).expect("states merge").clone();
+            let group = &mut self.partition.groups_mut()[number];
             if !self.store.apply(&group.key, &write) {
                 whole = false;
             } else if heard {
@@ -229,13 +239,15 @@ impl<'a> World<'a> {
     fn trim(&mut self, stored: bool, heard: bool) -> bool {
         let (position, before, mut ours) = (self.partition.position(), self.expired, true);
         self.expired = Expired { panes_below: None, epochs_below: Some((self.cut.epoch, self.cut.offset)) };
-        for group in self.partition.groups_mut() {
-            if group.folds_from() <= position.to {
-                let write = group.write(&self.plan, &position, &before, None).expect("states merge").clone();
+        for number in 0..self.partition.groups().len() {
+            if self.partition.groups()[number].folds_from() <= position.to {
+                let write =
+                    self.partition.write(number, &position, &before, None).expect("states merge").clone();
                 if stored {
-                    self.store.apply(&group.key, &write);
+                    self.store.apply(&self.partition.groups()[number].key, &write);
                 }
             }
+            let group = &mut self.partition.groups_mut()[number];
             if let Some(write) = group.trimming(&self.expired) {
                 let done = self.store.apply(&group.key, &write);
                 if done && heard {

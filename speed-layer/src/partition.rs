@@ -6,11 +6,12 @@
 use crate::counters::Plan;
 use crate::decode::{Payload, Record};
 use crate::dedup::Dedup;
-use crate::deltas::Place;
+use crate::deltas::{Deltas, Place};
 use crate::flush::{self, Found, Start, Why};
-use crate::group::{Claimed, Group, Position};
+use crate::group::{Claimed, Expired, Group, Merge, Position, Write};
 use crate::window;
 use shared_model::catalog::{Bounds, Stream};
+use shared_model::codec::CodecError;
 use shared_model::epoch::{EventClockRule, IngestClock, TrustedTime};
 use shared_model::event::{self, Event, Reject};
 use shared_model::offsets::TopicPartition;
@@ -61,6 +62,8 @@ pub(crate) struct Partition {
     pub(crate) tp: TopicPartition,
     plan: Arc<Plan>,
     groups: Vec<Group>,
+    /// The cells that wait, of all groups.
+    deltas: Deltas,
     clock: IngestClock,
     trusted: TrustedTime,
     /// The next offset to fold.
@@ -76,7 +79,10 @@ pub(crate) struct Partition {
     remembered_to: i64,
     /// Panes that start before this are expired.
     oldest_pane: Option<Millis>,
-    key: Vec<u8>,
+    /// The offset from which on records are the same to all groups, until one of them changes.
+    all_from: Option<i64>,
+    /// Whether a group still waits for the first event after a hole in the log.
+    after_gap: bool,
 }
 
 impl Partition {
@@ -130,8 +136,10 @@ impl Partition {
             dedup: Dedup::new(plan.stream.dedup_horizon),
             remembered_to: i64::MIN,
             oldest_pane: None,
+            all_from: None,
+            after_gap: groups.iter().any(Group::is_after_gap),
             groups,
-            key: Vec::new(),
+            deltas: Deltas::default(),
         };
         (partition, rebuilt)
     }
@@ -174,10 +182,9 @@ impl Partition {
             Err(reject) => Taken::Rejected { reject, report: record.offset >= self.report_from },
             Ok(event) => {
                 self.trusted.observe(rule, event.time, append_time);
-                let newest = self.trusted.newest;
-                let (ahead, pane) = (longest_ahead(&self.plan.stream), self.plan.layout.pane);
-                let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= record.offset);
-                fresh.for_each(|group| group.event_came(newest, ahead, pane));
+                if self.after_gap {
+                    self.event_came(record.offset);
+                }
                 if self.dedup.is_repeat(event.identity, record.offset) {
                     return Taken::Repeat;
                 }
@@ -218,17 +225,28 @@ impl Partition {
         }
     }
 
+    /// Tells the groups that begin below an event that it has come.
+    fn event_came(&mut self, offset: i64) {
+        let (ahead, pane) = (longest_ahead(&self.plan.stream), self.plan.layout.pane);
+        let fresh = self.groups.iter_mut().filter(|group| group.folds_from() <= offset);
+        fresh.for_each(|group| group.event_came(self.trusted.newest, ahead, pane));
+        self.after_gap = self.groups.iter().any(Group::is_after_gap);
+    }
+
     fn fold(&mut self, event: &Event, offset: i64, epoch: i64) {
-        let Partition { plan, groups, key, oldest_pane, .. } = self;
+        let Partition { plan, groups, deltas, oldest_pane, all_from, .. } = self;
         let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
         let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
-        plan.fold(event, key, |group, counted, key| {
-            let (group, metric) = (&mut groups[group as usize], counted.metric);
+        let all_from = *all_from.get_or_insert_with(|| {
+            let from = |group: &Group| group.views_from().max(group.folds_from());
+            groups.iter().map(from).max().unwrap_or(0)
+        });
+        deltas.add(plan, &event.values, offset >= all_from, |group, metric| {
+            let group = &groups[group];
             let pane = (metric.window.is_some() && in_window).then_some(pane);
             let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
-            if offset >= group.folds_from() && (pane.is_some() || view.is_some()) {
-                group.deltas().add(&counted, Place { view, pane }, key, &event.values);
-            }
+            let counts = offset >= group.folds_from() && (pane.is_some() || view.is_some());
+            counts.then_some(Place { view, pane })
         });
     }
 
@@ -260,19 +278,38 @@ impl Partition {
         &self.groups
     }
 
-    /// What its records feed.
-    pub(crate) fn plan(&self) -> &Arc<Plan> {
-        &self.plan
-    }
-
     /// The groups, to be written and confirmed.
     pub(crate) fn groups_mut(&mut self) -> &mut [Group] {
+        self.all_from = None;
         &mut self.groups
     }
 
-    /// Cells and bytes that wait, over all groups.
+    /// The write of a group that is not confirmed yet, or a new one that brings it to `position`, where the fold stands.
+    ///
+    /// # Errors
+    /// Where stored segments can't be read, or don't merge with the cells that wait.
+    pub(crate) fn write(
+        &mut self,
+        group: usize,
+        position: &Position,
+        expired: &Expired,
+        merge: Option<Merge>,
+    ) -> Result<&Write, CodecError> {
+        if self.groups[group].in_flight().is_none() {
+            let cells = self.deltas.take(&self.plan, group, |slice| !expired.has(slice))?;
+            self.groups[group].next_write(&self.plan, position, expired, cells, merge)?;
+        }
+        Ok(self.groups[group].in_flight().expect("built above"))
+    }
+
+    /// Whether cells of a group wait.
+    pub(crate) fn waits(&self, group: usize) -> bool {
+        self.deltas.has(group)
+    }
+
+    /// Changes and bytes that wait, over all groups.
     pub(crate) fn pending(&self) -> (usize, usize) {
-        self.groups.iter().map(Group::pending).fold((0, 0), |(c, b), (cells, bytes)| (c + cells, b + bytes))
+        (self.deltas.len(), self.deltas.bytes())
     }
 
     /// How many identities are remembered.

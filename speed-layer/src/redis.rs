@@ -35,8 +35,9 @@ pub(crate) enum Redis {
     Cluster(Arc<Cluster>),
 }
 
-/// A cluster's connection, made anew where an answer did not come in time: while a master fails over, the client may come
-/// to a stand for good (its refresh of the slots waits for requests that wait for it; seen with redis 1.8).
+/// A cluster's connection, made anew where it is found broken, or an answer did not come in time: the client may come to a
+/// stand for good, while a master fails over (its refresh of the slots waits for requests that wait for it) and when all
+/// nodes are away at once (it goes on to look for the slots at none; both seen with redis 1.8).
 pub(crate) struct Cluster(Mutex<Connected>);
 
 struct Connected {
@@ -64,19 +65,25 @@ impl Cluster {
             let held = self.0.lock().await;
             (held.number, held.connection.clone())
         };
+        let is_of_a_node = node.is_some();
         let answer = match node {
             None => connection.req_packed_command(cmd).await,
             Some(node) => connection.route_command(cmd.clone(), RoutingInfo::SingleNode(node)).await,
         };
-        if answer.as_ref().is_err_and(RedisError::is_timeout) {
+        // A node by a name that the client doesn't know says nothing of the others.
+        let is_unknown =
+            |error: &RedisError| is_of_a_node && error.kind() == ErrorKind::ClusterConnectionNotFound;
+        if answer.as_ref().is_err_and(|error| is_of_the_connection(error) && !is_unknown(error)) {
             self.renew(number).await;
         }
         answer
     }
 
+    /// Connects anew, once for all whose requests failed on the connection of a number: they share what comes of it.
     async fn renew(&self, number: u64) {
         let mut held = self.0.lock().await;
         if held.number == number {
+            held.number += 1;
             match tokio::time::timeout(RESPONSE, Connected::new(number + 1, &held.address)).await {
                 Ok(Ok(fresh)) => *held = fresh,
                 Ok(Err(error)) => tracing::warn!("no new connection to redis: {error:#}"),
@@ -273,6 +280,10 @@ impl Redis {
         }?;
         Ok(T::from_redis_value(value.extract_error()?)?)
     }
+}
+
+fn is_of_the_connection(error: &RedisError) -> bool {
+    error.is_unrecoverable_error() || error.is_connection_refusal() || error.is_timeout()
 }
 
 fn is_library_missing(error: &RedisError) -> bool {

@@ -38,11 +38,12 @@ impl Round {
     pub(crate) fn begin(partition: &Partition, expired: Expired, quiet: bool) -> (Round, Vec<ToMerge>) {
         let (position, open_epoch, groups) = (partition.position(), partition.epoch(), partition.groups());
         // A group that the re-read has not come back to yet is left as it is.
-        let is_due = |group: &Group| {
-            group.folds_from() <= position.to
-                && (group.has_work(open_epoch, &expired) || quiet && group.is_behind(&position))
+        let is_due = |at: usize| {
+            let group: &Group = &groups[at];
+            let has_work = partition.waits(at) || group.has_work(open_epoch, &expired);
+            group.folds_from() <= position.to && (has_work || quiet && group.is_behind(&position))
         };
-        let (due, others): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&at| is_due(&groups[at]));
+        let (due, others): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&at| is_due(at));
         let mut budget = MERGE_BYTES;
         let mut merges: Vec<ToMerge> = Vec::new();
         for &group in due.iter().filter(|&&group| groups[group].in_flight().is_none()) {
@@ -66,10 +67,8 @@ impl Round {
         partition: &mut Partition,
         mut merged: BTreeMap<usize, Merge>,
     ) -> anyhow::Result<()> {
-        let plan = partition.plan().clone();
-        let groups = partition.groups_mut();
         for &group in &self.due {
-            let write = groups[group].write(&plan, &self.position, &self.expired, merged.remove(&group));
+            let write = partition.write(group, &self.position, &self.expired, merged.remove(&group));
             write.context("a stored segment can't be read or merged")?;
         }
         Ok(())

@@ -310,6 +310,7 @@ impl Owner {
             return Ok(ControlFlow::Break(Spell::Ended(Ended::Stopped)));
         }
         let (position, expired) = (self.partition.position(), self.expired());
+        let (waiting, _) = self.partition.pending();
         let quiet = last || self.quiet_since.elapsed() >= QUIET;
         let (round, merges) = Round::begin(&self.partition, expired, quiet);
         let merged = self.read_back(merges).await;
@@ -333,7 +334,7 @@ impl Owner {
             }
             self.commit();
             let event_time = position.trusted.newest;
-            self.metrics.stands(0, self.partition.remembered(), position.clock, event_time);
+            self.metrics.stands(waiting, self.partition.remembered(), position.clock, event_time);
         }
         // Where nothing else is to be written, this alone tells that redis takes no writes.
         let refused = self.publish_mark(&position, quiet).await.err();

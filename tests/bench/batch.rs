@@ -184,7 +184,7 @@ async fn run(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     let (mut peak, mut taken) = (0.0, 0.0);
     while process.exited().is_none() {
         // A process that ends just now has no figures any more: the ones before stay.
-        if let (Ok(memory), Ok(seconds)) = (peak_memory(process.pid()), cpu(process.pid())) {
+        if let (Ok(memory), Ok(seconds)) = (peak_memory(process.pid()), cpu([process.pid()])) {
             (peak, taken) = (memory, seconds);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

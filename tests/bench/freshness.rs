@@ -73,9 +73,9 @@ async fn main() -> anyhow::Result<()> {
     let serving = Arc::new(serving);
     let mut runs: Vec<[f64; 3]> = Vec::new();
     for number in 0..args.runs {
-        let before = cpu(worker.pid())?;
+        let before = cpu([worker.pid()])?;
         let mut delays = run(&stack, &serving, &args, number).await?;
-        let taken = cpu(worker.pid())? - before;
+        let taken = cpu([worker.pid()])? - before;
         delays.sort_unstable();
         let at = |part: f64| delays[((delays.len() - 1) as f64 * part) as usize] as f64;
         println!(

@@ -2,11 +2,14 @@
 
 use anyhow::Context as _;
 
-/// The CPU-seconds that a process has taken: fields 14 and 15 of /proc/PID/stat, in ticks of 10 ms.
-pub(crate) fn cpu(pid: i32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(')').context("no name")?.1.split_whitespace();
-    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+/// The CPU-seconds that processes have taken together: fields 14 and 15 of /proc/PID/stat, in ticks of 10 ms.
+pub(crate) fn cpu(pids: impl IntoIterator<Item = i32>) -> anyhow::Result<f64> {
+    let mut ticks = 0;
+    for pid in pids {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields = stat.rsplit_once(')').context("no name")?.1.split_whitespace();
+        ticks += fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    }
     Ok(ticks as f64 / 100.0)
 }
 

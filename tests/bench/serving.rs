@@ -267,8 +267,7 @@ impl Load<'_> {
     }
 
     fn spent(&self) -> anyhow::Result<[f64; 2]> {
-        let redis = self.stack.redis.pid().context("redis has ended")? as i32;
-        Ok([cpu(self.pid)?, cpu(redis)?])
+        Ok([cpu([self.pid])?, cpu(self.stack.redis.pids())?])
     }
 
     async fn closed(&self, ask: &Ask, time: Duration) -> anyhow::Result<Run> {

@@ -132,7 +132,7 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let begun = Instant::now();
     let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
     println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
-    let idle = stack.dataset().await as f64;
+    let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
         let mut run = catch_up(&stack, args).await?;
@@ -147,15 +147,10 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
 
 /// Empties Redis, starts the workers, and waits until all that the log holds is stored.
 async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
-    let client = redis::Client::open(stack.redis.url())?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
-    redis::cmd("FLUSHALL").exec_async(&mut connection).await?;
+    stack.redis.empty().await;
     let ends = stack.probe.ends()?;
-    let (redis, kafka) = (
-        stack.redis.pid().context("redis has ended")? as i32,
-        stack.kafka.pid().context("kafka has ended")? as i32,
-    );
-    let before = [cpu(redis)?, cpu(kafka)?];
+    let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
+    let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
     let mut command = vec!["run", "--listen", "127.0.0.1:0"];
     command.extend(args.worker.split_whitespace());
     let begun = Instant::now();
@@ -182,17 +177,17 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     let seconds = begun.elapsed().as_secs_f64();
     let (mut work, mut peak) = (0.0, 0.0);
     for worker in &workers {
-        work += cpu(worker.pid())?;
+        work += cpu([worker.pid()])?;
         peak += peak_memory(worker.pid())?;
     }
-    let cpu = [work, cpu(redis)? - before[0], cpu(kafka)? - before[1]];
+    let cpu = [work, cpu(stack.redis.pids())? - before[0], cpu([kafka])? - before[1]];
     for worker in workers {
         worker.stop().await;
     }
     if let Some(beside) = beside {
         beside?.wait()?;
     }
-    Ok(Run { seconds, cpu, peak, dataset: stack.dataset().await as f64 / MB })
+    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB })
 }
 
 /// Holds what the serving layer answers against the totals.

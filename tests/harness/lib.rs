@@ -16,6 +16,7 @@ pub mod shop;
 pub mod preload;
 pub mod proxy;
 pub mod redis_client;
+pub mod redis_servers;
 pub mod stack;
 pub mod torture;
 pub mod watch;

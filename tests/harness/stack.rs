@@ -1,6 +1,7 @@
 //! One Tidemark of its own for a test: Kafka, Redis and Postgres on free ports, a catalog with epochs of a second,
 //! and the layers as processes that can be killed.
 
+use crate::redis_servers::{RedisServers, Topology};
 use crate::shop::events::Record;
 use crate::wait_for;
 use local::compare;
@@ -8,7 +9,7 @@ use local::install::{self, Found, Installing, Need};
 use local::layers::Layer;
 use local::oracle::Oracle;
 use local::probe::{Probe, Serving};
-use local::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisOptions};
+use local::servers::{Kafka, KafkaOptions, Postgres, PostgresOptions, RedisOptions};
 use local::stack::with_layout;
 use shared_model::catalog::{Catalog, OUTBRAIN};
 use shared_model::offsets::TopicPartition;
@@ -36,8 +37,10 @@ pub const SPEED: [&str; 7] =
 pub struct Servers {
     /// The broker.
     pub kafka: KafkaOptions,
-    /// Redis.
+    /// Redis, or each master of a Cluster.
     pub redis: RedisOptions,
+    /// Which of them.
+    pub topology: Topology,
     /// Postgres, which forces no writes to disk in any case.
     pub postgres: PostgresOptions,
 }
@@ -47,7 +50,7 @@ pub struct Stack {
     /// The broker.
     pub kafka: Kafka,
     /// The realtime view's store.
-    pub redis: Redis,
+    pub redis: RedisServers,
     /// The batch view's store.
     pub postgres: Postgres,
     /// The valid catalog.
@@ -80,14 +83,19 @@ impl Stack {
 
     /// The same with a whole catalog of one's own, over its own topics.
     pub async fn with_catalog(program: &str, partitions: i32, text: &str) -> Stack {
-        let stack = Stack::without_topics(program, text, Servers::default()).await;
+        Stack::with_servers(program, partitions, text, Servers::default()).await
+    }
+
+    /// The same with servers of one's own choice.
+    pub async fn with_servers(program: &str, partitions: i32, text: &str, servers: Servers) -> Stack {
+        let stack = Stack::without_topics(program, text, servers).await;
         for topic in &stack.probe.topics {
             stack.kafka.create_topic(topic, partitions, &[]).await.expect("topic");
         }
         stack
     }
 
-    /// The same with servers of one's own choice, and topics yet to be made.
+    /// The same with topics yet to be made.
     pub async fn without_topics(program: &str, text: &str, servers: Servers) -> Stack {
         let catalog = Catalog::from_toml(text).expect("a valid catalog");
         let topics: Vec<String> = catalog.streams.iter().map(|stream| stream.topic.to_string()).collect();
@@ -98,7 +106,7 @@ impl Stack {
         let fast = PostgresOptions { unsafe_fast: true, ..servers.postgres };
         let (kafka, redis, postgres) = tokio::try_join!(
             Kafka::start(&found, &kafka, servers.kafka),
-            Redis::start(&found, &redis, servers.redis),
+            RedisServers::start(&found, &redis, servers.redis, servers.topology),
             Postgres::start(&found, &postgres, fast),
         )
         .expect("servers");
@@ -274,16 +282,6 @@ impl Stack {
         rows.into_iter().map(|(metric, day, hash)| ((metric, day), hash)).collect()
     }
 
-    /// The bytes of all data in Redis (`dataset.bytes` of MEMORY STATS).
-    pub async fn dataset(&self) -> i64 {
-        let client = redis::Client::open(self.redis.url()).expect("redis url");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
-        let stats: redis::RedisResult<BTreeMap<String, redis::Value>> =
-            redis::cmd("MEMORY").arg("STATS").query_async(&mut connection).await;
-        let bytes = stats.expect("statistics").remove("dataset.bytes").expect("the data's bytes");
-        redis::from_redis_value(bytes).expect("a number")
-    }
-
     /// The tidemark in force.
     pub async fn tidemark(&self) -> Tidemark {
         let pool = sqlx::PgPool::connect(&self.database).await.expect("postgres");
@@ -346,6 +344,23 @@ impl Stack {
         for comparison in &compared {
             let first: Vec<_> = comparison.wrong.iter().take(10).collect();
             assert!(comparison.is_right(), "{when}: {first:#?}\n{}", compare::table(&compared));
+        }
+    }
+}
+
+/// A test that fails shows what its layers said last.
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                let last: Vec<&str> = text.lines().rev().take(60).collect();
+                eprintln!("{}:", entry.path().display());
+                last.iter().rev().for_each(|line| eprintln!("  {line}"));
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 //! they are put in the order of names and each metric's cells are handed on as a sorted run. So the memory is that of
 //! entries and of distinct keys and values, and a row is read once, however many metrics there are.
 
-use crate::compute::interner::{Interner, order, ranks};
 use crate::compute::name;
 use crate::compute::repeats::is_gone;
 use crate::compute::run::{Run, RunWriter};
@@ -15,6 +14,7 @@ use polars::prelude::{Column, DataFrame, DataType};
 use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
+use shared_model::interner::{Interner, order, ranks};
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
 use std::sync::Arc;
@@ -163,8 +163,9 @@ impl<'a> Fold<'a> {
     pub(super) fn cells(&mut self) -> Result<Vec<Run>> {
         let used = |at: usize| self.needs.metrics.iter().any(|need| need.key.contains(&at));
         let strings = self.strings.iter().enumerate();
-        let singles: Vec<Vec<u32>> =
-            strings.map(|(at, strings)| if used(at) { strings.order() } else { Vec::new() }).collect();
+        let singles: Vec<Vec<u32>> = strings
+            .map(|(at, strings)| if used(at) { strings.order(name::prefix) } else { Vec::new() })
+            .collect();
         let single_ranks: Vec<Vec<u32>> = singles.iter().map(|order| ranks(order)).collect();
         let several: Vec<Vec<u32>> = self.keys.iter().map(|key| key.order(&single_ranks)).collect();
         let several_ranks: Vec<Vec<u32>> = several.iter().map(|order| ranks(order)).collect();

@@ -9,6 +9,7 @@ pub mod servers;
 pub mod layers;
 pub mod oracle;
 pub mod probe;
+pub mod redis_client;
 pub mod compare;
 pub mod cli;
 pub mod stack;

@@ -4,6 +4,7 @@
 //! It only reads, and uses no code of the layers beyond the form in which the realtime view is stored.
 
 use crate::oracle::Logged;
+use crate::redis_client;
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
@@ -23,7 +24,7 @@ pub struct Probe {
     pub kafka: String,
     /// The topics of its streams.
     pub topics: Vec<String>,
-    /// The URL of Redis.
+    /// The URL of Redis, or those of a Cluster's nodes, divided by commas.
     pub redis: String,
     /// Groups per partition in the realtime view.
     pub groups: u32,
@@ -152,8 +153,7 @@ impl Probe {
     pub async fn headers(&self) -> Result<Headers> {
         let probe = self.clone();
         let partitions = tokio::task::spawn_blocking(move || probe.partitions()).await??;
-        let client = redis::Client::open(self.redis.as_str())?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = redis_client::connect(&self.redis).await?;
         let mut headers = Headers::new();
         for tp in partitions {
             for group in 0..self.groups {

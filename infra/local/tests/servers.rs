@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use local::install::{Found, Installing, Need, ensure};
+use local::redis_client;
 use local::servers::{
     Kafka, KafkaOptions, Postgres, PostgresOptions, Redis, RedisCluster, RedisOptions, scratch,
 };
@@ -127,15 +128,18 @@ async fn a_redis_cluster_serves_all_slots() {
     let started = std::time::Instant::now();
     let mut cluster = is_send(RedisCluster::start(&found, dir.path(), options)).await.unwrap();
     eprintln!("redis cluster took {:?}", started.elapsed());
-    let client = redis::cluster::ClusterClient::new(cluster.urls()).unwrap();
-    let mut connection = client.get_async_connection().await.unwrap();
+    let urls: Vec<String> = cluster.nodes().iter().map(Redis::url).collect();
+    let mut connection = redis_client::connect(&urls.join(",")).await.unwrap();
     for key in 0..100 {
         let () = connection.set(key, key).await.unwrap();
     }
-    cluster.nodes()[1].kill();
-    cluster.nodes()[1].restart().await.unwrap();
-    let url = cluster.urls()[1].clone();
-    let mut node = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let keys: Vec<String> = connection.keys("*").await.unwrap();
+    assert_eq!(keys.len(), 100, "those of all masters");
+    cluster.nodes_mut()[1].kill();
+    cluster.nodes_mut()[1].restart().await.unwrap();
+    cluster.wait_until_whole().await.unwrap();
+    let (mut node, is_of_a_cluster) = redis_client::connect_one(&urls[1]).await.unwrap();
+    assert!(is_of_a_cluster);
     let keys: i64 = redis::cmd("DBSIZE").query_async(&mut node).await.unwrap();
     assert!((1..100).contains(&keys), "a part of the keys, kept: {keys}");
 }

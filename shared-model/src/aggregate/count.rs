@@ -22,11 +22,13 @@ pub(super) fn merge(count: &mut u64, more: u64) -> Result<(), CodecError> {
 }
 
 /// Appends a varint.
+#[inline]
 pub(super) fn encode(count: u64, out: &mut Vec<u8>) {
     codec::put_varint(out, u128::from(count));
 }
 
 /// Takes a varint.
+#[inline]
 pub(super) fn decode(input: &mut &[u8]) -> Result<u64, CodecError> {
     bounded(codec::take_varint(input, "count")?)
 }

@@ -10,8 +10,18 @@ use std::fmt;
 
 /// The values of `fields` in a JSON object, NULL where a field is missing.
 pub(super) fn read(fields: &[Field], bytes: &[u8]) -> Result<Vec<Value>, Reject> {
+    // Of a record that is text throughout, no part need be checked again. One that isn't may be so where nobody looks.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => read_from(fields, serde_json::Deserializer::from_str(text)),
+        Err(_) => read_from(fields, serde_json::Deserializer::from_slice(bytes)),
+    }
+}
+
+fn read_from<'de, R: serde_json::de::Read<'de>>(
+    fields: &[Field],
+    mut json: serde_json::Deserializer<R>,
+) -> Result<Vec<Value>, Reject> {
     let mut problem = None;
-    let mut json = serde_json::Deserializer::from_slice(bytes);
     let record = Record { fields, problem: &mut problem };
     let values = record.deserialize(&mut json).and_then(|values| json.end().map(|()| values));
     match (values, problem) {

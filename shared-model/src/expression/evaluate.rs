@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 
 /// The value of an expression over a record's fields, lent where it stands there already.
+#[inline]
 pub(super) fn value<'a>(expression: &'a Expression, values: &'a [Value]) -> Cow<'a, Value> {
     match &expression.node {
         Node::Field(at) => Cow::Borrowed(values.get(*at).unwrap_or(&Value::Null)),

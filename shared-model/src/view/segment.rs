@@ -11,67 +11,43 @@ use crate::time::Millis;
 
 pub(super) const SEGMENT_VERSION: u8 = 1;
 
-/// Packs cells that come in the canonical order of [`CellId`].
+/// Packs cells that come in the canonical order of [`CellId`], each name once.
 pub struct Packer {
     out: Vec<u8>,
-    /// The open section: its version, and its cells so far but for the last.
+    /// The open section: its version, and how many cells it has.
     section: Option<(MetricVersion, u64)>,
     cells: Vec<u8>,
-    /// The last cell's key, bucket and state: the next may be of the same name.
-    key: Vec<u8>,
-    bucket: Millis,
-    state: Option<State>,
 }
 
 impl Default for Packer {
     fn default() -> Packer {
-        let (out, cells, key) = (vec![SEGMENT_VERSION], Vec::new(), Vec::new());
-        Packer { out, section: None, cells, key, bucket: 0, state: None }
+        Packer { out: vec![SEGMENT_VERSION], section: None, cells: Vec::new() }
     }
 }
 
 impl Packer {
-    /// Takes the next cell, which is merged with the last where it has the same name.
-    ///
-    /// # Errors
-    /// Where states of one name can't be merged.
-    pub fn push(
-        &mut self,
-        version: MetricVersion,
-        key: &[u8],
-        bucket: Millis,
-        state: &State,
-    ) -> Result<(), CodecError> {
-        if self.section.is_some_and(|(open, _)| open == version) {
-            if let Some(last) = &mut self.state
-                && self.bucket == bucket
-                && self.key == key
-            {
-                return last.merge(state);
-            }
-            self.close_cell();
-        } else {
-            self.close_section();
-            self.section = Some((version, 0));
-        }
-        self.key.clear();
-        self.key.extend_from_slice(key);
-        self.bucket = bucket;
-        self.state = Some(state.clone());
-        Ok(())
+    /// Takes the next cell.
+    #[inline]
+    pub fn push(&mut self, version: MetricVersion, key: &[u8], bucket: Millis, state: &State) {
+        let cells = self.cell(version);
+        codec::put_bytes(cells, key);
+        codec::put_zigzag(cells, i128::from(bucket));
+        state.encode(cells);
     }
 
-    fn close_cell(&mut self) {
-        if let (Some(state), Some((_, count))) = (self.state.take(), &mut self.section) {
-            *count += 1;
-            codec::put_bytes(&mut self.cells, &self.key);
-            codec::put_zigzag(&mut self.cells, i128::from(self.bucket));
-            state.encode(&mut self.cells);
+    /// Where the bytes of the next cell go.
+    fn cell(&mut self, version: MetricVersion) -> &mut Vec<u8> {
+        match &mut self.section {
+            Some((open, count)) if *open == version => *count += 1,
+            _ => {
+                self.close_section();
+                self.section = Some((version, 1));
+            }
         }
+        &mut self.cells
     }
 
     fn close_section(&mut self) {
-        self.close_cell();
         if let Some((version, count)) = self.section.take() {
             self.out.extend_from_slice(&version.0.to_be_bytes());
             codec::put_varint(&mut self.out, u128::from(count));
@@ -88,13 +64,10 @@ impl Packer {
 }
 
 /// Packs cells, which come in their canonical order and each name once, as from a [`super::Cells`].
-///
-/// # Panics
-/// Where states of one name can't be merged.
 pub fn pack<'a>(cells: impl IntoIterator<Item = (&'a CellId, &'a State)>) -> Vec<u8> {
     let mut packer = Packer::default();
     for (id, state) in cells {
-        packer.push(id.version, &id.key, id.bucket, state).expect("each name comes once");
+        packer.push(id.version, &id.key, id.bucket, state);
     }
     packer.finish()
 }
@@ -143,6 +116,7 @@ impl<'a> Sections<'a> {
 ///
 /// # Errors
 /// Where the bytes are no cell of the aggregate.
+#[inline]
 pub fn take_cell<'a>(
     aggregate: &Aggregate,
     cells: &mut &'a [u8],
@@ -187,11 +161,68 @@ pub fn unpack<'a>(
     Ok(())
 }
 
+/// The first bytes of a cell's key, which tell most apart, the key and the bucket.
+type Name<'a> = (u128, &'a [u8], Millis);
+
 /// One section that is being merged with others: its first cell, and the bytes after it.
 struct Cursor<'a> {
-    cell: (&'a [u8], Millis, State),
+    /// The cell's bytes.
+    cell: &'a [u8],
+    begin: u128,
+    key: &'a [u8],
+    bucket: Millis,
+    state: State,
     left: u64,
     rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    /// At the first of `count` cells; `None` where there is none.
+    fn of(aggregate: &Aggregate, count: u64, cells: &'a [u8]) -> Result<Option<Cursor<'a>>, CodecError> {
+        let state = State::Count(0);
+        let mut cursor = Cursor { cell: &[], begin: 0, key: &[], bucket: 0, state, left: count, rest: cells };
+        Ok(cursor.take(aggregate)?.then_some(cursor))
+    }
+
+    /// Whether there is another cell, at which it then is.
+    fn take(&mut self, aggregate: &Aggregate) -> Result<bool, CodecError> {
+        let cells = self.rest;
+        if self.left == 0 {
+            return if cells.is_empty() { Ok(false) } else { Err(CodecError::Invalid("section length")) };
+        }
+        (self.key, self.bucket, self.state) = take_cell(aggregate, &mut self.rest)?;
+        self.cell = &cells[..cells.len() - self.rest.len()];
+        self.begin = key_begin(self.key);
+        self.left -= 1;
+        Ok(true)
+    }
+
+    /// On to the next cell, which must come after this one. The state of this one, and whether there is another.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<(State, bool), CodecError> {
+        let (before, state) = (self.name(), std::mem::replace(&mut self.state, State::Count(0)));
+        let goes_on = self.take(aggregate)?;
+        if goes_on && self.name() <= before {
+            return Err(CodecError::Invalid("order of cells"));
+        }
+        Ok((state, goes_on))
+    }
+
+    fn name(&self) -> Name<'a> {
+        (self.begin, self.key, self.bucket)
+    }
+}
+
+/// A key's first 16 bytes, filled up with zeros: it never contradicts the order of keys.
+#[inline]
+pub fn key_begin(key: &[u8]) -> u128 {
+    match key.first_chunk() {
+        Some(begin) => u128::from_be_bytes(*begin),
+        None => {
+            let mut begin = [0; 16];
+            begin[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(begin)
+        }
+    }
 }
 
 /// Merges segments into one. Sections of versions that `aggregate` doesn't know are left out.
@@ -217,35 +248,62 @@ pub fn merge<'a>(
     Ok(packer.finish())
 }
 
+/// Sections that are merged: each at a cell of its own.
+struct Cursors<'a> {
+    all: Vec<Cursor<'a>>,
+    /// Those that are not through, by their cells' names, the least last.
+    order: Vec<usize>,
+}
+
+impl<'a> Cursors<'a> {
+    fn of(aggregate: &Aggregate, sections: &[Section<'a>]) -> Result<Cursors<'a>, CodecError> {
+        let all = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
+        let all: Vec<Cursor<'a>> = all.flatten().collect::<Result<_, _>>()?;
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by(|&a, &b| all[b].name().cmp(&all[a].name()));
+        Ok(Cursors { all, order })
+    }
+
+    /// The cell that comes next: its bytes and its name.
+    fn least(&self) -> Option<(&'a [u8], Name<'a>)> {
+        let least = &self.all[*self.order.last()?];
+        Some((least.cell, least.name()))
+    }
+
+    /// On beyond that cell, whose state is handed out.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<Option<State>, CodecError> {
+        let Some(at) = self.order.pop() else { return Ok(None) };
+        let (state, goes_on) = self.all[at].advance(aggregate)?;
+        if goes_on {
+            let name = self.all[at].name();
+            let place = self.order.partition_point(|&other| self.all[other].name() > name);
+            self.order.insert(place, at);
+        }
+        Ok(Some(state))
+    }
+}
+
 fn merge_sections(
     version: MetricVersion,
     aggregate: &Aggregate,
     sections: &[Section<'_>],
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
-    let mut cursors: Vec<Cursor<'_>> = Vec::with_capacity(sections.len());
-    for &(_, count, mut rest) in sections {
-        if count > 0 {
-            let cell = take_cell(aggregate, &mut rest)?;
-            cursors.push(Cursor { cell, left: count - 1, rest });
+    let mut cursors = Cursors::of(aggregate, sections)?;
+    while let Some((cell, name)) = cursors.least() {
+        let Some(mut state) = cursors.advance(aggregate)? else { break };
+        let mut is_merged = false;
+        while cursors.least().is_some_and(|(_, next)| next == name)
+            && let Some(more) = cursors.advance(aggregate)?
+        {
+            state.merge(&more)?;
+            is_merged = true;
         }
-    }
-    // Segments are merged eight or so at a time: looking at each is as quick as a heap.
-    while let Some(least) = (0..cursors.len()).min_by_key(|&at| (cursors[at].cell.0, cursors[at].cell.1)) {
-        let cursor = &mut cursors[least];
-        let (key, bucket, state) = &cursor.cell;
-        packer.push(version, key, *bucket, state)?;
-        if cursor.left > 0 {
-            cursor.left -= 1;
-            let next = take_cell(aggregate, &mut cursor.rest)?;
-            if (next.0, next.1) <= (cursor.cell.0, cursor.cell.1) {
-                return Err(CodecError::Invalid("order of cells"));
-            }
-            cursor.cell = next;
-        } else if cursor.rest.is_empty() {
-            cursors.swap_remove(least);
+        let (_, key, bucket) = name;
+        if is_merged {
+            packer.push(version, key, bucket, &state);
         } else {
-            return Err(CodecError::Invalid("section length"));
+            packer.cell(version).extend_from_slice(cell);
         }
     }
     Ok(())

@@ -46,47 +46,56 @@ impl RedisCluster {
             bus.push(lease);
         }
         join(&nodes, &bus).await.context("the redis nodes can't be joined to a cluster")?;
-        Ok(RedisCluster { nodes, _bus: bus })
+        let cluster = RedisCluster { nodes, _bus: bus };
+        cluster.wait_until_whole().await?;
+        Ok(cluster)
     }
 
-    /// The nodes' addresses; any of them will do for a client.
-    pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(Redis::url).collect()
+    /// The nodes.
+    pub fn nodes(&self) -> &[Redis] {
+        &self.nodes
     }
 
     /// The nodes, each to be stopped, killed and restarted by itself.
-    pub fn nodes(&mut self) -> &mut [Redis] {
+    pub fn nodes_mut(&mut self) -> &mut [Redis] {
         &mut self.nodes
+    }
+
+    /// Waits until all slots are served, as after nodes came back.
+    ///
+    /// # Errors
+    /// When a node doesn't answer, or they don't agree.
+    pub async fn wait_until_whole(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + GRACE;
+        for node in &self.nodes {
+            let mut connection = node.client()?.get_multiplexed_async_connection().await?;
+            loop {
+                let info: String = cluster("INFO").query_async(&mut connection).await?;
+                if is_whole(&info) {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    bail!("not whole after {GRACE:?}: {}", info.replace("\r\n", " "));
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(())
     }
 }
 
 async fn join(nodes: &[Redis], bus: &[Lease]) -> anyhow::Result<()> {
-    let mut connections = Vec::new();
     for (node, (epoch, (first, last))) in nodes.iter().zip((1..).zip(SLOTS)) {
         let mut connection = node.client()?.get_multiplexed_async_connection().await?;
         // Own epochs from the start spare them from settling a collision.
         let () = cluster("SET-CONFIG-EPOCH").arg(epoch).query_async(&mut connection).await?;
         let () = cluster("ADDSLOTSRANGE").arg(first).arg(last).query_async(&mut connection).await?;
-        connections.push(connection);
     }
-    let first = connections.first_mut().context("a cluster without nodes")?;
+    let mut first = nodes[0].client()?.get_multiplexed_async_connection().await?;
     for (node, lease) in nodes.iter().zip(bus).skip(1) {
         let mut meet = cluster("MEET");
         meet.arg("127.0.0.1").arg(node.port()).arg(lease.port());
-        let () = meet.query_async(first).await?;
-    }
-    let deadline = Instant::now() + GRACE;
-    for connection in &mut connections {
-        loop {
-            let info: String = cluster("INFO").query_async(connection).await?;
-            if is_whole(&info) {
-                break;
-            }
-            if Instant::now() >= deadline {
-                bail!("not whole after {GRACE:?}: {}", info.replace("\r\n", " "));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        let () = meet.query_async(&mut first).await?;
     }
     Ok(())
 }

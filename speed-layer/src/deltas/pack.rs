@@ -1,0 +1,169 @@
+//! From notes to segments: numbers become ranks, which order as names do, and each group's cells are packed in that order.
+
+use super::{Cell, Noted, Notes, Place, Segment};
+use shared_model::aggregate::State;
+use shared_model::codec::CodecError;
+use shared_model::interner::ranks;
+use shared_model::metric::MetricVersion;
+use shared_model::time::Millis;
+use shared_model::view::{Packer, Slice, key_begin};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// The order of what was noted: parts and places by rank.
+pub(super) struct Order<'a> {
+    notes: &'a Notes,
+    /// Parts by their bytes: the order of items.
+    items: Vec<u32>,
+    item_ranks: Vec<u32>,
+    /// Parts by group, then by their bytes: the order of what metrics are `by`.
+    bys: Vec<u32>,
+    by_ranks: Vec<u32>,
+    pub(super) places: Vec<Place>,
+    place_ranks: Vec<u32>,
+}
+
+/// What was noted for one metric, by ranks and in their order.
+pub(super) struct Ranked {
+    pub(super) version: MetricVersion,
+    pub(super) counts: Vec<Cell>,
+    pub(super) states: Vec<(Cell, State)>,
+}
+
+impl Order<'_> {
+    pub(super) fn of(notes: &Notes) -> Order<'_> {
+        // Of the parts that one metric has at one place of its keys none is the beginning of another: they order as keys do.
+        let items = notes.parts.order(key_begin);
+        let mut bys = items.clone();
+        bys.sort_by_key(|&part| notes.groups[part as usize]);
+        let mut places: Vec<u32> = (0..notes.places.len() as u32).collect();
+        places.sort_unstable_by_key(|&place| notes.places[place as usize]);
+        let (item_ranks, by_ranks, place_ranks) = (ranks(&items), ranks(&bys), ranks(&places));
+        let places = places.into_iter().map(|place| notes.places[place as usize]).collect();
+        Order { notes, items, item_ranks, bys, by_ranks, places, place_ranks }
+    }
+
+    /// The first rank of a group among what metrics are `by`.
+    pub(super) fn begin(&self, group: usize) -> u32 {
+        self.bys.partition_point(|&part| (self.notes.groups[part as usize] as usize) < group) as u32
+    }
+
+    pub(super) fn ranked(&self, noted: Noted) -> Ranked {
+        let Noted { version, mut counts, states } = noted;
+        let rank = |cell: Cell| Cell {
+            by: self.by_ranks[cell.by as usize],
+            item: self.item_ranks[cell.item as usize],
+            place: self.place_ranks[cell.place as usize],
+        };
+        counts.iter_mut().for_each(|cell| *cell = rank(*cell));
+        self.sort(&mut counts);
+        let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (rank(cell), state)).collect();
+        states.sort_unstable_by_key(|(cell, _)| cell.name());
+        Ranked { version, counts, states }
+    }
+
+    /// Sorts by names: by as many bits as ranks have, which are nearly always few enough for the quickest comparison.
+    fn sort(&self, cells: &mut [Cell]) {
+        let bits = |len: usize| len.next_power_of_two().trailing_zeros();
+        let (part, place) = (bits(self.items.len()), bits(self.places.len()));
+        if 2 * part + place <= u64::BITS {
+            cells.sort_unstable_by_key(|cell| {
+                (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
+            });
+        } else {
+            cells.sort_unstable_by_key(Cell::name);
+        }
+    }
+
+    /// Writes a cell's key.
+    fn key(&self, cell: Cell, key: &mut Vec<u8>) {
+        key.clear();
+        key.extend_from_slice(self.notes.parts.get(self.bys[cell.by as usize]));
+        key.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
+    }
+}
+
+/// The segments of one group that are being packed, and which of them each place feeds.
+pub(super) struct Targets<'a, W> {
+    /// All places, in their order.
+    places: &'a [Place],
+    wanted: W,
+    /// By the places' ranks: the packers of view and pane and the buckets there, once they were asked for.
+    found: Vec<Option<[Target; 2]>>,
+    /// The places that were.
+    asked: Vec<u32>,
+    slices: BTreeMap<Slice, usize>,
+    packers: Vec<Packer>,
+    key: Vec<u8>,
+}
+
+/// A packer and the bucket of the cells that go there.
+type Target = Option<(usize, Millis)>;
+
+impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
+    pub(super) fn new(places: &'a [Place], wanted: W) -> Targets<'a, W> {
+        let (found, asked, slices) = (vec![None; places.len()], Vec::new(), BTreeMap::new());
+        Targets { places, wanted, found, asked, slices, packers: Vec::new(), key: Vec::new() }
+    }
+
+    /// Where the place of a rank leads to.
+    fn of(&mut self, rank: u32) -> [Target; 2] {
+        if let Some(found) = self.found[rank as usize] {
+            return found;
+        }
+        let mut packer = |slice: Slice| {
+            (self.wanted)(slice).then(|| {
+                *self.slices.entry(slice).or_insert_with(|| {
+                    self.packers.push(Packer::default());
+                    self.packers.len() - 1
+                })
+            })
+        };
+        let Place { view, pane } = self.places[rank as usize];
+        let view = view.and_then(|(bucket, epoch)| Some((packer(Slice::Epoch(epoch))?, bucket)));
+        let found = [view, pane.and_then(|start| Some((packer(Slice::Pane(start))?, start)))];
+        self.found[rank as usize] = Some(found);
+        self.asked.push(rank);
+        found
+    }
+
+    /// Packs what was noted for a metric in one group, in its order. `state`: of all that was noted for one cell.
+    pub(super) fn pack<'n, T>(
+        &mut self,
+        version: MetricVersion,
+        order: &Order<'_>,
+        noted: &'n [T],
+        cell: impl Fn(&T) -> Cell,
+        state: impl Fn(&'n [T]) -> Cow<'n, State>,
+    ) -> Result<(), CodecError> {
+        let mut states: Vec<(usize, Millis, Cow<'n, State>)> = Vec::new();
+        for alike in noted.chunk_by(|a, b| cell(a).key() == cell(b).key()) {
+            for alike in alike.chunk_by(|a, b| cell(a).place == cell(b).place) {
+                let state = state(alike);
+                let targets = self.of(cell(&alike[0]).place).into_iter().flatten();
+                states.extend(targets.map(|(packer, bucket)| (packer, bucket, state.clone())));
+            }
+            order.key(cell(&alike[0]), &mut self.key);
+            // One bucket of the view comes with several panes, and one pane may come with several epochs.
+            if states.len() > 2 {
+                states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
+            }
+            let mut states = states.drain(..).peekable();
+            while let Some((packer, bucket, mut state)) = states.next() {
+                while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
+                    state.to_mut().merge(&more)?;
+                }
+                self.packers[packer].push(version, &self.key, bucket, &state);
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments of a group; then those of the next are begun.
+    pub(super) fn finish(&mut self) -> Vec<Segment> {
+        self.asked.drain(..).for_each(|rank| self.found[rank as usize] = None);
+        let mut packers = std::mem::take(&mut self.packers);
+        let segment = |(slice, at): (Slice, usize)| (slice, std::mem::take(&mut packers[at]).finish());
+        std::mem::take(&mut self.slices).into_iter().map(segment).collect()
+    }
+}
