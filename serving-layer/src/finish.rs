@@ -118,7 +118,7 @@ fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
 /// Adds to each key the buckets that it has no row for, with the values of nothing.
 fn fill(query: &Query, rows: &mut Vec<Row>, max_cells: usize) -> Result<(), FoldError> {
     let too_many = || FoldError::TooManyCells(max_cells);
-    let starts = query.buckets.starts(query.span).ok_or_else(too_many)?;
+    let starts = query.buckets.starts(query.span).map_err(|_| too_many())?;
     let there: BTreeSet<(Vec<Value>, Millis)> =
         rows.iter().map(|row| (row.key.clone(), row.bucket)).collect();
     let mut keys: BTreeSet<Vec<Value>> = there.iter().map(|(key, _)| key.clone()).collect();
