@@ -2,21 +2,21 @@
 //!
 //! A bucket is compared with what the zone's clock showed between the same times of the earlier period. Every moment of
 //! that period lies beside exactly one bucket, so that nothing of it is lost or counted twice: where a clock has since been
-//! put back or forward, or a month is shorter, some buckets lie beside more or less than their own width, or nothing.
+//! put back or forward, or a month is shorter, some buckets lie beside more or less than their own width, or nothing. Of
+//! what a clock shows twice, the second time is compared.
 
 use super::Query;
 use super::buckets::Buckets;
 use super::range::{Shift, back};
 use shared_model::time::{Interval, Millis};
-use std::collections::BTreeMap;
 
 /// What a query is compared with.
 #[derive(Debug, Clone)]
 pub struct Compared {
     /// The query of the earlier period.
     pub query: Query,
-    /// For each bucket's start in it, the start of the query's own that it lies beside.
-    pub starts: BTreeMap<Millis, Millis>,
+    /// Each bucket's start in it, and the start of the query's own that it lies beside; both ascending.
+    starts: Vec<(Millis, Millis)>,
 }
 
 /// A period to compare with.
@@ -51,27 +51,38 @@ impl Compared {
             return Err("the period to compare with is empty: its clock or calendar leaves these times out"
                 .to_owned());
         }
-        let mut starts = BTreeMap::new();
-        let listed = query.buckets.starts(own)?;
-        let mut latest = Millis::MIN;
-        for start in listed {
-            // What begins before the span is compared from where the other begins; no bucket begins before the last.
-            let beside = if start <= own.start { span.start } else { back(start)? };
-            latest = latest.max(beside);
-            // Of two that begin at once the first one is empty, and so is what begins at the end.
-            if latest < span.end {
-                starts.insert(latest, start);
+        let mut starts = Vec::new();
+        // From the last one on, so that each ends where the next one begins: one that would begin later lies beside nothing.
+        let mut end = span.end;
+        for start in query.buckets.starts(own)?.into_iter().rev() {
+            // What begins before the span is compared from where the other begins.
+            let beside = if start <= own.start { span.start } else { back(start)?.max(span.start) };
+            if beside < end {
+                starts.push((beside, start));
+                end = beside;
             }
         }
+        starts.reverse();
         let buckets = match query.buckets {
             Buckets::One(_) => Buckets::One(span.start),
-            _ => Buckets::Starts(starts.keys().copied().collect()),
+            _ => Buckets::Starts(starts.iter().map(|(start, _)| *start).collect()),
         };
         let ends = Buckets::Starts(vec![span.start, span.end]);
         let whole = Interval { start: span.start - 1, end: span.end + 1 };
         ends.on_grain(zone, whole, grain)?;
         buckets.on_grain(zone, span, grain)?;
         Ok(Compared { query: Query { span, buckets, ..query.clone() }, starts })
+    }
+
+    /// The start of the query's own bucket beside which one of the earlier period lies.
+    pub fn own(&self, start: Millis) -> Option<Millis> {
+        let place = self.starts.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+        Some(self.starts[place].1)
+    }
+
+    /// Whether anything of the earlier period lies beside a bucket of the query's own.
+    pub fn reaches(&self, own: Millis) -> bool {
+        self.starts.binary_search_by_key(&own, |(_, own)| *own).is_ok()
     }
 }
 
@@ -133,6 +144,15 @@ mod tests {
             "11-06T02:00-05:00 11-07T02:00-05:00",
         ];
         check("hour", "previous_day", "2016-11-07", "2016-11-07T03:00", &then);
+        // Of quarters of an hour as well, wherever the span begins: its first ones lie beside nothing.
+        let quarters = ["11-05T01:40-04:00 11-06T01:30-05:00", "11-05T01:45-04:00 11-06T01:45-05:00"];
+        check("15m", "previous_day", "2016-11-06T05:40:00Z", "2016-11-06T07:00:00Z", &quarters);
+        let quarters = [
+            "11-05T00:45-04:00 11-06T00:45-04:00",
+            "11-05T01:00-04:00 11-06T01:00-05:00",
+            "11-05T01:15-04:00 11-06T01:15-05:00",
+        ];
+        check("15m", "previous_day", "2016-11-06T04:45:00Z", "2016-11-06T06:30:00Z", &quarters);
         // A shorter month ends where its next one begins.
         let months = ["02-28T00:00-05:00 03-28T00:00-04:00", "02-29T00:00-05:00 03-29T00:00-04:00"];
         check("day", "previous_month", "2016-03-28", "2016-04-01", &months);
