@@ -8,7 +8,8 @@
 use super::Query;
 use super::buckets::Buckets;
 use super::range::{Shift, back};
-use shared_model::time::{Interval, Millis};
+use super::zone;
+use shared_model::time::{DAY, Interval, Millis};
 
 /// What a query is compared with.
 #[derive(Debug, Clone)]
@@ -22,7 +23,7 @@ pub struct Compared {
 /// A period to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {
-    /// As long as the span on the zone's clock, and right before it.
+    /// Right before the span and as long: on the zone's clock where that is whole days, else in time.
     Previous,
     /// So much earlier.
     Back(Shift),
@@ -40,13 +41,20 @@ impl Compared {
         let shift = match period {
             Period::Back(shift) => shift,
             Period::Previous => {
-                let wall = |at| super::zone::wall(zone, at).ok_or_else(outside);
-                Shift::Wall(wall(own.end)? - wall(own.start)?)
+                let wall = |at| zone::wall(zone, at).ok_or_else(outside);
+                match wall(own.end)? - wall(own.start)? {
+                    days if days > 0 && days % DAY == 0 => Shift::Wall(days),
+                    // Hours are as long as they are, whatever the clock does in them.
+                    _ => Shift::Time(own.end - own.start),
+                }
             }
         };
         let back = |at| back(zone, at, shift).ok_or_else(outside);
         let end = if period == Period::Previous { own.start } else { back(own.end)? };
         let span = Interval { start: back(own.start)?, end };
+        if !zone::in_years(span) {
+            return Err(outside());
+        }
         if span.start >= span.end {
             return Err("the period to compare with is empty: its clock or calendar leaves these times out"
                 .to_owned());
@@ -153,6 +161,13 @@ mod tests {
             "11-05T01:15-04:00 11-06T01:15-05:00",
         ];
         check("15m", "previous_day", "2016-11-06T04:45:00Z", "2016-11-06T06:30:00Z", &quarters);
+        // The period before is as long: an hour where the clock is put back or forward, or in days a day.
+        let hour = ["11-06T00:20-04:00 11-06T01:20-04:00"];
+        check("none", "previous_period", "2016-11-06T05:20:00Z", "2016-11-06T06:20:00Z", &hour);
+        let hour = ["03-13T00:20-05:00 03-13T01:20-05:00"];
+        check("none", "previous_period", "2016-03-13T06:20:00Z", "2016-03-13T07:20:00Z", &hour);
+        let day = ["11-05T00:00-04:00 11-06T00:00-04:00"];
+        check("none", "previous_period", "2016-11-06", "2016-11-07", &day);
         // A shorter month ends where its next one begins.
         let months = ["02-28T00:00-05:00 03-28T00:00-04:00", "02-29T00:00-05:00 03-29T00:00-04:00"];
         check("day", "previous_month", "2016-03-28", "2016-04-01", &months);
@@ -162,7 +177,14 @@ mod tests {
     fn what_has_no_earlier_period_is_refused() {
         let refused = beside("day", "previous_month", "2016-03-30", "2016-03-31").unwrap_err();
         assert!(refused.contains("the period to compare with is empty"), "{refused}");
-        let refused = beside("day", "previous_year", "0001-06-01", "0001-06-02").unwrap_err();
-        assert!(refused.contains("no multiple of the grain") || refused.contains("compare"), "{refused}");
+        for (compare, from, to) in [
+            ("previous_year", "0001-06-01T00:00:00Z", "0001-06-02T00:00:00Z"),
+            ("previous_period", "0001-01-02T00:00:00Z", "9999-12-31T00:00:00Z"),
+        ] {
+            let refused = beside("none", compare, from, to).unwrap_err();
+            let outside =
+                "field: \"compare\", message: \"the period to compare with lies outside the calendar\"";
+            assert!(refused.contains(outside), "{refused}");
+        }
     }
 }

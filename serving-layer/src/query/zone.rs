@@ -11,6 +11,11 @@ use shared_model::time::{DAY, Interval, Millis};
 /// Instants that calendars and databases agree on: the years 1 to 9999.
 pub(super) const YEARS: Interval = Interval { start: -62_135_596_800_000, end: 253_402_300_800_000 };
 
+/// Whether a span lies within them.
+pub(super) fn in_years(span: Interval) -> bool {
+    YEARS.start <= span.start && span.end <= YEARS.end
+}
+
 /// No clock differs from UTC by more.
 const FARTHEST: Millis = 26 * 3_600_000;
 
