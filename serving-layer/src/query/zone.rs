@@ -81,10 +81,11 @@ pub(super) fn months_on(wall: Millis, months: i32) -> Option<Millis> {
     Some(i64::from(date.to_epoch_days()) * DAY + wall.rem_euclid(DAY))
 }
 
-/// An instant as the zone's clock shows it, in RFC 3339: `2016-06-15T00:00:00.000+02:00`; with `Z` in UTC.
+/// An instant as the zone's clock shows it, in RFC 3339: `2016-06-15T00:00:00.000+02:00`; with `Z` in UTC, and where the
+/// offset has seconds, for which RFC 3339 has no place.
 pub fn show(zone: Tz, instant: Millis) -> String {
     let at = DateTime::from_timestamp_millis(instant).zip(offset(zone, instant));
-    match at.filter(|_| zone != Tz::UTC) {
+    match at.filter(|(_, offset)| zone != Tz::UTC && offset.local_minus_utc() % 60 == 0) {
         Some((at, offset)) => at.with_timezone(&offset).to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
         None => shared_model::time::show(instant),
     }
@@ -125,6 +126,19 @@ mod tests {
         ] {
             assert_eq!(months_on(at(from), months), Some(at(expected)), "{from} {months}");
         }
-        assert_eq!(show(Tz::Asia__Kolkata, at("2016-06-14T18:30:00Z")), "2016-06-15T00:00:00.000+05:30");
+    }
+
+    #[test]
+    fn an_instant_is_shown_as_itself() {
+        for (zone, time, expected) in [
+            (Tz::Asia__Kolkata, "2016-06-14T18:30:00Z", "2016-06-15T00:00:00.000+05:30"),
+            (Tz::UTC, "2016-06-14T18:30:00Z", "2016-06-14T18:30:00.000Z"),
+            // Half a minute beside three quarters of an hour behind UTC, until 1972.
+            (Tz::Africa__Monrovia, "1971-06-14T18:30:00Z", "1971-06-14T18:30:00.000Z"),
+            (Tz::Africa__Monrovia, "2016-06-14T18:30:00Z", "2016-06-14T18:30:00.000+00:00"),
+        ] {
+            assert_eq!(show(zone, at(time)), expected, "{time} in {zone}");
+            assert_eq!(at(&show(zone, at(time))), at(time));
+        }
     }
 }
