@@ -118,6 +118,7 @@ fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
 /// Adds to each key the buckets that it has no row for, with the values of nothing.
 fn fill(query: &Query, rows: &mut Vec<Row>, max_cells: usize) -> Result<(), FoldError> {
     let too_many = || FoldError::TooManyCells(max_cells);
+    // A request for more buckets than can be listed is refused before anything is read.
     let starts = query.buckets.starts(query.span).map_err(|_| too_many())?;
     let there: BTreeSet<(Vec<Value>, Millis)> =
         rows.iter().map(|row| (row.key.clone(), row.bucket)).collect();
