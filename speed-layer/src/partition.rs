@@ -112,7 +112,9 @@ impl Partition {
                 }
             });
         }
-        let first = groups.iter().min_by_key(|group| group.folds_from()).map(|group| group.header().clone());
+        // Of those that end at one offset, one that was built at a tidemark's boundary there has come by it, another hasn't:
+        // the record that comes next must take it there.
+        let first = groups.iter().map(Group::header).min_by_key(|header| (header.to, header.clock)).cloned();
         let first = first.expect("a layout has at least one group");
         // One that ends at the tidemark's boundary has come by it, whichever record had reached it.
         groups.iter_mut().for_each(|group| group.pass(cut.epoch, cut.offset));
