@@ -94,14 +94,14 @@ fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
     let Some(with) = &query.compared else { return };
     let mut previous = BTreeMap::new();
     for row in self::rows(&with.query, compared, usize::MAX) {
-        let bucket = with.starts.get(&row.bucket).copied().unwrap_or(row.bucket);
+        let bucket = with.own(row.bucket).unwrap_or(row.bucket);
         previous.insert((bucket, row.key, row.ranked.map(|(_, item)| item)), row.values);
     }
     let nothing = nothing(query);
     for row in &mut *rows {
         // Clones of keys, which are cheap beside what it took to merge them.
         let place = (row.bucket, row.key.clone(), row.ranked.as_ref().map(|(_, item)| item.clone()));
-        row.previous = previous.remove(&place).unwrap_or_else(|| nothing.clone());
+        row.previous = previous.remove(&place).unwrap_or_else(|| nothing_before(query, row.bucket, &nothing));
     }
     if !query.ranked() {
         let alone = previous.into_iter().map(|((bucket, key, _), previous)| Row {
@@ -118,7 +118,8 @@ fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
 
 /// Adds to each key the buckets that it has no row for, with the values of nothing.
 fn fill(query: &Query, rows: &mut Vec<Row>, budget: &Budget) -> Result<(), FoldError> {
-    let starts = query.buckets.starts(query.span).ok_or(FoldError::TooManyCells(MAX_STARTS))?;
+    // A request for more buckets than can be listed is refused before anything is read.
+    let starts = query.buckets.starts(query.span).map_err(|_| FoldError::TooManyCells(MAX_STARTS))?;
     let there: BTreeSet<(Vec<Value>, Millis)> =
         rows.iter().map(|row| (row.key.clone(), row.bucket)).collect();
     let mut keys: BTreeSet<Vec<Value>> = there.iter().map(|(key, _)| key.clone()).collect();
@@ -128,12 +129,11 @@ fn fill(query: &Query, rows: &mut Vec<Row>, budget: &Budget) -> Result<(), FoldE
     }
     budget.take(keys.len().saturating_mul(starts.len()).saturating_sub(rows.len()))?;
     let nothing = nothing(query);
-    let previous = if query.compared.is_some() { nothing.clone() } else { Vec::new() };
     for mut key in keys {
         for &bucket in &starts {
             let place = (key, bucket);
             if !there.contains(&place) {
-                let (values, previous) = (nothing.clone(), previous.clone());
+                let (values, previous) = (nothing.clone(), nothing_before(query, bucket, &nothing));
                 rows.push(Row { bucket, key: place.0.clone(), ranked: None, values, previous });
             }
             key = place.0;
@@ -173,6 +173,16 @@ fn nothing(query: &Query) -> Vec<Finished> {
     let mut values = (0..query.columns.len()).map(|column| finished(query, column, None)).collect();
     compute(query, &mut values);
     values
+}
+
+/// The same of the period that is compared with: NULLs beside a bucket that none of that period lies beside, since nothing
+/// was counted there.
+fn nothing_before(query: &Query, bucket: Millis, nothing: &[Finished]) -> Vec<Finished> {
+    match &query.compared {
+        None => Vec::new(),
+        Some(with) if with.reaches(bucket) => nothing.to_vec(),
+        Some(_) => vec![Finished::Null(()); nothing.len()],
+    }
 }
 
 fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {

@@ -75,12 +75,34 @@ impl Granularity {
 
     /// The bucket that holds an instant; `None` outside the calendar.
     pub fn around(self, zone: Tz, instant: Millis) -> Option<Interval> {
-        // A clock may leave out the next label, not the one after it as well.
-        let label = self.label_after(self.label_after(zone::wall(zone, instant)?)?)?;
-        let end = zone::instant(zone, label)?.max(instant) + 1;
-        let starts = starts(self, zone, Interval { start: instant, end }).ok()?;
-        let end = starts.iter().find(|start| **start > instant)?;
-        Some(Interval { start: *starts.first()?, end: *end })
+        let starts = starts(self, zone, Interval { start: instant, end: instant + 1 }).ok()?;
+        Some(Interval { start: *starts.first()?, end: self.start_after(zone, instant)? })
+    }
+
+    /// The first start of a bucket after an instant; `None` outside the calendar.
+    ///
+    /// Where the clock is put back, buckets of up to an hour begin at what it shows again as well. Longer ones begin once,
+    /// so that a day is a day.
+    fn start_after(self, zone: Tz, instant: Millis) -> Option<Millis> {
+        let wall = zone::wall(zone, instant)?;
+        let mut label = self.label_after(wall)?;
+        if !matches!(self, Granularity::Width { width, .. } if width <= HOUR) {
+            // Of what the clock shows again, the first time may be long past.
+            loop {
+                match zone::instant(zone, label)? {
+                    start if start > instant => return Some(start),
+                    _ => label = self.label_after(label)?,
+                }
+            }
+        }
+        let start = instant + (label - wall);
+        if zone::wall(zone, start)? == label {
+            return Some(start);
+        }
+        let change = zone::change(zone, Interval { start: instant, end: start })?;
+        let shown = zone::wall(zone, change)?;
+        let begins = shown >= label || self.label_of(shown)? == shown;
+        if begins { Some(change) } else { self.start_after(zone, change) }
     }
 
     /// The clock's time at which the bucket begins that holds another.
@@ -180,16 +202,19 @@ impl Buckets {
         }
     }
 
-    /// The starts of all buckets of a span, ascending; `None` where there are more than [`MAX_STARTS`].
-    pub fn starts(&self, span: Interval) -> Option<Vec<Millis>> {
+    /// The starts of all buckets of a span, ascending.
+    ///
+    /// # Errors
+    /// A message where there are more than [`MAX_STARTS`].
+    pub fn starts(&self, span: Interval) -> Result<Vec<Millis>, String> {
         match self {
-            Buckets::One(start) => Some(vec![*start]),
-            Buckets::Starts(starts) => Some(starts.clone()),
+            Buckets::One(start) => Ok(vec![*start]),
+            Buckets::Starts(starts) => Ok(starts.clone()),
             Buckets::Even { width, .. } => {
                 let first = self.start_of(span.start);
-                let count = (span.end - first).div_euclid(*width) as usize + 1;
+                let count = (span.end - 1 - first).div_euclid(*width) as usize + 1;
                 let starts = (0..).map(|i| first + i * width).take_while(|start| *start < span.end);
-                (count <= MAX_STARTS).then(|| starts.collect())
+                if count <= MAX_STARTS { Ok(starts.collect()) } else { Err(too_many()) }
             }
         }
     }
@@ -204,31 +229,33 @@ pub fn show_width(width: Millis) -> String {
     }
 }
 
-/// The starts of the buckets that a span touches. Of a time that the clock shows twice, both instants begin a bucket of up
-/// to an hour, so that it is as long as it says; the first alone begins a longer one, so that a day is a day.
+/// The starts of the buckets that a span touches.
 fn starts(granularity: Granularity, zone: Tz, span: Interval) -> Result<Vec<Millis>, String> {
     let out_of_range = || "the span lies outside the calendar".to_owned();
-    let both = matches!(granularity, Granularity::Width { width, .. } if width <= HOUR);
     let wall = zone::wall(zone, span.start).ok_or_else(out_of_range)?;
-    let before = granularity.label_of(wall).ok_or_else(out_of_range)? - 1;
-    let mut label = granularity.label_of(before).ok_or_else(out_of_range)?;
+    let label = granularity.label_of(wall).ok_or_else(out_of_range)?;
+    let before = granularity.label_of(label - 1).ok_or_else(out_of_range)?;
+    // From one bucket earlier by what the clock shows now: the first one is no longer than that, though the clock was put
+    // back in it.
+    let mut start = span.start - (wall - before);
     let mut starts = Vec::new();
     loop {
-        let (first, second) = zone::instants(zone, label).ok_or_else(out_of_range)?;
-        if first >= span.end {
-            break;
+        start = granularity.start_after(zone, start).ok_or_else(out_of_range)?;
+        if start >= span.end {
+            return Ok(starts);
         }
-        starts.push(first);
-        starts.extend(second.filter(|second| both && *second < span.end));
+        if start <= span.start {
+            starts.clear();
+        }
+        starts.push(start);
         if starts.len() > MAX_STARTS {
-            return Err(format!("more than {MAX_STARTS} buckets: ask for wider ones or a shorter span"));
+            return Err(too_many());
         }
-        label = granularity.label_after(label).ok_or_else(out_of_range)?;
     }
-    starts.sort_unstable();
-    starts.dedup();
-    let inside = starts.partition_point(|start| *start <= span.start);
-    Ok(starts.split_off(inside.saturating_sub(1)))
+}
+
+fn too_many() -> String {
+    format!("more than {MAX_STARTS} buckets: ask for wider ones or a shorter span")
 }
 
 /// Starts at even distances as a width, if its next boundary isn't inside the span: between two changes of its clocks,

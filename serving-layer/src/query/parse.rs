@@ -108,6 +108,9 @@ fn read(
         metrics.into_iter().map(|(name, metric)| column(name, metric, &group_by, &filters)).collect();
     let k = k.or(ranked).unwrap_or(0);
     let Time { zone, span, buckets } = time?;
+    if fill && let Err(message) = buckets.starts(span) {
+        faults.unanswerable(request.at("fill"), message);
+    }
     let mut query = Query {
         columns,
         computed,

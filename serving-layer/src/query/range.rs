@@ -44,8 +44,7 @@ pub(super) fn relative(text: &str, zone: Tz, now: Millis, grain: Millis) -> Resu
         }
         _ => return Err(format!("{text:?} is no range of time: expected one like {}", FORMS.join(", "))),
     };
-    let inside = zone::YEARS.start <= span.start && span.end <= zone::YEARS.end;
-    if inside { Ok(span) } else { Err(outside()) }
+    if zone::in_years(span) { Ok(span) } else { Err(outside()) }
 }
 
 fn last(number: i32, unit: &str, zone: Tz, end: Millis, grain: Millis) -> Result<Interval, String> {
@@ -68,22 +67,23 @@ fn last(number: i32, unit: &str, zone: Tz, end: Millis, grain: Millis) -> Result
 /// How far back on a zone's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shift {
+    /// So many milliseconds, whatever the clock does.
+    Time(Millis),
     /// So many milliseconds on the clock: a day is what the clock calls one.
     Wall(Millis),
     /// So many months.
     Months(i32),
 }
 
-/// The first instant at which the clock shows what it showed at `instant`, so much earlier. `None` outside the calendar.
+/// An instant so much earlier: by the clock, the first one at which it shows that. `None` outside the calendar.
 pub(super) fn back(zone: Tz, instant: Millis, shift: Shift) -> Option<Millis> {
     let wall = zone::wall(zone, instant)?;
-    zone::instant(
-        zone,
-        match shift {
-            Shift::Wall(by) => wall.checked_sub(by)?,
-            Shift::Months(by) => zone::months_on(wall, -by)?,
-        },
-    )
+    let earlier = match shift {
+        Shift::Time(by) => return instant.checked_sub(by),
+        Shift::Wall(by) => wall.checked_sub(by)?,
+        Shift::Months(by) => zone::months_on(wall, -by)?,
+    };
+    zone::instant(zone, earlier)
 }
 
 /// Reads one end: RFC 3339, the zone's own `2016-06-14T04:00` or `2016-06-14` (its first instant), or milliseconds

@@ -11,6 +11,11 @@ use shared_model::time::{DAY, Interval, Millis};
 /// Instants that calendars and databases agree on: the years 1 to 9999.
 pub(super) const YEARS: Interval = Interval { start: -62_135_596_800_000, end: 253_402_300_800_000 };
 
+/// Whether a span lies within them.
+pub(super) fn in_years(span: Interval) -> bool {
+    YEARS.start <= span.start && span.end <= YEARS.end
+}
+
 /// No clock differs from UTC by more.
 const FARTHEST: Millis = 26 * 3_600_000;
 
@@ -28,33 +33,37 @@ pub(super) fn wall(zone: Tz, instant: Millis) -> Option<Millis> {
     Some(instant + i64::from(offset(zone, instant)?.local_minus_utc()) * 1_000)
 }
 
-/// The first instant at which the clock shows a time, and the second one where it shows it twice. `None` outside the
-/// calendar.
-pub(super) fn instants(zone: Tz, wall: Millis) -> Option<(Millis, Option<Millis>)> {
+/// The first instant at which the clock shows a time, or shows a later one because it leaves that time out. `None` outside
+/// the calendar.
+pub(super) fn instant(zone: Tz, wall: Millis) -> Option<Millis> {
     match zone.from_local_datetime(&naive(wall)?) {
-        MappedLocalTime::Single(at) => Some((at.timestamp_millis(), None)),
-        MappedLocalTime::Ambiguous(a, b) => {
-            let (a, b) = (a.timestamp_millis(), b.timestamp_millis());
-            Some((a.min(b), Some(a.max(b))))
-        }
-        MappedLocalTime::None => first_after(zone, wall).map(|first| (first, None)),
+        MappedLocalTime::Single(at) => Some(at.timestamp_millis()),
+        MappedLocalTime::Ambiguous(a, b) => Some(a.timestamp_millis().min(b.timestamp_millis())),
+        MappedLocalTime::None => first_after(zone, wall),
     }
 }
 
-/// The first instant at which the clock shows a time, or shows a later one because it leaves that time out.
-pub(super) fn instant(zone: Tz, wall: Millis) -> Option<Millis> {
-    Some(instants(zone, wall)?.0)
+/// The first instant of a span, its end included, from which the clock has another offset than at its start.
+pub(super) fn change(zone: Tz, span: Interval) -> Option<Millis> {
+    let before = offset(zone, span.start)?;
+    first(span, |at| Some(offset(zone, at)? != before))
 }
 
 /// The instant at which the clock leaps over a time.
 fn first_after(zone: Tz, left_out: Millis) -> Option<Millis> {
-    let (mut before, mut after) = (left_out - FARTHEST, left_out + FARTHEST);
+    let span = Interval { start: left_out - FARTHEST, end: left_out + FARTHEST };
+    first(span, |at| Some(wall(zone, at)? >= left_out))
+}
+
+/// The first instant of a span from which something holds, which it does at its end.
+fn first(span: Interval, holds: impl Fn(Millis) -> Option<bool>) -> Option<Millis> {
+    let Interval { start: mut before, end: mut after } = span;
     while before < after {
         let middle = before + (after - before).div_euclid(2);
-        if wall(zone, middle)? < left_out {
-            before = middle + 1;
-        } else {
+        if holds(middle)? {
             after = middle;
+        } else {
+            before = middle + 1;
         }
     }
     Some(after)
@@ -72,10 +81,11 @@ pub(super) fn months_on(wall: Millis, months: i32) -> Option<Millis> {
     Some(i64::from(date.to_epoch_days()) * DAY + wall.rem_euclid(DAY))
 }
 
-/// An instant as the zone's clock shows it, in RFC 3339: `2016-06-15T00:00:00.000+02:00`; with `Z` in UTC.
+/// An instant as the zone's clock shows it, in RFC 3339: `2016-06-15T00:00:00.000+02:00`; with `Z` in UTC, and where the
+/// offset has seconds, for which RFC 3339 has no place.
 pub fn show(zone: Tz, instant: Millis) -> String {
     let at = DateTime::from_timestamp_millis(instant).zip(offset(zone, instant));
-    match at.filter(|_| zone != Tz::UTC) {
+    match at.filter(|(_, offset)| zone != Tz::UTC && offset.local_minus_utc() % 60 == 0) {
         Some((at, offset)) => at.with_timezone(&offset).to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
         None => shared_model::time::show(instant),
     }
@@ -90,21 +100,19 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_time_comes_once_twice_or_not_at_all() {
-        let check = |zone: Tz, wall: &str, first: &str, second: Option<&str>| {
-            let found = instants(zone, at(&format!("{wall}Z"))).unwrap();
-            assert_eq!(found, (at(first), second.map(at)), "{wall} in {zone}");
+    fn a_wall_clock_time_is_its_first_instant_or_the_one_after_it() {
+        let check = |zone: Tz, wall: &str, expected: &str| {
+            let found = instant(zone, at(&format!("{wall}Z")));
+            assert_eq!(found, Some(at(expected)), "{wall} in {zone}");
         };
-        check(Tz::Asia__Kolkata, "2016-06-15T00:00:00", "2016-06-14T18:30:00Z", None);
-        check(Tz::Asia__Kathmandu, "2016-06-15T00:00:00", "2016-06-14T18:15:00Z", None);
-        check(Tz::America__New_York, "2016-03-13T02:30:00", "2016-03-13T07:00:00Z", None);
-        let twice = Some("2016-11-06T06:30:00Z");
-        check(Tz::America__New_York, "2016-11-06T01:30:00", "2016-11-06T05:30:00Z", twice);
+        check(Tz::Asia__Kolkata, "2016-06-15T00:00:00", "2016-06-14T18:30:00Z");
+        check(Tz::Asia__Kathmandu, "2016-06-15T00:00:00", "2016-06-14T18:15:00Z");
+        check(Tz::America__New_York, "2016-03-13T02:30:00", "2016-03-13T07:00:00Z");
+        check(Tz::America__New_York, "2016-11-06T01:30:00", "2016-11-06T05:30:00Z");
         // Half an hour back, a midnight that isn't there, and a whole day that never was.
-        let twice = Some("2016-04-02T15:15:00Z");
-        check(Tz::Australia__Lord_Howe, "2016-04-03T01:45:00", "2016-04-02T14:45:00Z", twice);
-        check(Tz::America__Sao_Paulo, "2016-10-16T00:00:00", "2016-10-16T03:00:00Z", None);
-        check(Tz::Pacific__Apia, "2011-12-30T12:00:00", "2011-12-30T10:00:00Z", None);
+        check(Tz::Australia__Lord_Howe, "2016-04-03T01:45:00", "2016-04-02T14:45:00Z");
+        check(Tz::America__Sao_Paulo, "2016-10-16T00:00:00", "2016-10-16T03:00:00Z");
+        check(Tz::Pacific__Apia, "2011-12-30T12:00:00", "2011-12-30T10:00:00Z");
     }
 
     #[test]
@@ -118,6 +126,19 @@ mod tests {
         ] {
             assert_eq!(months_on(at(from), months), Some(at(expected)), "{from} {months}");
         }
-        assert_eq!(show(Tz::Asia__Kolkata, at("2016-06-14T18:30:00Z")), "2016-06-15T00:00:00.000+05:30");
+    }
+
+    #[test]
+    fn an_instant_is_shown_as_itself() {
+        for (zone, time, expected) in [
+            (Tz::Asia__Kolkata, "2016-06-14T18:30:00Z", "2016-06-15T00:00:00.000+05:30"),
+            (Tz::UTC, "2016-06-14T18:30:00Z", "2016-06-14T18:30:00.000Z"),
+            // Half a minute beside three quarters of an hour behind UTC, until 1972.
+            (Tz::Africa__Monrovia, "1971-06-14T18:30:00Z", "1971-06-14T18:30:00.000Z"),
+            (Tz::Africa__Monrovia, "2016-06-14T18:30:00Z", "2016-06-14T18:30:00.000+00:00"),
+        ] {
+            assert_eq!(show(zone, at(time)), expected, "{time} in {zone}");
+            assert_eq!(at(&show(zone, at(time))), at(time));
+        }
     }
 }

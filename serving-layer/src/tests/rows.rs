@@ -1,7 +1,7 @@
 //! Laws of what happens to rows after everything is merged: pages, `having`, `fill` and what is compared.
 
 use super::law::{ask, count, event};
-use super::world::World;
+use super::world::{Event, World};
 use crate::answer::Views;
 use crate::finish::{Row, Rows};
 use proptest::prelude::*;
@@ -43,6 +43,39 @@ fn questions() -> impl Strategy<Value = Json> {
     ];
     let questions: Vec<Json> = questions.iter().map(|question| with(question, span.clone())).collect();
     proptest::sample::select(questions)
+}
+
+/// June has no 31st: beside the one of July there is nothing to count, beside the 30th nothing was counted.
+#[test]
+fn where_nothing_is_compared_there_is_no_value() {
+    let of_july = |day: Millis| Event {
+        click: true,
+        partition: 0,
+        time: (15 + day) * 86_400_000,
+        user: 1,
+        document: 1,
+        geo: None,
+        pause: 1,
+    };
+    let question = json!({
+        "metrics": ["doc_cnt", { "name": "half", "formula": "doc_cnt / 2" }], "from": "2016-07-30", "to": "2016-08-01",
+        "granularity": "day", "compare": "previous_month", "order": [{ "by": "previous.doc_cnt" }],
+    });
+    let (zero, null) = (vec![Finished::Int(0); 2], vec![Finished::Null(()); 2]);
+    for (events, fill) in [(vec![of_july(30), of_july(31)], false), (vec![], true)] {
+        let world = World::new(&events);
+        let (views, ..) = world.views(30, 30);
+        let question = with(&question, json!({ "fill": fill }));
+        let previous = |more: Json| {
+            let rows = answered(&world, &views, &with(&question, more)).rows;
+            rows.into_iter().map(|row| row.previous).collect::<Vec<_>>()
+        };
+        assert_eq!(previous(json!({})), [null.clone(), zero.clone()]);
+        let none = json!({ "having": [{ "column": "previous.doc_cnt", "op": "<", "value": 1 }] });
+        assert_eq!(previous(none), std::slice::from_ref(&zero));
+        let null_alone = json!({ "having": [{ "column": "previous.half", "op": "is_null" }] });
+        assert_eq!(previous(null_alone), std::slice::from_ref(&null));
+    }
 }
 
 proptest! {

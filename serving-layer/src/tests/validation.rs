@@ -130,6 +130,25 @@ fn each_fault_is_named() {
 }
 
 #[test]
+fn more_buckets_than_can_be_listed_are_refused_where_they_must_be() {
+    let request = |more: &[(&str, Json)], to: &str| {
+        let mut request =
+            json!({ "metrics": ["doc_cnt"], "from": "2016-01-01", "to": to, "granularity": "5m" });
+        more.iter().for_each(|(name, value)| request[*name] = value.clone());
+        faults(request)
+    };
+    let (fill, compare) = (("fill", json!(true)), ("compare", json!("previous_period")));
+    let zone = ("time_zone", json!("Europe/Berlin"));
+    assert_eq!(request(&[], "2017-01-01"), Vec::<String>::new());
+    // 100,000 are 347 days and 5 hours 20 minutes.
+    assert_eq!(request(&[fill.clone(), compare.clone()], "2016-12-13T05:20"), Vec::<String>::new());
+    for (field, more) in [("fill", fill), ("compare", compare), ("granularity", zone)] {
+        let expected = format!("{field}: more than 100000 buckets: ask for wider ones or a shorter span");
+        assert_eq!(request(&[more], "2016-12-13T05:25"), [expected]);
+    }
+}
+
+#[test]
 fn what_has_no_answer_is_refused() {
     let base = |metric: &str, more: (&str, Json)| {
         let mut request = json!({ "metrics": [metric], "from": "2016-06-15", "to": "2016-06-16" });

@@ -90,21 +90,66 @@ fn a_day_on_which_the_clocks_change_is_cut_by_what_they_show() {
     assert_eq!(apia, [24 * 60; 2]);
 }
 
+#[test]
+fn a_span_may_begin_and_end_within_an_hour_that_comes_twice() {
+    let starts = |granularity: &str, from: &str, to: &str| {
+        let span = Interval {
+            start: at(&format!("2016-11-06T{from}:00Z")),
+            end: at(&format!("2016-11-06T{to}:00Z")),
+        };
+        let granularity = Granularity::parse(granularity).unwrap();
+        let buckets = Buckets::new(granularity, Tz::America__New_York, span, MINUTE).unwrap();
+        let starts = buckets.starts(span).unwrap();
+        starts.iter().map(|start| shared_model::time::show(*start)[11..16].to_owned()).collect::<Vec<_>>()
+    };
+    // 01:45 EDT is 05:45 UTC, and 01:00 EST is 06:00.
+    let quarters = ["05:45", "06:00", "06:15", "06:30", "06:45", "07:00"];
+    assert_eq!(starts("15m", "05:45", "07:15"), quarters);
+    assert_eq!(starts("15m", "05:50", "06:20"), quarters[..3]);
+    assert_eq!(starts("15m", "05:15", "05:50"), ["05:15", "05:30", "05:45"]);
+    assert_eq!(starts("15m", "06:35", "06:50"), ["06:30", "06:45"]);
+    assert_eq!(starts("hour", "05:45", "07:15"), ["05:00", "06:00", "07:00"]);
+    assert_eq!(starts("6h", "06:30", "12:00"), ["04:00", "11:00"]);
+    // 45 minutes from 00:45 and 01:30: what is left of them where the clock is put back isn't begun anew.
+    assert_eq!(starts("45m", "05:45", "07:30"), ["05:30", "06:30", "07:15"]);
+    let minute = |time: &str| {
+        let period = Granularity::width(MINUTE).around(Tz::America__New_York, at(time)).unwrap();
+        (shared_model::time::show(period.start)[11..16].to_owned(), period.end - period.start)
+    };
+    assert_eq!(minute("2016-11-06T05:59:30Z"), ("05:59".to_owned(), MINUTE));
+    assert_eq!(minute("2016-11-06T06:30:30Z"), ("06:30".to_owned(), MINUTE));
+}
+
 fn zones() -> impl Strategy<Value = Tz> {
     proptest::sample::select(&chrono_tz::TZ_VARIANTS[..])
 }
 
+/// Minutes since 1970, three of four less than 90 from a change of the zone's clock, where it has one later on.
+fn minute(zone: Tz) -> impl Strategy<Value = Millis> {
+    let years = at("1975-01-01T00:00:00Z") / MINUTE..at("2030-01-01T00:00:00Z") / MINUTE;
+    (years.clone(), proptest::option::weighted(0.75, -90..90i64)).prop_map(move |(minute, near)| {
+        let weeks = (minute..years.end).step_by(7 * 24 * 60).map(|minute| minute * MINUTE);
+        let offset = |time: Millis| zone::wall(zone, time).unwrap() - time;
+        let changed = weeks.clone().zip(weeks.skip(1)).find(|(a, b)| offset(*a) != offset(*b));
+        near.zip(changed).map_or(minute, |(near, (start, end))| {
+            zone::change(zone, Interval { start, end }).unwrap() / MINUTE + near
+        })
+    })
+}
+
 proptest! {
-    /// What a clock shows, looked at every five minutes, gives the same buckets: one begins where the day, week or month
-    /// that it shows comes for the first time, and wherever the hour or quarter of an hour changes.
+    #![proptest_config(ProptestConfig::with_cases(1_024))]
+
+    /// What a clock shows, looked at every minute, gives the same buckets: one begins where the day, week or month that it
+    /// shows comes for the first time, and wherever the hour or quarter of an hour changes.
     #[test]
     fn buckets_are_what_the_clock_shows(
-        zone in zones(),
-        from in at("1975-01-01T00:00:00Z") / (15 * MINUTE)..at("2030-01-01T00:00:00Z") / (15 * MINUTE),
-        quarters in 1..600i64,
+        (zone, from) in zones().prop_flat_map(|zone| (Just(zone), minute(zone))),
+        minutes in 1..4_000i64,
         granularity in proptest::sample::select(&["15m", "hour", "day", "week", "month"][..]),
     ) {
-        let span = Interval { start: from * 15 * MINUTE, end: (from + quarters) * 15 * MINUTE };
+        let within_hours = ["15m", "hour"].contains(&granularity);
+        let span = Interval { start: from * MINUTE, end: (from + minutes) * MINUTE };
         let parsed = Granularity::parse(granularity).unwrap();
         let buckets = Buckets::new(parsed, zone, span, 1).unwrap();
         let shown = |time: Millis| {
@@ -119,10 +164,9 @@ proptest! {
             };
             (label, chrono::Offset::fix(at.offset()).local_minus_utc())
         };
-        let within_hours = ["15m", "hour"].contains(&granularity);
         // A clock that was put back over midnight shows the day before again.
         let (mut greatest, mut last) = (shown(span.start - 4 * HOUR).0, shown(span.start - 4 * HOUR));
-        for time in (span.start - 4 * HOUR..span.end).step_by((5 * MINUTE) as usize) {
+        for time in (span.start - 4 * HOUR..span.end).step_by(MINUTE as usize) {
             let now = shown(time);
             let begins = match within_hours {
                 false => Some(now.0 > greatest),
@@ -130,7 +174,7 @@ proptest! {
                 true => (now.1 == last.1).then_some(now.0 != last.0),
             };
             if let Some(begins) = begins.filter(|_| time > span.start) {
-                let another = buckets.start_of(time) != buckets.start_of(time - 5 * MINUTE);
+                let another = buckets.start_of(time) != buckets.start_of(time - MINUTE);
                 prop_assert_eq!(another, begins, "at {}", shared_model::time::show(time));
             }
             prop_assert!(time < span.start || buckets.start_of(time) <= time);
@@ -140,10 +184,10 @@ proptest! {
 
     #[test]
     fn around_is_the_bucket_that_holds_the_instant(
-        zone in zones(),
-        instant in at("1975-01-01T00:00:00Z")..at("2030-01-01T00:00:00Z"),
-        granularity in proptest::sample::select(&["15m", "hour", "day", "week", "month", "quarter", "year"][..]),
+        (zone, minute) in zones().prop_flat_map(|zone| (Just(zone), minute(zone))),
+        granularity in proptest::sample::select(&["minute", "15m", "hour", "day", "week", "month", "quarter", "year"][..]),
     ) {
+        let instant = minute * MINUTE + 1;
         let granularity = Granularity::parse(granularity).unwrap();
         let period = granularity.around(zone, instant).unwrap();
         prop_assert!(period.contains(instant));
