@@ -72,7 +72,7 @@ pub(crate) async fn stage(
         copy_cells(&mut transaction, metric, table, version, cells)
             .await
             .with_context(|| format!("writing {rows} rows to views.{table}"))?;
-        index(&mut transaction, metric, table).await?;
+        index(&mut transaction, metric, table, version).await?;
     }
     let sql = "insert into tidemark.view_version
                    (version_id, metric, version, event_day, attempt, table_name, rows, hash, inputs, run_id, partial,
@@ -104,9 +104,9 @@ pub(crate) async fn stage(
 }
 
 /// Makes the index. A key that is longer than one can hold costs the table its index, not the run.
-async fn index(transaction: &mut PgConnection, metric: &Metric, table: &str) -> Result<()> {
+async fn index(transaction: &mut PgConnection, metric: &Metric, table: &str, version: i64) -> Result<()> {
     let mut attempt = transaction.begin().await?;
-    let create = names::create_index(metric, table);
+    let create = names::create_index(metric, table, version);
     match sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *attempt).await {
         Ok(_) => attempt.commit().await?,
         Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some(TOO_LONG)) => {

@@ -78,10 +78,11 @@ pub(crate) fn create_child(parent: &str, table: &str, version: i64) -> String {
     format!("create table views.{table} (like views.{parent}, check (version_id = {version}))")
 }
 
-/// The index that reading by key and time wants.
-pub(crate) fn create_index(metric: &Metric, table: &str) -> String {
+/// The index that reading by key and time wants. Named by its version, since the names that Postgres gives, shortened to
+/// what it can hold, may be the same for two days of one metric that are loaded at once.
+pub(crate) fn create_index(metric: &Metric, table: &str, version: i64) -> String {
     let by: String = metric.by.iter().map(|key| format!("{}, ", quote(&key.name))).collect();
-    format!("create index on views.{} ({by}bucket)", quote(table))
+    format!("create index by_key_{version} on views.{} ({by}bucket)", quote(table))
 }
 
 /// Makes a child a partition.
@@ -111,7 +112,8 @@ mod tests {
                 "create table if not exists views.\"geo_top_doc_{version}\" ({columns}) partition by list (version_id)"
             )
         );
-        assert_eq!(create_index(metric, "t"), "create index on views.\"t\" (\"geo_location\", bucket)");
+        let index = "create index by_key_5 on views.\"t\" (\"geo_location\", bucket)";
+        assert_eq!(create_index(metric, "t", 5), index);
         let day = EventDay(16_966);
         assert_eq!(child_table(metric, day, 5), format!("geo_top_doc_{version}_20160614_5"));
         let long = child_table(metric, day, i64::MAX);
