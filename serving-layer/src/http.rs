@@ -38,8 +38,13 @@ pub(crate) async fn query(
     })?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let accepted = accept.map(Format::accepted).unwrap_or_default();
-    let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
-    let answers = service.in_turn(answer(views, &request.queries, request.at)).await?;
+    // In turn from the start: to list the buckets of many queries takes its time and room too.
+    let work = async {
+        let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
+        let answers = answer(views, &request.queries, request.at).await?;
+        Ok((request, answers))
+    };
+    let (request, answers) = service.in_turn(work).await?;
     let heads: Vec<Head> =
         request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =

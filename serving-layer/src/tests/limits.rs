@@ -55,6 +55,12 @@ fn a_query_at_its_limits_is_answered_and_one_beyond_is_refused() {
         "a text of 8193 bytes",
     );
     check(100_000, "limit", &|n| json!(n), "limit: 100001 is more than the limit");
+    check(
+        1_000,
+        "metrics",
+        &|n| json!(["user_view_cnt", { "name": "x", "formula": format!("1{:>1$}", "+ 1", n - 1) }]),
+        "metrics: formulas of 1001 bytes in all are more",
+    );
 }
 
 #[test]

@@ -8,6 +8,8 @@ use serde_json::{Map, Value as Json};
 use shared_model::expression::{self, Expression};
 use shared_model::metric::KeyColumn;
 
+/// How long all formulas of a query may be: they are computed for each of its rows.
+const MAX_FORMULAS: usize = 1_000;
 /// Names that other columns of an answer have.
 const TAKEN: [&str; 3] = ["bucket", "rank", "item"];
 
@@ -21,6 +23,14 @@ pub(super) fn computed(
     let Some((at, Json::Array(list))) = request.get("metrics") else { return Vec::new() };
     if list.len() > MAX_METRICS {
         faults.unanswerable(at, format!("{} are more than the limit of {MAX_METRICS}", list.len()));
+        return Vec::new();
+    }
+    let objects = list.iter().filter_map(Json::as_object);
+    let texts = objects.filter_map(|element| element.get("formula")?.as_str());
+    let length: usize = texts.map(str::len).sum();
+    if length > MAX_FORMULAS {
+        let message = format!("formulas of {length} bytes in all are more than the limit of {MAX_FORMULAS}");
+        faults.unanswerable(at, message);
         return Vec::new();
     }
     let mut found: Vec<Computed> = Vec::new();

@@ -68,10 +68,11 @@ impl Request {
         let request = Fields::new(&object, "");
         let strict = request.flag("strict", &mut faults);
         let at = at(&request, &mut faults);
-        let format = request.word("format", &Format::NAMES, &mut faults).unwrap_or(accepted);
-        if format != Format::Json && request.has("queries") {
+        let wanted = request.word("format", &Format::NAMES, &mut faults);
+        if wanted.is_some_and(|format| format != Format::Json) && request.has("queries") {
             faults.unanswerable("format", "several queries are answered as json alone");
         }
+        let format = wanted.unwrap_or(if request.has("queries") { Format::Json } else { accepted });
         let read = |query: &Fields<'_>, faults: &mut Faults| read(query, catalog, limits, now, faults);
         let (queries, names) = match request.get("queries") {
             None => {
@@ -89,7 +90,8 @@ impl Request {
 
 fn at(request: &Fields<'_>, faults: &mut Faults) -> At {
     let run = request.count("at_run", faults).map(|run| At::Run(run as i64));
-    let time = request.get("as_of").map(|(at, value)| (range::end(value, Tz::UTC), at));
+    let zone = request.get("time_zone").and_then(|(_, zone)| zone.as_str()?.parse().ok()).unwrap_or(Tz::UTC);
+    let time = request.get("as_of").map(|(at, value)| (range::end(value, zone), at));
     match (run, time) {
         (Some(_), Some((_, at))) => faults.malformed(at, "give at_run or as_of, not both"),
         (None, Some((Ok(time), _))) => return At::Time(time),
