@@ -1,6 +1,6 @@
 //! The same world in a real Postgres and a real Redis: both must answer as the views in memory do.
 //!
-//! Run with `TIDEMARK_TEST_POSTGRES` (an empty database) and `TIDEMARK_TEST_REDIS` (an empty server) set, and
+//! Run with `TIDEMARK_TEST_POSTGRES_URL` (an empty database) and `TIDEMARK_TEST_REDIS_URL` (an empty server) set, and
 //! `--ignored`; the workspace's end-to-end tests start servers of their own.
 
 use super::law::queries;
@@ -208,10 +208,10 @@ async fn ask(views: &Views, query: &crate::query::Query) -> Answer {
 }
 
 #[tokio::test]
-#[ignore = "needs an empty Postgres and Redis: TIDEMARK_TEST_POSTGRES, TIDEMARK_TEST_REDIS"]
+#[ignore = "needs an empty Postgres and Redis: TIDEMARK_TEST_POSTGRES_URL, TIDEMARK_TEST_REDIS_URL"]
 async fn real_servers_answer_as_memory_does() {
-    let postgres = std::env::var("TIDEMARK_TEST_POSTGRES").unwrap();
-    let redis = std::env::var("TIDEMARK_TEST_REDIS").unwrap();
+    let postgres = std::env::var("TIDEMARK_TEST_POSTGRES_URL").unwrap();
+    let redis = std::env::var("TIDEMARK_TEST_REDIS_URL").unwrap();
     let world = World::new(&fixed());
     let views = seed(&world, 1, 2, &postgres, &redis).await;
     let (memory, ..) = world.views(1, 2);
