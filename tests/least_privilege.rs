@@ -31,7 +31,7 @@ impl Guarded {
     /// A stack whose servers admit just the shipped roles.
     async fn start(topology: Topology) -> Guarded {
         let servers = Servers { topology, ..Servers::default() };
-        let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
+        let stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
         let mut owner = sqlx::PgConnection::connect(&stack.database).await.expect("postgres");
         // Twice: the second time changes nothing.
         for _ in 0..2 {
@@ -48,16 +48,19 @@ impl Guarded {
             }
         }
         let (database, redis) = (stack.database.clone(), stack.redis.url());
-        let mut guarded = Guarded {
-            database,
-            redis,
-            stack: {
-                stack.probe.redis = String::new();
-                stack
-            },
-        };
+        let mut guarded = Guarded { database, redis, stack };
         guarded.stack.probe.redis = guarded.redis_as("admin", PASSWORD);
         guarded
+    }
+
+    /// All layers, the speed and the serving layer running, over records that were just sent.
+    async fn at_work(topology: Topology) -> (Guarded, [Layer; 2], Serving) {
+        let mut guarded = Guarded::start(topology).await;
+        guarded.batch().await;
+        let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+        let (process, serving) = guarded.serving().await;
+        guarded.stack.send(&deliveries());
+        (guarded, [speed, process], serving)
     }
 
     fn postgres_as(&self, role: &str) -> String {
@@ -186,11 +189,7 @@ fn deliveries() -> Vec<Delivery> {
 /// A Cluster's clients ask it for its nodes and slots, which needs rights of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_just_their_rights_the_layers_answer_on_a_redis_cluster() {
-    let mut guarded = Guarded::start(Topology::Cluster).await;
-    guarded.batch().await;
-    let _speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
-    let (_process, serving) = guarded.serving().await;
-    guarded.stack.send(&deliveries());
+    let (mut guarded, _layers, serving) = Guarded::at_work(Topology::Cluster).await;
     guarded.stack.settle().await;
     let log = guarded.batch().await;
     assert!(log.contains("unexplained error 0.000000"), "{log}");
@@ -200,12 +199,8 @@ async fn with_just_their_rights_the_layers_answer_on_a_redis_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
-    let mut guarded = Guarded::start(Topology::Chosen).await;
-    guarded.batch().await;
-    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
-    let (process, serving) = guarded.serving().await;
+    let (mut guarded, [speed, process], serving) = Guarded::at_work(Topology::Chosen).await;
     let address = serving.url.clone();
-    guarded.stack.send(&deliveries());
     let end = 1_465_876_800_000 + 21 * MINUTE;
     let long = [noise(4_096), noise(4_097)];
     let keys: Vec<&str> = NAUGHTY.iter().copied().chain([long[0].as_str()]).collect();

@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, bail};
 use shared_model::event::{FieldType, Value};
 use shared_model::time::Millis;
+use shared_model::view::key_begin;
 
 const SIGN: u64 = 1 << 63;
 
@@ -55,11 +56,7 @@ pub(super) fn put_bucket(bucket: Millis, out: &mut Vec<u8>) {
 /// What tells most values' bytes apart: the eight after the first, which decides least. It never contradicts their
 /// order, as 0 has none behind it.
 pub(super) fn prefix(value: &[u8]) -> u64 {
-    let mut prefix = [0; 8];
-    let behind = value.get(1..).unwrap_or_default();
-    let length = behind.len().min(8);
-    prefix[..length].copy_from_slice(&behind[..length]);
-    u64::from_be_bytes(prefix)
+    (key_begin(value.get(1..).unwrap_or_default()) >> 64) as u64
 }
 
 /// Takes a value of a type.

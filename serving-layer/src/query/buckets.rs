@@ -7,7 +7,8 @@ use super::zone;
 use chrono_tz::Tz;
 use shared_model::time::{DAY, Interval, Millis};
 
-const HOUR: Millis = 3_600_000;
+/// Widths up to this are spans of time, longer ones what the clock and the calendar say.
+pub(super) const HOUR: Millis = 3_600_000;
 /// 1970-01-01 was a Thursday.
 const MONDAY: Millis = 4 * DAY;
 
@@ -35,13 +36,11 @@ impl Granularity {
 
     /// Reads `none`, `total`, a unit (`second` to `year`), or a number with `ms`, `s`, `m`, `h`, `d` or `w`.
     pub fn parse(text: &str) -> Option<Granularity> {
-        match text {
-            "none" | "total" => return Some(Granularity::Total),
-            _ => {
-                if let Some(unit) = Granularity::unit(text) {
-                    return Some(unit);
-                }
-            }
+        if matches!(text, "none" | "total") {
+            return Some(Granularity::Total);
+        }
+        if let Some(unit) = Granularity::unit(text) {
+            return Some(unit);
         }
         let digits = text.find(|c: char| !c.is_ascii_digit())?;
         let unit = match &text[digits..] {

@@ -3,7 +3,7 @@
 //! `today` and `previous month` are what the zone's calendar says. `last 6 hours` ends with the grain's bucket that holds
 //! the present, and both of its ends are whole buckets: it may reach a little further back than it says, never less.
 
-use super::buckets::Granularity;
+use super::buckets::{Granularity, HOUR};
 use super::zone;
 use chrono_tz::Tz;
 use shared_model::time::{Interval, Millis};
@@ -50,8 +50,7 @@ pub(super) fn relative(text: &str, zone: Tz, now: Millis, grain: Millis) -> Resu
 fn last(number: i32, unit: &str, zone: Tz, end: Millis, grain: Millis) -> Result<Interval, String> {
     let outside = || format!("{number} {unit}s back lies outside the calendar");
     let start = match Granularity::unit(unit) {
-        // Hours and less are spans of time, days and more are what the calendar says.
-        Some(Granularity::Width { width, .. }) if width <= 3_600_000 => end - i64::from(number) * width,
+        Some(Granularity::Width { width, .. }) if width <= HOUR => end - i64::from(number) * width,
         Some(Granularity::Width { width, .. }) => {
             back(zone, end, Shift::Wall(i64::from(number) * width)).ok_or_else(outside)?
         }

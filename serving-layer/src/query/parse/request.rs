@@ -1,11 +1,11 @@
 //! A whole request: one query, or several with what they have in common, and what concerns them all.
 
 use super::fields::{Faults, Fields, MAX_NAME};
+use super::span::time_zone;
 use super::{OF_QUERY, read};
 use crate::error::ServeError;
 use crate::query::{Limits, Query, range};
 use crate::table::Format;
-use chrono_tz::Tz;
 use serde_json::{Map, Value as Json};
 use shared_model::catalog::Catalog;
 use shared_model::time::Millis;
@@ -90,8 +90,7 @@ impl Request {
 
 fn at(request: &Fields<'_>, faults: &mut Faults) -> At {
     let run = request.count("at_run", faults).map(|run| At::Run(run as i64));
-    let zone = request.get("time_zone").and_then(|(_, zone)| zone.as_str()?.parse().ok()).unwrap_or(Tz::UTC);
-    let time = request.get("as_of").map(|(at, value)| (range::end(value, zone), at));
+    let time = request.get("as_of").map(|(at, value)| (range::end(value, time_zone(request, faults)), at));
     match (run, time) {
         (Some(_), Some((_, at))) => faults.malformed(at, "give at_run or as_of, not both"),
         (None, Some((Ok(time), _))) => return At::Time(time),
