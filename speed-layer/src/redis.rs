@@ -41,7 +41,7 @@ pub(crate) enum Redis {
 pub(crate) struct Cluster(Mutex<Connected>);
 
 struct Connected {
-    /// How often it was made anew.
+    /// How often it was tried to make it anew.
     number: u64,
     connection: ClusterConnection,
     /// With the nodes that it found.

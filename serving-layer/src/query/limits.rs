@@ -9,7 +9,8 @@ pub struct Limits {
     pub max_rows: usize,
     /// Rows of an answer whose request names no limit.
     pub default_rows: usize,
-    /// The most cells (groups by buckets, and items of a top-k) that one answer may hold in memory.
+    /// The most cells (groups by buckets, and items of a top-k) that all answers of a request may hold in
+    /// memory together.
     pub max_cells: usize,
     /// The longest body in bytes.
     pub max_body: usize,
