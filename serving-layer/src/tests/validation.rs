@@ -3,7 +3,7 @@
 use super::world::{NOW, catalog};
 use crate::error::ServeError;
 use crate::live::LiveRequest;
-use crate::query::{Limits, Request};
+use crate::query::{At, Limits, Request};
 use serde_json::{Value as Json, json};
 
 fn faults(request: Json) -> Vec<String> {
@@ -172,6 +172,18 @@ fn a_range_that_the_grain_makes_impossible_names_the_grain() {
     assert!(found[0].starts_with(start), "{found:?}");
     let hour = "granularity: the boundary at 2016-06-15T01:00:00.000+05:30 (Asia/Kolkata) is no multiple of the grain, 20m";
     assert!(found[2].starts_with(hour), "{found:?}");
+}
+
+#[test]
+fn a_past_time_is_of_the_requests_zone() {
+    let request = json!({
+        "metrics": ["user_view_cnt"], "from": "2016-06-15", "to": "2016-06-16", "time_zone": "Asia/Tokyo",
+        "as_of": "2016-06-16T15:00",
+    });
+    let body = request.to_string();
+    let parsed = Request::parse(body.as_bytes(), Default::default(), &catalog(), &Limits::default(), NOW);
+    // 2016-06-16T06:00:00Z
+    assert_eq!(parsed.unwrap().at, At::Time(1_466_056_800_000));
 }
 
 #[test]
