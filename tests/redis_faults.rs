@@ -36,7 +36,7 @@ fn speed_at(stack: &Stack, redis: &str) -> Layer {
 async fn get(layer: &Layer, path: &str) -> Result<(u16, String), String> {
     assert_eq!(layer.exited(), None, "the worker ended:\n{}", layer.logged());
     let log = layer.logged();
-    let (_, url) = log.split_once("listening on ").ok_or("not listening")?;
+    let (_, url) = log.rsplit_once("listening on ").ok_or("not listening")?;
     let url = format!("{}{path}", url.split_whitespace().next().unwrap_or_default());
     let answer = reqwest::get(&url).await.map_err(|error| error.to_string())?;
     let status = answer.status().as_u16();
@@ -350,6 +350,136 @@ async fn one_group_deleted_or_restored_alone_is_noticed_and_rebuilt() {
     }
     let (complete, incomplete) = watch.end(&stack.probe).await;
     assert_eq!(speed.exited(), None);
+    println!(
+        "{complete} answers said complete meanwhile, none was short; {incomplete} said that they are not"
+    );
+}
+
+/// The sum of a counter or gauge over all its labels, as a worker tells it.
+async fn metric(layer: &Layer, name: &str) -> Result<f64, String> {
+    let (_, text) = get(layer, "/metrics").await?;
+    let of = |line: &str| Some(line.strip_prefix(name)?.rsplit_once(' ')?.1.parse::<f64>().ok()?);
+    let found: Vec<f64> = text.lines().filter_map(of).collect();
+    if found.is_empty() { Err(format!("no {name}:\n{text}")) } else { Ok(found.iter().sum()) }
+}
+
+/// How many groups a worker has put back, and how many it has built anew.
+async fn put_back_and_rebuilt(layer: &Layer) -> (f64, f64) {
+    let of = async |name: &str| metric(layer, name).await.unwrap_or(0.0);
+    (of("tidemark_speed_put_back_total").await, of("tidemark_speed_rebuilds_total").await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_loses_is_put_back_from_the_local_copy() {
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let folders = local::servers::scratch().expect("a folder");
+    let folder = |name: &str| folders.path().join(name);
+    let partitions = stack.probe.partitions().expect("partitions");
+    let groups = partitions.len() as f64 * f64::from(stack.catalog.layout.groups);
+    let assigned = partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let start = |copies: &Path, point: &str| {
+        let copies = copies.display().to_string();
+        let own = ["--assign", &assigned, "--local-copy", &copies];
+        let armed = [("TIDEMARK_FAILPOINT".to_owned(), point.to_owned())];
+        let connections = ["catalog", "kafka", "redis", "postgres"];
+        stack.process_in("speed-layer", &[&SPEED[..], &own].concat(), &connections, &armed)
+    };
+    let all = deliveries(12_000, 46);
+    let mut parts = all.chunks(all.len().div_ceil(6));
+    let mut next = || stack.send(parts.next().expect("a part"));
+    let (_process, serving) = stack.serving().await;
+    let watch = Watch::start(&serving);
+    let copies = folder("copies");
+    let speed = start(&copies, "none:1");
+    next();
+    stack.settle().await;
+    stack.batch(&["run"]).await;
+    next();
+    stack.settle().await;
+    let before = put_back_and_rebuilt(&speed).await;
+    assert_eq!(before, (0.0, groups), "all were built once");
+
+    // All that Redis had, then one group.
+    let begun = Instant::now();
+    stack.redis.empty().await;
+    let took = equal_again(&stack, &serving, begun, "redis emptied under a worker with a copy").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (groups, groups), "{}", speed.logged());
+    println!("redis emptied: {groups} groups put back from the local copy, equal after {took:.1?}");
+    let mut redis = connect(&stack.redis.url()).await;
+    let key = view::group_key(&partitions[1], 3, stack.catalog.layout.groups);
+    let gone: i64 = ask(&mut redis, &["DEL", &key]).await;
+    assert_eq!(gone, 1);
+    equal_again(&stack, &serving, begun, "one group deleted").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (groups + 1.0, groups));
+
+    // Worker and Redis gone at once; and again while groups are put back.
+    next();
+    stack.settle().await;
+    drop(speed);
+    stack.redis.empty().await;
+    for point in ["speed.put.before:3", "speed.put.after:5"] {
+        let dying = start(&copies, point);
+        let died =
+            wait_for(&format!("the end at {point}"), async || dying.exited().ok_or_else(|| dying.logged()))
+                .await;
+        assert_eq!(died, -1, "{}", dying.logged());
+    }
+    let speed = start(&copies, "none:1");
+    equal_again(&stack, &serving, begun, "worker and redis gone at once").await;
+    let (put_back, rebuilt) = put_back_and_rebuilt(&speed).await;
+    assert!(put_back > 0.0 && rebuilt == 0.0, "{put_back} put back, {rebuilt} built anew");
+    drop(speed);
+
+    // A worker that has no copy yet makes one of what Redis has.
+    let moved = folder("moved");
+    let speed = start(&moved, "none:1");
+    wait_for("a whole copy", async || {
+        let has = metric(&speed, "tidemark_speed_local_copy_groups").await?;
+        if has >= groups { Ok(()) } else { Err(format!("it has {has} groups of {groups}")) }
+    })
+    .await;
+    drop(speed);
+    stack.redis.empty().await;
+    let speed = start(&moved, "none:1");
+    equal_again(&stack, &serving, begun, "put back from a copy of what was in redis").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (groups, 0.0));
+    drop(speed);
+
+    // The first copy is older by now: what has come since is replayed on top of it.
+    let speed = start(&moved, "none:1");
+    next();
+    stack.settle().await;
+    drop(speed);
+    stack.redis.empty().await;
+    let speed = start(&copies, "none:1");
+    equal_again(&stack, &serving, begun, "put back from an older copy").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (groups, 0.0));
+    drop(speed);
+
+    // Damaged files: what is left of them, or the log.
+    stack.redis.empty().await;
+    for entry in std::fs::read_dir(&copies).expect("the copies") {
+        let file =
+            std::fs::File::options().write(true).open(entry.expect("an entry").path()).expect("a copy");
+        file.set_len(file.metadata().expect("its size").len() / 2).expect("cut in half");
+    }
+    let speed = start(&copies, "none:1");
+    equal_again(&stack, &serving, begun, "put back from damaged copies").await;
+    drop(speed);
+
+    // A copy from before the tidemark is of no use.
+    next();
+    let speed = start(&copies, "none:1");
+    stack.settle().await;
+    stack.run_past_the_end().await;
+    stack.settle().await;
+    drop(speed);
+    stack.redis.empty().await;
+    let speed = start(&moved, "none:1");
+    equal_again(&stack, &serving, begun, "with a copy from before the tidemark").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (0.0, groups));
+    let (complete, incomplete) = watch.end(&stack.probe).await;
     println!(
         "{complete} answers said complete meanwhile, none was short; {incomplete} said that they are not"
     );

@@ -4,7 +4,8 @@
 //! From the claim on every write of an earlier owner is refused, so what is read here stays true until we write.
 
 use crate::counters::Plan;
-use crate::flush::Answer;
+use crate::flush::{self, Answer};
+use crate::local_copy::LocalCopy;
 use crate::partition::Partition;
 use crate::telemetry::PartitionMetrics;
 use crate::worker::Shared;
@@ -17,22 +18,42 @@ use std::sync::Arc;
 /// A partition that was claimed, the offset to read from, and how many partitions its topic had then.
 pub(crate) type Begun = (Partition, i64, i32);
 
-/// Claims all groups, decides how each starts, and empties those that are built anew. `None`: lost meanwhile.
+/// Claims all groups, puts back those that Redis has lost and the local copy has, decides how each starts, and empties
+/// those that are built anew. `None`: lost meanwhile.
 pub(crate) async fn claim(
     shared: &Shared,
     plan: &Arc<Plan>,
     tp: &TopicPartition,
     token: &str,
+    copy: &mut LocalCopy,
 ) -> anyhow::Result<Option<Begun>> {
     let keys: Vec<String> = (0..plan.layout.groups)
         .map(|group| shared_model::view::group_key(tp, group, plan.layout.groups))
         .collect();
     let claimed = join_all(keys.iter().map(|key| shared.redis.claim(key, token))).await;
-    let claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let mut claimed = claimed.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let partitions = shared.log.partitions(vec![tp.topic.clone()]).await?;
     let partitions = partitions.get(&tp.topic).with_context(|| format!("there is no topic {}", tp.topic))?;
     let (log_start, log_end) = shared.log.watermarks(tp).await?;
     let cut = shared.tidemarks.borrow().current().cut(tp);
+    let mut copies = copy.headers(keys.len()).await;
+    if copies.values().any(|header| header.to > log_end) {
+        // Of a log that is no more.
+        copy.discard().await;
+        copies.clear();
+    }
+    copies.retain(|group, header| flush::puts_back(header, &claimed[*group].found, &cut, plan.versions()));
+    let lost: Vec<usize> = copies.into_keys().collect();
+    for &group in &lost {
+        match copy.put_back(&shared.redis, &keys[group], token, group).await? {
+            Ok(found) => claimed[group] = found,
+            Err(Answer::NotOwner) => return Ok(None),
+            Err(other) => bail!("cannot put a group of {tp} back from the local copy: {other:?}"),
+        }
+    }
+    if !lost.is_empty() {
+        tracing::info!("{tp}: groups {lost:?}, which redis has lost, are put back from the local copy");
+    }
     let panes =
         shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
     let panes = panes.await.context("cannot read older tidemarks")?;
@@ -70,9 +91,11 @@ pub(crate) async fn claim(
     }
     let metrics = PartitionMetrics::new(tp);
     metrics.rebuilt(rebuilt.len() as u64);
+    metrics.put_back(lost.len() as u64);
     if partition.groups().iter().any(|group| group.header().gaps.iter().any(|&(_, to)| to == log_start)) {
         metrics.gap();
     }
+    copy.follow(partition.groups()).await;
     let read_from = partition.read_from(log_start);
     if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
         let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);

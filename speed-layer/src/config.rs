@@ -148,6 +148,11 @@ pub struct RunArgs {
     /// How long epochs below the last tidemark but one are kept after a flip: longer than the longest query.
     #[arg(long, env = "TIDEMARK_EPOCH_GRACE", default_value = "60s", value_parser = humantime::parse_duration)]
     pub epoch_grace: Duration,
+    /// A folder on a local disk for a copy of what Redis holds of the partitions that this worker owns. Should Redis lose
+    /// it, it is put back at once, instead of being folded from the log again. To have the realtime view built anew from
+    /// the log, empty this folder too.
+    #[arg(long, env = "TIDEMARK_LOCAL_COPY")]
+    pub local_copy: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are served; port 0 takes a free one and logs it.
     #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,

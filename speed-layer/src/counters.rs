@@ -75,7 +75,7 @@ impl Plan {
     }
 
     /// The versions of all its metrics.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = MetricVersion> + '_ {
+    pub(crate) fn versions(&self) -> impl Iterator<Item = MetricVersion> + Clone + '_ {
         self.metrics.iter().map(|(metric, _)| metric.version)
     }
 

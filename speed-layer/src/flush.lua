@@ -30,6 +30,18 @@ local function reset(keys, args)
   return 'OK'
 end
 
+-- tm1_put KEYS[1]=group ARGV = token, then field, value, ...
+-- Puts segments back into a group that was emptied: nobody reads them until tm1_flush stores its header. Refuses as
+-- tm1_flush does.
+local function put(keys, args)
+  local key = keys[1]
+  local owner = redis.call('HGET', key, 'o')
+  if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
+  if redis.call('HEXISTS', key, 'f') == 1 then return 'FENCE' end
+  for at = 2, #args, 2 do redis.call('HSET', key, args[at], args[at + 1]) end
+  return 'OK'
+end
+
 -- tm1_flush KEYS[1]=group ARGV = token, expected fence ('' = there must be none), new fence, new header,
 --   n, n times (field, value), then fields to delete
 -- Returns OK, DONE (this very write is stored already), or refuses and writes nothing: OWNER (another has claimed the
@@ -93,6 +105,7 @@ local function rank(keys, args)
   return 'OK'
 end
 
+redis.register_function('tm1_put', put)
 redis.register_function('tm1_flush', flush)
 redis.register_function('tm1_lease', lease)
 redis.register_function('tm1_rank', rank)

@@ -78,6 +78,20 @@ pub(crate) fn start(found: &Found, cut: &Cut, mut metrics: impl Iterator<Item = 
     }
 }
 
+/// Whether a copy of a group is put back in place of what a claim found: it can be gone on from, and what was found
+/// can't, or ends before it.
+pub(crate) fn puts_back(
+    copy: &Header,
+    found: &Found,
+    cut: &Cut,
+    metrics: impl Iterator<Item = MetricVersion> + Clone,
+) -> bool {
+    let resumes = |found: &Found| start(found, cut, metrics.clone()) == Start::Resume;
+    let goes_as_far = |header: &Header| header.to >= copy.to;
+    resumes(&Found::Group(copy.clone().into()))
+        && !(resumes(found) && matches!(found, Found::Group(header) if goes_as_far(header)))
+}
+
 /// What Redis said to a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -192,6 +206,28 @@ mod tests {
         check(Found::Group(newer.into()), Start::Rebuild(Why::Unreadable("layout version 2".into())));
         let torn = Found::Unreadable("torn".into());
         check(torn, Start::Rebuild(Why::Unreadable("torn".into())));
+    }
+
+    #[test]
+    fn a_copy_is_put_back_only_where_it_brings_a_group_further() {
+        let cut = Cut { epoch: 5, ..Cut::start(40) };
+        let group = |to, cuts: &[(i64, i64)]| Found::Group(header(to, cuts, &[(7, 0)]).into());
+        let copy = |to| header(to, &[(5, 40)], &[(7, 40)]);
+        let check = |copy: &Header, found: &Found, expected: bool| {
+            let metrics = [MetricVersion(7)].into_iter();
+            assert_eq!(puts_back(copy, found, &cut, metrics), expected, "{copy:?} {found:?}");
+        };
+        check(&copy(90), &Found::Nothing, true);
+        check(&copy(90), &Found::Unreadable("torn".into()), true);
+        check(&copy(90), &group(80, &[(5, 40)]), true);
+        check(&copy(90), &group(90, &[(5, 40)]), false);
+        check(&copy(90), &group(95, &[(5, 40)]), false);
+        // What can't be gone on from is replaced even where it ends later.
+        check(&copy(90), &group(95, &[(5, 41)]), true);
+        // Nor can a copy from before the tidemark, or of other metrics.
+        check(&copy(39), &Found::Nothing, false);
+        check(&header(90, &[(5, 41)], &[(7, 41)]), &Found::Nothing, false);
+        check(&header(90, &[(5, 40)], &[(8, 40)]), &Found::Nothing, false);
     }
 
     #[test]

@@ -160,6 +160,14 @@ impl Group {
         &self.header
     }
 
+    /// The segments that are stored, with their lengths.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = ((Slice, u64), usize)> {
+        let of = |(&slice, segments): (&Slice, &Segments)| {
+            segments.iter().map(move |(&seq, &length)| ((slice, seq), length)).collect::<Vec<_>>()
+        };
+        self.segments.iter().flat_map(of)
+    }
+
     /// Whether Redis has the group.
     pub(crate) fn is_stored(&self) -> bool {
         self.stored
@@ -345,15 +353,16 @@ impl Group {
         self.segments.retain(|_, segments| !segments.is_empty());
     }
 
-    /// Takes in that the write in flight is stored.
-    pub(crate) fn confirm(&mut self) {
-        let Some(write) = self.in_flight.take() else { return };
+    /// Takes in that the write in flight is stored, and gives it.
+    pub(crate) fn confirm(&mut self) -> Option<Write> {
+        let write = self.in_flight.take()?;
         self.forget(&write.deletes);
         for (slice, bytes) in &write.segments {
             self.segments.entry(*slice).or_default().insert(write.header.seq, bytes.len());
         }
-        self.header = write.header;
+        self.header.clone_from(&write.header);
         self.stored = true;
+        Some(write)
     }
 }
 

@@ -19,6 +19,7 @@ mod redis;
 mod dead_letters;
 mod tidemark_source;
 mod look;
+mod local_copy;
 mod claim;
 mod worker;
 mod live;

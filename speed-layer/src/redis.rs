@@ -175,6 +175,19 @@ impl Redis {
         answer(reply)
     }
 
+    /// Puts segments back into a group that was emptied, which has no header until one is flushed.
+    pub(crate) async fn put(&self, key: &str, token: &str, segments: &[((Slice, u64), Vec<u8>)]) -> Answer {
+        let mut call = cmd("FCALL");
+        call.arg("tm1_put").arg(1).arg(key).arg(token);
+        for ((slice, seq), bytes) in segments {
+            call.arg(view::segment_field(*slice, *seq)).arg(&bytes[..]);
+        }
+        failpoint::hit("speed.put.before");
+        let reply = self.ask(&call).await;
+        failpoint::hit("speed.put.after");
+        answer(reply)
+    }
+
     /// Stores a write, if the group is where it follows.
     pub(crate) async fn flush(&self, key: &str, token: &str, write: &Write) -> Answer {
         let call = store("tm1_flush", key, token, write);

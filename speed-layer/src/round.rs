@@ -4,7 +4,7 @@
 //! what a trim has left of them.
 
 use crate::flush::{self, Answer, Next};
-use crate::group::{Expired, Group, Merge, Position};
+use crate::group::{Expired, Group, Merge, Position, Write};
 use crate::partition::Partition;
 use anyhow::Context as _;
 use shared_model::view::Slice;
@@ -30,6 +30,7 @@ pub(crate) struct Round {
     expired: Expired,
     due: Vec<usize>,
     probes: Vec<usize>,
+    stored: Vec<(usize, Write)>,
 }
 
 impl Round {
@@ -55,7 +56,7 @@ impl Round {
             }
         }
         let probes = others.into_iter().filter(|&group| quiet && groups[group].is_stored()).collect();
-        (Round { position, expired, due, probes }, merges)
+        (Round { position, expired, due, probes, stored: Vec::new() }, merges)
     }
 
     /// Builds the writes, with the segments that were read back.
@@ -89,10 +90,15 @@ impl Round {
         !self.due.is_empty() || !self.probes.is_empty()
     }
 
+    /// What is stored since the last time, each write with its group, and no longer kept here.
+    pub(crate) fn take_stored(&mut self) -> Vec<(usize, Write)> {
+        std::mem::take(&mut self.stored)
+    }
+
     /// Takes in what was said to the writes and probes, in their order, and decides what to do next.
     pub(crate) fn answered(&mut self, groups: &mut [Group], writes: &[Answer], probes: &[Answer]) -> Next {
         for (&group, _) in self.due.iter().zip(writes).filter(|(_, answer)| **answer == Answer::Stored) {
-            groups[group].confirm();
+            self.stored.extend(groups[group].confirm().map(|write| (group, write)));
         }
         let mut open = writes.iter().map(|answer| *answer != Answer::Stored);
         self.due.retain(|_| open.next().unwrap_or(false));

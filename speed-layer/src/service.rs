@@ -165,6 +165,7 @@ async fn serve(
         flush_interval: args.flush_interval,
         pending_cells: args.pending_cells,
         epoch_grace: args.epoch_grace,
+        local_copy: args.local_copy.clone(),
     });
     health.set("group", Some("waiting for partitions".into()));
     health.set("start", None);

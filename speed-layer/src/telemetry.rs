@@ -41,6 +41,8 @@ fn describe() {
     describe_counter!("tidemark_speed_rejects_total", "Records that can't be counted, by reason");
     describe_counter!("tidemark_speed_refusals_total", "Writes that Redis refused, by kind");
     describe_counter!("tidemark_speed_rebuilds_total", "Groups built anew from the tidemark");
+    describe_counter!("tidemark_speed_put_back_total", "Groups put back into Redis from the local copy");
+    describe_gauge!("tidemark_speed_local_copy_groups", "Groups that the local copy has whole");
     describe_counter!("tidemark_speed_gaps_total", "Ranges of offsets that the log no longer had");
     describe_counter!("tidemark_speed_written_bytes_total", Unit::Bytes, "Segment bytes written");
     describe_histogram!("tidemark_speed_flush_seconds", Unit::Seconds, "Time of one flush of a partition");
@@ -65,6 +67,7 @@ pub(crate) struct PartitionMetrics {
     bytes: metrics::Counter,
     pending: metrics::Gauge,
     remembered: metrics::Gauge,
+    copied: metrics::Gauge,
     clock: metrics::Gauge,
     event_time: metrics::Gauge,
 }
@@ -86,6 +89,7 @@ impl PartitionMetrics {
             bytes: counter!("tidemark_speed_written_bytes_total"),
             pending: of("tidemark_speed_pending_cells"),
             remembered: of("tidemark_speed_remembered"),
+            copied: of("tidemark_speed_local_copy_groups"),
             clock: of("tidemark_speed_clock_seconds"),
             event_time: of("tidemark_speed_event_time_seconds"),
             topic,
@@ -115,6 +119,10 @@ impl PartitionMetrics {
         counter!("tidemark_speed_rebuilds_total", "topic" => self.topic.clone()).increment(groups);
     }
 
+    pub(crate) fn put_back(&self, groups: u64) {
+        counter!("tidemark_speed_put_back_total", "topic" => self.topic.clone()).increment(groups);
+    }
+
     pub(crate) fn gap(&self) {
         counter!("tidemark_speed_gaps_total", "topic" => self.topic.clone()).increment(1);
     }
@@ -122,6 +130,10 @@ impl PartitionMetrics {
     pub(crate) fn flushed(&self, took: Duration, bytes: usize) {
         self.flushes.record(took.as_secs_f64());
         self.bytes.increment(bytes as u64);
+    }
+
+    pub(crate) fn copied(&self, groups: usize) {
+        self.copied.set(groups as f64);
     }
 
     pub(crate) fn stands(&self, pending: usize, remembered: usize, clock: i64, event_time: Option<i64>) {

@@ -11,6 +11,7 @@ use crate::decode;
 use crate::flush::{self, Answer, Next};
 use crate::group::{Expired, Merge, Position, Write};
 use crate::health::Health;
+use crate::local_copy::LocalCopy;
 use crate::look::{Looking, Looks};
 use crate::partition::{Partition, Taken};
 use crate::redis::Redis;
@@ -30,6 +31,7 @@ use shared_model::time::Millis;
 use shared_model::view::{Looked, Mark};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) flush_interval: Duration,
     pub(crate) pending_cells: usize,
     pub(crate) epoch_grace: Duration,
+    /// Where local copies of partitions are kept, if they are.
+    pub(crate) local_copy: Option<PathBuf>,
 }
 
 /// Why a worker ended.
@@ -82,6 +86,14 @@ enum Spell {
     Again(String),
 }
 
+/// Another log lies under the name of one that was read before.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the log of {0} is not the one that was read before: the topic was deleted and made anew; start with empty views and \
+     a new archive, give the new log a topic name of its own, or restore the topic"
+)]
+struct OtherLog(TopicPartition);
+
 /// Owns a partition until the stop, or until another worker claims it.
 pub(crate) async fn own(
     shared: Arc<Shared>,
@@ -91,9 +103,10 @@ pub(crate) async fn own(
 ) -> Ended {
     let name = tp.to_string();
     let mut pause = Duration::from_millis(50);
+    let mut copy = LocalCopy::new(shared.local_copy.clone(), &tp);
     loop {
         let begun = Instant::now();
-        let why = match spell(&shared, &plan, &tp, &stop).await {
+        let why = match spell(&shared, &plan, &tp, &mut copy, &stop).await {
             Ok(Spell::Ended(ended)) => {
                 return ended;
             }
@@ -117,13 +130,14 @@ async fn spell(
     shared: &Arc<Shared>,
     plan: &Arc<Plan>,
     tp: &TopicPartition,
+    copy: &mut LocalCopy,
     stop: &CancellationToken,
 ) -> anyhow::Result<Spell> {
     let replaced = shared.log.replaced(&tp.topic);
     let token = format!("{:016x}", claim::random());
     let claimed = tokio::select! {
         () = stop.cancelled() => return Ok(Spell::Ended(Ended::Stopped)),
-        claimed = claim::claim(shared, plan, tp, &token) => claimed?,
+        claimed = claim::claim(shared, plan, tp, &token, copy) => claimed?,
     };
     let Some((partition, read_from, partitions)) = claimed else {
         return Ok(Spell::Ended(Ended::NotOwner));
@@ -136,7 +150,7 @@ async fn spell(
         partition,
         replaced,
         shared: shared.clone(),
-        token,
+        token: token.clone(),
         letters: Vec::new(),
         letter_bytes: 0,
         caught_up: false,
@@ -145,15 +159,21 @@ async fn spell(
         quiet_since: Instant::now(),
         mark: None,
         took: [0; 3],
+        copy,
+        stored: Vec::new(),
     };
     let ended = owner.run(&records, stop).await;
     drop(records);
+    if ended.as_ref().is_err_and(|error| error.is::<OtherLog>()) {
+        copy.renounce(&shared.redis, &token).await;
+    }
+    copy.settle().await;
     shared.log.close(tp).await?;
     ended
 }
 
 /// The running state of one spell.
-struct Owner {
+struct Owner<'a> {
     shared: Arc<Shared>,
     partition: Partition,
     token: String,
@@ -176,6 +196,9 @@ struct Owner {
     looking: Looking<Instant>,
     /// Counted, repeated, ticks since the last flush.
     took: [u64; 3],
+    copy: &'a mut LocalCopy,
+    /// Writes that Redis has confirmed and the copy hasn't taken in.
+    stored: Vec<(usize, Write)>,
 }
 
 /// Goes on, or breaks off the spell.
@@ -183,7 +206,7 @@ type Flow = anyhow::Result<ControlFlow<Spell>>;
 
 const ON: Flow = Ok(ControlFlow::Continue(()));
 
-impl Owner {
+impl Owner<'_> {
     async fn run(&mut self, records: &Records, stop: &CancellationToken) -> anyhow::Result<Spell> {
         let mut messages = records.stream();
         let mut tidemarks = self.shared.tidemarks.clone();
@@ -244,11 +267,7 @@ impl Owner {
         let record = decode::record(&message);
         match self.partition.take(&record) {
             Taken::Below => {}
-            Taken::OtherLog => bail!(
-                "the log of {} is not the one that was read before: the topic was deleted and made anew; start with \
-                 empty views and a new archive, give the new log a topic name of its own, or restore the topic",
-                self.partition.tp
-            ),
+            Taken::OtherLog => bail!(OtherLog(self.partition.tp.clone())),
             Taken::Counted => self.took[0] += 1,
             Taken::Repeat => self.took[1] += 1,
             Taken::Tick => self.took[2] += 1,
@@ -324,6 +343,9 @@ impl Owner {
         if wrote {
             self.metrics.flushed(begun.elapsed(), bytes);
         }
+        let stored = std::mem::take(&mut self.stored);
+        let copied = self.copy.take(&self.shared.redis, self.partition.groups(), stored).await;
+        self.metrics.copied(copied);
         self.metrics.took(self.took[0], self.took[1], self.took[2]);
         self.took = [0; 3];
         if quiet {
@@ -375,6 +397,7 @@ impl Owner {
             let probes = probes.map(|&group| redis.probe(&groups[group].key, token, groups[group].header()));
             let (answers, probes) = futures::join!(join_all(writes), join_all(probes));
             let next = round.answered(self.partition.groups_mut(), &answers, &probes);
+            self.stored.append(&mut round.take_stored());
             match next {
                 Next::Continue => continue,
                 Next::GiveUp | Next::Reclaim => return Ok(ControlFlow::Break(self.lost(&next))),
@@ -428,6 +451,7 @@ impl Owner {
         let answers = join_all(trims).await;
         let stored = writes.into_iter().zip(&answers).filter(|(_, answer)| **answer == Answer::Stored);
         for ((at, write), _) in stored {
+            self.stored.push((at, write.clone()));
             self.partition.groups_mut()[at].trimmed(write, &expired);
         }
         flush::next(answers.iter())

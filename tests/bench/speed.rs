@@ -22,8 +22,8 @@ use tidemark_tests::stack::{Servers, Stack};
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("peer.toml");
 const MB: f64 = 1_048_576.0;
-const HOUR: i64 = 3_600_000;
-/// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
+const MINUTE: i64 = 60_000;
+/// The event time at which the records begin: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
 
 /// Measures how fast the speed layer catches up with a log that is there already.
@@ -50,6 +50,13 @@ struct Args {
     /// The width of a pane, which is the slide of the windows.
     #[arg(long, default_value = "10s")]
     pane: String,
+    /// The minutes of event time over which the records are spread.
+    #[arg(long, default_value_t = 60)]
+    minutes: i64,
+    /// The workers keep local copies; when they have caught up, Redis is emptied, and it is measured how long it takes
+    /// until it has all again.
+    #[arg(long)]
+    local_copy: bool,
     /// Further arguments of the worker, separated by spaces.
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     worker: String,
@@ -102,6 +109,8 @@ struct Run {
     peak: f64,
     /// The data in Redis at the end, in MB.
     dataset: f64,
+    /// The seconds until a Redis that was emptied had all again.
+    put_back: f64,
 }
 
 #[tokio::main]
@@ -128,7 +137,7 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     stack.batch(&["run"]).await;
     let bootstrap = stack.kafka.bootstrap();
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
-    let records = Records { count, start: START, length: HOUR, partitions, seed };
+    let records = Records { count, start: START, length: args.minutes * MINUTE, partitions, seed };
     let begun = Instant::now();
     let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
     println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
@@ -151,7 +160,12 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     let ends = stack.probe.ends()?;
     let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
     let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
+    let copies = local::servers::scratch()?;
+    let folder = copies.path().display().to_string();
     let mut command = vec!["run", "--listen", "127.0.0.1:0"];
+    if args.local_copy {
+        command.extend(["--local-copy", &folder]);
+    }
     command.extend(args.worker.split_whitespace());
     let begun = Instant::now();
     let start = |number: usize| {
@@ -164,30 +178,36 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
         let mut command = std::process::Command::new(words.next().unwrap_or_default());
         command.args(words).arg(workers[0].pid().to_string()).spawn()
     });
-    loop {
-        for worker in &workers {
-            ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
+    let caught_up = async |begun: Instant| -> anyhow::Result<f64> {
+        loop {
+            for worker in &workers {
+                ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
+            if stack.probe.lag(&ends).await? == 0 {
+                return Ok(begun.elapsed().as_secs_f64());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
-        if stack.probe.lag(&ends).await? == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let seconds = caught_up(begun).await?;
+    let cpu_of =
+        |workers: &[Layer]| workers.iter().map(|worker| cpu([worker.pid()])).sum::<anyhow::Result<f64>>();
+    let cpu = [cpu_of(&workers)?, cpu(stack.redis.pids())? - before[0], cpu([kafka])? - before[1]];
+    let mut put_back = 0.0;
+    if args.local_copy {
+        let begun = Instant::now();
+        stack.redis.empty().await;
+        put_back = caught_up(begun).await?;
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    let (mut work, mut peak) = (0.0, 0.0);
-    for worker in &workers {
-        work += cpu([worker.pid()])?;
-        peak += peak_memory(worker.pid())?;
-    }
-    let cpu = [work, cpu(stack.redis.pids())? - before[0], cpu([kafka])? - before[1]];
+    let peak = workers.iter().map(|worker| peak_memory(worker.pid())).sum::<anyhow::Result<f64>>()?;
     for worker in workers {
         worker.stop().await;
     }
     if let Some(beside) = beside {
         beside?.wait()?;
     }
-    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB })
+    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB, put_back })
 }
 
 /// Holds what the serving layer answers against the totals.
@@ -278,4 +298,7 @@ fn report(args: &Args, mode: Mode, runs: &[Run]) {
     line("CPU us per record, kafka", &|run| 1e6 * run.cpu[2] / records, 3);
     line("worker's peak memory, MB", &|run| run.peak, 0);
     line("data in redis, MB", &|run| run.dataset, 0);
+    if args.local_copy {
+        line("emptied, all put back after, s", &|run| run.put_back, 1);
+    }
 }
