@@ -35,7 +35,8 @@ fn points(layer: &str) -> Vec<String> {
     found.sort();
     found.dedup();
     // Reached only where Redis is full, or has lost what a local copy has: `redis_faults` kills there.
-    found.retain(|point| !point.starts_with("speed.trim") && !point.starts_with("speed.put"));
+    let elsewhere = ["speed.trim", "speed.put", "speed.restore"];
+    found.retain(|point| !elsewhere.iter().any(|prefix| point.starts_with(prefix)));
     found
 }
 

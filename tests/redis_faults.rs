@@ -365,7 +365,7 @@ async fn metric(layer: &Layer, name: &str) -> Result<f64, String> {
 
 /// How many groups a worker has put back, and how many it has built anew.
 async fn put_back_and_rebuilt(layer: &Layer) -> (f64, f64) {
-    let of = async |name: &str| metric(layer, name).await.unwrap_or(0.0);
+    let of = async |name: &str| metric(layer, name).await.expect("a counter of a worker that has claimed");
     (of("tidemark_speed_put_back_total").await, of("tidemark_speed_rebuilds_total").await)
 }
 
@@ -385,8 +385,15 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
         let connections = ["catalog", "kafka", "redis", "postgres"];
         stack.process_in("speed-layer", &[&SPEED[..], &own].concat(), &connections, &armed)
     };
+    let whole = async |speed: &Layer| {
+        wait_for("a whole copy", async || {
+            let has = metric(speed, "tidemark_speed_local_copy_groups").await?;
+            if has >= groups { Ok(()) } else { Err(format!("it has {has} groups of {groups}")) }
+        })
+        .await;
+    };
     let all = deliveries(12_000, 46);
-    let mut parts = all.chunks(all.len().div_ceil(6));
+    let mut parts = all.chunks(all.len().div_ceil(7));
     let mut next = || stack.send(parts.next().expect("a part"));
     let (_process, serving) = stack.serving().await;
     let watch = Watch::start(&serving);
@@ -416,9 +423,12 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
     // Worker and Redis gone at once; and again while groups are put back.
     next();
     stack.settle().await;
+    whole(&speed).await;
     drop(speed);
     stack.redis.empty().await;
-    for point in ["speed.put.before:3", "speed.put.after:5"] {
+    for point in
+        ["speed.put.before:2", "speed.put.after:2", "speed.restore.before:1", "speed.restore.after:1"]
+    {
         let dying = start(&copies, point);
         let died =
             wait_for(&format!("the end at {point}"), async || dying.exited().ok_or_else(|| dying.logged()))
@@ -429,21 +439,19 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
     equal_again(&stack, &serving, begun, "worker and redis gone at once").await;
     let (put_back, rebuilt) = put_back_and_rebuilt(&speed).await;
     assert!(put_back > 0.0 && rebuilt == 0.0, "{put_back} put back, {rebuilt} built anew");
+    whole(&speed).await;
     drop(speed);
 
     // A worker that has no copy yet makes one of what Redis has.
     let moved = folder("moved");
     let speed = start(&moved, "none:1");
-    wait_for("a whole copy", async || {
-        let has = metric(&speed, "tidemark_speed_local_copy_groups").await?;
-        if has >= groups { Ok(()) } else { Err(format!("it has {has} groups of {groups}")) }
-    })
-    .await;
+    whole(&speed).await;
     drop(speed);
     stack.redis.empty().await;
     let speed = start(&moved, "none:1");
     equal_again(&stack, &serving, begun, "put back from a copy of what was in redis").await;
     assert_eq!(put_back_and_rebuilt(&speed).await, (groups, 0.0));
+    whole(&speed).await;
     drop(speed);
 
     // The first copy is older by now: what has come since is replayed on top of it.
@@ -454,6 +462,21 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
     stack.redis.empty().await;
     let speed = start(&copies, "none:1");
     equal_again(&stack, &serving, begun, "put back from an older copy").await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (groups, 0.0));
+    whole(&speed).await;
+    drop(speed);
+
+    // Built anew by a worker with another folder, then lost again under one whose copy is of what was there before.
+    stack.redis.empty().await;
+    let speed = start(&folder("third"), "none:1");
+    next();
+    stack.settle().await;
+    assert_eq!(put_back_and_rebuilt(&speed).await, (0.0, groups));
+    drop(speed);
+    let speed = start(&copies, "none:1");
+    whole(&speed).await;
+    stack.redis.empty().await;
+    equal_again(&stack, &serving, begun, "put back after it was built anew elsewhere").await;
     assert_eq!(put_back_and_rebuilt(&speed).await, (groups, 0.0));
     drop(speed);
 
@@ -466,6 +489,8 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
     }
     let speed = start(&copies, "none:1");
     equal_again(&stack, &serving, begun, "put back from damaged copies").await;
+    let (put_back, rebuilt) = put_back_and_rebuilt(&speed).await;
+    assert_eq!(put_back + rebuilt, groups, "{}", speed.logged());
     drop(speed);
 
     // A copy from before the tidemark is of no use.

@@ -4,8 +4,9 @@
 //! From the claim on every write of an earlier owner is refused, so what is read here stays true until we write.
 
 use crate::counters::Plan;
-use crate::flush::{self, Answer};
-use crate::local_copy::LocalCopy;
+use crate::flush::{self, Answer, Found, Start};
+use crate::group::Claimed;
+use crate::local_copy::{LocalCopy, PutBack};
 use crate::partition::Partition;
 use crate::telemetry::PartitionMetrics;
 use crate::worker::Shared;
@@ -36,23 +37,39 @@ pub(crate) async fn claim(
     let partitions = partitions.get(&tp.topic).with_context(|| format!("there is no topic {}", tp.topic))?;
     let (log_start, log_end) = shared.log.watermarks(tp).await?;
     let cut = shared.tidemarks.borrow().current().cut(tp);
-    let mut copies = copy.headers(keys.len()).await;
+    let resumes = |found: &Found| flush::start(found, &cut, plan.versions()) == Start::Resume;
+    let some_are_lost = claimed.iter().any(|claimed| !resumes(&claimed.found));
+    let mut copies = copy.headers(keys.len(), some_are_lost).await;
     if copies.values().any(|header| header.to > log_end) {
         // Of a log that is no more.
         copy.discard().await;
         copies.clear();
     }
     copies.retain(|group, header| flush::puts_back(header, &claimed[*group].found, &cut, plan.versions()));
-    let lost: Vec<usize> = copies.into_keys().collect();
-    for &group in &lost {
-        match copy.put_back(&shared.redis, &keys[group], token, group).await? {
-            Ok(found) => claimed[group] = found,
-            Err(Answer::NotOwner) => return Ok(None),
-            Err(other) => bail!("cannot put a group of {tp} back from the local copy: {other:?}"),
+    let mut put_back = Vec::new();
+    for group in copies.into_keys() {
+        match copy.put_back(&shared.redis, &keys[group], token, group).await {
+            PutBack::Done(found) => {
+                claimed[group] = found;
+                put_back.push(group);
+            }
+            PutBack::Refused(Answer::NotOwner) => return Ok(None),
+            // Then it is built anew; in a full Redis that makes room.
+            PutBack::Unreadable | PutBack::Refused(Answer::Full(_)) => {
+                claimed[group] = Claimed { found: Found::Nothing, segments: Vec::new() };
+                break;
+            }
+            PutBack::Refused(Answer::NoLibrary) => {
+                shared.redis.load_library().await?;
+                bail!("the function library is loaded anew");
+            }
+            PutBack::Refused(other) => {
+                bail!("cannot put a group of {tp} back from the local copy: {other:?}")
+            }
         }
     }
-    if !lost.is_empty() {
-        tracing::info!("{tp}: groups {lost:?}, which redis has lost, are put back from the local copy");
+    if !put_back.is_empty() {
+        tracing::info!("{tp}: groups {put_back:?}, which redis has lost, are put back from the local copy");
     }
     let panes =
         shared.source.pane_start(tp, &cut, &plan.stream, plan.longest_window, plan.layout.pane, log_start);
@@ -91,11 +108,10 @@ pub(crate) async fn claim(
     }
     let metrics = PartitionMetrics::new(tp);
     metrics.rebuilt(rebuilt.len() as u64);
-    metrics.put_back(lost.len() as u64);
+    metrics.put_back(put_back.len() as u64);
     if partition.groups().iter().any(|group| group.header().gaps.iter().any(|&(_, to)| to == log_start)) {
         metrics.gap();
     }
-    copy.follow(partition.groups()).await;
     let read_from = partition.read_from(log_start);
     if log_start > 0 && position.to - read_from < plan.stream.dedup_horizon {
         let (back, horizon) = (position.to - read_from, plan.stream.dedup_horizon);

@@ -31,7 +31,7 @@ local function reset(keys, args)
 end
 
 -- tm1_put KEYS[1]=group ARGV = token, then field, value, ...
--- Puts segments back into a group that was emptied: nobody reads them until tm1_flush stores its header. Refuses as
+-- Puts segments back into a group that was emptied: nobody reads them until tm1_restore stores its header. Refuses as
 -- tm1_flush does.
 local function put(keys, args)
   local key = keys[1]
@@ -39,6 +39,23 @@ local function put(keys, args)
   if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
   if redis.call('HEXISTS', key, 'f') == 1 then return 'FENCE' end
   for at = 2, #args, 2 do redis.call('HSET', key, args[at], args[at + 1]) end
+  return 'OK'
+end
+
+-- tm1_restore KEYS[1]=group ARGV = token, fence, header, then fields
+-- Makes a group of the segments that were put back, where they are exactly these: what was put may have been lost since.
+-- Returns OK, DONE (it is stored already), or refuses as tm1_flush does.
+local function restore(keys, args)
+  local key, fence = keys[1], args[2]
+  local owner = redis.call('HGET', key, 'o')
+  if owner ~= args[1] then return owner and 'OWNER' or 'FENCE' end
+  local stored = redis.call('HGET', key, 'f')
+  if stored then return stored == fence and 'DONE' or 'FENCE' end
+  if redis.call('HLEN', key) ~= #args - 2 then return 'FENCE' end
+  for at = 4, #args do
+    if redis.call('HEXISTS', key, args[at]) == 0 then return 'FENCE' end
+  end
+  redis.call('HSET', key, 'h', args[3], 'f', fence)
   return 'OK'
 end
 
@@ -106,6 +123,7 @@ local function rank(keys, args)
 end
 
 redis.register_function('tm1_put', put)
+redis.register_function('tm1_restore', restore)
 redis.register_function('tm1_flush', flush)
 redis.register_function('tm1_lease', lease)
 redis.register_function('tm1_rank', rank)

@@ -225,7 +225,7 @@ mod tests {
         // What can't be gone on from is replaced even where it ends later.
         check(&copy(90), &group(95, &[(5, 41)]), true);
         // Nor can a copy from before the tidemark, or of other metrics.
-        check(&copy(39), &Found::Nothing, false);
+        check(&header(39, &[(0, 0), (4, 20)], &[(7, 0)]), &Found::Nothing, false);
         check(&header(90, &[(5, 41)], &[(7, 41)]), &Found::Nothing, false);
         check(&header(90, &[(5, 40)], &[(8, 40)]), &Found::Nothing, false);
     }

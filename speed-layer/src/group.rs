@@ -143,7 +143,8 @@ impl Group {
             pane_holes: panes.holes.clone(),
             cuts: vec![(cut.epoch, cut.offset)],
             metrics: plan.versions().map(|version| (version, cut.offset)).collect(),
-            seq: 0,
+            // Of its own, so that no number is one of another incarnation's either (but by a chance of one in millions).
+            seq: incarnation >> 24,
             gaps: Vec::new(),
             forgotten: Vec::new(),
         };

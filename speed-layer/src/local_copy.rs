@@ -1,17 +1,18 @@
 //! A local copy of a partition's groups, from which they are put back where Redis has lost them: a matter of their size,
 //! not of how many records lie above the tidemark.
 //!
-//! The copy follows Redis: it takes in what Redis has confirmed, in that order, and is never asked while Redis has the
-//! group. So a copy that is whole is a state that the group once had in Redis, and putting it back is what Redis does when
-//! it comes up from an older snapshot: the claim goes on from there, or builds the group anew, by the same rules. The
-//! copy is never needed: whatever fails, it is thrown away, and made anew from Redis.
+//! The copy follows Redis: it takes in what Redis has confirmed, in that order. So a copy that is whole is a state that the
+//! group once had in Redis (its header may say more of what the log has lost since), and putting it back is what Redis
+//! does when it comes up from an older snapshot: the claim goes on from there, or builds the group anew, by the same
+//! rules. The copy is never needed, and nothing that is stored or read waits for the disk: where that is too slow, or fails,
+//! the copy is let go of, and later brought up to what Redis has.
 
 mod file;
 
-use crate::flush::Answer;
+use crate::flush::{Answer, Found};
 use crate::group::{Claimed, Group, Write};
 use crate::redis::Redis;
-use anyhow::{Context as _, bail};
+use anyhow::anyhow;
 use file::{Copied, CopyFile, Name, chunks};
 use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
@@ -24,8 +25,14 @@ use tokio::time::Instant;
 
 /// How long after a failure the copy is tried again.
 const PAUSE: Duration = Duration::from_secs(30);
+/// The same while the file is open elsewhere: by a worker that is about to let go of the partition.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+/// How long a claim waits for the disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many bytes may wait for the disk.
+const WAITING: usize = 32 << 20;
 /// How many bytes that the copy lacks one round reads from Redis.
-const FETCH: usize = 8 << 20;
+const FETCH: usize = 4 << 20;
 
 /// The local copy of one partition.
 pub(crate) struct LocalCopy {
@@ -33,18 +40,24 @@ pub(crate) struct LocalCopy {
     folder: Option<PathBuf>,
     tp: TopicPartition,
     state: State,
+    /// Whether the file has, since the last claim, all that Redis has but for what waits and what is missing.
+    in_step: bool,
+    /// Changes that are not in the file yet.
+    waiting: Vec<Entry>,
     /// By group, the stored segments that the copy lacks.
     missing: Vec<BTreeSet<Name>>,
-    /// The groups that were put back since the last claim.
+    /// How many groups the file has whole, and as Redis has them.
+    whole: usize,
+    /// The groups that were put back and that no record has come to since.
     restored: Vec<String>,
 }
 
 enum State {
     /// Not before then.
     Closed(Instant),
+    /// Opened, or written to, by a thread that may block; `None`: it is open elsewhere.
+    Busy(JoinHandle<anyhow::Result<Option<CopyFile>>>),
     Open(CopyFile),
-    /// Until it is written.
-    Writing(JoinHandle<anyhow::Result<CopyFile>>),
 }
 
 /// One change of a group that Redis has confirmed.
@@ -55,194 +68,220 @@ struct Entry {
     segments: Vec<(Name, Vec<u8>)>,
 }
 
+/// What came of putting a group back.
+pub(crate) enum PutBack {
+    /// It is there: what a claim would find.
+    Done(Claimed),
+    /// The copy can't be read; it is thrown away.
+    Unreadable,
+    /// Redis has refused: the group has no header now.
+    Refused(Answer),
+}
+
 impl LocalCopy {
     /// Of a partition, in a folder, if one is wanted.
     pub(crate) fn new(folder: Option<PathBuf>, tp: &TopicPartition) -> LocalCopy {
-        let state = State::Closed(Instant::now());
-        LocalCopy { folder, tp: tp.clone(), state, missing: Vec::new(), restored: Vec::new() }
+        LocalCopy {
+            folder,
+            tp: tp.clone(),
+            state: State::Closed(Instant::now()),
+            in_step: false,
+            waiting: Vec::new(),
+            missing: Vec::new(),
+            whole: 0,
+            restored: Vec::new(),
+        }
     }
 
-    /// The headers of the groups that the copy has whole, by group.
-    pub(crate) async fn headers(&mut self, groups: usize) -> BTreeMap<usize, Header> {
-        self.restored.clear();
-        let Some(file) = self.open(groups).await else { return BTreeMap::new() };
+    /// At a claim, the headers of the groups that the copy has whole, by group. A file that isn't open yet is read only if
+    /// `some_are_lost`.
+    pub(crate) async fn headers(&mut self, groups: usize, some_are_lost: bool) -> BTreeMap<usize, Header> {
+        self.in_step = false;
+        self.waiting.clear();
+        if some_are_lost {
+            self.open(groups);
+        }
+        self.settle().await;
+        let State::Open(file) = &self.state else { return BTreeMap::new() };
         let copied = file.groups().iter().enumerate();
         copied.filter_map(|(at, copied)| Some((at, copied.header.clone()?))).collect()
     }
 
-    /// Puts a group that the copy has whole back into Redis, in place of what is there, and says what a claim would then
-    /// find.
-    ///
-    /// # Errors
-    /// Where the copy can't be read, or Redis refuses: then the group is without a header, which the next claim sees.
-    pub(crate) async fn put_back(
-        &mut self,
-        redis: &Redis,
-        key: &str,
-        token: &str,
-        group: usize,
-    ) -> anyhow::Result<Result<Claimed, Answer>> {
-        self.restored.push(key.to_owned());
-        let file = self.file().await.context("the local copy is gone")?;
+    /// Puts a group that the copy has whole back into Redis, in place of what is there. Its header comes last, and only
+    /// over exactly its segments, whatever was lost or repeated on the way.
+    pub(crate) async fn put_back(&mut self, redis: &Redis, key: &str, token: &str, group: usize) -> PutBack {
+        let State::Open(file) = &self.state else { return PutBack::Unreadable };
         let Copied { header: Some(header), segments } = file.groups()[group].clone() else {
-            bail!("the local copy of {key} isn't whole")
+            return PutBack::Unreadable;
         };
+        self.restored.push(key.to_owned());
         let answer = redis.reset(key, token).await;
         if answer != Answer::Stored {
-            return Ok(Err(answer));
+            return PutBack::Refused(answer);
         }
         for names in chunks(&segments) {
             let part = names.iter().map(|&name| Ok((name, file.read(group, name)?)));
-            let part = part.collect::<anyhow::Result<Vec<_>>>()?;
+            let part = match tokio::task::block_in_place(|| part.collect::<anyhow::Result<Vec<_>>>()) {
+                Ok(part) => part,
+                Err(error) => {
+                    let error = error.context("it can't be read, and is thrown away");
+                    self.discard().await;
+                    self.failed(&error);
+                    return PutBack::Unreadable;
+                }
+            };
             let answer = redis.put(key, token, &part).await;
             if answer != Answer::Stored {
-                return Ok(Err(answer));
+                return PutBack::Refused(answer);
             }
         }
-        let last = Write { expected: String::new(), header, segments: Vec::new(), deletes: Vec::new() };
-        let answer = redis.flush(key, token, &last).await;
+        let answer = redis.restore(key, token, &header, segments.keys().copied()).await;
         if answer != Answer::Stored {
-            return Ok(Err(answer));
+            return PutBack::Refused(answer);
         }
-        let lengths = segments.iter().map(|(&(slice, seq), &(_, length))| (slice, seq, length));
-        Ok(Ok(Claimed { found: crate::flush::Found::Group(last.header.into()), segments: lengths.collect() }))
+        let lengths = segments.iter().map(|(&(slice, seq), segment)| (slice, seq, segment.length));
+        PutBack::Done(Claimed { found: Found::Group(header.into()), segments: lengths.collect() })
     }
 
-    /// Brings the copy to what Redis has, as a claim found it and left it: lets go of the rest, and notes what it lacks.
-    pub(crate) async fn follow(&mut self, groups: &[Group]) {
-        let Some(file) = self.open(groups.len()).await else { return };
-        let mut entries = Vec::new();
-        let mut missing = Vec::with_capacity(groups.len());
-        for (at, (group, copied)) in groups.iter().zip(file.groups()).enumerate() {
-            let (deletes, lacks) = differences(copied, group);
-            let header = (group.is_stored() && lacks.is_empty()).then(|| group.header());
-            if !deletes.is_empty() || copied.header.as_ref().map(Header::fence) != header.map(Header::fence) {
-                entries.push(Entry { group: at, header: header.cloned(), deletes, segments: Vec::new() });
-            }
-            missing.push(lacks);
-        }
-        self.missing = missing;
-        self.append(entries).await;
-    }
-
-    /// Takes in what Redis has confirmed since the last time, in that order, and then as much as one round may of what
-    /// the copy lacks. Gives the number of groups that it had whole before, all of it written.
+    /// Takes in what Redis has confirmed since the last time, in that order, and as much as one round may of what the copy
+    /// lacks. Gives the number of groups that the file has whole. Doesn't wait for the disk.
     pub(crate) async fn take(
         &mut self,
         redis: &Redis,
         groups: &[Group],
         stored: Vec<(usize, Write)>,
     ) -> usize {
-        let Some(file) = self.file().await else {
-            self.follow(groups).await;
-            return 0;
-        };
-        let whole = file.groups().iter().filter(|copied| copied.header.is_some()).count();
-        let mut entries: Vec<Entry> = stored.into_iter().map(|(at, write)| self.entry(at, write)).collect();
-        entries.extend(self.fetch(redis, groups).await);
-        self.append(entries).await;
-        whole
+        self.open(groups.len());
+        if matches!(&self.state, State::Busy(busy) if busy.is_finished()) {
+            self.settle().await;
+        }
+        self.count();
+        if self.in_step {
+            for (group, write) in stored {
+                if !write.segments.is_empty() {
+                    self.restored.clear();
+                }
+                let entry = self.entry(group, write);
+                self.waiting.push(entry);
+            }
+        }
+        if let State::Open(file) = &self.state {
+            if !self.in_step {
+                (self.waiting, self.missing) = behind(file, groups);
+                self.in_step = true;
+            } else if self.waiting.is_empty() {
+                self.fetch(redis, groups).await;
+            }
+        }
+        self.write();
+        self.count();
+        self.whole
+    }
+
+    /// Counts the groups that the file has whole, once nothing is being done to it.
+    fn count(&mut self) {
+        if !self.in_step {
+            self.whole = 0;
+        } else if let State::Open(file) = &self.state {
+            self.whole = file.groups().iter().filter(|copied| copied.header.is_some()).count();
+        }
     }
 
     /// What a confirmed write changes.
     fn entry(&mut self, group: usize, write: Write) -> Entry {
         let missing = &mut self.missing[group];
         missing.retain(|name| !write.deletes.contains(name));
-        let header = missing.is_empty().then_some(write.header.clone());
+        let header = missing.is_empty().then(|| write.header.clone());
         let named = write.segments.into_iter().map(|(slice, bytes)| ((slice, write.header.seq), bytes));
         Entry { group, header, deletes: write.deletes, segments: named.collect() }
     }
 
     /// Some of what the copy lacks, from Redis; a group of which nothing is lacking then has its header.
-    async fn fetch(&mut self, redis: &Redis, groups: &[Group]) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    async fn fetch(&mut self, redis: &Redis, groups: &[Group]) {
         let mut bytes = 0;
         for (at, group) in groups.iter().enumerate() {
-            let mut segments = Vec::new();
             while bytes < FETCH
-                && let Some(&(slice, seq)) = self.missing[at].first()
+                && let Some(&(slice, _)) = self.missing[at].first()
             {
-                // That it can't be read now is no fault of the copy: the next round asks again.
-                let Ok(Some(found)) = redis.segments(&group.key, slice, &[seq]).await else { return entries };
-                self.missing[at].remove(&(slice, seq));
-                let found: Vec<u8> = found.concat();
-                bytes += found.len();
-                segments.push(((slice, seq), found));
-            }
-            let whole = self.missing[at].is_empty();
-            if !segments.is_empty() {
-                let header = whole.then(|| group.header().clone());
-                entries.push(Entry { group: at, header, deletes: Vec::new(), segments });
+                let names: Vec<Name> =
+                    self.missing[at].iter().take_while(|name| name.0 == slice).copied().collect();
+                let seqs: Vec<u64> = names.iter().map(|name| name.1).collect();
+                // That they can't be read now is no fault of the copy: a later round asks again.
+                let Ok(Some(found)) = redis.segments(&group.key, slice, &seqs).await else { return };
+                bytes += found.iter().map(Vec::len).sum::<usize>();
+                names.iter().for_each(|name| _ = self.missing[at].remove(name));
+                let header = self.missing[at].is_empty().then(|| group.header().clone());
+                let segments = names.into_iter().zip(found).collect();
+                self.waiting.push(Entry { group: at, header, deletes: Vec::new(), segments });
             }
         }
-        entries
     }
 
-    /// Writes entries, on a thread of its own: what comes next is taken in meanwhile.
-    async fn append(&mut self, entries: Vec<Entry>) {
-        if entries.is_empty() || self.file().await.is_none() {
+    /// Has what waits written, unless the file is busy; lets go of the copy where too much waits.
+    fn write(&mut self) {
+        let bytes = self.waiting.iter().flat_map(|entry| &entry.segments).map(|(_, bytes)| bytes.len());
+        if matches!(self.state, State::Busy(_)) && bytes.sum::<usize>() > WAITING {
+            self.failed(&anyhow!("the disk is too slow for it"));
+        }
+        if self.waiting.is_empty() || !matches!(self.state, State::Open(_)) {
             return;
         }
+        let entries = std::mem::take(&mut self.waiting);
         let closed = State::Closed(Instant::now());
-        let State::Open(mut file) = std::mem::replace(&mut self.state, closed) else { return };
-        self.state = State::Writing(spawn_blocking(move || {
-            for Entry { group, header, deletes, segments } in entries {
-                file.append(group, header.as_ref(), &deletes, &segments)?;
-            }
-            file.tidy()?;
-            Ok(file)
-        }));
+        if let State::Open(mut file) = std::mem::replace(&mut self.state, closed) {
+            self.state = State::Busy(spawn_blocking(move || {
+                for Entry { group, header, deletes, segments } in entries {
+                    file.append(group, header.as_ref(), &deletes, &segments)?;
+                }
+                file.tidy()?;
+                Ok(Some(file))
+            }));
+        }
     }
 
-    /// The file, opened if it is time for that.
-    async fn open(&mut self, groups: usize) -> Option<&mut CopyFile> {
+    /// Has the file opened, if it is time for that.
+    fn open(&mut self, groups: usize) {
         if let (State::Closed(until), Some(folder)) = (&self.state, &self.folder)
             && Instant::now() >= *until
         {
             let (folder, tp) = (folder.clone(), self.tp.clone());
-            let opened = spawn_blocking(move || CopyFile::open(&folder, &tp, groups)).await;
-            match opened.map_err(anyhow::Error::from).flatten() {
-                Ok(Some(file)) => self.state = State::Open(file),
-                Ok(None) => {
-                    self.state = State::Closed(Instant::now() + PAUSE);
-                    tracing::info!("{}: another process has the local copy open: going on without", self.tp);
-                }
-                Err(error) => self.failed(&error),
-            }
+            self.state = State::Busy(spawn_blocking(move || CopyFile::open(&folder, &tp, groups)));
+            self.in_step = false;
         }
-        self.file().await
     }
 
-    /// Waits until all that was taken in is written.
-    pub(crate) async fn settle(&mut self) {
-        self.file().await;
-    }
-
-    /// The file, once it is written; `None` while there is none.
-    async fn file(&mut self) -> Option<&mut CopyFile> {
-        if let State::Writing(writing) = &mut self.state {
-            match writing.await.map_err(anyhow::Error::from).flatten() {
-                Ok(file) => self.state = State::Open(file),
-                Err(error) => self.failed(&error),
+    /// Waits until nothing is done to the file, for so long as a claim may.
+    async fn settle(&mut self) {
+        let State::Busy(busy) = &mut self.state else { return };
+        let done = tokio::time::timeout(PATIENCE, busy).await;
+        let done = done.map_err(|_| anyhow!("the disk takes longer than {PATIENCE:?}"));
+        match done.and_then(|joined| joined?) {
+            Ok(Some(file)) => self.state = State::Open(file),
+            Ok(None) => {
+                tracing::debug!("{}: the local copy is open elsewhere", self.tp);
+                self.close(ELSEWHERE);
             }
-        }
-        match &mut self.state {
-            State::Open(file) => Some(file),
-            _ => None,
+            Err(error) => self.failed(&error),
         }
     }
 
     /// Says what went wrong, and goes on without for a while.
     fn failed(&mut self, error: &anyhow::Error) {
         tracing::warn!(
-            "{}: no local copy, for {PAUSE:?} at least: {}; what Redis loses now is replayed from the log",
+            "{}: no local copy, for {PAUSE:?} at least: {}; what redis loses now is folded from the log again",
             self.tp,
             Causes(error.as_ref())
         );
-        self.state = State::Closed(Instant::now() + PAUSE);
+        self.close(PAUSE);
     }
 
-    /// Takes back what was put into Redis in this spell of ownership, and throws the copy away: it is of another log.
+    fn close(&mut self, pause: Duration) {
+        self.state = State::Closed(Instant::now() + pause);
+        self.in_step = false;
+        self.waiting.clear();
+    }
+
+    /// Takes back what was put into Redis and not gone on from, and throws the copy away: it is of another log.
     pub(crate) async fn renounce(&mut self, redis: &Redis, token: &str) {
         for key in std::mem::take(&mut self.restored) {
             let answer = redis.reset(&key, token).await;
@@ -255,23 +294,34 @@ impl LocalCopy {
 
     /// Throws the copy away: what it holds is of no use.
     pub(crate) async fn discard(&mut self) {
-        if self.file().await.is_none() {
-            return;
-        }
+        self.settle().await;
         let closed = State::Closed(Instant::now());
-        if let State::Open(file) = std::mem::replace(&mut self.state, closed)
-            && let Err(error) = file.delete()
-        {
-            self.failed(&error);
+        if let State::Open(file) = std::mem::replace(&mut self.state, closed) {
+            self.close(Duration::ZERO);
+            if let Err(error) = file.delete() {
+                self.failed(&error);
+            }
         }
     }
 }
 
-/// What a copy has that the group doesn't, and what it lacks.
-fn differences(copied: &Copied, group: &Group) -> (Vec<Name>, BTreeSet<Name>) {
-    let stored: BTreeMap<Name, usize> = group.segments().collect();
-    let has = |name: &Name, length| copied.segments.get(name).is_some_and(|&(_, copied)| copied == length);
-    let lacks = stored.iter().filter(|&(name, &length)| !has(name, length)).map(|(name, _)| *name).collect();
-    let deletes = copied.segments.keys().filter(|name| !stored.contains_key(name)).copied().collect();
-    (deletes, lacks)
+/// What brings a file to what Redis has: what it is to let go of, by group, and what it lacks.
+fn behind(file: &CopyFile, groups: &[Group]) -> (Vec<Entry>, Vec<BTreeSet<Name>>) {
+    let mut entries = Vec::new();
+    let mut missing = Vec::with_capacity(groups.len());
+    for (at, (group, copied)) in groups.iter().zip(file.groups()).enumerate() {
+        let stored: BTreeMap<Name, usize> = group.segments().collect();
+        let has =
+            |name: &Name, length| copied.segments.get(name).is_some_and(|segment| segment.length == length);
+        let lacks: BTreeSet<Name> =
+            stored.iter().filter(|&(name, &length)| !has(name, length)).map(|(name, _)| *name).collect();
+        let deletes: Vec<Name> =
+            copied.segments.keys().filter(|name| !stored.contains_key(name)).copied().collect();
+        let header = (group.is_stored() && lacks.is_empty()).then(|| group.header());
+        if !deletes.is_empty() || copied.header.as_ref().map(Header::fence) != header.map(Header::fence) {
+            entries.push(Entry { group: at, header: header.cloned(), deletes, segments: Vec::new() });
+        }
+        missing.push(lacks);
+    }
+    (entries, missing)
 }

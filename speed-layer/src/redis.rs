@@ -175,7 +175,7 @@ impl Redis {
         answer(reply)
     }
 
-    /// Puts segments back into a group that was emptied, which has no header until one is flushed.
+    /// Puts segments back into a group that was emptied, which has no header until it is restored.
     pub(crate) async fn put(&self, key: &str, token: &str, segments: &[((Slice, u64), Vec<u8>)]) -> Answer {
         let mut call = cmd("FCALL");
         call.arg("tm1_put").arg(1).arg(key).arg(token);
@@ -185,6 +185,23 @@ impl Redis {
         failpoint::hit("speed.put.before");
         let reply = self.ask(&call).await;
         failpoint::hit("speed.put.after");
+        answer(reply)
+    }
+
+    /// Makes a group of exactly these segments, which were put back, by its header.
+    pub(crate) async fn restore(
+        &self,
+        key: &str,
+        token: &str,
+        header: &Header,
+        segments: impl Iterator<Item = (Slice, u64)>,
+    ) -> Answer {
+        let mut call = cmd("FCALL");
+        call.arg("tm1_restore").arg(1).arg(key).arg(token).arg(header.fence()).arg(header.to_json());
+        segments.for_each(|(slice, seq)| _ = call.arg(view::segment_field(slice, seq)));
+        failpoint::hit("speed.restore.before");
+        let reply = self.ask(&call).await;
+        failpoint::hit("speed.restore.after");
         answer(reply)
     }
 

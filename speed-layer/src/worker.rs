@@ -167,7 +167,6 @@ async fn spell(
     if ended.as_ref().is_err_and(|error| error.is::<OtherLog>()) {
         copy.renounce(&shared.redis, &token).await;
     }
-    copy.settle().await;
     shared.log.close(tp).await?;
     ended
 }
@@ -343,9 +342,6 @@ impl Owner<'_> {
         if wrote {
             self.metrics.flushed(begun.elapsed(), bytes);
         }
-        let stored = std::mem::take(&mut self.stored);
-        let copied = self.copy.take(&self.shared.redis, self.partition.groups(), stored).await;
-        self.metrics.copied(copied);
         self.metrics.took(self.took[0], self.took[1], self.took[2]);
         self.took = [0; 3];
         if quiet {
@@ -362,6 +358,9 @@ impl Owner<'_> {
         let refused = self.publish_mark(&position, quiet).await.err();
         let trouble = refused.map(|error| crate::redis::explain(&error));
         self.shared.health.set(&self.partition.tp.to_string(), trouble);
+        let stored = std::mem::take(&mut self.stored);
+        let copied = self.copy.take(&self.shared.redis, self.partition.groups(), stored).await;
+        self.metrics.copied(copied);
         ON
     }
 

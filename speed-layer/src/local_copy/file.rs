@@ -1,19 +1,19 @@
 //! The file of a local copy: a log of what Redis has confirmed of a partition's groups, appended to and never synced.
 //!
-//! Its first line names the partition and how many groups there are. Then come entries, each behind its length (8 bytes,
-//! little-endian) and its xxh3 (64 bits, little-endian). An entry is one change of one group: the group's number; its
+//! Its first line names the partition and how many groups there are. Then come entries, each behind its length, the xxh3
+//! of that, and the entry's own xxh3 (64 bits each, little-endian). An entry is one change of one group: the group's number; its
 //! header's JSON, or nothing while the copy lacks a segment of it; the fields deleted; the fields stored, each with its
 //! bytes; numbers and lengths as varints. So whatever beginning of the log a machine that died has left, each group of
 //! it is an older state of that group; what follows the first entry that isn't whole is cut off.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use shared_model::codec::{put_bytes, put_varint, take_bytes, take_count, take_u64};
 use shared_model::offsets::TopicPartition;
 use shared_model::view::{self, Header, Slice};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{BufReader, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -24,16 +24,27 @@ pub(super) type Name = (Slice, u64);
 const GARBAGE: u64 = if cfg!(test) { 1 << 10 } else { 64 << 20 };
 /// So many bytes of segments are written, and put back, at once (or a single larger one).
 pub(super) const CHUNK: usize = if cfg!(test) { 64 } else { 4 << 20 };
-/// An entry's length and sum.
-const FRAME: usize = 16;
+/// What stands before an entry.
+const FRAME: usize = 24;
 
 /// The copy of one group.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Copied {
     /// Its header; `None` while segments are lacking.
     pub(super) header: Option<Header>,
-    /// Where each segment's bytes are, and how many.
-    pub(super) segments: BTreeMap<Name, (u64, usize)>,
+    /// Its segments.
+    pub(super) segments: BTreeMap<Name, Segment>,
+}
+
+/// Where a segment's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Where in the file.
+    at: u64,
+    /// How many.
+    pub(super) length: usize,
+    /// Their xxh3.
+    sum: u64,
 }
 
 /// The open file of one partition, which no other process has open.
@@ -61,6 +72,15 @@ impl CopyFile {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        // Whoever had it open may have put another in its place.
+        if std::fs::metadata(&path).map(|found| found.ino()).ok() != Some(file.metadata()?.ino()) {
+            return Ok(None);
+        }
+        if let Err(error) = std::fs::remove_file(anew(&path))
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(error.into());
         }
         let title = format!("tidemark local copy 1 {tp} {groups}\n");
         let mut copy = CopyFile { path, file, title, length: 0, groups: vec![Copied::default(); groups] };
@@ -123,8 +143,10 @@ impl CopyFile {
             put_bytes(&mut entry, bytes);
         }
         let (frame, body) = entry.split_at_mut(FRAME);
-        frame[..8].copy_from_slice(&(body.len() as u64).to_le_bytes());
-        frame[8..].copy_from_slice(&xxh3_64(body).to_le_bytes());
+        let length = (body.len() as u64).to_le_bytes();
+        for (place, number) in [body.len() as u64, xxh3_64(&length), xxh3_64(body)].into_iter().enumerate() {
+            frame[8 * place..][..8].copy_from_slice(&number.to_le_bytes());
+        }
         self.file.write_all(&entry)?;
         let change = Change::decode(&entry[FRAME..]).context("an entry that was just made")?;
         change.apply(&mut self.groups[group], self.length + FRAME as u64);
@@ -134,22 +156,23 @@ impl CopyFile {
 
     /// A segment's bytes. Blocks.
     pub(super) fn read(&self, group: usize, name: Name) -> anyhow::Result<Vec<u8>> {
-        let Some(&(at, length)) = self.groups[group].segments.get(&name) else {
-            bail!("no copy of segment {}", view::segment_field(name.0, name.1));
-        };
+        let field = || view::segment_field(name.0, name.1);
+        let segment = self.groups[group].segments.get(&name);
+        let &Segment { at, length, sum } = segment.with_context(|| format!("no copy of {}", field()))?;
         let mut bytes = vec![0; length];
         self.file.read_exact_at(&mut bytes, at)?;
+        ensure!(xxh3_64(&bytes) == sum, "{}: {} is damaged", self.path.display(), field());
         Ok(bytes)
     }
 
     /// Writes the log anew where most of it is of no use any more. Blocks.
     pub(super) fn tidy(&mut self) -> anyhow::Result<()> {
-        let live: u64 =
-            self.groups.iter().flat_map(|group| group.segments.values()).map(|at| at.1 as u64).sum();
+        let segments = self.groups.iter().flat_map(|group| group.segments.values());
+        let live: u64 = segments.map(|segment| segment.length as u64).sum();
         if self.length < GARBAGE + 2 * live {
             return Ok(());
         }
-        let path = self.path.with_extension("copy-new");
+        let path = anew(&self.path);
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         file.lock()?;
         let groups = vec![Copied::default(); self.groups.len()];
@@ -176,10 +199,15 @@ impl CopyFile {
     }
 }
 
+/// Where the log is written anew.
+fn anew(path: &Path) -> PathBuf {
+    path.with_extension("copy-new")
+}
+
 /// The names of segments in parts of about [`CHUNK`] bytes.
-pub(super) fn chunks(segments: &BTreeMap<Name, (u64, usize)>) -> Vec<Vec<Name>> {
+pub(super) fn chunks(segments: &BTreeMap<Name, Segment>) -> Vec<Vec<Name>> {
     let mut chunks: Vec<(usize, Vec<Name>)> = Vec::new();
-    for (&name, &(_, length)) in segments {
+    for (&name, &Segment { length, .. }) in segments {
         match chunks.last_mut() {
             Some((bytes, names)) if *bytes + length <= CHUNK => {
                 *bytes += length;
@@ -198,10 +226,9 @@ fn next_entry(input: &mut impl std::io::Read, left: u64) -> std::io::Result<Opti
         return Ok(None);
     }
     input.read_exact(&mut frame)?;
-    let (length, sum) = frame.split_at(8);
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
-    let (length, sum) = (number(length), number(sum));
-    if length > left - FRAME as u64 {
+    let numbers = frame.as_chunks::<8>().0;
+    let [length, sum_of_length, sum] = [0, 1, 2].map(|at: usize| u64::from_le_bytes(numbers[at]));
+    if xxh3_64(&numbers[0]) != sum_of_length || length > left - FRAME as u64 {
         return Ok(None);
     }
     let mut entry = vec![0; length as usize];
@@ -214,8 +241,8 @@ struct Change {
     group: usize,
     header: Option<Header>,
     deletes: Vec<Name>,
-    /// With where the bytes begin in the entry, and how many they are.
-    segments: Vec<(Name, usize, usize)>,
+    /// Each with its place in the entry.
+    segments: Vec<(Name, Segment)>,
 }
 
 impl Change {
@@ -236,8 +263,9 @@ impl Change {
         let stored = take_count(&mut rest, "fields").ok()?;
         let segments = (0..stored).map(|_| {
             let name = name(&mut rest)?;
-            let length = take_bytes(&mut rest, "segment").ok()?.len();
-            Some((name, entry.len() - rest.len() - length, length))
+            let bytes = take_bytes(&mut rest, "segment").ok()?;
+            let (at, length) = (entry.len() - rest.len() - bytes.len(), bytes.len());
+            Some((name, Segment { at: at as u64, length, sum: xxh3_64(bytes) }))
         });
         let segments = segments.collect::<Option<_>>()?;
         rest.is_empty().then_some(Change { group, header, deletes, segments })
@@ -248,8 +276,8 @@ impl Change {
         for name in &self.deletes {
             group.segments.remove(name);
         }
-        let placed = self.segments.into_iter().map(|(name, from, length)| (name, (at + from as u64, length)));
-        group.segments.extend(placed);
+        let placed = |(name, segment): (Name, Segment)| (name, Segment { at: at + segment.at, ..segment });
+        group.segments.extend(self.segments.into_iter().map(placed));
         group.header = self.header;
     }
 }

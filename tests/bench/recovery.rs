@@ -1,0 +1,148 @@
+//! How long the realtime view takes to be exact and live again when Redis is emptied, while records go on to come.
+//!
+//! `cargo bench --workspace --bench recovery -- --help`. Servers are real; in the end the answers are held against a naive fold of
+//! all records, and a run that differs fails the bench.
+
+mod answers;
+mod events;
+mod log;
+mod process;
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use events::Records;
+use local::servers::KafkaOptions;
+use process::{cpu, machine, peak_memory};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tidemark_tests::stack::{Servers, Stack};
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const CATALOG: &str = include_str!("peer.toml");
+/// The event time at which the records begin: 2016-06-14T04:02:00Z.
+const START: i64 = 1_465_876_920_000;
+
+/// Measures how long a realtime view that was lost takes to come back.
+#[derive(Parser)]
+struct Args {
+    /// Records a second that come while it does; as many came before in each of the seconds that the tidemark is old.
+    #[arg(long, default_value_t = 50_000)]
+    rate: u64,
+    /// How old the tidemark is, in seconds.
+    #[arg(long, default_value_t = 1_200)]
+    age: u64,
+    /// For how many seconds records go on to come after that.
+    #[arg(long, default_value_t = 90)]
+    seconds: u64,
+    /// Partitions of the log.
+    #[arg(long, default_value_t = 4)]
+    partitions: i32,
+    /// The seed of the records.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The worker keeps no local copy: the log is folded again.
+    #[arg(long)]
+    no_local_copy: bool,
+    /// The program that is run as the layers, to compare with another build.
+    #[arg(long, default_value = LAYERS)]
+    layers: String,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let before = args.rate * args.age;
+    println!("{}", machine());
+    println!(
+        "{before} records since the tidemark, then {} a second (seed {}), {} partitions, {} local copy",
+        args.rate,
+        args.seed,
+        args.partitions,
+        if args.no_local_copy { "no" } else { "a" }
+    );
+    // A broker as it is run for real, not one that is there quickly.
+    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
+    let catalog = CATALOG.replace("IDENTITY", "[]").replace("PUBLISH", "false");
+    let stack = Stack::without_topics(&args.layers, &catalog, Servers { kafka, ..Servers::default() }).await;
+    stack.kafka.create_topic("events", args.partitions, &[]).await?;
+    stack.batch(&["run"]).await;
+    let idle = stack.redis.dataset().await as f64;
+    let copies = local::servers::scratch()?;
+    let folder = copies.path().display().to_string();
+    let mut command = vec!["run", "--listen", "127.0.0.1:0"];
+    if !args.no_local_copy {
+        command.extend(["--local-copy", &folder]);
+    }
+    let worker = stack.process("speed-layer", &command, &["catalog", "kafka", "redis", "postgres"]);
+
+    // What came before is sent as fast as it goes, the rest at its rate from the moment on that all is taken in.
+    let (sent, goes_on) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let records = Records {
+        count: before + args.rate * args.seconds,
+        start: START,
+        length: ((args.age + args.seconds) * 1_000) as i64,
+        partitions: args.partitions as u64,
+        seed: args.seed,
+    };
+    let begun = Instant::now();
+    let sending = tokio::task::spawn_blocking({
+        let (bootstrap, sent, goes_on) = (stack.kafka.bootstrap(), sent.clone(), goes_on.clone());
+        let (rate, mut since) = (args.rate, None);
+        move || {
+            log::send(&bootstrap, records, |_| {
+                let number = sent.fetch_add(1, Ordering::Relaxed);
+                if number < before || !number.is_multiple_of((rate / 200).max(1)) {
+                    return;
+                }
+                while !goes_on.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let due = Duration::from_secs_f64((number - before) as f64 / rate as f64);
+                let early = due.checked_sub(since.get_or_insert_with(Instant::now).elapsed());
+                early.into_iter().for_each(std::thread::sleep);
+            })
+        }
+    });
+    // How long it takes from now until no more than a second's records wait; all of those before are sent.
+    let live = async |within: u64| -> anyhow::Result<f64> {
+        let begun = Instant::now();
+        loop {
+            ensure!(worker.exited().is_none(), "the worker ended:\n{}", worker.logged());
+            ensure!(begun.elapsed() < Duration::from_secs(3_600), "not live after an hour");
+            if sent.load(Ordering::Relaxed) >= before
+                && stack.probe.lag(&stack.probe.ends()?).await? <= within as i64
+            {
+                return Ok(begun.elapsed().as_secs_f64());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let taken_in = live(args.rate).await;
+    // Whatever came of it: the sender is not to wait for ever.
+    goes_on.store(true, Ordering::Relaxed);
+    taken_in?;
+    println!("sent and taken in after {:.0?}", begun.elapsed());
+    let dataset = stack.redis.dataset().await as f64 - idle;
+    live(args.rate).await?;
+    let spent = cpu([worker.pid()])?;
+    stack.redis.empty().await;
+    let took = live(args.rate).await?;
+    println!(
+        "{:.0} MB in redis, emptied: live again after {took:.1} s, {:.1} CPU-s of the worker, whose peak memory is {:.0} MB",
+        dataset / 1e6,
+        cpu([worker.pid()])? - spent,
+        peak_memory(worker.pid())?
+    );
+    let totals = sending.await??;
+    live(0).await?;
+    answers::check(&stack, &totals, Some(20)).await.with_context(|| worker.logged())?;
+    println!(
+        "{} records; the answers of 20 keys a metric are as their naive fold",
+        before + args.rate * args.seconds
+    );
+    Ok(())
+}
