@@ -169,7 +169,9 @@ impl Stack {
         };
         let first = start("batch-layer", &["run"])?;
         ensure!(first.ended().await == 0, "the first batch run failed: {}", first.logged());
-        let speed_layer = start("speed-layer", &["run", "--listen", "127.0.0.1:0", "--epoch-grace", "10s"])?;
+        let copies = folder.join("local-copy").display().to_string();
+        let speed_layer = ["run", "--listen", "127.0.0.1:0", "--epoch-grace", "10s", "--local-copy", &copies];
+        let speed_layer = start("speed-layer", &speed_layer)?;
         let serving_layer =
             start("serving-layer", &["serve", "--listen", &address, "--max-rows", "1000000"])?;
         let stack = Stack {
