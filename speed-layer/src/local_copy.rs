@@ -30,7 +30,7 @@ const ELSEWHERE: Duration = Duration::from_secs(1);
 /// How long a claim waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How many bytes may wait for the disk.
-const WAITING: usize = 32 << 20;
+const WAITING: usize = 16 << 20;
 /// How many bytes that the copy lacks one round reads from Redis.
 const FETCH: usize = 4 << 20;
 
