@@ -482,10 +482,12 @@ async fn what_redis_loses_is_put_back_from_the_local_copy() {
 
     // Damaged files: what is left of them, or the log.
     stack.redis.empty().await;
-    for entry in std::fs::read_dir(&copies).expect("the copies") {
-        let file =
-            std::fs::File::options().write(true).open(entry.expect("an entry").path()).expect("a copy");
-        file.set_len(file.metadata().expect("its size").len() / 2).expect("cut in half");
+    for folder in std::fs::read_dir(&copies).expect("the copies") {
+        for entry in std::fs::read_dir(folder.expect("a partition's").path()).expect("its copies") {
+            let file = std::fs::File::options().write(true).open(entry.expect("an entry").path());
+            let file = file.expect("a copy");
+            file.set_len(file.metadata().expect("its size").len() / 2).expect("cut in half");
+        }
     }
     let speed = start(&copies, "none:1");
     equal_again(&stack, &serving, begun, "put back from damaged copies").await;

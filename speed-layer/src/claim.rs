@@ -39,7 +39,7 @@ pub(crate) async fn claim(
     let cut = shared.tidemarks.borrow().current().cut(tp);
     let resumes = |found: &Found| flush::start(found, &cut, plan.versions()) == Start::Resume;
     let some_are_lost = claimed.iter().any(|claimed| !resumes(&claimed.found));
-    let mut copies = copy.headers(keys.len(), some_are_lost).await;
+    let mut copies = copy.headers(plan.layout.groups, some_are_lost).await;
     if copies.values().any(|header| header.to > log_end) {
         // Of a log that is no more.
         copy.discard().await;

@@ -13,7 +13,7 @@ use crate::flush::{Answer, Found};
 use crate::group::{Claimed, Group, Write};
 use crate::redis::Redis;
 use anyhow::anyhow;
-use file::{Copied, CopyFile, Name, chunks};
+use file::{Copied, CopyFiles, Name, chunks};
 use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
 use shared_model::view::Header;
@@ -56,8 +56,8 @@ enum State {
     /// Not before then.
     Closed(Instant),
     /// Opened, or written to, by a thread that may block; `None`: it is open elsewhere.
-    Busy(JoinHandle<anyhow::Result<Option<CopyFile>>>),
-    Open(CopyFile),
+    Busy(JoinHandle<anyhow::Result<Option<CopyFiles>>>),
+    Open(CopyFiles),
 }
 
 /// One change of a group that Redis has confirmed.
@@ -95,7 +95,7 @@ impl LocalCopy {
 
     /// At a claim, the headers of the groups that the copy has whole, by group. A file that isn't open yet is read only if
     /// `some_are_lost`.
-    pub(crate) async fn headers(&mut self, groups: usize, some_are_lost: bool) -> BTreeMap<usize, Header> {
+    pub(crate) async fn headers(&mut self, groups: u32, some_are_lost: bool) -> BTreeMap<usize, Header> {
         self.in_step = false;
         self.waiting.clear();
         if some_are_lost {
@@ -103,7 +103,7 @@ impl LocalCopy {
         }
         self.settle().await;
         let State::Open(file) = &self.state else { return BTreeMap::new() };
-        let copied = file.groups().iter().enumerate();
+        let copied = file.groups().enumerate();
         copied.filter_map(|(at, copied)| Some((at, copied.header.clone()?))).collect()
     }
 
@@ -111,7 +111,7 @@ impl LocalCopy {
     /// over exactly its segments, whatever was lost or repeated on the way.
     pub(crate) async fn put_back(&mut self, redis: &Redis, key: &str, token: &str, group: usize) -> PutBack {
         let State::Open(file) = &self.state else { return PutBack::Unreadable };
-        let Copied { header: Some(header), segments } = file.groups()[group].clone() else {
+        let Copied { header: Some(header), segments } = file.group(group).clone() else {
             return PutBack::Unreadable;
         };
         self.restored.push(key.to_owned());
@@ -151,7 +151,7 @@ impl LocalCopy {
         groups: &[Group],
         stored: Vec<(usize, Write)>,
     ) -> usize {
-        self.open(groups.len());
+        self.open(groups.len() as u32);
         if matches!(&self.state, State::Busy(busy) if busy.is_finished()) {
             self.settle().await;
         }
@@ -169,7 +169,7 @@ impl LocalCopy {
             if !self.in_step {
                 (self.waiting, self.missing) = behind(file, groups);
                 self.in_step = true;
-            } else if self.waiting.is_empty() {
+            } else {
                 self.fetch(redis, groups).await;
             }
         }
@@ -183,7 +183,7 @@ impl LocalCopy {
         if !self.in_step {
             self.whole = 0;
         } else if let State::Open(file) = &self.state {
-            self.whole = file.groups().iter().filter(|copied| copied.header.is_some()).count();
+            self.whole = file.groups().filter(|copied| copied.header.is_some()).count();
         }
     }
 
@@ -233,19 +233,18 @@ impl LocalCopy {
                 for Entry { group, header, deletes, segments } in entries {
                     file.append(group, header.as_ref(), &deletes, &segments)?;
                 }
-                file.tidy()?;
                 Ok(Some(file))
             }));
         }
     }
 
     /// Has the file opened, if it is time for that.
-    fn open(&mut self, groups: usize) {
+    fn open(&mut self, groups: u32) {
         if let (State::Closed(until), Some(folder)) = (&self.state, &self.folder)
             && Instant::now() >= *until
         {
             let (folder, tp) = (folder.clone(), self.tp.clone());
-            self.state = State::Busy(spawn_blocking(move || CopyFile::open(&folder, &tp, groups)));
+            self.state = State::Busy(spawn_blocking(move || CopyFiles::open(&folder, &tp, groups)));
             self.in_step = false;
         }
     }
@@ -292,21 +291,21 @@ impl LocalCopy {
         self.discard().await;
     }
 
-    /// Throws the copy away: what it holds is of no use.
+    /// Throws away what the copy holds: it is of no use.
     pub(crate) async fn discard(&mut self) {
         self.settle().await;
-        let closed = State::Closed(Instant::now());
-        if let State::Open(file) = std::mem::replace(&mut self.state, closed) {
-            self.close(Duration::ZERO);
-            if let Err(error) = file.delete() {
-                self.failed(&error);
-            }
+        self.in_step = false;
+        self.waiting.clear();
+        if let State::Open(file) = &mut self.state
+            && let Err(error) = file.clear()
+        {
+            self.failed(&error);
         }
     }
 }
 
 /// What brings a file to what Redis has: what it is to let go of, by group, and what it lacks.
-fn behind(file: &CopyFile, groups: &[Group]) -> (Vec<Entry>, Vec<BTreeSet<Name>>) {
+fn behind(file: &CopyFiles, groups: &[Group]) -> (Vec<Entry>, Vec<BTreeSet<Name>>) {
     let mut entries = Vec::new();
     let mut missing = Vec::with_capacity(groups.len());
     for (at, (group, copied)) in groups.iter().zip(file.groups()).enumerate() {
