@@ -41,8 +41,7 @@ pub(crate) async fn claim(
     let some_are_lost = claimed.iter().any(|claimed| !resumes(&claimed.found));
     let mut copies = copy.headers(plan.layout.groups, some_are_lost).await;
     if copies.values().any(|header| header.to > log_end) {
-        // Of a log that is no more.
-        copy.discard().await;
+        // Of a log that is no more, or whose end isn't told yet.
         copies.clear();
     }
     copies.retain(|group, header| flush::puts_back(header, &claimed[*group].found, &cut, plan.versions()));

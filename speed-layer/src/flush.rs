@@ -78,8 +78,11 @@ pub(crate) fn start(found: &Found, cut: &Cut, mut metrics: impl Iterator<Item = 
     }
 }
 
+/// So many records are folded again sooner than a group is put back.
+const SOON: i64 = 100_000;
+
 /// Whether a copy of a group is put back in place of what a claim found: it can be gone on from, and what was found
-/// can't, or ends before it.
+/// can't, or ends far before it.
 pub(crate) fn puts_back(
     copy: &Header,
     found: &Found,
@@ -87,7 +90,7 @@ pub(crate) fn puts_back(
     metrics: impl Iterator<Item = MetricVersion> + Clone,
 ) -> bool {
     let resumes = |found: &Found| start(found, cut, metrics.clone()) == Start::Resume;
-    let goes_as_far = |header: &Header| header.to >= copy.to;
+    let goes_as_far = |header: &Header| header.to + SOON >= copy.to;
     resumes(&Found::Group(copy.clone().into()))
         && !(resumes(found) && matches!(found, Found::Group(header) if goes_as_far(header)))
 }
@@ -219,7 +222,8 @@ mod tests {
         };
         check(&copy(90), &Found::Nothing, true);
         check(&copy(90), &Found::Unreadable("torn".into()), true);
-        check(&copy(90), &group(80, &[(5, 40)]), true);
+        check(&copy(90), &group(80, &[(5, 40)]), false);
+        check(&copy(200_090), &group(80, &[(5, 40)]), true);
         check(&copy(90), &group(90, &[(5, 40)]), false);
         check(&copy(90), &group(95, &[(5, 40)]), false);
         // What can't be gone on from is replaced even where it ends later.

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// The same while the file is open elsewhere: by a worker that is about to let go of the partition.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 /// How long a claim waits for the disk.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How many bytes may wait for the disk.
 const WAITING: usize = 16 << 20;
 /// How many bytes that the copy lacks one round reads from Redis.
@@ -99,9 +99,12 @@ impl LocalCopy {
         self.in_step = false;
         self.waiting.clear();
         if some_are_lost {
+            if let State::Closed(until) = &mut self.state {
+                *until = Instant::now();
+            }
             self.open(groups);
+            self.settle().await;
         }
-        self.settle().await;
         let State::Open(file) = &self.state else { return BTreeMap::new() };
         let copied = file.groups().enumerate();
         copied.filter_map(|(at, copied)| Some((at, copied.header.clone()?))).collect()
@@ -156,11 +159,11 @@ impl LocalCopy {
             self.settle().await;
         }
         self.count();
+        if stored.iter().any(|(_, write)| !write.segments.is_empty()) {
+            self.restored.clear();
+        }
         if self.in_step {
             for (group, write) in stored {
-                if !write.segments.is_empty() {
-                    self.restored.clear();
-                }
                 let entry = self.entry(group, write);
                 self.waiting.push(entry);
             }

@@ -153,7 +153,9 @@ impl Publisher {
         let mut groups = groups.by_ref().buffer_unordered(8);
         while let Some(fields) = groups.next().await {
             let fields = fields?;
-            for pair in fields.get(1..).unwrap_or_default().chunks(2) {
+            // Without a header it is being put back, and not whole.
+            let Some((Some(_), segments)) = fields.split_first() else { continue };
+            for pair in segments.chunks(2) {
                 let [Some(field), Some(segment)] = pair else { continue };
                 let named = std::str::from_utf8(field).ok().and_then(view::parse_segment_field);
                 if let Some((slice, _)) = named {
