@@ -358,7 +358,7 @@ async fn one_group_deleted_or_restored_alone_is_noticed_and_rebuilt() {
 /// The sum of a counter or gauge over all its labels, as a worker tells it.
 async fn metric(layer: &Layer, name: &str) -> Result<f64, String> {
     let (_, text) = get(layer, "/metrics").await?;
-    let of = |line: &str| Some(line.strip_prefix(name)?.rsplit_once(' ')?.1.parse::<f64>().ok()?);
+    let of = |line: &str| line.strip_prefix(name)?.rsplit_once(' ')?.1.parse::<f64>().ok();
     let found: Vec<f64> = text.lines().filter_map(of).collect();
     if found.is_empty() { Err(format!("no {name}:\n{text}")) } else { Ok(found.iter().sum()) }
 }
