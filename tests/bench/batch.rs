@@ -4,17 +4,19 @@
 //! whose results every run's are held against: one that differs fails the bench.
 
 mod process;
+mod watched;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use process::{cpu, machine, peak_memory};
+use process::machine;
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tidemark_tests::stack::{Servers, Stack};
+use watched::watched;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const CATALOG: &str = include_str!("day.toml");
@@ -180,17 +182,8 @@ async fn run(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     let workers = args.workers.map(|workers| workers.to_string());
     let mut command = vec!["run", "--memory", &memory];
     workers.iter().for_each(|workers| command.extend(["--workers", workers]));
-    let process = stack.batch_process(&command);
-    let (mut peak, mut taken) = (0.0, 0.0);
-    while process.exited().is_none() {
-        // A process that ends just now has no figures any more: the ones before stay.
-        if let (Ok(memory), Ok(seconds)) = (peak_memory(process.pid()), cpu([process.pid()])) {
-            (peak, taken) = (memory, seconds);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let log = process.logged();
-    ensure!(process.exited() == Some(0), "{log}");
+    let took = watched(stack.batch_process(&command)).await?;
+    let log = took.said;
     let said = |what: &str| -> anyhow::Result<f64> {
         let line = log.lines().find(|line| line.contains(&format!(" {what} ")));
         let (_, rest) = line
@@ -198,7 +191,7 @@ async fn run(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
             .with_context(|| format!("no `{what}`:\n{log}"))?;
         Ok(rest.split_whitespace().next().unwrap_or_default().parse()?)
     };
-    Ok(Run { computed: said("computed")?, loaded: said("loaded")?, cpu: taken, peak })
+    Ok(Run { computed: said("computed")?, loaded: said("loaded")?, cpu: took.cpu, peak: took.peak })
 }
 
 /// The live tables by metric.

@@ -5,12 +5,13 @@
 //! the bench.
 
 mod process;
+mod watched;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use local::layers::Layer;
 use local::servers::{Kafka, KafkaOptions};
-use process::{cpu, machine, peak_memory};
+use process::machine;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -21,6 +22,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemark_tests::simulator::{Simulator, number};
 use tidemark_tests::stack;
+use watched::{Took, watched};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 /// The partitions of a topic.
@@ -66,14 +68,6 @@ struct Args {
     bench: bool,
 }
 
-/// What a process took.
-struct Took {
-    seconds: f64,
-    cpu: f64,
-    peak: f64,
-    said: String,
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -97,33 +91,33 @@ async fn main() -> anyhow::Result<()> {
     let mut figures: Vec<[f64; 8]> = Vec::new();
     for run in 0..args.runs {
         let prepare = ["prepare", &csv, "--out", &path("out"), "--memory", &args.memory];
-        let prepared = watched(simulator.start(&prepare)).await?;
+        let (preparing, prepared) = timed(simulator.start(&prepare)).await?;
         let (rows, read) = (number(&prepared.said, "rows"), number(&prepared.said, "lines"));
         ensure!(rows == read, "{read} lines, {rows} rows");
         let duckdb = duckdb(&args, &csv, Path::new(&path("duckdb")))?;
-        let replayed =
+        let (replaying, replayed) =
             replay(&simulator, &kafka, &path(&format!("catalog-{run}.toml")), &path("out"), run).await?;
         let values = values(&kafka, &topic(run))?;
         ensure!(values.len() as f64 == rows, "{} records of {rows} rows", values.len());
         let bare = produce(&kafka, &values)?;
         let figure = [
-            rows / prepared.seconds,
+            rows / preparing,
             prepared.peak,
-            duckdb / prepared.seconds,
-            rows / replayed.seconds,
+            duckdb / preparing,
+            rows / replaying,
             replayed.peak,
             rows / replayed.cpu,
             rows / bare,
-            bare / replayed.seconds,
+            bare / replaying,
         ];
         println!(
             "  run {}: {rows} lines ({:.0} MB) prepared in {:.1} s ({:.1} CPU-s), DuckDB {duckdb:.1} s; replayed in {:.1} s, \
              bare producer {bare:.1} s",
             run + 1,
             bytes / 1e6,
-            prepared.seconds,
+            preparing,
             prepared.cpu,
-            replayed.seconds
+            replaying
         );
         figures.push(figure);
     }
@@ -145,19 +139,11 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits for a process and says what it took.
-async fn watched(process: Layer) -> anyhow::Result<Took> {
-    let (begun, mut peak, mut taken) = (Instant::now(), 0.0, 0.0);
-    while process.exited().is_none() {
-        // A process that ends just now has no figures any more: the ones before stay.
-        if let (Ok(memory), Ok(seconds)) = (peak_memory(process.pid()), cpu([process.pid()])) {
-            (peak, taken) = (memory, seconds);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let (seconds, said) = (begun.elapsed().as_secs_f64(), process.logged());
-    ensure!(process.exited() == Some(0), "{said}");
-    Ok(Took { seconds, cpu: taken, peak, said })
+/// The seconds until a process has ended, and what else it took.
+async fn timed(process: Layer) -> anyhow::Result<(f64, Took)> {
+    let begun = Instant::now();
+    let took = watched(process).await?;
+    Ok((begun.elapsed().as_secs_f64(), took))
 }
 
 /// The seconds that DuckDB takes, started and imported.
@@ -183,12 +169,12 @@ async fn replay(
     catalog: &str,
     prepared: &str,
     run: usize,
-) -> anyhow::Result<Took> {
+) -> anyhow::Result<(f64, Took)> {
     std::fs::write(catalog, OUTBRAIN.replace("\ntopic = \"", &format!("\ntopic = \"run{run}.")))?;
     let (bootstrap, partitions) = (kafka.bootstrap(), PARTITIONS.to_string());
     let command =
         ["replay", prepared, "--catalog", catalog, "--kafka", &bootstrap, "--create-topics", &partitions];
-    watched(simulator.start(&[&command[..], &["--speed", "max"]].concat())).await
+    timed(simulator.start(&[&command[..], &["--speed", "max"]].concat())).await
 }
 
 /// All values of a topic, with their partitions.
