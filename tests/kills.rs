@@ -147,7 +147,7 @@ async fn kill_batch(stack: &Stack, deaths: &mut impl Iterator<Item = Death>, kil
 fn options() -> Options {
     Options {
         // At 400 a second, within the streams' bounds for the whole of the long form.
-        records: 1_000_000,
+        records: 1_600_000,
         span: 16 * 86_400_000,
         users: 100,
         documents: 50,

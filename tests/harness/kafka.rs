@@ -1,10 +1,12 @@
 //! The broker as an operator handles it, and a producer that puts records where a test wants them.
 
 use crate::stack::Stack;
+use crate::wait_for;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A client that may do anything to topics.
@@ -14,15 +16,30 @@ pub fn admin(stack: &Stack) -> AdminClient<DefaultClientContext> {
     config.create().expect("an admin client")
 }
 
-/// Gives a topic these settings, and the broker's own for all others.
+/// Gives a topic these settings, and the broker's own for all others. They hold when this ends: the controller says yes
+/// before the broker has heard of it.
 ///
 /// # Panics
 /// When the broker refuses.
 pub async fn alter(stack: &Stack, topic: &str, settings: &[(&str, &str)]) {
-    let config = AlterConfig::new(ResourceSpecifier::Topic(topic));
-    let config = settings.iter().fold(config, |config, (name, value)| config.set(name, value));
-    let altered = admin(stack).alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
+    let (admin, topic) = (admin(stack), ResourceSpecifier::Topic(topic));
+    // Of a setting given twice the last holds.
+    let settings: BTreeMap<_, _> = settings.iter().copied().collect();
+    let config =
+        settings.iter().fold(AlterConfig::new(topic), |config, (name, value)| config.set(name, value));
+    let altered = admin.alter_configs(&[config], &AdminOptions::new()).await.expect("an answer");
     altered.into_iter().for_each(|topic| drop(topic.expect("altered")));
+    wait_for("the broker to have the settings", async || {
+        let described = admin.describe_configs([&topic], &AdminOptions::new()).await;
+        let described =
+            described.map_err(|error| error.to_string())?.remove(0).map_err(|code| code.to_string())?;
+        let has = |name: &str| described.get(name).and_then(|entry| entry.value.as_deref());
+        match settings.iter().find(|(name, value)| has(name) != Some(*value)) {
+            None => Ok(()),
+            Some((name, _)) => Err(format!("{name}={:?}", has(name))),
+        }
+    })
+    .await;
 }
 
 /// Deletes a topic.
