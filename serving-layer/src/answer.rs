@@ -175,7 +175,8 @@ async fn add_batch(
     let query = fold.query();
     let column = &query.columns[place];
     let metric = &column.metric;
-    let versions = snapshot.versions(metric, query.span, generation).await?;
+    let (span, buckets) = query.reads();
+    let versions = snapshot.versions(metric, span, generation).await?;
     for day in &versions.missing {
         let reason = format!(
             "metric {} is not computed yet, in the catalog's version, for days of the archive",
@@ -191,15 +192,8 @@ async fn add_batch(
         return Ok(());
     }
     let past = generation.is_some();
-    let scan = Scan {
-        column,
-        versions,
-        past,
-        span: query.span,
-        buckets: &query.buckets,
-        filters: &query.filters,
-        condition: &query.condition,
-    };
+    let scan =
+        Scan { column, versions, past, span, buckets, filters: &query.filters, condition: &query.condition };
     let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
         Ok(added) => {
             part.rows += u64::from(added);

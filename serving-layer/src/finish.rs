@@ -7,6 +7,7 @@
 use crate::merge::{Budget, Fold, FoldError, Merged, Slot};
 use crate::query::buckets::MAX_STARTS;
 use crate::query::{OrderBy, Query};
+use crate::rolled;
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::event::Value;
 use shared_model::time::Millis;
@@ -42,10 +43,14 @@ pub struct Rows {
 /// The rows of a query, from its fold and that of what it is compared with.
 ///
 /// # Errors
-/// [`FoldError::TooManyCells`] where filling it up would take more than the budget has left.
+/// [`FoldError::TooManyCells`] where rolling windows or filling up would take more than the budget has left.
 pub fn finish(query: &Query, folds: Vec<Fold<'_>>, budget: &Budget) -> Result<Rows, FoldError> {
-    let mut folds = folds.into_iter().map(Fold::into_merged);
-    let (merged, compared) = (folds.next().unwrap_or_default(), folds.next());
+    let merged = |fold: Fold<'_>| match &fold.query().rolling {
+        None => Ok(fold.into_merged()),
+        Some(rolling) => rolled::roll(rolling, fold.into_merged(), budget),
+    };
+    let mut folds = folds.into_iter().map(merged);
+    let (merged, compared) = (folds.next().transpose()?.unwrap_or_default(), folds.next().transpose()?);
     let of_both = merged.iter().chain(compared.iter().flatten());
     let error_bounds = error_bounds(query, of_both);
     let mut rows = rows(query, merged, query.k);

@@ -16,6 +16,7 @@ pub mod merge;
 pub mod query;
 pub mod realtime_view;
 pub mod reply;
+mod rolled;
 pub mod router;
 pub mod service;
 pub mod table;

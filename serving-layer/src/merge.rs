@@ -74,6 +74,7 @@ pub(crate) struct Merged {
 }
 
 /// What was merged of one value column.
+#[derive(Clone)]
 pub(crate) enum Slot {
     One(State),
     Items(BTreeMap<Value, State>),
@@ -106,6 +107,7 @@ impl<'q> Fold<'q> {
         self.places.clear();
         self.budget.taken.fetch_sub(std::mem::take(&mut self.cells), atomic::Ordering::Relaxed);
         if query.group_by.is_empty()
+            && query.rolling.is_none()
             && let crate::query::buckets::Buckets::One(start) = query.buckets
         {
             // As in SQL, an aggregate over everything has a row even where there is nothing.
@@ -120,10 +122,11 @@ impl<'q> Fold<'q> {
     pub fn add(&mut self, column: usize, cell: &Cell) -> Result<bool, FoldError> {
         let query = self.query;
         let plan = &query.columns[column];
-        if !query.span.contains(cell.bucket) || !query.admits(plan, &cell.by, cell.item.as_ref()) {
+        let (span, buckets) = query.reads();
+        if !span.contains(cell.bucket) || !query.admits(plan, &cell.by, cell.item.as_ref()) {
             return Ok(false);
         }
-        let place = self.place(query.buckets.start_of(cell.bucket), &plan.group, &cell.by);
+        let place = self.place(buckets.start_of(cell.bucket), &plan.group, &cell.by);
         let slot = &mut self.merged[place].states[column];
         let before = self.cells;
         let target = match (&cell.item, slot) {

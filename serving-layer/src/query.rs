@@ -11,6 +11,7 @@ pub mod having;
 mod limits;
 mod parse;
 pub mod range;
+pub mod rolling;
 pub mod zone;
 
 pub use limits::Limits;
@@ -23,6 +24,7 @@ use compare::Compared;
 use computed::Computed;
 use filter::{Condition, Filter, Test};
 use having::Having;
+use rolling::Rolling;
 use shared_model::aggregate::Aggregate;
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
@@ -51,6 +53,8 @@ pub struct Query {
     pub span: Interval,
     /// How the span is cut.
     pub buckets: Buckets,
+    /// Where a bucket counts more than what lies in it: the windows.
+    pub rolling: Option<Rolling>,
     /// What its rows are compared with.
     pub compared: Option<Box<Compared>>,
     /// Whether each key has a row in every bucket.
@@ -119,6 +123,14 @@ pub enum OrderBy {
 const MAX_PINNED: usize = 4_096;
 
 impl Query {
+    /// The span that is read, and the pieces in which it is.
+    pub fn reads(&self) -> (Interval, &Buckets) {
+        match &self.rolling {
+            None => (self.span, &self.buckets),
+            Some(rolling) => (rolling.span, &rolling.pieces),
+        }
+    }
+
     /// Whether the one column is a top-k, whose rows are ranked items.
     pub fn ranked(&self) -> bool {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })

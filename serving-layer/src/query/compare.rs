@@ -8,6 +8,7 @@
 use super::Query;
 use super::buckets::Buckets;
 use super::range::{Shift, back};
+use super::rolling::Rolling;
 use super::zone;
 use shared_model::time::{DAY, Interval, Millis};
 
@@ -79,7 +80,9 @@ impl Compared {
         let whole = Interval { start: span.start - 1, end: span.end + 1 };
         ends.on_grain(zone, whole, grain)?;
         buckets.on_grain(zone, span, grain)?;
-        Ok(Compared { query: Query { span, buckets, ..query.clone() }, starts })
+        let rolled = |rolling: &Rolling| Rolling::new(rolling.reach, zone, span, &buckets, grain);
+        let rolling = query.rolling.as_ref().map(rolled).transpose()?;
+        Ok(Compared { query: Query { span, buckets, rolling, ..query.clone() }, starts })
     }
 
     /// The start of the query's own bucket beside which one of the earlier period lies.

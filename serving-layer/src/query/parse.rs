@@ -21,6 +21,7 @@ use super::compare::{Compared, Period};
 use super::filter::Filter;
 use super::having::type_of;
 use super::range::Shift;
+use super::rolling::Rolling;
 use super::{Column, Limits, Part, Query};
 use chrono_tz::Tz;
 use fields::{Faults, Fields};
@@ -41,7 +42,7 @@ pub(super) const MAX_VALUES: usize = 1_000;
 pub(crate) const MAX_TEXT: usize = 8_192;
 
 /// The fields of a query.
-const OF_QUERY: [&str; 16] = [
+const OF_QUERY: [&str; 18] = [
     "metrics",
     "group_by",
     "filters",
@@ -51,6 +52,8 @@ const OF_QUERY: [&str; 16] = [
     "now",
     "time_zone",
     "granularity",
+    "rolling",
+    "cumulative",
     "fill",
     "compare",
     "having",
@@ -111,6 +114,10 @@ fn read(
     if fill && let Err(message) = buckets.starts(span) {
         faults.unanswerable(request.at("fill"), message);
     }
+    let rolling = span::reach(request, faults).and_then(|(at, reach)| {
+        let rolling = Rolling::new(reach, zone, span, &buckets, grain);
+        rolling.map_err(|message| faults.unanswerable(at, message)).ok()
+    });
     let mut query = Query {
         columns,
         computed,
@@ -121,6 +128,7 @@ fn read(
         zone,
         span,
         buckets,
+        rolling,
         compared: None,
         fill,
         having,

@@ -35,32 +35,41 @@ pub(super) fn relative(text: &str, zone: Tz, now: Millis, grain: Millis) -> Resu
             let (unit, period) = period(words.get(1).copied().unwrap_or("day"))?;
             unit.around(zone, period.start - 1).ok_or_else(outside)?
         }
-        ["last", unit] => last(1, unit, zone, open, grain)?,
-        ["last", number, units] => {
-            let number = number.parse::<i32>().ok().filter(|number| (1..=1_000_000).contains(number));
-            let number =
-                number.ok_or_else(|| "expected a whole number from 1 to 1000000 after last".to_owned())?;
-            last(number, units.strip_suffix('s').unwrap_or(units), zone, open, grain)?
+        ["last", ref length @ ..] if !length.is_empty() => {
+            let start = back(zone, open, shift(length, "after last")?).ok_or_else(outside)?;
+            Interval { start: start.div_euclid(grain) * grain, end: open }
         }
         _ => return Err(format!("{text:?} is no range of time: expected one like {}", FORMS.join(", "))),
     };
     if zone::in_years(span) { Ok(span) } else { Err(outside()) }
 }
 
-fn last(number: i32, unit: &str, zone: Tz, end: Millis, grain: Millis) -> Result<Interval, String> {
-    let outside = || format!("{number} {unit}s back lies outside the calendar");
-    let start = match Granularity::unit(unit) {
-        Some(Granularity::Width { width, .. }) if width <= HOUR => end - i64::from(number) * width,
-        Some(Granularity::Width { width, .. }) => {
-            back(zone, end, Shift::Wall(i64::from(number) * width)).ok_or_else(outside)?
-        }
-        Some(Granularity::Months(months)) => {
-            let months = months.checked_mul(number).ok_or_else(outside)?;
-            back(zone, end, Shift::Months(months)).ok_or_else(outside)?
-        }
-        _ => return Err(format!("{unit:?} is no unit: expected {UNITS}")),
+/// Reads a length of time, such as `7 days` or `month`.
+///
+/// # Errors
+/// A message that says what a length may be.
+pub(super) fn length(text: &str) -> Result<Shift, String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    shift(&words, "of units")
+        .map_err(|message| format!("{text:?} is no length of time like 7 days: {message}"))
+}
+
+/// A number of units, or one: spans of time up to an hour, beyond that what the clock and the calendar say.
+fn shift(words: &[&str], place: &str) -> Result<Shift, String> {
+    let (number, units) = match words {
+        [unit] => (Some(1), *unit),
+        [number, units] => (number.parse::<i32>().ok(), units.strip_suffix('s').unwrap_or(units)),
+        _ => return Err(format!("expected a number and a unit: {UNITS}")),
     };
-    Ok(Interval { start: start.div_euclid(grain) * grain, end })
+    let number = number.filter(|number| (1..=1_000_000).contains(number));
+    let number = number.ok_or_else(|| format!("expected a whole number from 1 to 1000000 {place}"))?;
+    match Granularity::unit(units) {
+        Some(Granularity::Width { width, .. }) if width <= HOUR => Ok(Shift::Time(i64::from(number) * width)),
+        Some(Granularity::Width { width, .. }) => Ok(Shift::Wall(i64::from(number) * width)),
+        // No calendar has as many: as good as beyond its end.
+        Some(Granularity::Months(months)) => Ok(Shift::Months(months.saturating_mul(number))),
+        _ => Err(format!("{units:?} is no unit: expected {UNITS}")),
+    }
 }
 
 /// How far back on a zone's clock.

@@ -22,6 +22,9 @@ pub(crate) fn queries() -> Vec<Json> {
         json!({ "metrics": ["doc_sum", "doc_mean", "doc_max", "geo_min", "doc_spread"], "group_by": ["uuid"] }),
         json!({ "metrics": ["active_user"], "granularity": "day" }),
         json!({ "metrics": ["geo_top"], "k": 2 }),
+        json!({ "metrics": ["geo_top"], "k": 2, "granularity": "12h", "rolling": "36 hours" }),
+        json!({ "metrics": ["active_user"], "granularity": "6h", "rolling": "day" }),
+        json!({ "metrics": ["features_20m"], "group_by": ["uuid"], "granularity": "1h", "cumulative": true }),
         json!({ "metrics": ["geo_top_doc"], "group_by": ["geo_location"], "granularity": "day" }),
         json!({ "metrics": ["geo_top_doc"], "filters": [{ "dimension": "geo_location", "op": "is_null" }] }),
         json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "filters": [

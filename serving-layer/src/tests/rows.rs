@@ -195,6 +195,39 @@ proptest! {
         prop_assert_eq!(total(&|row| Row { values: row.previous.clone(), ..row.clone() }), sum(&earlier));
     }
 
+    /// What a bucket's window holds is what a query over that window alone answers, and no key is left out.
+    #[test]
+    fn a_rolling_value_is_that_of_its_window_alone(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        zone in proptest::sample::select(vec!["UTC", "Asia/Tokyo", "America/New_York"]),
+        rolling in proptest::sample::select(vec![
+            json!({ "rolling": "day" }), json!({ "rolling": "30 hours" }), json!({ "cumulative": true }),
+        ]),
+        metric in proptest::sample::select(vec![
+            json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"] }),
+            json!({ "metrics": ["active_user"] }),
+            json!({ "metrics": ["geo_top_doc"], "group_by": ["geo_location"], "k": 2 }),
+        ]),
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let metric = with(&metric, json!({ "time_zone": zone }));
+        let asked = json!({ "from": "2016-06-15", "to": "2016-06-16", "granularity": "6h" });
+        let query = world.query(with(&with(&metric, asked), rolling));
+        let rolled = ask(&views, &query).rows;
+        let windows = &query.rolling.as_ref().unwrap().windows;
+        prop_assert_eq!(windows.len(), 4);
+        let mut expected = Vec::new();
+        for (bucket, window) in windows {
+            let of_window = with(&metric, json!({ "from": window.start, "to": window.end }));
+            let rows = answered(&world, &views, &of_window).rows.into_iter();
+            let counted = |row: &Row| row.values[0] != Finished::Int(0);
+            expected.extend(rows.filter(counted).map(|row| Row { bucket: *bucket, ..row }));
+        }
+        prop_assert_eq!(rolled, expected);
+    }
+
     /// A formula is computed of each row's finished values, and sorts, sifts and fills like any of them.
     #[test]
     fn a_formula_is_computed_of_finished_values(

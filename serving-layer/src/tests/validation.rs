@@ -77,6 +77,21 @@ fn each_fault_is_named() {
         (with("now", json!("soon")), "now: \"soon\" is no time"),
         (with("granularity", json!("30m")), "granularity: must be a multiple of the grain, 20m"),
         (with("granularity", json!("often")), "granularity: \"often\" is no granularity"),
+        (
+            with("rolling", json!("7 fortnights")),
+            "rolling: \"7 fortnights\" is no length of time like 7 days",
+        ),
+        (with("rolling", json!(7)), "rolling: 7 is no length of time"),
+        (with("rolling", json!("30 minutes")), "rolling: must reach back over a whole bucket"),
+        (
+            with("rolling", json!("1441 minutes")),
+            "rolling: the boundary at 2016-06-14T23:59:00.000Z (UTC) is no multiple",
+        ),
+        (
+            json!({ "metrics": ["user_view_cnt"], "from": "2016-06-15", "to": "2016-06-16", "rolling": "2 days",
+                    "cumulative": true }),
+            "rolling: give rolling or cumulative, not both",
+        ),
         (with("time_zone", json!("Mars/Olympus")), "time_zone: \"Mars/Olympus\" is no IANA"),
         (with("limit", json!(-1)), "limit: -1 is no whole number"),
         (with("limit", json!(10_000_000)), "limit: 10000000 is more than the limit"),

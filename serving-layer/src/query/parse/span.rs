@@ -3,6 +3,7 @@
 use super::Time;
 use super::fields::{Faults, Fields};
 use crate::query::buckets::{Buckets, Granularity, show_width};
+use crate::query::rolling::Reach;
 use crate::query::{range, zone};
 use chrono_tz::Tz;
 use serde_json::Value as Json;
@@ -99,6 +100,25 @@ fn on_grain(at: &str, time: Millis, zone: Tz, grain: Millis, faults: &mut Faults
             zone::show(zone, below + grain)
         );
         faults.unanswerable(at, message);
+    }
+}
+
+/// How far each bucket's window reaches, where the request wants more than the bucket itself, and where it says so.
+pub(super) fn reach(request: &Fields<'_>, faults: &mut Faults) -> Option<(String, Reach)> {
+    let cumulative = request.flag("cumulative", faults).then(|| (request.at("cumulative"), Reach::Span));
+    let Some((at, value)) = request.get("rolling") else { return cumulative };
+    if cumulative.is_some() {
+        faults.malformed(at, "give rolling or cumulative, not both");
+        return None;
+    }
+    let text =
+        value.as_str().ok_or_else(|| format!("{value} is no length of time: expected a text like 7 days"));
+    match text.and_then(range::length) {
+        Ok(shift) => Some((at, Reach::Back(shift))),
+        Err(message) => {
+            faults.malformed(at, message);
+            None
+        }
     }
 }
 
