@@ -157,9 +157,9 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
 async fn import(stack: &Stack, generator: Generator, wanted: u64) {
     let scratch = tempfile::tempdir().expect("a folder");
     let path = |stream: &str| scratch.path().join(format!("{stream}.csv"));
-    let [mut page_views, mut events] =
+    let mut files =
         ["page_views", "events"].map(|stream| std::fs::File::create(path(stream)).expect("a file"));
-    generator.write_csv(&mut page_views, &mut events, |written| written < wanted).expect("files");
+    generator.write_csv(&mut files, |written| written < wanted).expect("files");
     for stream in ["page_views", "events"] {
         let file = path(stream).display().to_string();
         let (code, said) =

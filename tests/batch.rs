@@ -321,11 +321,11 @@ async fn facts_hold_each_delivery_once(stack: &Stack, pool: &PgPool) {
 /// Imports Outbrain-shaped files with exactly these deliveries, twice.
 async fn history_is_imported(stack: &Stack, folder: &Path, deliveries: &[Delivery]) {
     let path = |stream: &str| folder.join(format!("{stream}.csv"));
-    let mut page_views = std::fs::File::create(path("page_views")).expect("a file");
-    let mut events = std::fs::File::create(path("events")).expect("a file");
+    let mut files =
+        ["page_views", "events"].map(|stream| std::fs::File::create(path(stream)).expect("a file"));
     let wanted = deliveries.len() as u64;
     let generator = Generator::new(options(6_000), 21);
-    let lines = generator.write_csv(&mut page_views, &mut events, |written| written < wanted).expect("files");
+    let lines = generator.write_csv(&mut files, |written| written < wanted).expect("files");
     for (stream, lines) in ["page_views", "events"].into_iter().zip(lines) {
         let of_stream = || deliveries.iter().filter(|delivery| delivery.stream == stream);
         let valid = of_stream().filter(|delivery| oracle::parse(stream, &delivery.value).is_some()).count();

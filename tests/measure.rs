@@ -86,7 +86,7 @@ async fn a_large_day_within_the_memory_given() {
     };
     let files = ["page_views", "events"].map(|stream| (stream, scratch.path().join(format!("{stream}.csv"))));
     let create = |at: usize| std::io::BufWriter::new(std::fs::File::create(&files[at].1).expect("a file"));
-    Generator::new(options, 9).write_csv(&mut create(0), &mut create(1), |_| true).expect("written");
+    Generator::new(options, 9).write_csv(&mut [create(0), create(1)], |_| true).expect("written");
     let started = Instant::now();
     for (stream, file) in &files {
         let file = file.display().to_string();

@@ -26,6 +26,9 @@ use std::sync::Arc;
 /// The shipped catalog, over Outbrain's `page_views` and `events`.
 pub const OUTBRAIN: &str = include_str!("../../infra/catalog/outbrain.toml");
 
+/// The other shipped catalog: page views of a web site, by URL.
+pub const SITE: &str = include_str!("../../infra/catalog/site.toml");
+
 /// The JSON Schema of a catalog's TOML, for editors; committed as `infra/catalog/catalog.schema.json`.
 pub fn json_schema() -> String {
     raw::json_schema()
@@ -62,8 +65,10 @@ pub struct Stream {
     pub name: String,
     /// The Kafka topic.
     pub topic: Arc<str>,
-    /// The declared fields, in the catalog's order.
+    /// The declared fields: those that a record carries, in the catalog's order, then those of the append time.
     pub fields: Vec<Field>,
+    /// How many of them a record carries.
+    pub recorded: usize,
     /// Derived dimensions, in the catalog's order; none refers to another.
     pub dimensions: Vec<Dimension>,
     /// Where the event time is.
@@ -178,6 +183,11 @@ impl Stream {
             Bounds::Relative { .. } => EventClockRule::Live,
             Bounds::Fixed(_) => EventClockRule::Replay { leap: self.lateness + 300_000 },
         }
+    }
+
+    /// The fields that a record carries: what is read from JSON and from files. The others are an append time each.
+    pub fn recorded(&self) -> &[Field] {
+        &self.fields[..self.recorded]
     }
 
     /// The index of a field.

@@ -271,7 +271,7 @@ pub fn decode(
     if bytes.len() > stream.max_record_bytes {
         return Err(Reject::TooLarge { size: bytes.len(), limit: stream.max_record_bytes });
     }
-    let values = json::read(&stream.fields, bytes)?;
+    let values = json::read(stream.recorded(), bytes)?;
     from_values(stream, tp, offset, append_time, values)
 }
 
@@ -286,15 +286,18 @@ fn text_problem(text: &str, limit: usize) -> Option<String> {
     nul.then(|| "the text contains U+0000, which the batch view can't store".to_owned())
 }
 
-/// Validates the values of one row (one per field, already of the fields' types): the part of decoding that an
-/// import shares with the log. `append_time` is `None` for rows that no broker stamped: only fixed bounds apply.
+/// Validates the values of one row (one per field that a record carries, already of the fields' types) and adds the
+/// append time where it is a field: the part of decoding that an import shares with the log. `append_time` is `None`
+/// for rows that no broker stamped: only fixed bounds apply.
 pub fn from_values(
     stream: &Stream,
     tp: &TopicPartition,
     offset: i64,
     append_time: impl Into<Option<Millis>>,
-    values: Vec<Value>,
+    mut values: Vec<Value>,
 ) -> Result<Event, Reject> {
+    let append_time = append_time.into();
+    values.resize(stream.fields.len(), append_time.map_or(Value::Null, Value::Int));
     for (field, value) in stream.fields.iter().zip(&values) {
         if let Value::Str(text) = value
             && let Some(problem) = text_problem(text, stream.max_text_bytes)
@@ -316,7 +319,7 @@ pub fn from_values(
             });
         }
     };
-    if let Some(bounds) = stream.bounds.refuse(time, append_time.into()) {
+    if let Some(bounds) = stream.bounds.refuse(time, append_time) {
         let bounds = format!("[{}, {})", time::show(bounds.start), time::show(bounds.end));
         return Err(Reject::OutOfBounds { event_time: time::show(time), bounds });
     }

@@ -28,6 +28,7 @@ pub(crate) fn stream() -> Arc<Stream> {
             field("share", FieldType::Float),
             field("paid", FieldType::Bool),
         ],
+        recorded: 5,
         dimensions: vec![],
         event_time: EventTimeField { field: 1, unit: TimeUnit::Millis, offset: 0 },
         identity: vec![0, 1],

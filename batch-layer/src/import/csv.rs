@@ -29,7 +29,8 @@ impl<R: BufRead> Rows<R> {
         // A header may be longer than a record.
         let mut lines =
             Lines { source, number: 0, limit: stream.max_record_bytes.max(1 << 20), line: Vec::new() };
-        let expected = stream.fields.iter().map(|field| field.name.as_str()).collect::<Vec<_>>().join(", ");
+        let expected =
+            stream.recorded().iter().map(|field| field.name.as_str()).collect::<Vec<_>>().join(", ");
         let length = lines.next_line()?.filter(|length| *length > 0);
         if length.is_none() {
             bail!("the file has no header: its first line must name the columns {expected}");
@@ -42,7 +43,7 @@ impl<R: BufRead> Rows<R> {
             cells.iter().map(|cell| String::from_utf8_lossy(&cell.bytes).trim().to_owned()).collect();
         let count = |field: &Field| names.iter().filter(|name| **name == field.name).count();
         let listed = |wanted: &dyn Fn(usize) -> bool| {
-            let chosen = stream.fields.iter().filter(|field| wanted(count(field)));
+            let chosen = stream.recorded().iter().filter(|field| wanted(count(field)));
             chosen.map(|field| field.name.as_str()).collect::<Vec<_>>().join(", ")
         };
         let (missing, twice) = (listed(&|count| count == 0), listed(&|count| count > 1));
@@ -54,7 +55,7 @@ impl<R: BufRead> Rows<R> {
             );
         }
         let column = |field: &Field| names.iter().position(|name| *name == field.name);
-        let column_of = stream.fields.iter().filter_map(column).collect();
+        let column_of = stream.recorded().iter().filter_map(column).collect();
         lines.limit = stream.max_record_bytes;
         Ok(Rows { stream, lines, column_of, columns: names.len(), cells })
     }
@@ -80,7 +81,7 @@ impl<R: BufRead> Rows<R> {
             let (found, expected) = (self.cells.len(), self.columns);
             return Err(Fault::Line(format!("{found} columns instead of {expected}")));
         }
-        let fields = self.stream.fields.iter().zip(&self.column_of);
+        let fields = self.stream.recorded().iter().zip(&self.column_of);
         fields.map(|(field, &column)| value(field, &self.cells[column])).collect()
     }
 }

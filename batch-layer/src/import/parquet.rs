@@ -21,7 +21,7 @@ pub(super) fn rows(
     let groups = row_groups(&mut reader).context(unreadable.clone())?;
     let schema = schema(&mut reader).context(unreadable.clone())?;
     check_columns(stream, &schema)?;
-    let (fields, path) = (stream.fields.clone(), path.to_owned());
+    let (fields, path) = (stream.recorded().to_vec(), path.to_owned());
     Ok(groups.into_iter().map(move |(start, length)| {
         let names = fields.iter().map(|field| field.name.clone()).collect();
         let group = || -> Result<DataFrame> {
@@ -65,7 +65,7 @@ fn check_columns(stream: &Stream, schema: &Schema) -> Result<()> {
             Some(format!("column {} has type {dtype}, the field is {}: cast it", field.name, field.ty.name()))
         }
     };
-    let faults: Vec<String> = stream.fields.iter().filter_map(fault).collect();
+    let faults: Vec<String> = stream.recorded().iter().filter_map(fault).collect();
     if !faults.is_empty() {
         bail!("the columns don't fit the stream: {}", faults.join("; "));
     }

@@ -5,7 +5,7 @@ use shared_model::secret::Secret;
 use shared_model::time::Millis;
 use std::path::PathBuf;
 
-/// Outbrain's events for Tidemark: prepared from files, replayed into Kafka, or generated.
+/// Events for Tidemark, Outbrain's and others: prepared from files, replayed into Kafka, or generated.
 #[derive(Debug, Parser)]
 #[command(name = "simulator", version, max_term_width = 110)]
 pub struct Args {
@@ -17,11 +17,12 @@ pub struct Args {
 /// The three things that it does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make deterministic Outbrain-shaped data, as CSV files or straight into Kafka
+    /// Make deterministic data, as CSV files or straight into Kafka
     ///
-    /// With --out it writes page_views.csv and events.csv in Outbrain's layout (\N for NULL) in delivery order;
-    /// with --kafka it sends the records to the topics page_views and events. The same options and seed give the
-    /// same records. Memory stays below 100 MB whatever the count.
+    /// Outbrain-shaped page views and clicks, or with --data site the page views of a web site. With --out it writes
+    /// page_views.csv and events.csv in Outbrain's layout, or site_views.csv (\N for NULL), in delivery order; with
+    /// --kafka it sends the records to the topics page_views and events, or site_views. The same options and seed give
+    /// the same records. Memory stays below 100 MB whatever the count.
     #[command(verbatim_doc_comment)]
     Generate(GenerateArgs),
     /// Turn CSV files of any size into sorted Parquet, partitioned by platform and event day
@@ -132,7 +133,10 @@ pub struct GenerateArgs {
     /// Seed: another seed, other data
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Write page_views.csv and events.csv into this folder
+    /// End at the present instead of beginning at --start: for live streams, such as the site's
+    #[arg(long, conflicts_with = "start")]
+    pub until_now: bool,
+    /// Write the streams' CSV files into this folder
     #[arg(long, required_unless_present = "kafka")]
     pub out: Option<PathBuf>,
     /// Where the records go, instead of files.

@@ -1,11 +1,12 @@
-//! Deterministic Outbrain-shaped data: page views and clicks in the order in which they are delivered, with chosen
-//! rates of repeats, disorder, lateness and malformed records.
+//! Deterministic data: Outbrain's page views and clicks, or the views of a web site, in the order in which they are
+//! delivered, with chosen rates of repeats, disorder, lateness and malformed records.
 //!
 //! Each event is a pure function of (options, seed, index); the generator holds only what is still to be
 //! delivered, at most about a million waiting entries (some 50 MB) whatever the count.
 
 mod render;
 mod shape;
+mod site;
 mod zipf;
 
 use clap::Args;
@@ -17,11 +18,14 @@ use std::io::{self, Write};
 use zipf::Draw;
 
 pub use render::Fault;
-pub use shape::{OUTBRAIN_OFFSET, Stream};
+pub use shape::{Data, OUTBRAIN_OFFSET, Stream};
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Options {
+    /// Whose data
+    #[arg(long, value_enum, default_value_t)]
+    pub data: Data,
     /// Distinct events; repeats, malformed records and records from the future come on top
     #[arg(long, default_value_t = 100_000)]
     pub records: u64,
@@ -34,7 +38,7 @@ pub struct Options {
     /// Users to draw from (Zipf)
     #[arg(long, default_value_t = 20_000)]
     pub users: u64,
-    /// Documents to draw from (Zipf)
+    /// Documents, or pages of the site, to draw from (Zipf)
     #[arg(long, default_value_t = 5_000)]
     pub documents: u64,
     /// Displays to draw from (Zipf)
@@ -88,6 +92,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            data: Data::Outbrain,
             records: 100_000,
             start: 1_465_876_800_000,
             span: 86_400_000,
@@ -128,7 +133,7 @@ pub enum Kind {
 /// One record on its way to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// The stream's name, which is its topic in the shipped catalog.
+    /// The stream's name, which is its topic in the shipped catalogs.
     pub stream: &'static str,
     /// Event time in ms since 1970; of a malformed record the time it would have had.
     pub event_time: Millis,
@@ -306,36 +311,32 @@ impl Generator {
         (record, kind)
     }
 
-    /// Writes all that is left as CSV of Outbrain's layout, one output for each stream, header first. Stops early,
-    /// at a whole line, when `go_on` says so. Returns the number of lines of each, without the headers.
-    pub fn write_csv(
+    /// Writes all that is left as CSV, one output for each of the data's streams, header first. Stops early, at a whole
+    /// line, when `go_on` says so of how many there are. Returns the number of lines of each, without the headers.
+    pub fn write_csv<W: Write>(
         mut self,
-        page_views: &mut dyn Write,
-        events: &mut dyn Write,
+        outputs: &mut [W],
         mut go_on: impl FnMut(u64) -> bool,
-    ) -> io::Result<[u64; 2]> {
-        page_views.write_all(render::header(Stream::PageViews).as_bytes())?;
-        events.write_all(render::header(Stream::Events).as_bytes())?;
-        let (mut line, mut lines) = (Vec::with_capacity(128), [0u64; 2]);
-        while go_on(lines[0] + lines[1])
+    ) -> io::Result<Vec<u64>> {
+        let streams = self.options.data.streams();
+        for (output, stream) in outputs.iter_mut().zip(streams) {
+            output.write_all(render::header(*stream).as_bytes())?;
+        }
+        let (mut line, mut lines) = (Vec::with_capacity(128), vec![0u64; streams.len()]);
+        while go_on(lines.iter().sum())
             && let Some((index, what)) = self.plan()
         {
             let (record, kind) = self.record(index, what);
             line.clear();
             render::csv(&record, fault_of(kind), &mut line);
-            match record.stream {
-                Stream::PageViews => {
-                    page_views.write_all(&line)?;
-                    lines[0] += 1;
-                }
-                Stream::Events => {
-                    events.write_all(&line)?;
-                    lines[1] += 1;
+            for (at, stream) in streams.iter().enumerate() {
+                if *stream == record.stream {
+                    outputs[at].write_all(&line)?;
+                    lines[at] += 1;
                 }
             }
         }
-        page_views.flush()?;
-        events.flush()?;
+        outputs.iter_mut().try_for_each(Write::flush)?;
         Ok(lines)
     }
 }

@@ -33,12 +33,18 @@ pub fn execute(args: Args, clock: fn() -> Millis, shutdown: &CancellationToken) 
 }
 
 fn generate(args: GenerateArgs, clock: fn() -> Millis, shutdown: &CancellationToken) -> anyhow::Result<()> {
-    let generator = Generator::new(args.options.clone(), args.seed);
+    let mut options = args.options.clone();
+    if args.until_now {
+        options.start = clock() - options.span;
+    }
+    let streams = options.data.streams();
+    let generator = Generator::new(options, args.seed);
     let progress = Progress::of_records("generating", Some(args.options.records));
     if let Some(folder) = &args.out {
-        return generate_files(generator, folder, &progress, shutdown);
+        return generate_files(generator, streams, folder, &progress, shutdown);
     }
-    let sender = connect(&args.kafka, &Stream::ALL.map(Stream::name), clock, shutdown)?;
+    let topics: Vec<&str> = streams.iter().map(|stream| stream.name()).collect();
+    let sender = connect(&args.kafka, &topics, clock, shutdown)?;
     let mut pacer = Pacer::new(args.pace, shutdown);
     for delivery in generator {
         if !pacer.wait(delivery.moment, &sender) {
@@ -52,9 +58,10 @@ fn generate(args: GenerateArgs, clock: fn() -> Millis, shutdown: &CancellationTo
     finish(&sender, &progress, shutdown)
 }
 
-/// Writes the files; they get their names when both are whole.
+/// Writes the files; they get their names when all are whole.
 fn generate_files(
     generator: Generator,
+    streams: &[Stream],
     folder: &Path,
     progress: &Progress,
     shutdown: &CancellationToken,
@@ -66,9 +73,9 @@ fn generate_files(
         let file = tempfile::Builder::new().prefix(".generating-").permissions(readable).tempfile_in(folder);
         anyhow::Ok(BufWriter::with_capacity(1 << 20, file.with_context(in_folder)?))
     };
-    let (mut views, mut clicks) = (create()?, create()?);
+    let mut files: Vec<_> = streams.iter().map(|_| create()).collect::<anyhow::Result<_>>()?;
     let lines = generator
-        .write_csv(&mut views, &mut clicks, |done| {
+        .write_csv(&mut files, |done| {
             if done % 1_024 == 0 {
                 progress.advance(done - progress.done());
             }
@@ -76,11 +83,11 @@ fn generate_files(
         })
         .with_context(in_folder)?;
     ensure!(!shutdown.is_cancelled(), "stopped before the end; nothing was written");
-    for (file, stream) in [(views, Stream::PageViews), (clicks, Stream::Events)] {
-        let file = file.into_inner().with_context(in_folder)?;
-        file.persist(folder.join(format!("{}.csv", stream.name()))).with_context(in_folder)?;
+    for ((file, stream), lines) in files.into_iter().zip(streams).zip(lines) {
+        let (file, name) = (file.into_inner().with_context(in_folder)?, stream.name());
+        file.persist(folder.join(format!("{name}.csv"))).with_context(in_folder)?;
+        tracing::info!(stream = name, lines, folder = %folder.display(), "generated");
     }
-    tracing::info!(page_views = lines[0], events = lines[1], folder = %folder.display(), "generated");
     Ok(())
 }
 

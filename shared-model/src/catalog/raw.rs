@@ -56,7 +56,8 @@ pub struct RawStream {
     pub event_time: Option<RawEventTime>,
     /// The fields that make two deliveries the same event, the event time among them; none: each delivery is one.
     pub identity: Option<Vec<String>>,
-    /// The fields by name: "string", "int", "float", "bool" or "decimal(2)".
+    /// The fields by name: "string", "int", "float", "bool", "decimal(2)"; or "append_time": an int that isn't in the
+    /// record but is when the broker appended it, ms since 1970 (NULL for rows that were imported).
     #[schemars(required)]
     pub fields: Option<BTreeMap<String, String>>,
     /// Dimensions by name: SQL expressions over the fields.

@@ -38,6 +38,9 @@ pub(super) fn validate<'a>(
     known
 }
 
+/// The type of a field that isn't the record's own: when the broker appended it, ms since 1970.
+const APPEND_TIME: &str = "append_time";
+
 struct Reading<'a, 'c, 'd> {
     name: &'a str,
     raw: &'a RawStream,
@@ -51,10 +54,10 @@ impl Reading<'_, '_, '_> {
             self.check.fault(&["streams", name], bad_name(name));
         }
         let topic = self.topic();
-        let fields = self.fields();
-        let event_time = self.event_time(&fields);
-        let identity = self.identity(&fields, event_time.as_ref());
-        let message_key = self.message_key(&fields, &identity);
+        let (fields, recorded) = self.fields();
+        let event_time = self.event_time(&fields, recorded);
+        let identity = self.identity(&fields, recorded, event_time.as_ref());
+        let message_key = self.message_key(&fields, recorded, &identity);
         let dimensions = self.dimensions(&fields);
         let bounds = self.bounds();
         let lateness = self.path(&["lateness"], |path, check| {
@@ -69,6 +72,7 @@ impl Reading<'_, '_, '_> {
             name: name.to_owned(),
             topic: topic?.into(),
             fields,
+            recorded,
             dimensions,
             event_time: event_time?,
             identity,
@@ -123,11 +127,12 @@ impl Reading<'_, '_, '_> {
         Some(topic.clone())
     }
 
-    fn fields(&mut self) -> Vec<Field> {
+    /// The fields, and how many of them a record carries; the others come last.
+    fn fields(&mut self) -> (Vec<Field>, usize) {
         let Some(raw) = self.required("fields", &self.raw.fields, "fields = { name = \"string\" }") else {
-            return Vec::new();
+            return (Vec::new(), 0);
         };
-        let mut fields: Vec<Field> = Vec::new();
+        let (mut fields, mut appended) = (Vec::<Field>::new(), Vec::new());
         let document = self.check.document();
         for name in document.order(&["streams", self.name, "fields"]) {
             let Some(text) = raw.get(&name) else { continue };
@@ -136,28 +141,38 @@ impl Reading<'_, '_, '_> {
                     format!("a field's name is a letter, then letters, digits or '_', {NAME_LENGTH} at most");
                 self.fault(&["fields", &name], message);
             }
-            if let Some(other) = fields.iter().find(|other| other.name.eq_ignore_ascii_case(&name)) {
+            let mut others = fields.iter().chain(&appended);
+            if let Some(other) = others.find(|other| other.name.eq_ignore_ascii_case(&name)) {
                 let message = format!("differs from field {:?} by capitals only", other.name);
                 self.fault(&["fields", &name], message);
             }
             match field_type(text) {
+                _ if text == APPEND_TIME => appended.push(Field { name, ty: FieldType::Int }),
                 Some(ty) => fields.push(Field { name, ty }),
                 None => self.path(&["fields", &name], |path, check| {
-                    let known = ["string", "int", "float", "bool", "decimal(2)"];
+                    let known = ["string", "int", "float", "bool", "decimal(2)", APPEND_TIME];
                     let message = format!(
-                        "unknown type {text:?}; types are string, int, float, bool and decimal(n) with n up to 18"
+                        "unknown type {text:?}; types are string, int, float, bool, decimal(n) with n up to 18, and \
+                         {APPEND_TIME}"
                     );
                     let suggestion = super::fault::nearest(text, known);
                     check.refuse(path, message, suggestion);
                 }),
             }
         }
-        fields
+        let recorded = fields.len();
+        fields.append(&mut appended);
+        (fields, recorded)
     }
 
-    /// The index of a field that is named at a key.
-    fn field(&mut self, fields: &[Field], named: &str, at: &[&str]) -> Option<usize> {
+    /// The index of a field that is named at a key, which copies of an event must have in common.
+    fn field(&mut self, fields: &[Field], recorded: usize, named: &str, at: &[&str]) -> Option<usize> {
         let found = fields.iter().position(|field| field.name == named);
+        if found.is_some_and(|found| found >= recorded) {
+            let message = format!("field {named:?} is an append time, in which copies of an event differ");
+            self.fault(at, message);
+            return None;
+        }
         let refused = self.path(&["fields", named], |path, check| check.is_refused(path));
         if found.is_none() && !refused {
             let message = format!("unknown field {named:?} of stream {}", self.name);
@@ -167,7 +182,7 @@ impl Reading<'_, '_, '_> {
         found
     }
 
-    fn event_time(&mut self, fields: &[Field]) -> Option<EventTimeField> {
+    fn event_time(&mut self, fields: &[Field], recorded: usize) -> Option<EventTimeField> {
         let raw = self.required("event_time", &self.raw.event_time, "event_time = { field = \"...\" }")?;
         let named = match &raw.field {
             Some(named) => named,
@@ -176,7 +191,7 @@ impl Reading<'_, '_, '_> {
                 return None;
             }
         };
-        let field = self.field(fields, named, &["event_time", "field"])?;
+        let field = self.field(fields, recorded, named, &["event_time", "field"])?;
         if fields[field].ty != FieldType::Int {
             let message = format!("field {named:?} is {}; an event time is an int", fields[field].ty.name());
             self.fault(&["event_time", "field"], message);
@@ -189,11 +204,16 @@ impl Reading<'_, '_, '_> {
         Some(EventTimeField { field, unit, offset: raw.offset.unwrap_or(0) })
     }
 
-    fn identity(&mut self, fields: &[Field], event_time: Option<&EventTimeField>) -> Vec<usize> {
+    fn identity(
+        &mut self,
+        fields: &[Field],
+        recorded: usize,
+        event_time: Option<&EventTimeField>,
+    ) -> Vec<usize> {
         let mut identity = Vec::new();
         let named = self.raw.identity.as_deref().unwrap_or_default();
         for name in named {
-            let Some(field) = self.field(fields, name, &["identity"]) else { continue };
+            let Some(field) = self.field(fields, recorded, name, &["identity"]) else { continue };
             if identity.contains(&field) {
                 self.fault(&["identity"], format!("names field {name:?} twice"));
             }
@@ -213,9 +233,9 @@ impl Reading<'_, '_, '_> {
         identity
     }
 
-    fn message_key(&mut self, fields: &[Field], identity: &[usize]) -> Option<usize> {
+    fn message_key(&mut self, fields: &[Field], recorded: usize, identity: &[usize]) -> Option<usize> {
         let named = self.raw.message_key.as_deref()?;
-        let field = self.field(fields, named, &["message_key"])?;
+        let field = self.field(fields, recorded, named, &["message_key"])?;
         let whole = self.raw.identity.as_ref().is_some_and(|named| named.len() == identity.len());
         if whole && !identity.is_empty() && !identity.contains(&field) {
             let message =

@@ -1,6 +1,8 @@
 //! Tests of whole catalogs: the shipped one, every fault with its place, versions, hostile input.
 
 use super::*;
+use crate::event::{self, Value};
+use crate::offsets::TopicPartition;
 use proptest::prelude::*;
 
 #[test]
@@ -57,7 +59,7 @@ event_time = { field = "timestamp" }
 identity = ["uuid", "timestamp"]
 message_key = "uuid"
 bounds = { past = "30d", future = "5m" }
-fields = { uuid = "string", timestamp = "int", geo = "string", price = "decimal(2)", score = "float", platform = "int" }
+fields = { uuid = "string", timestamp = "int", geo = "string", price = "decimal(2)", score = "float", platform = "int", arrived = "append_time" }
 [streams.views.dimensions]
 country = "split_part(geo, '>', 1)"
 [streams.clicks]
@@ -191,8 +193,20 @@ fn every_fault_has_its_line_and_a_remedy() {
             "platform = \"int\"",
             "platform = \"integer\"",
             &[
-                "9: streams.views.fields.platform: unknown type \"integer\"; types are string, int, float, bool and decimal(n) with n up to 18",
+                "9: streams.views.fields.platform: unknown type \"integer\"; types are string, int, float, bool, decimal(n) with n up to 18, and append_time",
             ],
+        ),
+        (
+            "identity = [\"uuid\", \"timestamp\"]",
+            "identity = [\"uuid\", \"timestamp\", \"arrived\"]",
+            &[
+                "6: streams.views.identity: field \"arrived\" is an append time, in which copies of an event differ",
+            ],
+        ),
+        (
+            "platform = \"int\"",
+            "platform = \"append_time\", Platform = \"int\"",
+            &["9: streams.views.fields.Platform: differs from field \"platform\" by capitals only"],
         ),
         (
             "platform = \"int\"",
@@ -470,6 +484,20 @@ fn the_versions_of_the_shipped_catalog_are_pinned() {
         "user_view_cnt 0f963f3bc728402e",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn an_append_time_is_the_brokers_whatever_the_record_says() {
+    let catalog = Catalog::from_toml(SMALL).unwrap_or_else(|faults| panic!("{faults}"));
+    let views = catalog.stream("views").expect("a stream");
+    let (tp, append) = (TopicPartition::new("views", 0), 1_700_000_000_000);
+    let record = format!(r#"{{"uuid":"u","timestamp":{append},"arrived":"never"}}"#);
+    let event = event::decode(views, &tp, 0, append, Some(record.as_bytes())).expect("a valid record");
+    assert_eq!(event.values.last(), Some(&Value::Int(append)));
+    let mut values = event.values;
+    values.truncate(views.recorded);
+    let imported = event::from_values(views, &tp, 0, None, values).expect("a valid row");
+    assert_eq!(imported.values.last(), Some(&Value::Null));
 }
 
 #[test]

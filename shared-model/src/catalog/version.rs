@@ -27,8 +27,9 @@ pub(super) fn of_metric(metric: &Metric, streams: &[Arc<Stream>]) -> MetricVersi
 }
 
 fn stream_text(stream: &Stream) -> String {
-    let mut fields: Vec<String> =
-        stream.fields.iter().map(|field| format!("{} {}", field.name, field.ty.name())).collect();
+    let recorded = stream.recorded().iter().map(|field| format!("{} {}", field.name, field.ty.name()));
+    let appended = stream.fields[stream.recorded..].iter().map(|field| format!("{} append_time", field.name));
+    let mut fields: Vec<String> = recorded.chain(appended).collect();
     fields.sort();
     let mut identity: Vec<&str> = stream.identity.iter().map(|&at| stream.fields[at].name.as_str()).collect();
     identity.sort_unstable();

@@ -3,6 +3,8 @@
 //! Every fault makes the line one that must be refused, in both forms, under a stream with fixed time bounds.
 
 use super::shape::{OUTBRAIN_OFFSET, Record, Stream};
+use super::site;
+use std::borrow::Cow;
 use std::io::Write;
 
 /// What is wrong with a malformed record.
@@ -20,10 +22,10 @@ pub enum Fault {
     TextTime,
     /// The time is NULL.
     NoTime,
-    /// The document is a fraction.
-    FractionDocument,
-    /// The document is 2^63.
-    OverflowDocument,
+    /// The document (of a site's view: the load time) is a fraction.
+    Fraction,
+    /// It is 2^63.
+    Overflow,
     /// The time is 1970-01-01.
     Year1970,
     /// The time is 2100-01-01.
@@ -39,8 +41,8 @@ impl Fault {
         Fault::Empty,
         Fault::TextTime,
         Fault::NoTime,
-        Fault::FractionDocument,
-        Fault::OverflowDocument,
+        Fault::Fraction,
+        Fault::Overflow,
         Fault::Year1970,
         Fault::Year2100,
     ];
@@ -49,28 +51,36 @@ impl Fault {
 enum Cell<'a> {
     Null,
     Int(i64),
-    Text(&'a [u8]),
+    Text(Cow<'a, [u8]>),
     /// A number's text as it stands.
     Number(&'static str),
 }
 
 fn cell<'a>(record: &'a Record, column: &str, fault: Option<Fault>) -> Cell<'a> {
     let optional = |value: Option<i64>| value.map_or(Cell::Null, Cell::Int);
+    let text = |text: &'a str| Cell::Text(Cow::Borrowed(text.as_bytes()));
+    let made = |text: String| Cell::Text(Cow::Owned(text.into_bytes()));
+    let zero = if column == "at" { 0 } else { OUTBRAIN_OFFSET };
     match (column, fault) {
-        ("timestamp", Some(Fault::TextTime)) => Cell::Text(b"yesterday"),
-        ("timestamp", Some(Fault::NoTime)) => Cell::Null,
-        ("timestamp", Some(Fault::Year1970)) => Cell::Int(-OUTBRAIN_OFFSET),
-        ("timestamp", Some(Fault::Year2100)) => Cell::Int(4_102_444_800_000 - OUTBRAIN_OFFSET),
-        ("document_id", Some(Fault::FractionDocument)) => Cell::Number("12.5"),
-        ("document_id", Some(Fault::OverflowDocument)) => Cell::Number("9223372036854775808"),
-        ("geo_location", Some(Fault::NotUtf8)) => Cell::Text(b"U\xff>CA"),
-        ("uuid", _) => Cell::Text(record.uuid.as_bytes()),
+        ("timestamp" | "at", Some(Fault::TextTime)) => text("yesterday"),
+        ("timestamp" | "at", Some(Fault::NoTime)) => Cell::Null,
+        ("timestamp" | "at", Some(Fault::Year1970)) => Cell::Int(-zero),
+        ("timestamp" | "at", Some(Fault::Year2100)) => Cell::Int(4_102_444_800_000 - zero),
+        ("document_id" | "load_ms", Some(Fault::Fraction)) => Cell::Number("12.5"),
+        ("document_id" | "load_ms", Some(Fault::Overflow)) => Cell::Number("9223372036854775808"),
+        ("geo_location", Some(Fault::NotUtf8)) => Cell::Text(Cow::Borrowed(b"U\xff>CA")),
+        ("uuid" | "visitor", _) => text(&record.uuid),
         ("document_id", _) => Cell::Int(record.document),
         ("display_id", _) => Cell::Int(record.display),
-        ("timestamp", _) => Cell::Int(record.time - OUTBRAIN_OFFSET),
+        ("timestamp" | "at", _) => Cell::Int(record.time - zero),
         ("platform", _) => optional(record.platform),
         ("traffic_source", _) => optional(record.traffic),
-        _ => record.geo.as_deref().map_or(Cell::Null, |geo| Cell::Text(geo.as_bytes())),
+        ("view_id", _) => made(format!("{:016x}", record.view)),
+        ("url", _) => made(site::url(record.document, record.view)),
+        ("referrer", _) => site::referrer(record.traffic, record.view).map_or(Cell::Null, text),
+        ("status", _) => Cell::Int(site::status(record.view)),
+        ("load_ms", _) => Cell::Int(site::load_ms(record.view)),
+        _ => record.geo.as_deref().map_or(Cell::Null, text),
     }
 }
 
@@ -101,7 +111,7 @@ pub(crate) fn json(record: &Record, fault: Option<Fault>) -> Vec<u8> {
             // None of our texts needs an escape.
             Cell::Text(text) => {
                 out.push(b'"');
-                out.extend_from_slice(text);
+                out.extend_from_slice(&text);
                 out.push(b'"');
             }
         }
@@ -113,7 +123,7 @@ pub(crate) fn json(record: &Record, fault: Option<Fault>) -> Vec<u8> {
     out
 }
 
-/// The record as a CSV line of Outbrain's layout, with its line end.
+/// The record as a CSV line of its stream's columns, with its line end.
 pub(crate) fn csv(record: &Record, fault: Option<Fault>, out: &mut Vec<u8>) {
     if fault != Some(Fault::Empty) {
         let columns = record.stream.columns();
@@ -126,7 +136,7 @@ pub(crate) fn csv(record: &Record, fault: Option<Fault>, out: &mut Vec<u8>) {
                 Cell::Null => out.extend_from_slice(b"\\N"),
                 Cell::Int(int) => number(out, int),
                 Cell::Number(text) => out.extend_from_slice(text.as_bytes()),
-                Cell::Text(text) => out.extend_from_slice(text),
+                Cell::Text(text) => out.extend_from_slice(&text),
             }
         }
         if fault == Some(Fault::WrongForm) {

@@ -1,10 +1,11 @@
-//! What Outbrain's data looks like: the daily rhythm, geo codes, user ids, and one page view or click as a pure
-//! function of (options, seed, index).
+//! What the data looks like: the daily rhythm, geo codes, user ids, and one page view or click as a pure function of
+//! (options, seed, index).
 //!
 //! Event times never go back as the index grows, so the index order is the order of event time.
 
 use super::Options;
 use super::zipf::{Draw, Zipf, mix};
+use clap::ValueEnum;
 use shared_model::time::Millis;
 
 /// Outbrain's clock starts here: its `timestamp` is event time minus this.
@@ -18,34 +19,65 @@ const RHYTHM: [f64; 24] = [
     1.3, 1.2, 1.1,
 ];
 
-/// The two streams that are generated, named as in the shipped catalog.
+/// Whose data is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Data {
+    /// Outbrain's page views and clicks (catalog outbrain.toml).
+    #[default]
+    Outbrain,
+    /// Page views of a web site, by URL (catalog site.toml).
+    Site,
+}
+
+impl Data {
+    /// Its streams.
+    pub fn streams(self) -> &'static [Stream] {
+        match self {
+            Data::Outbrain => &[Stream::PageViews, Stream::Events],
+            Data::Site => &[Stream::SiteViews],
+        }
+    }
+}
+
+/// The streams that are generated, named as in the shipped catalogs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stream {
     /// Page views.
     PageViews,
     /// Clicks.
     Events,
+    /// Page views of a web site.
+    SiteViews,
 }
 
 impl Stream {
-    /// Both.
-    pub const ALL: [Stream; 2] = [Stream::PageViews, Stream::Events];
-
-    /// The stream's name in the shipped catalog, and its topic.
+    /// The stream's name in its catalog, and its topic.
     pub fn name(self) -> &'static str {
         match self {
             Stream::PageViews => "page_views",
             Stream::Events => "events",
+            Stream::SiteViews => "site_views",
         }
     }
 
-    /// The columns of Outbrain's CSV, in its order.
+    /// The columns of its CSV, in order: Outbrain's for its streams.
     pub fn columns(self) -> &'static [&'static str] {
         match self {
             Stream::PageViews => {
                 &["uuid", "document_id", "timestamp", "platform", "geo_location", "traffic_source"]
             }
             Stream::Events => &["display_id", "uuid", "document_id", "timestamp", "platform", "geo_location"],
+            Stream::SiteViews => &[
+                "view_id",
+                "at",
+                "visitor",
+                "url",
+                "referrer",
+                "geo_location",
+                "platform",
+                "status",
+                "load_ms",
+            ],
         }
     }
 }
@@ -61,6 +93,8 @@ pub(crate) struct Record {
     pub(crate) platform: Option<i64>,
     pub(crate) geo: Option<String>,
     pub(crate) traffic: Option<i64>,
+    /// Random bits of a view of the site's: its id, and what else is its own.
+    pub(crate) view: u64,
     /// Whether NULLs are left out of the JSON instead of being written.
     pub(crate) omit_nulls: bool,
 }
@@ -69,6 +103,7 @@ pub(crate) struct Record {
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     seed: u64,
+    data: Data,
     records: u64,
     start: Millis,
     /// The cumulated weight at the end of each (partial) hour of the span.
@@ -88,6 +123,7 @@ pub(crate) struct Shape {
 const RECORD: u64 = 1;
 const SESSION: u64 = 2;
 const MOMENT: u64 = 3;
+const VIEW: u64 = 6;
 
 /// How many turns of a lane are shared out among one or two sessions.
 const LANE_BLOCK: u64 = 8;
@@ -100,6 +136,7 @@ impl Shape {
         let per_milli = options.records as f64 / span as f64;
         Shape {
             seed,
+            data: options.data,
             records: options.records.max(1),
             start: options.start,
             hours: hours(options.start, span),
@@ -147,7 +184,11 @@ impl Shape {
         let traffic = 1 + [0, 0, 0, 1, 1, 2][session.below(6) as usize];
 
         let mut draw = Draw::new(self.seed, index, RECORD);
-        let stream = if draw.chance(self.click_share) { Stream::Events } else { Stream::PageViews };
+        let stream = match (draw.chance(self.click_share), self.data) {
+            (_, Data::Site) => Stream::SiteViews,
+            (true, Data::Outbrain) => Stream::Events,
+            (false, Data::Outbrain) => Stream::PageViews,
+        };
         let document = self.documents.rank(&mut draw) as i64;
         let display = if stream == Stream::Events { self.displays.rank(&mut draw) as i64 } else { 0 };
         let null = [draw.chance(self.nulls), draw.chance(self.nulls), draw.chance(self.nulls)];
@@ -160,6 +201,7 @@ impl Shape {
             platform: (!null[0]).then_some(platform as i64),
             geo: (!null[1]).then(|| geo(geo_rank)),
             traffic: (!null[2]).then_some(traffic),
+            view: Draw::new(self.seed, index, VIEW).bits(),
             omit_nulls: draw.chance(0.5),
         }
     }

@@ -1,9 +1,10 @@
 //! The generator's promises: the same bytes for a seed, rates as asked, order as asked.
 
 use super::*;
-use shared_model::event;
+use shared_model::catalog::{Catalog, SITE};
+use shared_model::event::{self, Value};
 use shared_model::offsets::TopicPartition;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 fn rich(records: u64) -> Options {
     Options {
@@ -110,12 +111,59 @@ fn malformed_records_are_refused_in_every_form_and_csv_has_the_same_lines() {
             _ => assert_eq!(decoded.map(|event| event.time), Ok(delivery.event_time), "{delivery:?}"),
         }
     }
-    let (mut views, mut clicks) = (Vec::new(), Vec::new());
-    let lines = Generator::new(options, 5).write_csv(&mut views, &mut clicks, |_| true).expect("written");
-    assert_eq!(lines[0] + lines[1], deliveries.len() as u64);
+    let mut files = [Vec::new(), Vec::new()];
+    let lines = Generator::new(options, 5).write_csv(&mut files, |_| true).expect("written");
+    assert_eq!(lines.iter().sum::<u64>(), deliveries.len() as u64);
+    let [views, clicks] = files;
     assert!(views.starts_with(b"uuid,document_id,timestamp,platform,geo_location,traffic_source\n"));
     assert!(clicks.starts_with(b"display_id,uuid,document_id,timestamp,platform,geo_location\n"));
     assert!(views.windows(3).any(|part| part == b",\\N"));
+}
+
+#[test]
+fn a_sites_views_are_what_its_catalog_says_and_malformed_ones_are_refused() {
+    let options = Options { data: Data::Site, malformed: 0.1, nulls: 0.1, ..rich(5_000) };
+    let catalog = Catalog::from_toml(SITE).unwrap_or_else(|faults| panic!("{faults}"));
+    let stream = catalog.stream("site_views").expect("its stream");
+    let tp = TopicPartition { topic: stream.topic.clone(), partition: 0 };
+    let carried: Vec<&str> = stream.recorded().iter().map(|field| field.name.as_str()).collect();
+    assert_eq!(carried, Stream::SiteViews.columns());
+    let dimension = |name: &str| {
+        let found = stream.dimensions.iter().find(|dimension| dimension.name == name);
+        &found.expect("a dimension").expression
+    };
+    let mut seen: HashMap<String, HashSet<String>> = HashMap::new();
+    let deliveries: Vec<Delivery> = Generator::new(options.clone(), 5).collect();
+    for (at, delivery) in deliveries.iter().enumerate() {
+        let append = delivery.event_time + 1_234;
+        let decoded = event::decode(stream, &tp, at as i64, append, Some(&delivery.value));
+        if let Kind::Malformed(_) = delivery.kind {
+            assert!(decoded.is_err(), "{delivery:?}");
+            continue;
+        }
+        let event = decoded.unwrap_or_else(|reject| panic!("{reject}: {delivery:?}"));
+        assert_eq!(event.time, delivery.event_time);
+        assert_eq!(event.values.last(), Some(&Value::Int(append)), "the append time is a field");
+        for name in ["service", "source"] {
+            let value = dimension(name).evaluate(&event.values);
+            seen.entry(name.to_owned()).or_default().insert(value.to_string());
+        }
+    }
+    let all = |name: &str| {
+        seen[name]
+            .iter()
+            .map(String::as_str)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(all("service"), "api blog catalogue checkout home other search");
+    assert_eq!(all("source"), "direct internal referral search social");
+    let mut files = [Vec::new()];
+    let lines = Generator::new(options, 5).write_csv(&mut files, |_| true).expect("written");
+    assert_eq!(lines, [deliveries.len() as u64]);
+    assert!(files[0].starts_with(b"view_id,at,visitor,url,referrer,geo_location,platform,status,load_ms\n"));
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Place {
 impl LineReader {
     /// A reader for a file with this header line.
     pub fn new(stream: &Arc<Stream>, header: Option<&[u8]>) -> Result<LineReader, HeaderError> {
-        let declared = stream.fields.iter().map(|field| field.name.as_str()).collect::<Vec<_>>();
+        let declared = stream.recorded().iter().map(|field| field.name.as_str()).collect::<Vec<_>>();
         let expected = declared.join(", ");
         let header = header.map(|line| line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line));
         let Some(header) = header.filter(|line| !line.is_empty()) else {
@@ -163,7 +163,7 @@ impl LineReader {
         }
         let text = if base == Base::Line { line } else { self.unescaped.as_slice() };
         let (mut raw_time, mut platform) = (None, (0, 0));
-        for (at, field) in self.stream.fields.iter().enumerate() {
+        for (at, field) in self.stream.recorded().iter().enumerate() {
             let span = self.spans[self.column_of[at]];
             let bytes = &text[span.start..span.end];
             let cell =

@@ -28,7 +28,7 @@ const FILE_BYTES: usize = 1 << 30;
 
 /// The columns of a stream's prepared files.
 pub fn schema(stream: &Stream) -> Schema {
-    let fields = stream.fields.iter().map(|field| {
+    let fields = stream.recorded().iter().map(|field| {
         let (ty, scale) = match field.ty {
             FieldType::String => (DataType::Utf8, None),
             FieldType::Int => (DataType::Int64, None),
@@ -71,7 +71,7 @@ impl<'a> PartitionWriter<'a> {
         group_bytes: usize,
     ) -> anyhow::Result<PartitionWriter<'a>> {
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let columns = stream.fields.iter().map(|field| Column::new(field.ty)).collect();
+        let columns = stream.recorded().iter().map(|field| Column::new(field.ty)).collect();
         let schema = Arc::new(schema(stream));
         let (batch_rows, batch_bytes, files, rows) = (0, 0, 0, 0);
         Ok(PartitionWriter {
@@ -93,7 +93,7 @@ impl<'a> PartitionWriter<'a> {
         self.batch_bytes += row.len();
         self.batch_rows += 1;
         self.rows += 1;
-        for (field, column) in self.stream.fields.iter().zip(&mut self.columns) {
+        for (field, column) in self.stream.recorded().iter().zip(&mut self.columns) {
             column.push(row::take(&mut row, field.ty).context("a spilled row was damaged on disk")?);
         }
         if self.batch_rows >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {

@@ -109,7 +109,7 @@ fn project<T>(
     builder: ArrowReaderBuilder<T>,
     stream: &Stream,
 ) -> anyhow::Result<(ArrowReaderBuilder<T>, Vec<usize>)> {
-    let places = stream.fields.iter().map(|field| place(builder.schema(), field));
+    let places = stream.recorded().iter().map(|field| place(builder.schema(), field));
     let places: Vec<usize> = places.collect::<anyhow::Result<_>>()?;
     // Batches keep the file's order.
     let before = |place: &usize| places.iter().filter(|other| *other < place).count();

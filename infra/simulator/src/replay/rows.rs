@@ -46,7 +46,7 @@ impl Rows {
     pub fn open(file: &SourceFile, filter: &Filter) -> anyhow::Result<Option<Rows>> {
         let (stream, batches) = (file.stream.clone(), batches::open(file)?);
         let names =
-            stream.fields.iter().map(|field| format!("{}:", serde_json::json!(field.name)).into_bytes());
+            stream.recorded().iter().map(|field| format!("{}:", serde_json::json!(field.name)).into_bytes());
         let mut rows = Rows {
             batch: RecordBatch::new_empty(Arc::new(Schema::empty())),
             names: names.collect(),
