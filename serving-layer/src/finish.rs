@@ -6,7 +6,8 @@
 
 use crate::merge::{Budget, Fold, FoldError, Merged, Slot};
 use crate::query::buckets::MAX_STARTS;
-use crate::query::{OrderBy, Query};
+use crate::query::computed::{Computed, Of, share};
+use crate::query::{LimitBy, OrderBy, Query};
 use crate::rolled;
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::event::Value;
@@ -60,12 +61,16 @@ pub fn finish(query: &Query, folds: Vec<Fold<'_>>, budget: &Budget) -> Result<Ro
     if query.fill {
         fill(query, &mut rows, budget)?;
     }
+    shares(query, &mut rows);
     if let Some(having) = &query.having {
         rows.retain(|row| having.holds(&mut |test| test.admits(row)) == Some(true));
     }
     if !query.order.is_empty() {
         // Stable: ties keep the order by bucket, key and rank.
         rows.sort_by(|a, b| in_order(query, a, b));
+    }
+    if let Some(limit_by) = &query.limit_by {
+        first_of_each(limit_by, &mut rows);
     }
     let total = rows.len();
     let rows = rows.into_iter().skip(query.offset).take(query.limit).collect();
@@ -87,10 +92,52 @@ fn rows(query: &Query, merged: Vec<Merged>, k: usize) -> Vec<Row> {
     rows
 }
 
-/// Adds what is computed of a row's values.
+/// Adds what is computed of a row's values; a share has its place, and its value once all rows are there.
 fn compute(query: &Query, values: &mut Vec<Finished>) {
-    let computed: Vec<Finished> = query.computed.iter().map(|computed| computed.of(values)).collect();
+    let of = |computed: &Computed| match &computed.of {
+        Of::Row(formula) => formula.value(values),
+        Of::Share(_) => Finished::Null(()),
+    };
+    let computed: Vec<Finished> = query.computed.iter().map(of).collect();
     values.extend(computed);
+}
+
+/// Puts each row's share of its bucket in its place, of both periods.
+fn shares(query: &Query, rows: &mut [Row]) {
+    for (place, computed) in (query.columns.len()..).zip(&query.computed) {
+        let Of::Share(column) = computed.of else { continue };
+        let periods: [fn(&mut Row) -> &mut Vec<Finished>; 2] =
+            [|row| &mut row.values, |row| &mut row.previous];
+        for values in periods {
+            let mut sums: BTreeMap<Millis, f64> = BTreeMap::new();
+            for row in &mut *rows {
+                let bucket = row.bucket;
+                match values(row).get(column) {
+                    Some(Finished::Int(value)) => *sums.entry(bucket).or_default() += *value as f64,
+                    Some(Finished::Float(value)) => *sums.entry(bucket).or_default() += value,
+                    _ => {}
+                }
+            }
+            for row in &mut *rows {
+                let sum = sums.get(&row.bucket).copied();
+                let values = values(row);
+                if let Some(value) = values.get(column) {
+                    values[place] = share(value, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the first rows, in the order in which they are, of those that are equal in some columns.
+fn first_of_each(limit_by: &LimitBy, rows: &mut Vec<Row>) {
+    let mut kept: BTreeMap<(Option<Millis>, Vec<Value>), usize> = BTreeMap::new();
+    rows.retain(|row| {
+        let key = limit_by.keys.iter().map(|place| row.key[*place].clone()).collect();
+        let kept = kept.entry((limit_by.bucket.then_some(row.bucket), key)).or_default();
+        *kept += 1;
+        *kept <= limit_by.limit
+    });
 }
 
 /// Sets beside each row the values that its bucket, key and item had in the other period. A row that only that period

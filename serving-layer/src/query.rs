@@ -63,6 +63,8 @@ pub struct Query {
     pub having: Option<Condition<Having>>,
     /// What to sort by first; ties fall to bucket, key, rank.
     pub order: Vec<Order>,
+    /// How many rows are kept of those that are equal in some columns.
+    pub limit_by: Option<LimitBy>,
     /// The most rows to return.
     pub limit: usize,
     /// How many rows to pass over.
@@ -100,6 +102,17 @@ pub struct Order {
     pub by: OrderBy,
     /// Greatest first.
     pub desc: bool,
+}
+
+/// The first rows, in the order asked for, of those that are equal in some columns: the best of each group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitBy {
+    /// Whether in the bucket.
+    pub bucket: bool,
+    /// In which columns of `group_by`, by their places.
+    pub keys: Vec<usize>,
+    /// How many.
+    pub limit: usize,
 }
 
 /// What rows can be sorted by.

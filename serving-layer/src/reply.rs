@@ -221,7 +221,7 @@ impl Head {
         envelope.error_bound = bounds.map(|(column, bound)| (column.name.clone(), Some(*bound))).collect();
         for computed in &query.computed {
             let exact = |column: usize| answer.rows.error_bounds.get(column) == Some(&0.0);
-            let bound = computed.expression.fields().into_iter().all(exact).then_some(0.0);
+            let bound = computed.columns().into_iter().all(exact).then_some(0.0);
             envelope.error_bound.insert(computed.name.clone(), bound);
         }
         Head {

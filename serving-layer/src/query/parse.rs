@@ -42,7 +42,7 @@ pub(super) const MAX_VALUES: usize = 1_000;
 pub(crate) const MAX_TEXT: usize = 8_192;
 
 /// The fields of a query.
-const OF_QUERY: [&str; 18] = [
+const OF_QUERY: [&str; 19] = [
     "metrics",
     "group_by",
     "filters",
@@ -58,6 +58,7 @@ const OF_QUERY: [&str; 18] = [
     "compare",
     "having",
     "order",
+    "limit_by",
     "limit",
     "offset",
     "k",
@@ -89,7 +90,7 @@ fn read(
     let period = request.word("compare", &PERIODS, faults);
     let columns = metrics.iter().map(|(name, metric)| (name.clone(), type_of(&metric.aggregate)));
     let mut values = Values { columns: columns.collect(), compared: period.is_some() };
-    let computed = computed::computed(request, &group_by, &values, faults);
+    let computed = computed::computed(request, &metrics, &group_by, &values, faults);
     values.columns.extend(computed.iter().map(|computed| (computed.name.clone(), Some(computed.ty()))));
     let having = having::having(request, &values, faults);
     let fill = request.flag("fill", faults);
@@ -97,6 +98,7 @@ fn read(
         faults.unanswerable(request.at("fill"), "a top_k has no items where there is nothing to rank");
     }
     let order = order::order(request, &group_by, &values, ranked.is_some(), faults);
+    let limit_by = order::limit_by(request, &group_by, faults);
     let limit = request.count("limit", faults).unwrap_or(limits.default_rows.min(limits.max_rows));
     if limit > limits.max_rows {
         let message = format!("{limit} is more than the limit of {} rows: page by offset", limits.max_rows);
@@ -133,6 +135,7 @@ fn read(
         fill,
         having,
         order,
+        limit_by,
         limit,
         offset,
         k,

@@ -261,6 +261,50 @@ proptest! {
         prop_assert!(rows.is_sorted_by(|a, b| share(a) >= share(b)));
     }
 
+    /// A share is of all rows of the bucket, whatever of them is shown; the best of each group are its first rows.
+    #[test]
+    fn shares_add_up_and_the_best_of_each_group_are_its_first(
+        events in proptest::collection::vec(event(), 0..60),
+        cut in 0..30i64,
+        best in 1..4usize,
+        by in proptest::sample::select(vec![vec!["bucket"], vec!["uuid"], vec!["bucket", "uuid"]]),
+    ) {
+        let world = World::new(&events);
+        let (views, ..) = world.views(cut, cut);
+        let question = json!({
+            "metrics": ["user_view_cnt", { "name": "share", "share_of": "user_view_cnt" }], "group_by": ["uuid"],
+            "granularity": "day", "from": "2016-06-15", "to": "2016-06-17", "compare": "previous_day",
+            "order": [{ "by": "user_view_cnt", "desc": true }],
+        });
+        let all = answered(&world, &views, &question).rows;
+        for values in [|row: &Row| row.values.clone(), |row: &Row| row.previous.clone()] {
+            let mut sums: BTreeMap<Millis, i64> = BTreeMap::new();
+            let int = |values: &[Finished]| if let Finished::Int(count) = values[0] { count } else { 0 };
+            all.iter().for_each(|row| *sums.entry(row.bucket).or_default() += int(&values(row)));
+            for row in &all {
+                let (of, sum) = (values(row), sums[&row.bucket]);
+                let expected = match int(&of) {
+                    _ if sum == 0 => Finished::Null(()),
+                    count => Finished::Float(count as f64 / sum as f64),
+                };
+                prop_assert_eq!(&of[1], &expected);
+            }
+        }
+        let limited = json!({ "limit_by": { "columns": by, "limit": best } });
+        let found = answered(&world, &views, &with(&question, limited));
+        let group = |row: &Row| {
+            (by.contains(&"bucket").then_some(row.bucket), by.contains(&"uuid").then(|| row.key.clone()))
+        };
+        let mut seen: BTreeMap<_, usize> = BTreeMap::new();
+        let first = |row: &&Row| {
+            let seen = seen.entry(group(row)).or_default();
+            *seen += 1;
+            *seen <= best
+        };
+        prop_assert_eq!(found.total, found.rows.len());
+        prop_assert_eq!(found.rows, all.iter().filter(first).cloned().collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_ranked_item_is_compared_with_its_own_count(
         events in proptest::collection::vec(event(), 0..60),

@@ -60,6 +60,27 @@ fn each_fault_is_named() {
             with("metrics", json!(["user_view_cnt", { "name": "user_view_cnt", "formula": "1 + 1" }])),
             "metrics[1].name: user_view_cnt is a column of the answer already",
         ),
+        (
+            with("metrics", json!(["user_view_cnt", { "name": "x", "share_of": "active_user" }])),
+            "metrics[1].share_of: \"active_user\" is no count or sum of this query",
+        ),
+        (
+            with(
+                "metrics",
+                json!(["user_view_cnt", { "name": "x", "share_of": "user_view_cnt", "formula": "1" }]),
+            ),
+            "metrics[1].formula: give formula or share_of, not both",
+        ),
+        (with("limit_by", json!(3)), "limit_by: expected {"),
+        (
+            with("limit_by", json!({ "columns": ["uuid"], "limit": 1 })),
+            "limit_by.columns[0]: \"uuid\" is neither",
+        ),
+        (
+            with("limit_by", json!({ "columns": "bucket", "limit": 0 })),
+            "limit_by.limit: expected a whole number from 1",
+        ),
+        (with("limit_by", json!({ "limit": 1 })), "limit_by.columns: expected a list of columns"),
         (with("metrics", json!(["user_view_cnt", { "name": "x" }])), "metrics[1].formula: expected a text"),
         (with("metrics", json!([{ "name": "x", "formula": "1" }])), "metrics: expected at least one"),
         (

@@ -72,7 +72,10 @@ fn named<'a>(request: &Fields<'a>, faults: &mut Faults) -> Vec<(String, &'a str)
             let name = |(i, element): (usize, &'a Json)| Some((format!("{at}[{i}]"), element.as_str()?));
             let names: Vec<_> = named.clone().filter_map(name).collect();
             if names.len() < named.count() {
-                faults.malformed(at, "expected a list of names, and of {\"name\", \"formula\"}");
+                faults.malformed(
+                    at,
+                    "expected a list of names, and of {\"name\", \"formula\"} or {\"name\", \"share_of\"}",
+                );
             }
             names
         }

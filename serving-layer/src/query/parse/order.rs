@@ -1,10 +1,10 @@
-//! What the rows are sorted by.
+//! What the rows are sorted by, and how many are kept of each group.
 
 use super::fields::{Faults, Fields};
 use super::values::Values;
 use super::{MAX_FILTERS, names};
 use crate::error::FaultKind;
-use crate::query::{Order, OrderBy};
+use crate::query::{LimitBy, Order, OrderBy};
 use serde_json::Value as Json;
 use shared_model::metric::KeyColumn;
 
@@ -57,4 +57,37 @@ pub(super) fn order(
         }
     };
     list.iter().enumerate().filter_map(&mut read).collect()
+}
+
+/// How many rows are kept of each group.
+pub(super) fn limit_by(request: &Fields<'_>, group_by: &[KeyColumn], faults: &mut Faults) -> Option<LimitBy> {
+    let (at, value) = request.get("limit_by")?;
+    let Some(object) = value.as_object() else {
+        faults.malformed(at, "expected {\"columns\": [column], \"limit\": number}");
+        return None;
+    };
+    let at = format!("{at}.");
+    let fields = Fields::new(object, &at);
+    fields.refuse_unknown(&["columns", "limit"], faults);
+    let limit = fields.count("limit", faults);
+    if limit.is_none_or(|limit| limit == 0) {
+        faults.malformed(fields.at("limit"), "expected a whole number from 1");
+    }
+    let mut found = LimitBy { bucket: false, keys: Vec::new(), limit: limit.unwrap_or(1) };
+    let columns = fields.names("columns", faults);
+    if columns.is_empty() {
+        faults.malformed(fields.at("columns"), "expected a list of columns: bucket, or of group_by");
+    }
+    for (field, name) in columns {
+        match group_by.iter().position(|column| column.name == name) {
+            Some(place) => found.keys.push(place),
+            None if name == "bucket" => found.bucket = true,
+            None => {
+                let allowed = std::iter::once("bucket".to_owned()).chain(names(group_by)).collect();
+                let message = format!("{name:?} is neither bucket nor a column of group_by");
+                faults.with(FaultKind::Unanswerable, field, message, allowed);
+            }
+        }
+    }
+    Some(found)
 }
