@@ -692,3 +692,54 @@ async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
     let day = |day: &str, partial| (format!("2016-06-{day}"), partial);
     assert_eq!(versions, [day("14", true), day("15", false), day("16", false), day("17", false)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metric_is_tried_out_before_it_is_published() {
+    let mut stack = Stack::start(LAYERS, 2).await;
+    stack.send(&deliveries(3_000, 25));
+    stack.run_past_the_end().await;
+    let (oracle, shipped) = (stack.oracle(), outbrain());
+    let (hashes, tidemark) = (stack.live_hashes().await, stack.tidemark().await);
+    // A metric that no run knows yet.
+    let tried = "\n[metrics.country_view_cnt]\nstream = \"page_views\"\nby = [\"country\"]\naggregate = \"count\"\n\
+                 grain = \"1d\"\n";
+    stack.rewrite_catalog(&(shipped.clone() + tried));
+    let day = DateTime::from_timestamp_millis(options(1).start).expect("a time").date_naive();
+    let (day, from) =
+        (day.to_string(), day.and_hms_opt(0, 0, 0).expect("midnight").and_utc().timestamp_millis());
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let mut rows = 0;
+    for fact in
+        oracle.facts().iter().filter(|fact| !fact.click && (from..from + 86_400_000).contains(&fact.time))
+    {
+        let country = fact.geo.as_deref().map_or("NULL", |geo| geo.split('>').next().expect("one part"));
+        *counts.entry(country.to_owned()).or_default() += 1;
+    }
+    let mut expected: Vec<(u64, String)> =
+        counts.into_iter().map(|(country, count)| (count, country)).collect();
+    expected.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let said = done(&stack, &["preview", "country_view_cnt", "--day", &day, "--rows", "3"], ALL).await;
+    let shown: Vec<&str> = said.lines().filter(|line| line.starts_with("2016-")).collect();
+    assert_eq!(shown.len(), 3, "{said}");
+    for (line, (count, _)) in shown.iter().zip(&expected) {
+        let (rest, value) = line.rsplit_once(' ').expect("columns");
+        let country = rest.split_whitespace().nth(1).expect("a country");
+        assert_eq!(value.parse(), Ok(*count), "{said}");
+        assert!(expected.contains(&(*count, country.to_owned())), "{line}: {expected:?}");
+    }
+    let keys = expected.len();
+    let cost = format!("country_view_cnt on {day}: {keys} cells of {keys} keys");
+    assert!(said.contains(&cost) && said.contains("nothing was written") && keys > 3, "{cost}: {said}");
+    let newest = done(&stack, &["preview", "country_view_cnt"], ALL).await;
+    assert!(newest.contains("country_view_cnt on 2016-06-14"), "{newest}");
+
+    let unknown = refused(&stack, &["preview", "contry_view_cnt"], ALL).await;
+    assert!(unknown.contains("it has active_user, country_view_cnt"), "{unknown}");
+    let empty = refused(&stack, &["preview", "country_view_cnt", "--day", "2016-06-30"], ALL).await;
+    assert!(empty.contains("for 2016-06-30; it has days from 2016-06-14 to 2016-06-14"), "{empty}");
+    assert_eq!(
+        (stack.live_hashes().await, stack.tidemark().await),
+        (hashes, tidemark),
+        "nothing was written"
+    );
+}

@@ -50,6 +50,9 @@ pub enum Command {
     Backfill(BackfillArgs),
     /// Do a failed run's work again; versions that it had staged from the same input are used as they are.
     Retry(RetryArgs),
+    /// Try a metric out before it is published: compute it over one archived day, show its greatest values and what it
+    /// costs. Nothing is written.
+    Preview(PreviewArgs),
     /// Publish an earlier run's metrics again, by the catalog that it had, computed up to the present tidemark: every day
     /// that it or a later run computed. Set the layers' catalog back too (`catalog of RUN` prints it), or the next run
     /// publishes by theirs.
@@ -262,6 +265,22 @@ pub struct BackfillArgs {
     /// Show what would be done; write nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Options of `preview`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PreviewArgs {
+    /// Servers, and the catalog that has the metric: it need not be the one that runs work by.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// The metric.
+    pub metric: String,
+    /// The event day (2016-06-14); the newest in the archive, where none is named.
+    #[arg(long)]
+    pub day: Option<NaiveDate>,
+    /// How many rows to show, those with the greatest values.
+    #[arg(long, default_value_t = 20)]
+    pub rows: usize,
 }
 
 /// Options of `rollback`.

@@ -20,6 +20,7 @@ mod views;
 mod run;
 mod schedule;
 mod history;
+mod preview;
 mod telemetry;
 mod service;
 #[doc(hidden)]
@@ -27,8 +28,8 @@ pub mod twin;
 
 pub use config::{
     ArchiveArgs, Args, AuditArgs, BackfillArgs, BaseArgs, CatalogArgs, CatalogCommand, CatalogOfArgs,
-    Command, ImportArgs, LogFormat, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs, ScheduleArgs,
-    SweepArgs, WorkArgs,
+    Command, ImportArgs, LogFormat, PreviewArgs, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs,
+    ScheduleArgs, SweepArgs, WorkArgs,
 };
 pub use service::{execute, exit_code};
 pub use telemetry::start_logging;

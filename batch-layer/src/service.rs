@@ -8,7 +8,7 @@ use crate::config::{
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{audit, history, ledger, replace, retention};
+use crate::{audit, history, ledger, preview, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -42,6 +42,10 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
         }
         Command::Retry(args) => {
             once(&args.base, &args.audit, shutdown, &Order::Retry { run: args.run }, args.dry_run).await
+        }
+        Command::Preview(args) => {
+            let context = open(&args.base, shutdown).await?;
+            say(&preview::preview(&context, &args.metric, args.day, args.rows).await?.to_string())
         }
         Command::Rollback(args) => rollback(args, shutdown).await,
         Command::Schedule(args) => scheduled(args, shutdown).await,
