@@ -708,7 +708,6 @@ async fn a_metric_is_tried_out_before_it_is_published() {
     let (day, from) =
         (day.to_string(), day.and_hms_opt(0, 0, 0).expect("midnight").and_utc().timestamp_millis());
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let mut rows = 0;
     for fact in
         oracle.facts().iter().filter(|fact| !fact.click && (from..from + 86_400_000).contains(&fact.time))
     {
