@@ -23,8 +23,10 @@ pub use page::page;
 /// The document for a catalog, under these limits.
 pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
     let mut schemas = replies();
+    schemas.values_mut().for_each(left_out_not_null);
     let meanings = schemas.get("Code").cloned().unwrap_or_default();
     let about = |code: Code| meaning(&meanings, &code.name());
+    schemas.insert("Code".to_owned(), plain_enum(&meanings));
     schemas.append(&mut request::schemas(catalog, limits));
     json!({
         "openapi": "3.1.0",
@@ -66,6 +68,40 @@ fn replies() -> Map<String, Json> {
     generator.subschema_for::<shapes::FirstLine>();
     generator.subschema_for::<shapes::Audits>();
     generator.take_definitions(true)
+}
+
+/// What a reply leaves out where it has none of it is never null in it.
+fn left_out_not_null(schema: &mut Json) {
+    let required = schema["required"].clone();
+    let is_left_out =
+        |name: &str| !required.as_array().is_some_and(|names| names.iter().any(|of| of == name));
+    let Some(properties) = schema.get_mut("properties").and_then(Json::as_object_mut) else { return };
+    for (_, property) in properties.iter_mut().filter(|(name, _)| is_left_out(name)) {
+        if let Some([ty, null]) = property["type"].as_array().map(Vec::as_slice)
+            && null == "null"
+        {
+            property["type"] = ty.clone();
+        }
+        if let Some([one, null]) = property["anyOf"].as_array().map(Vec::as_slice)
+            && null["type"] == "null"
+        {
+            let about = property.get("description").cloned();
+            *property = one.clone();
+            if let Some(about) = about {
+                property["description"] = about;
+            }
+        }
+    }
+}
+
+/// The same words as one list, which clients' languages have a type for.
+fn plain_enum(words: &Json) -> Json {
+    let each = || words["oneOf"].as_array().into_iter().flatten();
+    let names: Vec<&Json> = each().map(|word| &word["const"]).collect();
+    let names_of = names.iter().filter_map(|name| name.as_str());
+    let about: Vec<String> = names_of.map(|name| format!("- `{name}`: {}", meaning(words, name))).collect();
+    let title = words["description"].as_str().unwrap_or_default();
+    json!({ "type": "string", "enum": names, "description": format!("{title}\n\n{}", about.join("\n")) })
 }
 
 /// What the schema of error codes says of one.

@@ -233,15 +233,22 @@ fn fields(value: &Json) -> impl Iterator<Item = (&String, &Json)> {
     value.as_object().into_iter().flatten()
 }
 
-/// Paragraphs, with what stands between backticks as code.
+/// Paragraphs and lists, with what stands between backticks as code.
 fn prose(text: &str) -> String {
-    let paragraph = |text: &str| {
+    let marked = |text: &str| -> String {
         let parts = text.split('`').enumerate();
-        let marked = parts.map(|(i, part)| match i % 2 {
+        let part = |(i, part): (usize, &str)| match i % 2 {
             0 => escaped(part),
             _ => format!("<code>{}</code>", escaped(part)),
-        });
-        format!("<p>{}</p>", marked.collect::<String>())
+        };
+        parts.map(part).collect()
+    };
+    let paragraph = |text: &str| match text.strip_prefix("- ") {
+        Some(list) => {
+            let items: String = list.split("\n- ").map(|item| format!("<li>{}", marked(item))).collect();
+            format!("<ul>{items}</ul>")
+        }
+        None => format!("<p>{}</p>", marked(text)),
     };
     text.split("\n\n").filter(|text| !text.is_empty()).map(paragraph).collect()
 }

@@ -204,7 +204,7 @@ fn time() -> Json {
 
 /// A test. Which of `value` and `values` it needs depends on its operator.
 fn test(column: &str, about_column: &str, about: &str) -> Json {
-    let scalar = ["string", "number", "boolean"];
+    let scalar = ["string", "integer", "number", "boolean"];
     let lists = json!({ "properties": { "op": { "enum": ["in", "between"] } }, "required": ["op"] });
     let unary = json!({ "properties": { "op": { "enum": ["is_null", "is_not_null"] } }, "required": ["op"] });
     let between = json!({ "properties": { "op": { "const": "between" } } });

@@ -21,7 +21,7 @@ impl JsonSchema for KeyValue {
         json_schema!({
             "description": "The value of a key column, of its type in the catalog; null is NULL. Whole numbers have \
                             up to 64 bits.",
-            "type": ["string", "number", "boolean", "null"],
+            "type": ["string", "integer", "number", "boolean", "null"],
         })
     }
 }
@@ -38,7 +38,7 @@ impl JsonSchema for Value {
         json_schema!({
             "description": "A value: a number, a text or truth value (min, max, a formula) as text, the list of a \
                             quantile metric's quantiles in the catalog's order, or null where there is none.",
-            "type": ["number", "string", "array", "null"],
+            "type": ["integer", "number", "string", "array", "null"],
             "items": { "type": ["number", "null"] },
         })
     }
