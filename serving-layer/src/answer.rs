@@ -7,7 +7,7 @@
 
 mod realtime;
 
-use crate::batch_view::{AtTidemark, BatchView, Scan, Snapshot};
+use crate::batch_view::{AtTidemark, BatchView, Lost, Scan, Snapshot, Versions};
 use crate::coverage::{self, Coverage};
 use crate::error::ServeError;
 use crate::finish::{Rows, finish};
@@ -64,6 +64,8 @@ pub struct BatchPart {
 struct Asked<'q> {
     query: &'q Query,
     folds: Vec<Fold<'q>>,
+    /// The versions of the batch view to read, for each fold and each of its value columns.
+    versions: Vec<Versions>,
     coverage: Coverage,
     batch: BatchPart,
 }
@@ -72,7 +74,8 @@ impl<'q> Asked<'q> {
     fn new(query: &'q Query, budget: &Arc<Budget>) -> Asked<'q> {
         let queries = std::iter::once(query).chain(query.compared.as_ref().map(|compared| &compared.query));
         let folds = queries.map(|query| Fold::new(query, budget.clone())).collect();
-        Asked { query, folds, coverage: Coverage::default(), batch: BatchPart::default() }
+        let (coverage, batch) = (Coverage::default(), BatchPart::default());
+        Asked { query, folds, versions: Vec::new(), coverage, batch }
     }
 
     fn metrics(&self) -> Vec<&'q Metric> {
@@ -95,43 +98,99 @@ impl<'q> Asked<'q> {
 /// [`ServeError`] where a view can't be read at all or a limit is passed; what is merely not promised is in each answer's
 /// coverage.
 pub async fn answer(views: &Views, queries: &[Query], at: At) -> Result<Vec<Answer>, ServeError> {
-    let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
-    let run = if let At::Run(run) = at { Some(run) } else { None };
-    let found = snapshot.tidemark(run).await?.ok_or_else(no_tidemark)?;
-    let tidemark = &found.tidemark;
-    let budget = Arc::new(Budget::new(views.limits.max_cells));
-    let mut asked: Vec<Asked<'_>> = queries.iter().map(|query| Asked::new(query, &budget)).collect();
-    match at {
-        At::Now => realtime::add(views, tidemark, i64::MAX, &mut asked).await?,
-        At::Time(time) => {
-            let until = epoch_above(&views.catalog, &asked, tidemark, time)?;
-            realtime::add(views, tidemark, until, &mut asked).await?;
-            let boundary = views.catalog.layout.epoch.boundary(until);
-            asked.iter_mut().for_each(|asked| asked.coverage.until(boundary));
-        }
-        At::Run(_) => asked.iter_mut().for_each(|asked| asked.reach_of_batch(&views.catalog, tidemark)),
-    }
-    let generation = run.map(|_| tidemark.generation);
-    for asked in &mut asked {
-        let Asked { query, folds, batch, coverage } = asked;
-        for fold in folds {
-            for column in 0..query.columns.len() {
-                add_batch(&mut *snapshot, column, generation, fold, batch, coverage).await?;
+    Begun::new(views, queries, at).await?.answers().await
+}
+
+/// Queries under way: the tidemark that they are answered at, and what of the batch view they will read, all of one snapshot.
+pub struct Begun<'q> {
+    views: &'q Views,
+    at: At,
+    snapshot: Box<dyn Snapshot>,
+    found: AtTidemark,
+    lost: Vec<Lost>,
+    asked: Vec<Asked<'q>>,
+    budget: Arc<Budget>,
+}
+
+impl<'q> Begun<'q> {
+    /// Begins a snapshot. No row is read yet.
+    ///
+    /// # Errors
+    /// [`ServeError`] where the batch view can't be read, has no tidemark yet, or no longer has what a run made.
+    pub async fn new(views: &'q Views, queries: &'q [Query], at: At) -> Result<Begun<'q>, ServeError> {
+        let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
+        let run = if let At::Run(run) = at { Some(run) } else { None };
+        let found = snapshot.tidemark(run).await?.ok_or_else(no_tidemark)?;
+        let generation = run.map(|_| found.tidemark.generation);
+        let budget = Arc::new(Budget::new(views.limits.max_cells));
+        let mut asked: Vec<Asked<'_>> = queries.iter().map(|query| Asked::new(query, &budget)).collect();
+        for asked in &mut asked {
+            for fold in &asked.folds {
+                for column in &fold.query().columns {
+                    let (span, _) = fold.query().reads();
+                    asked.versions.push(snapshot.versions(&column.metric, span, generation).await?);
+                }
             }
         }
+        let lost = snapshot.lost(generation).await?;
+        Ok(Begun { views, at, snapshot, found, lost, asked, budget })
     }
-    for lost in snapshot.lost(generation).await? {
-        for asked in &mut asked {
-            let metrics = asked.metrics();
-            asked.coverage.lost(&views.catalog, &metrics, &lost);
+
+    /// All that the answers as of a run are made of beside the queries, written out: equal texts, equal answers. `None` of
+    /// other answers, which depend on the realtime view too.
+    pub fn inputs(&self) -> Option<String> {
+        let versions: Vec<&[Versions]> = self.asked.iter().map(|asked| &asked.versions[..]).collect();
+        matches!(self.at, At::Run(_)).then(|| format!("{:?} {versions:?} {:?}", self.found, self.lost))
+    }
+
+    /// Ends the snapshot without an answer.
+    ///
+    /// # Errors
+    /// Where the batch view can't be reached.
+    pub async fn leave(self) -> Result<(), ServeError> {
+        Ok(self.snapshot.close().await?)
+    }
+
+    /// The answers.
+    ///
+    /// # Errors
+    /// See [`answer`].
+    pub async fn answers(self) -> Result<Vec<Answer>, ServeError> {
+        let Begun { views, at, mut snapshot, found, lost, mut asked, budget } = self;
+        let tidemark = &found.tidemark;
+        match at {
+            At::Now => realtime::add(views, tidemark, i64::MAX, &mut asked).await?,
+            At::Time(time) => {
+                let until = epoch_above(&views.catalog, &asked, tidemark, time)?;
+                realtime::add(views, tidemark, until, &mut asked).await?;
+                let boundary = views.catalog.layout.epoch.boundary(until);
+                asked.iter_mut().for_each(|asked| asked.coverage.until(boundary));
+            }
+            At::Run(_) => asked.iter_mut().for_each(|asked| asked.reach_of_batch(&views.catalog, tidemark)),
         }
+        let past = matches!(at, At::Run(_));
+        for asked in &mut asked {
+            let Asked { query, folds, versions, batch, coverage } = asked;
+            let mut versions = std::mem::take(versions).into_iter();
+            for fold in folds {
+                for (column, versions) in (0..query.columns.len()).zip(&mut versions) {
+                    add_batch(&mut *snapshot, column, versions, past, fold, batch, coverage).await?;
+                }
+            }
+        }
+        for lost in &lost {
+            for asked in &mut asked {
+                let metrics = asked.metrics();
+                asked.coverage.lost(&views.catalog, &metrics, lost);
+            }
+        }
+        snapshot.close().await?;
+        let finished = |Asked { query, folds, batch, coverage, .. }: Asked<'_>| {
+            let rows = finish(query, folds, &budget).map_err(over_limit)?;
+            Ok(Answer { rows, at: found.clone(), batch, coverage })
+        };
+        asked.into_iter().map(finished).collect()
     }
-    snapshot.close().await?;
-    let finished = |Asked { query, folds, batch, coverage }: Asked<'_>| {
-        let rows = finish(query, folds, &budget).map_err(over_limit)?;
-        Ok(Answer { rows, at: found.clone(), batch, coverage })
-    };
-    asked.into_iter().map(finished).collect()
 }
 
 /// The epoch before which an answer as of a time ends: what was appended before its boundary is the same whenever it is
@@ -167,7 +226,8 @@ pub(crate) fn no_tidemark() -> ServeError {
 async fn add_batch(
     snapshot: &mut dyn Snapshot,
     place: usize,
-    generation: Option<i64>,
+    versions: Versions,
+    past: bool,
     fold: &mut Fold<'_>,
     part: &mut BatchPart,
     coverage: &mut Coverage,
@@ -176,7 +236,6 @@ async fn add_batch(
     let column = &query.columns[place];
     let metric = &column.metric;
     let (span, buckets) = query.reads();
-    let versions = snapshot.versions(metric, span, generation).await?;
     for day in &versions.missing {
         let reason = format!(
             "metric {} is not computed yet, in the catalog's version, for days of the archive",
@@ -191,7 +250,6 @@ async fn add_batch(
     if versions.is_empty() {
         return Ok(());
     }
-    let past = generation.is_some();
     let scan =
         Scan { column, versions, past, span, buckets, filters: &query.filters, condition: &query.condition };
     let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {

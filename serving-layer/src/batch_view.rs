@@ -83,6 +83,8 @@ pub struct VersionOf {
     pub table: Option<String>,
     /// Whether new records were merged into it rather than the whole day recomputed.
     pub partial: bool,
+    /// A hash of its rows.
+    pub hash: String,
 }
 
 /// Offsets that never reached the archive.

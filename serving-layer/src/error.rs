@@ -7,8 +7,8 @@ use crate::batch_view::BatchError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
 use thiserror::Error;
 
 /// What kind of fault a request has; the gravest one decides the status.
@@ -23,17 +23,15 @@ pub enum FaultKind {
 }
 
 /// One fault of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Its kind.
-    #[serde(skip)]
     pub kind: FaultKind,
     /// Where it is: `filters[0].op`.
     pub field: String,
     /// What is wrong, with the value and the remedy.
     pub message: String,
     /// What could have stood there, where that is a short list.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed: Vec<String>,
 }
 
@@ -100,53 +98,139 @@ impl From<BatchError> for ServeError {
 }
 
 impl ServeError {
-    fn status_and_code(&self) -> (StatusCode, &'static str) {
+    /// The stable name of the error, for clients and counters.
+    pub fn code(&self) -> Code {
         match self {
             ServeError::Invalid(faults) => match faults.iter().map(|fault| fault.kind).max() {
-                Some(FaultKind::UnknownMetric) => (StatusCode::NOT_FOUND, "unknown_metric"),
-                Some(FaultKind::Unanswerable) => (StatusCode::UNPROCESSABLE_ENTITY, "unanswerable"),
-                Some(FaultKind::Malformed) | None => (StatusCode::BAD_REQUEST, "invalid_request"),
+                Some(FaultKind::UnknownMetric) => Code::UnknownMetric,
+                Some(FaultKind::Unanswerable) => Code::Unanswerable,
+                Some(FaultKind::Malformed) | None => Code::InvalidRequest,
             },
-            ServeError::Body(_) => (StatusCode::BAD_REQUEST, "invalid_body"),
-            ServeError::NoRoute(_) => (StatusCode::NOT_FOUND, "not_found"),
-            ServeError::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            ServeError::Limit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "limit_exceeded"),
-            ServeError::Run(_) => (StatusCode::UNPROCESSABLE_ENTITY, "run_not_available"),
-            ServeError::AsOf(_) => (StatusCode::UNPROCESSABLE_ENTITY, "as_of_not_available"),
-            ServeError::Incomplete(_) => (StatusCode::SERVICE_UNAVAILABLE, "incomplete"),
-            ServeError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            ServeError::View { .. } => (StatusCode::SERVICE_UNAVAILABLE, "view_unavailable"),
-            ServeError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
-            ServeError::TimeLimit(_) => (StatusCode::SERVICE_UNAVAILABLE, "time_limit"),
+            ServeError::Body(_) => Code::InvalidBody,
+            ServeError::NoRoute(_) => Code::NotFound,
+            ServeError::Method { .. } => Code::MethodNotAllowed,
+            ServeError::Limit(_) => Code::LimitExceeded,
+            ServeError::Run(_) => Code::RunNotAvailable,
+            ServeError::AsOf(_) => Code::AsOfNotAvailable,
+            ServeError::Incomplete(_) => Code::Incomplete,
+            ServeError::Unavailable(_) => Code::Unavailable,
+            ServeError::View { .. } => Code::ViewUnavailable,
+            ServeError::Busy(_) => Code::TooManyRequests,
+            ServeError::TimeLimit(_) => Code::TimeLimit,
         }
     }
 
-    /// The stable name of the error, for clients and counters.
-    pub fn code(&self) -> &'static str {
-        self.status_and_code().1
-    }
-
-    fn details(&self) -> serde_json::Value {
+    fn details(&self) -> Vec<Detail> {
+        let detail = |fault: &Fault| {
+            let Fault { field, message, allowed, .. } = fault.clone();
+            Detail { field: Some(field), message, allowed }
+        };
+        let reason = |reason: &String| Detail { field: None, message: reason.clone(), allowed: Vec::new() };
         match self {
-            ServeError::Invalid(faults) => json!(faults),
-            ServeError::Incomplete(reasons) => {
-                reasons.iter().map(|reason| json!({ "message": reason })).collect()
-            }
-            _ => json!([]),
+            ServeError::Invalid(faults) => faults.iter().map(detail).collect(),
+            ServeError::Incomplete(reasons) => reasons.iter().map(reason).collect(),
+            _ => Vec::new(),
         }
+    }
+}
+
+/// What every error is sent as.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ErrorReply {
+    /// The error.
+    pub error: ErrorBody,
+}
+
+/// An error, for programs and for people.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ErrorBody {
+    /// Its stable name.
+    pub code: Code,
+    /// What is wrong, and the remedy.
+    pub message: String,
+    /// Every fault of the request, or every reason why an answer would be incomplete.
+    pub details: Vec<Detail>,
+}
+
+/// One fault, or one reason.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Detail {
+    /// Where the fault is: `filters[0].op`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong, with the value and the remedy.
+    pub message: String,
+    /// What could have stood there, where that is a short list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<String>,
+}
+
+/// The stable name of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request is not of the form that is documented; `details` names every fault.
+    InvalidRequest,
+    /// The body, or what stands in the address, can't be read at all.
+    InvalidBody,
+    /// The catalog has no metric or formula of this name; `allowed` has those that there are.
+    UnknownMetric,
+    /// Nothing is served at this path.
+    NotFound,
+    /// The path is served, but not with this method.
+    MethodNotAllowed,
+    /// Well formed, but no exact answer to it exists, or a limit of the request is passed; `details` says why.
+    Unanswerable,
+    /// The answer would pass a limit of the service.
+    LimitExceeded,
+    /// The run that `at_run` names is not there, or what it made is dropped.
+    RunNotAvailable,
+    /// The tidemark has passed the time that `as_of` names.
+    AsOfNotAvailable,
+    /// As many requests as may be are being answered; `Retry-After` says when to ask again.
+    TooManyRequests,
+    /// The answer would be incomplete, and `strict` was asked for; `details` says why.
+    Incomplete,
+    /// There is no tidemark yet.
+    Unavailable,
+    /// One of the views can't be read at the moment.
+    ViewUnavailable,
+    /// The request took longer than the service's limit.
+    TimeLimit,
+}
+
+impl Code {
+    /// The HTTP status that it is sent with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Code::InvalidRequest | Code::InvalidBody => StatusCode::BAD_REQUEST,
+            Code::UnknownMetric | Code::NotFound => StatusCode::NOT_FOUND,
+            Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Code::Unanswerable | Code::LimitExceeded | Code::RunNotAvailable | Code::AsOfNotAvailable => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Code::Incomplete | Code::Unavailable | Code::ViewUnavailable | Code::TimeLimit => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+
+    /// As it is written in replies.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
     }
 }
 
 impl IntoResponse for ServeError {
     fn into_response(self) -> Response {
-        let (status, code) = self.status_and_code();
+        let code = self.code();
         if let ServeError::View { view, cause } = &self {
             tracing::warn!(view, cause, "a view can't be read");
         }
-        metrics::counter!("tidemark_serving_errors_total", "code" => code).increment(1);
-        let body =
-            json!({ "error": { "code": code, "message": self.to_string(), "details": self.details() } });
-        let mut response = (status, Json(body)).into_response();
+        metrics::counter!("tidemark_serving_errors_total", "code" => code.name()).increment(1);
+        let error = ErrorBody { code, message: self.to_string(), details: self.details() };
+        let mut response = (code.status(), Json(ErrorReply { error })).into_response();
         if matches!(self, ServeError::Busy(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -157,7 +241,16 @@ impl IntoResponse for ServeError {
 /// `200` where the service is ready, else `503`, with the reasons.
 pub fn readiness(because: &[String]) -> Response {
     let status = if because.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": because.is_empty(), "because": because }))).into_response()
+    (status, Json(Readiness { ready: because.is_empty(), because: because.to_vec() })).into_response()
+}
+
+/// Whether the service is ready.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Readiness {
+    /// Whether both views can be read, and there is a tidemark.
+    pub ready: bool,
+    /// Why not; empty where it is.
+    pub because: Vec<String>,
 }
 
 #[cfg(test)]
@@ -172,7 +265,7 @@ mod tests {
     fn the_gravest_fault_decides_the_status() {
         use FaultKind::{Malformed, Unanswerable, UnknownMetric};
         let status = |kinds: &[FaultKind]| {
-            ServeError::Invalid(kinds.iter().map(|&kind| fault(kind)).collect()).status_and_code().0.as_u16()
+            ServeError::Invalid(kinds.iter().map(|&kind| fault(kind)).collect()).code().status().as_u16()
         };
         assert_eq!(status(&[Unanswerable]), 422);
         assert_eq!(status(&[Unanswerable, UnknownMetric]), 404);
@@ -183,6 +276,6 @@ mod tests {
     fn an_internal_cause_is_not_sent() {
         let error = ServeError::View { view: "the batch view", cause: "password of bob is wrong".into() };
         assert!(!error.to_string().contains("bob"));
-        assert_eq!(error.status_and_code().0.as_u16(), 503);
+        assert_eq!(error.code().status().as_u16(), 503);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! No decision is made here but which call it is.
 
-use crate::answer::{Answer, answer};
-use crate::catalog_reply::CatalogReply;
+use crate::answer::{Answer, Begun};
+use crate::caching::{Held, Tag};
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
@@ -12,19 +12,14 @@ use crate::service::Service;
 use crate::table::{Format, csv, ndjson};
 use crate::telemetry;
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody as _, to_bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
 use std::collections::BTreeSet;
-
-/// `GET /api/v1/metrics`
-pub(crate) async fn catalog(State(service): State<Service>) -> Response {
-    Json(CatalogReply::new(&service.views.catalog)).into_response()
-}
 
 /// `POST /api/v1/query`
 pub(crate) async fn query(
@@ -32,19 +27,84 @@ pub(crate) async fn query(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ServeError> {
-    let views = &service.views;
     let body = body.map_err(|rejection| {
-        ServeError::Body(format!("{} (the limit is {} bytes)", rejection.body_text(), views.limits.max_body))
+        let limit = service.views.limits.max_body;
+        ServeError::Body(format!("{} (the limit is {limit} bytes)", rejection.body_text()))
     })?;
+    match ask(&service, &headers, &body, None).await? {
+        Asked::Unchanged(tag) => Ok(tag.unchanged()),
+        Asked::Answered { request, heads, answers, .. } => Ok(reply(request, heads, answers)),
+    }
+}
+
+/// A query in the address.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct QueryInAddress {
+    /// The request, as JSON.
+    q: String,
+}
+
+/// `GET /api/v1/query`: the same, for who asks again whether the answer has changed.
+pub(crate) async fn get_query(
+    State(service): State<Service>,
+    headers: HeaderMap,
+    parameters: Result<Parameters<QueryInAddress>, QueryRejection>,
+) -> Result<Response, ServeError> {
+    let Parameters(asked) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
+    let held = Held::new(&headers);
+    let mut response = match ask(&service, &headers, asked.q.as_bytes(), Some(&held)).await? {
+        Asked::Unchanged(tag) => tag.unchanged(),
+        Asked::Answered { request, heads, answers, tag: Some(tag) } => {
+            tag.put_on(reply(request, heads, answers))
+        }
+        Asked::Answered { request, heads, answers, tag: None } => {
+            tagged(&held, reply(request, heads, answers)).await?
+        }
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+/// What came of a request for queries.
+enum Asked {
+    /// The client has the answer.
+    Unchanged(Tag),
+    /// The answer, and its tag where that is known before any row is.
+    Answered { request: Request, heads: Vec<Head>, answers: Vec<Answer>, tag: Option<Tag> },
+}
+
+/// Answers a request's text; `held`, where a client may name answers that it has.
+async fn ask(
+    service: &Service,
+    headers: &HeaderMap,
+    text: &[u8],
+    held: Option<&Held>,
+) -> Result<Asked, ServeError> {
+    let views = &service.views;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let accepted = accept.map(Format::accepted).unwrap_or_default();
     // In turn from the start: to list the buckets of many queries takes its time and room too.
     let work = async {
-        let request = Request::parse(&body, accepted, &views.catalog, &views.limits, (service.clock)())?;
-        let answers = answer(views, &request.queries, request.at).await?;
-        Ok((request, answers))
+        let request = Request::parse(text, accepted, &views.catalog, &views.limits, (service.clock)())?;
+        let begun = Begun::new(views, &request.queries, request.at).await?;
+        let inputs = held.and_then(|held| Some((held, begun.inputs()?)));
+        let tag = inputs.map(|(held, inputs)| (held, tag_of_run(service, &request, &inputs)));
+        match tag {
+            Some((held, tag)) if held.has(&tag) => {
+                begun.leave().await?;
+                Ok(Err(tag))
+            }
+            tag => {
+                let answers = begun.answers().await?;
+                Ok(Ok((request, answers, tag.map(|(_, tag)| tag))))
+            }
+        }
     };
-    let (request, answers) = service.in_turn(work).await?;
+    let (request, answers, tag) = match service.in_turn(work).await? {
+        Ok(answered) => answered,
+        Err(tag) => return Ok(Asked::Unchanged(tag)),
+    };
     let heads: Vec<Head> =
         request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =
@@ -53,7 +113,26 @@ pub(crate) async fn query(
     if request.strict && !incomplete.is_empty() {
         return Err(ServeError::Incomplete(incomplete.into_iter().cloned().collect()));
     }
-    Ok(reply(request, heads, answers))
+    Ok(Asked::Answered { request, heads, answers, tag })
+}
+
+/// The tag of an answer as of a run: see [`crate::caching`].
+fn tag_of_run(service: &Service, request: &Request, inputs: &str) -> Tag {
+    let form = service.documents().openapi.tag.bytes();
+    let (request, limits) = (format!("{request:?}"), format!("{:?}", service.views.limits));
+    Tag::of_all(&[&form, limits.as_bytes(), request.as_bytes(), inputs.as_bytes()])
+}
+
+/// An answer with the tag of its bytes, unless the client has it. What is written while it is sent has none.
+async fn tagged(held: &Held, response: Response) -> Result<Response, ServeError> {
+    let (head, body) = response.into_parts();
+    if body.size_hint().exact().is_none() {
+        return Ok(Response::from_parts(head, body));
+    }
+    let read = to_bytes(body, usize::MAX).await;
+    let bytes = read.map_err(|error| ServeError::Body(error.to_string()))?;
+    let tag = Tag::of(&bytes);
+    Ok(if held.has(&tag) { tag.unchanged() } else { tag.put_on(Response::from_parts(head, bytes.into())) })
 }
 
 /// The reply to a request, in its format.

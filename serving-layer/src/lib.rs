@@ -4,15 +4,18 @@
 
 pub mod answer;
 pub mod batch_view;
+pub mod caching;
 pub mod catalog_reply;
 mod clock;
 pub mod config;
 pub mod coverage;
+pub mod documents;
 pub mod error;
 pub mod finish;
 mod http;
 pub mod live;
 pub mod merge;
+pub mod openapi;
 pub mod query;
 pub mod realtime_view;
 pub mod reply;

@@ -3,7 +3,9 @@
 use crate::answer::{Answer, Views};
 use crate::coverage::Coverage;
 use crate::finish::Row;
+use crate::openapi::shapes;
 use crate::query::{Query, zone};
+use schemars::JsonSchema;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use shared_model::aggregate::Finished;
@@ -15,7 +17,7 @@ use shared_model::time::show;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What every answer says of itself.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Envelope {
     /// Nothing that was appended to the log before `as_of` is missing.
     pub complete: bool,
@@ -48,7 +50,7 @@ pub struct Envelope {
 }
 
 /// A tidemark, for people.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct TidemarkReply {
     /// Which one it is; each flip makes the next.
     pub generation: i64,
@@ -59,7 +61,7 @@ pub struct TidemarkReply {
 }
 
 /// A metric in an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct MetricReply {
     /// Its name.
     pub name: String,
@@ -70,7 +72,7 @@ pub struct MetricReply {
 }
 
 /// What came from where.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Parts {
     /// From the batch view.
     pub batch: BatchReply,
@@ -79,7 +81,7 @@ pub struct Parts {
 }
 
 /// What came from the batch view.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct BatchReply {
     /// Rows merged (Postgres adds up what the answer doesn't tell apart).
     pub rows: u64,
@@ -91,7 +93,7 @@ pub struct BatchReply {
 }
 
 /// What came from the realtime view.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RealtimeReply {
     /// Groups that reach back to the tidemark.
     pub groups: u64,
@@ -144,7 +146,7 @@ impl Envelope {
 }
 
 /// What the reply to a query says before its rows.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Head {
     /// What it promises.
     #[serde(flatten)]
@@ -165,17 +167,18 @@ pub struct Head {
 }
 
 /// The reply to a query.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct QueryReply<'a> {
     /// What it says of them.
     #[serde(flatten)]
     pub head: Head,
     /// The rows.
+    #[schemars(with = "Vec<shapes::Row>")]
     pub rows: RowsReply<'a>,
 }
 
 /// The reply to several queries: all read at one tidemark, of the same snapshot and the same groups.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct QueriesReply<'a> {
     /// Whether every answer is complete.
     pub complete: bool,
@@ -186,7 +189,7 @@ pub struct QueriesReply<'a> {
 }
 
 /// A span of event time.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct SpanReply {
     /// Its start.
     pub from: String,
@@ -308,14 +311,16 @@ impl Serialize for Plain<'_> {
 }
 
 /// The reply to a live request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct LiveReply {
     /// The live name.
     pub live_name: String,
     /// The key that was asked for.
+    #[schemars(with = "shapes::Key")]
     pub key: serde_json::Value,
     /// The value, where the metric is no top-k.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<shapes::Value>")]
     pub value: Option<Finished>,
     /// The ranked items of a top-k.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,12 +331,14 @@ pub struct LiveReply {
 }
 
 /// One ranked item.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RankedReply {
     /// From 1.
     pub rank: usize,
     /// The item.
+    #[schemars(with = "shapes::Key")]
     pub item: serde_json::Value,
     /// How often it was counted.
+    #[schemars(with = "shapes::Value")]
     pub value: Finished,
 }

@@ -1,13 +1,13 @@
 //! Which path leads where, and what surrounds every request: an id, a span, the clock for its metrics.
 
 use crate::service::Service;
-use crate::{http, telemetry};
+use crate::{caching, documents, http, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::HeaderValue;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::get;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
@@ -24,10 +24,13 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 pub fn router(service: Service) -> Router {
     let max_body = service.views.limits.max_body;
     Router::new()
-        .route("/api/v1/metrics", get(http::catalog))
+        .route("/api/v1/metrics", get(documents::catalog))
         .route("/api/v1/live/{name}", get(http::live_value))
-        .route("/api/v1/query", post(http::query))
+        .route("/api/v1/query", get(http::get_query).post(http::query))
         .route("/api/v1/audit", get(http::audit))
+        .route("/api/v1/openapi.json", get(documents::openapi))
+        .route("/api/docs", get(documents::page))
+        .route("/", get(documents::root))
         .route("/healthz", get(http::healthz))
         .route("/readyz", get(http::readyz))
         .route("/metrics", get(http::prometheus))
@@ -36,6 +39,7 @@ pub fn router(service: Service) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
         .layer(CompressionLayer::new())
+        .layer(middleware::from_fn(caching::no_store))
         .layer(middleware::from_fn(observe))
         .with_state(service)
 }

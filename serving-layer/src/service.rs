@@ -5,6 +5,7 @@
 
 use crate::answer::Views;
 use crate::batch_view::{Position, StoredLayout};
+use crate::documents::Documents;
 use crate::error::ServeError;
 use crate::live::Known;
 use crate::{router, telemetry};
@@ -12,7 +13,7 @@ use anyhow::{Context, bail};
 use shared_model::catalog::{Catalog, Layout};
 use shared_model::time::Millis;
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -30,6 +31,7 @@ pub struct Service {
     pub clock: fn() -> Millis,
     status: Arc<RwLock<Status>>,
     turns: Arc<Semaphore>,
+    documents: Arc<OnceLock<Documents>>,
 }
 
 /// What was last seen of both views.
@@ -45,7 +47,12 @@ impl Service {
         let because = vec!["starting: neither view has been looked at yet".to_owned()];
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
         let turns = Arc::new(Semaphore::new(views.limits.at_once.max(1)));
-        Service { views, clock, status, turns }
+        Service { views, clock, status, turns, documents: Arc::default() }
+    }
+
+    /// What is told of the catalog and the API: made when it is first asked for.
+    pub fn documents(&self) -> &Documents {
+        self.documents.get_or_init(|| Documents::new(&self.views.catalog, &self.views.limits))
     }
 
     /// Does work within the limits of time and of how much is done at once. Whoever stops waiting ends it.

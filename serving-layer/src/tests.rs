@@ -1,12 +1,15 @@
 //! Tests of whole answers: against views in memory, filled by a naive fold of a small log.
 
+mod caching;
 mod formats;
 mod law;
 mod limits;
 mod on_servers;
+mod openapi;
 mod over_http;
 mod patience;
 mod rows;
+mod schema;
 mod several;
 mod validation;
 mod world;

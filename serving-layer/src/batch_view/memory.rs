@@ -75,6 +75,15 @@ impl MemoryBatchView {
         self.with(|held| held.get_or_insert_default().lost.push(lost));
     }
 
+    /// Drops what a run left behind.
+    pub fn forget(&self, run: i64) {
+        self.with(|held| {
+            let tidemarks = &mut held.get_or_insert_default().tidemarks;
+            let current = tidemarks.last().map(|(_, run)| *run);
+            tidemarks.retain(|(_, made)| *made != run || Some(run) == current);
+        });
+    }
+
     /// Adds a run's audit.
     pub fn audit(&self, audit: serde_json::Value) {
         self.with(|held| held.get_or_insert_default().audits.push(audit));
@@ -150,7 +159,9 @@ impl Snapshot for MemorySnapshot {
             let live = last_run.is_none_or(|last| version.run <= last);
             if live && version.version == metric.version && version.day.interval().overlaps(&span) {
                 let table = (!version.cells.is_empty()).then(|| id.to_string());
-                let version_of = VersionOf { version_id: id as i64, run: version.run, table, partial: false };
+                // What has a number here never changes.
+                let (version_id, hash) = (id as i64, id.to_string());
+                let version_of = VersionOf { version_id, run: version.run, table, partial: false, hash };
                 versions.days.insert(version.day, version_of);
             }
         }

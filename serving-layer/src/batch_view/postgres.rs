@@ -165,7 +165,7 @@ impl PostgresSnapshot {
     }
 
     async fn live(&mut self, metric: &Metric, days: (NaiveDate, NaiveDate)) -> Result<Versions, sqlx::Error> {
-        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial
+        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial, v.hash
                    from tidemark.live_version live join tidemark.view_version v using (version_id)
                    where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
         let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
@@ -187,7 +187,7 @@ impl PostgresSnapshot {
         generation: i64,
     ) -> Result<Result<Versions, BatchError>, sqlx::Error> {
         let sql = "select distinct on (v.event_day)
-                          v.event_day, v.version_id, v.run_id, v.table_name, v.partial,
+                          v.event_day, v.version_id, v.run_id, v.table_name, v.partial, v.hash,
                           v.dropped_at is not null
                    from tidemark.view_version v
                         left join tidemark.run r using (run_id)
@@ -203,7 +203,7 @@ impl PostgresSnapshot {
         let mut versions = Versions::default();
         for row in rows {
             let (day, version) = version_of(&row)?;
-            if row.try_get(5)? {
+            if row.try_get(6)? {
                 return Ok(Err(dropped(metric, &day.to_string())));
             }
             versions.days.insert(day, version);
@@ -363,6 +363,7 @@ fn version_of(row: &PgRow) -> Result<(EventDay, VersionOf), sqlx::Error> {
         run: run.unwrap_or_default(),
         table: row.try_get(3)?,
         partial: partial.unwrap_or(false),
+        hash: row.try_get(5)?,
     };
     Ok((EventDay::from_date(row.try_get(0)?), version))
 }

@@ -12,9 +12,10 @@ mod span;
 mod test;
 mod values;
 
-pub(crate) use fields::MAX_FAULTS;
+pub(crate) use fields::{MAX_FAULTS, MAX_NAME};
 pub use request::{At, Request};
-pub(crate) use test::type_name;
+pub(crate) use request::{IN_COMMON, MAX_QUERIES, OF_REQUEST};
+pub(crate) use test::{OPS, type_name};
 
 use super::buckets::Buckets;
 use super::compare::{Compared, Period};
@@ -33,16 +34,16 @@ use std::sync::Arc;
 use values::Values;
 
 /// The most metrics of one query.
-pub(super) const MAX_METRICS: usize = 20;
+pub(crate) const MAX_METRICS: usize = 20;
 /// The most filters, and the most sort keys.
-pub(super) const MAX_FILTERS: usize = 50;
+pub(crate) const MAX_FILTERS: usize = 50;
 /// The most values of one filter.
-pub(super) const MAX_VALUES: usize = 1_000;
+pub(crate) const MAX_VALUES: usize = 1_000;
 /// The longest text of a value in bytes.
 pub(crate) const MAX_TEXT: usize = 8_192;
 
 /// The fields of a query.
-const OF_QUERY: [&str; 19] = [
+pub(crate) const OF_QUERY: [&str; 19] = [
     "metrics",
     "group_by",
     "filters",
@@ -63,6 +64,7 @@ const OF_QUERY: [&str; 19] = [
     "offset",
     "k",
 ];
+
 /// The time that a query is about.
 struct Time {
     zone: Tz,
@@ -150,7 +152,7 @@ fn read(
 }
 
 /// What a query may be compared with.
-const PERIODS: [(&str, Period); 6] = [
+pub(crate) const PERIODS: [(&str, Period); 6] = [
     ("previous_period", Period::Previous),
     ("previous_day", Period::Back(Shift::Wall(DAY))),
     ("previous_week", Period::Back(Shift::Wall(7 * DAY))),

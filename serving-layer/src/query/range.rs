@@ -9,7 +9,7 @@ use chrono_tz::Tz;
 use shared_model::time::{Interval, Millis};
 
 /// What a range may be, for whoever wrote another.
-pub(super) const FORMS: [&str; 6] =
+pub(crate) const FORMS: [&str; 6] =
     ["last 6 hours", "last 7 days", "today", "yesterday", "this week so far", "previous month"];
 
 const UNITS: &str = "second, minute, hour, day, week, month, quarter, year";

@@ -38,6 +38,12 @@ impl Served {
         (status, serde_json::from_slice(&body).unwrap_or(Json::Null))
     }
 
+    /// The status of a request without a body.
+    pub(crate) async fn status(&self, method: &str, path: &str) -> u16 {
+        let request = Request::builder().method(method.to_uppercase().as_str()).uri(path);
+        self.send(request.body(Body::empty()).unwrap()).await.0
+    }
+
     pub(crate) async fn get(&self, path: &str) -> (u16, Json) {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
@@ -295,13 +301,15 @@ async fn what_is_not_served_is_refused_in_one_shape() {
         ("/api/v1/live/nonsense", 404, "unknown_metric"),
         ("/api/v1/live/user_view_cnt_5m", 400, "invalid_request"),
         ("/api/v1/live/user_view_cnt_5m?user=1", 400, "invalid_request"),
-        ("/api/v1/query", 405, "method_not_allowed"),
+        ("/api/v1/query", 400, "invalid_body"),
+        ("/api/v1/query?q={}&p=1", 400, "invalid_body"),
     ];
     for (path, status, code) in cases {
         let (found, reply) = served.get(path).await;
         assert_eq!((found, &reply["error"]["code"]), (status, &json!(code)), "{path}");
         assert!(reply["error"]["message"].is_string() && reply["error"]["details"].is_array());
     }
+    assert_eq!(served.status("put", "/api/v1/query").await, 405);
     let mut request = views_of_all();
     request["metrics"] = json!(["nonsense"]);
     assert_eq!(served.post(request).await.0, 404);

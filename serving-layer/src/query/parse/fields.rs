@@ -4,7 +4,7 @@ use crate::error::{Fault, FaultKind, ServeError};
 use serde_json::{Map, Value as Json};
 
 /// The longest name in bytes.
-pub(super) const MAX_NAME: usize = 200;
+pub(crate) const MAX_NAME: usize = 200;
 /// The most faults that are reported of one request.
 pub(crate) const MAX_FAULTS: usize = 100;
 

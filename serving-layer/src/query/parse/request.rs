@@ -11,11 +11,11 @@ use shared_model::catalog::Catalog;
 use shared_model::time::Millis;
 
 /// The fields of a query that several queries may have in common.
-const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
+pub(crate) const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
 /// The fields of a request beside those of its query, or of what its queries have in common.
-const OF_REQUEST: [&str; 5] = ["queries", "strict", "at_run", "as_of", "format"];
+pub(crate) const OF_REQUEST: [&str; 5] = ["queries", "strict", "at_run", "as_of", "format"];
 /// The most queries of one request.
-const MAX_QUERIES: usize = 20;
+pub(crate) const MAX_QUERIES: usize = 20;
 
 /// A valid request.
 #[derive(Debug, Clone)]

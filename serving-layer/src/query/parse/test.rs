@@ -10,7 +10,9 @@ use shared_model::expression::like::LikePattern;
 use shared_model::metric::KeyColumn;
 use std::cmp::Ordering;
 
-const OPS: [&str; 11] = ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like", "is_null", "is_not_null"];
+/// The operators.
+pub(crate) const OPS: [&str; 11] =
+    ["=", "!=", "in", "<", "<=", ">", ">=", "between", "like", "is_null", "is_not_null"];
 
 /// The name of what a test is about, which stands in a field of it; the fields that a test can't have are refused.
 pub(super) fn named<'a>(
