@@ -200,10 +200,12 @@ proptest! {
     #[test]
     fn queries(bytes: Vec<u8>, text: String, now in prop_oneof![any::<i64>(), -70_000_000_000_000..260_000_000_000_000i64], damage in damage()) {
         let valid = serde_json::json!({
-            "metrics": ["user_view_cnt"], "group_by": ["uuid"], "from": "2016-06-14", "to": "2016-06-15T01:00:00Z",
+            "metrics": ["user_view_cnt", { "name": "share", "share_of": "user_view_cnt" }],
+            "group_by": ["uuid"], "from": "2016-06-14", "to": "2016-06-15T01:00:00Z",
             "granularity": "1h", "time_zone": "Europe/Berlin", "order": [{ "by": "uuid", "desc": true }], "limit": 5,
             "filters": [{ "dimension": "uuid", "op": "like", "value": format!("%{}%", text.replace('\\', "")) }],
             "offset": 3, "strict": true, "at_run": 4, "fill": true, "compare": "previous_month", "format": "csv",
+            "rolling": "2 days", "cumulative": false, "limit_by": { "columns": ["bucket"], "limit": 2 },
             "having": { "or": [{ "column": "previous.user_view_cnt", "op": ">", "value": 3 }] },
         });
         let several = serde_json::json!({

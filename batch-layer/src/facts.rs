@@ -130,7 +130,9 @@ fn encode(stream: &Stream, file: &Path, now: Millis) -> Result<Vec<u8>> {
     let fields: Vec<_> = stream
         .fields
         .iter()
-        .map(|field| match frame.column(&field.name) {
+        .enumerate()
+        .map(|(at, field)| match frame.column(&field.name) {
+            _ if at >= stream.recorded => values(frame.column(plan::INGEST_TIME)?, field.ty),
             Ok(column) => values(column, field.ty),
             // The segment is older than the field.
             Err(_) => Ok(vec![shared_model::event::Value::Null; frame.height()]),

@@ -45,7 +45,7 @@ pub(crate) fn scan(files: &[PathBuf]) -> PolarsResult<LazyFrame> {
 }
 
 /// All rows of segments of one stream, in the columns that a computation reads: the declared fields (NULL where a
-/// segment lacks them), position, identity, and the event time as an integer.
+/// segment lacks them; of an append time, the column that each has), position, identity, and the event time as an integer.
 pub(crate) fn deliveries(stream: &Stream, segments: &[Segments]) -> PolarsResult<LazyFrame> {
     let frames = segments.iter().map(|alike| Ok(scan(&alike.files)?.select(columns(stream, &alike.missing))));
     let mut frames = frames.collect::<PolarsResult<Vec<_>>>()?;
@@ -55,10 +55,15 @@ pub(crate) fn deliveries(stream: &Stream, segments: &[Segments]) -> PolarsResult
     }
 }
 
+/// The column with a record's append time; NULL of an imported row.
+pub(crate) const INGEST_TIME: &str = "_ingest_time";
+
 fn columns(stream: &Stream, missing: &[usize]) -> Vec<Expr> {
-    let fields = stream.fields.iter().enumerate().map(|(at, field)| match missing.contains(&at) {
-        true => lit(NULL).cast(data_type(field.ty)).alias(field.name.as_str()),
-        false => col(field.name.as_str()),
+    let fields = stream.fields.iter().enumerate().map(|(at, field)| match field.name.as_str() {
+        // Every segment has it, whatever the catalog was when it was written.
+        name if at >= stream.recorded => col(INGEST_TIME).cast(DataType::Int64).alias(name),
+        name if missing.contains(&at) => lit(NULL).cast(data_type(field.ty)).alias(name),
+        name => col(name),
     });
     let system = POSITION.iter().chain(&IDENTITY).map(|name| col(*name));
     fields.chain(system).chain([col(EVENT_TIME).cast(DataType::Int64)]).collect()

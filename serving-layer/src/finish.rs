@@ -46,16 +46,14 @@ pub struct Rows {
 /// # Errors
 /// [`FoldError::TooManyCells`] where rolling windows or filling up would take more than the budget has left.
 pub fn finish(query: &Query, folds: Vec<Fold<'_>>, budget: &Budget) -> Result<Rows, FoldError> {
-    let merged = |fold: Fold<'_>| match &fold.query().rolling {
-        None => Ok(fold.into_merged()),
-        Some(rolling) => rolled::roll(rolling, fold.into_merged(), budget),
+    let mut folds = folds.into_iter();
+    let mut error_bounds = vec![0.0_f64; query.columns.len()];
+    let mut rows = match folds.next() {
+        Some(fold) => rows(fold, query.k, budget, &mut error_bounds)?,
+        None => Vec::new(),
     };
-    let mut folds = folds.into_iter().map(merged);
-    let (merged, compared) = (folds.next().transpose()?.unwrap_or_default(), folds.next().transpose()?);
-    let of_both = merged.iter().chain(compared.iter().flatten());
-    let error_bounds = error_bounds(query, of_both);
-    let mut rows = rows(query, merged, query.k);
-    if let Some(compared) = compared {
+    if let Some(fold) = folds.next() {
+        let compared = self::rows(fold, usize::MAX, budget, &mut error_bounds)?;
         compare_with(query, &mut rows, compared);
     }
     if query.fill {
@@ -77,19 +75,39 @@ pub fn finish(query: &Query, folds: Vec<Fold<'_>>, budget: &Budget) -> Result<Ro
     Ok(Rows { rows, total, error_bounds })
 }
 
-/// Rows by bucket, key and rank.
-fn rows(query: &Query, merged: Vec<Merged>, k: usize) -> Vec<Row> {
-    let mut rows: Vec<Row> = if query.ranked() {
-        merged.into_iter().flat_map(|merged| ranked(merged, k)).collect()
-    } else {
-        let row = |Merged { bucket, key, states }| {
+/// The rows of a fold by bucket, key and rank, k items of each top-k. Widens the error bounds to theirs.
+fn rows(fold: Fold<'_>, k: usize, budget: &Budget, error_bounds: &mut [f64]) -> Result<Vec<Row>, FoldError> {
+    let (query, mut rows) = (fold.query(), Vec::new());
+    let each = |merged: Merged| {
+        widen(error_bounds, &merged);
+        if query.ranked() {
+            rows.extend(ranked(merged, k));
+        } else {
+            let Merged { bucket, key, states } = merged;
             let values = states.into_iter().enumerate().map(|(i, slot)| finished(query, i, slot));
-            Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() }
-        };
-        merged.into_iter().map(row).collect()
+            rows.push(Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() });
+        }
     };
+    match &query.rolling {
+        None => fold.into_merged().into_iter().for_each(each),
+        Some(rolling) => rolled::roll(rolling, fold.into_merged(), budget, each)?,
+    }
     rows.iter_mut().for_each(|row| compute(query, &mut row.values));
-    rows
+    if query.rolling.is_some() {
+        if rows.is_empty() && query.has_total() {
+            let values = nothing(query);
+            rows.push(Row {
+                bucket: query.span.start,
+                key: Vec::new(),
+                ranked: None,
+                values,
+                previous: Vec::new(),
+            });
+        }
+        // Stable: a top-k's rows stay by rank.
+        by_place(&mut rows);
+    }
+    Ok(rows)
 }
 
 /// Adds what is computed of a row's values; a share has its place, and its value once all rows are there.
@@ -142,10 +160,10 @@ fn first_of_each(limit_by: &LimitBy, rows: &mut Vec<Row>) {
 
 /// Sets beside each row the values that its bucket, key and item had in the other period. A row that only that period
 /// has is there too, with the values of nothing; a top-k has the items of its own period alone.
-fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Merged>) {
+fn compare_with(query: &Query, rows: &mut Vec<Row>, compared: Vec<Row>) {
     let Some(with) = &query.compared else { return };
     let mut previous = BTreeMap::new();
-    for row in self::rows(&with.query, compared, usize::MAX) {
+    for row in compared {
         let bucket = with.own(row.bucket).unwrap_or(row.bucket);
         previous.insert((bucket, row.key, row.ranked.map(|(_, item)| item)), row.values);
     }
@@ -199,16 +217,12 @@ fn by_place(rows: &mut [Row]) {
     rows.sort_by(|a, b| (a.bucket, &a.key).cmp(&(b.bucket, &b.key)));
 }
 
-fn error_bounds<'m>(query: &Query, merged: impl Iterator<Item = &'m Merged>) -> Vec<f64> {
-    let mut bounds = vec![0.0_f64; query.columns.len()];
-    for merged in merged {
-        for (bound, slot) in bounds.iter_mut().zip(&merged.states) {
-            if let Some(Slot::One(state)) = slot {
-                *bound = error_bound_of(state).max(*bound);
-            }
+fn widen(bounds: &mut [f64], merged: &Merged) {
+    for (bound, slot) in bounds.iter_mut().zip(&merged.states) {
+        if let Some(Slot::One(state)) = slot {
+            *bound = error_bound_of(state).max(*bound);
         }
     }
-    bounds
 }
 
 /// The relative error within which a state's value lies; 0 where it is exact.

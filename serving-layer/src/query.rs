@@ -153,6 +153,11 @@ impl Query {
         }
     }
 
+    /// Whether it has one row for everything, as in SQL even where there is nothing.
+    pub fn has_total(&self) -> bool {
+        self.group_by.is_empty() && matches!(self.buckets, Buckets::One(_)) && !self.ranked()
+    }
+
     /// Whether the one column is a top-k, whose rows are ranked items.
     pub fn ranked(&self) -> bool {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })

@@ -296,6 +296,7 @@ pub fn from_values(
     append_time: impl Into<Option<Millis>>,
     mut values: Vec<Value>,
 ) -> Result<Event, Reject> {
+    debug_assert_eq!(values.len(), stream.recorded, "one value for each field that a record carries");
     let append_time = append_time.into();
     values.resize(stream.fields.len(), append_time.map_or(Value::Null, Value::Int));
     for (field, value) in stream.fields.iter().zip(&values) {

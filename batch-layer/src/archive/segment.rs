@@ -203,7 +203,7 @@ pub(crate) fn parse_file_name(name: &str) -> Option<NamedRange> {
     Some(NamedRange { topic: parts.next()?.to_owned(), partition, from })
 }
 
-/// The name of the column that a declared field is kept in: its own.
+/// The column of a field that records carry, which has its name. An append time is `_ingest_time`.
 fn column(stream: &Stream, at: usize, rows: &[Row]) -> Column {
     let field = &stream.fields[at];
     let name = PlSmallStr::from_str(&field.name);
@@ -230,7 +230,7 @@ fn column(stream: &Stream, at: usize, rows: &[Row]) -> Column {
 }
 
 fn frame(stream: &Stream, tp: &TopicPartition, rows: Vec<Row>) -> Result<DataFrame> {
-    let mut columns: Vec<Column> = (0..stream.fields.len()).map(|at| column(stream, at, &rows)).collect();
+    let mut columns: Vec<Column> = (0..stream.recorded).map(|at| column(stream, at, &rows)).collect();
     columns.extend(place(tp, rows.iter().map(|row| row.offset).collect()));
     columns.push(times("_ingest_time", rows.iter().map(|row| row.ingest_time)));
     columns.push(times("_event_time", rows.iter().map(|row| Some(row.event.time))));

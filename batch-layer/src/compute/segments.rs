@@ -47,7 +47,7 @@ fn missing(stream: &Stream, schema: &ArrowSchema) -> Result<Vec<usize>> {
         ensure!(schema.contains(name), "column {name} is missing: the archive did not write this file");
     }
     let mut missing = Vec::new();
-    for (at, field) in stream.fields.iter().enumerate() {
+    for (at, field) in stream.recorded().iter().enumerate() {
         let Some(column) = schema.get(&field.name) else {
             missing.push(at);
             continue;

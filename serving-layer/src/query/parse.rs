@@ -114,12 +114,13 @@ fn read(
     let columns =
         metrics.into_iter().map(|(name, metric)| column(name, metric, &group_by, &filters)).collect();
     let k = k.or(ranked).unwrap_or(0);
+    let reach = span::reach(request, faults);
     let Time { zone, span, buckets } = time?;
     if fill && let Err(message) = buckets.starts(span) {
         faults.unanswerable(request.at("fill"), message);
     }
-    let rolling = span::reach(request, faults).and_then(|(at, reach)| {
-        let rolling = Rolling::new(reach, zone, span, &buckets, grain);
+    let rolling = reach.and_then(|(at, reach)| {
+        let rolling = Rolling::new(reach, zone, span, &buckets, grain).and_then(Rolling::wide_enough);
         rolling.map_err(|message| faults.unanswerable(at, message)).ok()
     });
     let mut query = Query {

@@ -1,7 +1,8 @@
 //! Rolling and running values: a bucket that counts what lies within a window that ends where the bucket does.
 //!
-//! A window is cut by the zone's clock, as a range of time is: the week of a day ends with that day and has seven. What is
-//! read is the span widened by the first window, in pieces such that each window is made of whole ones.
+//! A window is cut as a range of time is: the week of a day ends with that day and has seven by the zone's clock, hours are
+//! as long as they are. Where a clock makes a bucket longer than its window, the window is the bucket. What is read is the
+//! span widened by the first window, in pieces such that each window is made of whole ones.
 
 use super::buckets::Buckets;
 use super::range::{Shift, back};
@@ -29,14 +30,20 @@ pub struct Rolling {
     pub pieces: Buckets,
     /// Each bucket's start with its window; ascending, neither end ever going back.
     pub windows: Vec<(Millis, Interval)>,
+    /// Whether some window is as long as it should be, and not its bucket instead.
+    fits: bool,
 }
+
+/// The most pieces of a window that moves on: a merge of the states of each to its end is held at a time. A week of
+/// buckets of 5 minutes has 2,016.
+const MAX_PIECES: usize = 5_000;
 
 impl Rolling {
     /// The windows of a span's buckets.
     ///
     /// # Errors
-    /// A message where a window begins between two cells of `grain` (milliseconds), begins after its bucket does, lies
-    /// outside the calendar, or where there are too many.
+    /// A message where a window begins between two cells of `grain` (milliseconds) or lies outside the calendar, and where
+    /// there are too many, or too many pieces in one.
     pub fn new(
         reach: Reach,
         zone: Tz,
@@ -48,14 +55,15 @@ impl Rolling {
         let starts = buckets.starts(span)?;
         let ends = starts.iter().skip(1).copied().chain([span.end]);
         let mut windows: Vec<(Millis, Interval)> = Vec::with_capacity(starts.len());
+        let mut fits = false;
         for (&start, end) in starts.iter().zip(ends) {
             let from = match reach {
                 Reach::Span => span.start,
                 Reach::Back(shift) => back(zone, end, shift).ok_or_else(outside)?,
             };
-            if from > start.max(span.start) {
-                return Err("must reach back over a whole bucket at least".to_owned());
-            }
+            let whole = start.max(span.start);
+            fits |= from <= whole;
+            let from = from.min(whole);
             // Where a clock is put back, what it shows twice ends a window that begins no earlier than the one before.
             let from = windows.last().map_or(from, |(_, before)| before.start.max(from));
             windows.push((start, Interval { start: from, end }));
@@ -72,9 +80,23 @@ impl Rolling {
             .collect();
         pieces.sort_unstable();
         pieces.dedup();
+        if matches!(reach, Reach::Back(_)) {
+            let within = |window: &Interval| {
+                pieces.partition_point(|at| *at < window.end)
+                    - pieces.partition_point(|at| *at < window.start)
+            };
+            if windows.iter().any(|(_, window)| within(window) > MAX_PIECES) {
+                return Err(format!("a window of more than {MAX_PIECES} buckets: ask for wider ones"));
+            }
+        }
         let pieces = Buckets::Starts(pieces);
         pieces.on_grain(zone, Interval { start: first - 1, end: span.end }, grain)?;
-        Ok(Rolling { reach, span: read, pieces, windows })
+        Ok(Rolling { reach, span: read, pieces, windows, fits })
+    }
+
+    /// Refuses windows all of which would be shorter than their buckets.
+    pub(super) fn wide_enough(self) -> Result<Rolling, String> {
+        if self.fits { Ok(self) } else { Err("must reach back over a whole bucket at least".to_owned()) }
     }
 }
 
@@ -98,7 +120,7 @@ mod tests {
         let span = Interval { start: at(from), end: at(to) };
         let granularity = Granularity::parse(granularity).unwrap();
         let buckets = Buckets::new(granularity, zone, span, HOUR).unwrap();
-        let rolling = Rolling::new(reach, zone, span, &buckets, HOUR)?;
+        let rolling = Rolling::new(reach, zone, span, &buckets, HOUR)?.wide_enough()?;
         let shown = |at: Millis| zone::show(zone, at)[5..16].to_owned();
         let window = |(start, window): &(Millis, Interval)| {
             format!("{}: {} {}", shown(*start), shown(window.start), shown(window.end))
@@ -130,6 +152,10 @@ mod tests {
             "11-06T01:00: 11-04T02:00 11-06T02:00",
         ];
         check(Tz::America__New_York, "hour", "2016-11-06", "2016-11-06T02:00", hour, &back);
+        // A day of 25 hours is no shorter for a window of 24.
+        let long = ["11-06T00:00: 11-06T00:00 11-07T00:00", "11-07T00:00: 11-07T00:00 11-08T00:00"];
+        let hours = Reach::Back(Shift::Time(DAY));
+        check(Tz::America__New_York, "day", "2016-11-06", "2016-11-08", hours, &long);
     }
 
     #[test]
@@ -138,6 +164,11 @@ mod tests {
         assert!(refused(Reach::Back(Shift::Time(HOUR))).contains("over a whole bucket"));
         let odd = refused(Reach::Back(Shift::Time(DAY + HOUR / 2)));
         assert!(odd.contains("is no multiple of the grain, 1h"), "{odd}");
+        let minutes = Interval { start: 0, end: 100 * HOUR };
+        let fine = Buckets::new(Granularity::width(60_000), Tz::UTC, minutes, 60_000).unwrap();
+        let many =
+            Rolling::new(Reach::Back(Shift::Time(90 * HOUR)), Tz::UTC, minutes, &fine, 60_000).unwrap_err();
+        assert!(many.contains("a window of more than 5000 buckets"), "{many}");
         assert!(refused(Reach::Back(Shift::Months(900_000))).contains("outside the calendar"));
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn queries() -> Vec<Json> {
         json!({ "metrics": ["geo_top"], "k": 2, "granularity": "12h", "rolling": "36 hours" }),
         json!({ "metrics": ["active_user"], "granularity": "6h", "rolling": "day" }),
         json!({ "metrics": ["features_20m"], "group_by": ["uuid"], "granularity": "1h", "cumulative": true }),
+        json!({ "metrics": ["doc_cnt", "active_user"], "cumulative": true }),
         json!({ "metrics": ["geo_top_doc"], "group_by": ["geo_location"], "granularity": "day" }),
         json!({ "metrics": ["geo_top_doc"], "filters": [{ "dimension": "geo_location", "op": "is_null" }] }),
         json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "filters": [

@@ -166,12 +166,13 @@ proptest! {
         (granularity, compare) in proptest::sample::select(vec![
             ("hour", "previous_day"), ("none", "previous_day"), ("6h", "previous_period"), ("day", "previous_day"),
         ]),
+        rolling in proptest::sample::select(vec![Json::Null, json!("day"), json!("30 hours")]),
     ) {
         let world = World::new(&events);
         let (views, ..) = world.views(cut, cut);
         let question = |from: &str, to: &str| json!({
             "metrics": ["doc_cnt"], "group_by": ["document_id"], "granularity": granularity, "time_zone": zone,
-            "from": from, "to": to,
+            "from": from, "to": to, "rolling": rolling,
         });
         let own = question("2016-06-16", "2016-06-17");
         let compared = answered(&world, &views, &with(&own, json!({ "compare": compare })));
