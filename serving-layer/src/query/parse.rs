@@ -114,6 +114,7 @@ fn read(
         faults.unanswerable(request.at("fill"), message);
     }
     let mut query = Query {
+        place: request.at("").trim_end_matches('.').to_owned(),
         columns,
         computed,
         formula,
