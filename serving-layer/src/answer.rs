@@ -186,7 +186,7 @@ impl<'q> Begun<'q> {
         }
         snapshot.close().await?;
         let finished = |Asked { query, folds, batch, coverage, .. }: Asked<'_>| {
-            let rows = finish(query, folds, &budget).map_err(over_limit)?;
+            let rows = finish(query, folds, &budget).map_err(|error| over_limit(query, error))?;
             Ok(Answer { rows, at: found.clone(), batch, coverage })
         };
         asked.into_iter().map(finished).collect()
@@ -263,14 +263,18 @@ async fn add_batch(
         }
         Err(over) => Err(over),
     };
-    snapshot.rows(&scan, &mut each).await?.map_err(over_limit)
+    snapshot.rows(&scan, &mut each).await?.map_err(|error| over_limit(query, error))
 }
 
-fn over_limit(error: FoldError) -> ServeError {
+fn over_limit(query: &Query, error: FoldError) -> ServeError {
+    let whose = match query.place.as_str() {
+        "" => "the answer".to_owned(),
+        place => format!("with {place} all answers together"),
+    };
     ServeError::Limit(match error {
         FoldError::TooManyCells(limit) => format!(
-            "the answer would hold more than {limit} cells (groups by buckets, items of a top_k): filter more, group \
-             by fewer columns, or ask for wider buckets or a shorter span"
+            "{whose} would hold more than {limit} cells (groups by buckets, items of a top_k): filter more, group by \
+             fewer columns, or ask for wider buckets or a shorter span"
         ),
         FoldError::Undecodable(error) => format!("stored states can't be decoded: {error}"),
     })

@@ -44,6 +44,8 @@ use std::sync::Arc;
 /// A valid query.
 #[derive(Debug, Clone)]
 pub struct Query {
+    /// Where it stands in its request: empty, or such as `queries.views`.
+    pub place: String,
     /// The answer's value columns; at least one. A top-k stands alone.
     pub columns: Vec<Column>,
     /// What is computed of their values, in columns behind them.

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use shared_model::aggregate::{Aggregate, Finished, quantile};
 use shared_model::event::Value;
+use std::cmp::Reverse;
 use std::convert::Infallible;
 
 /// The form of an answer.
@@ -32,18 +33,64 @@ impl Format {
     pub const NAMES: [(&str, Format); 3] =
         [("json", Format::Json), ("csv", Format::Csv), ("ndjson", Format::Ndjson)];
 
-    /// What a client accepts, by an `Accept` header: the first that is served.
+    /// The media types that formats are asked for by; of what is wanted alike, the first.
+    const MEDIA: [(&str, Format); 5] = [
+        ("application/json", Format::Json),
+        ("text/csv", Format::Csv),
+        ("application/x-ndjson", Format::Ndjson),
+        ("application/ndjson", Format::Ndjson),
+        ("application/jsonl", Format::Ndjson),
+    ];
+
+    /// What a client accepts, by an `Accept` header: of what it wants most, what it names most closely, then what it names
+    /// first. JSON where it accepts nothing that is served.
     pub fn accepted(header: &str) -> Format {
-        let media = header.split(',').map(|media| media.split(';').next().unwrap_or_default().trim());
-        media
-            .filter_map(|media| match media {
-                "text/csv" => Some(Format::Csv),
-                "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Format::Ndjson),
-                "application/json" | "*/*" | "application/*" => Some(Format::Json),
-                _ => None,
-            })
-            .next()
-            .unwrap_or_default()
+        let ranges: Vec<Range> = header.split(',').map(Range::new).collect();
+        let mut best = ((0.0, 0, Reverse(0)), Format::default());
+        for (media, format) in Format::MEDIA {
+            let matching = ranges
+                .iter()
+                .enumerate()
+                .filter_map(|(place, range)| Some((range.closeness(media)?, Reverse(place), range.quality)));
+            // The closest range says how much a type is wanted, also that it isn't.
+            let Some((closeness, place, quality)) =
+                matching.max_by_key(|(closeness, place, _)| (*closeness, *place))
+            else {
+                continue;
+            };
+            if quality > 0.0 && (quality, closeness, place) > best.0 {
+                best = ((quality, closeness, place), format);
+            }
+        }
+        best.1
+    }
+}
+
+/// A range of media types in an `Accept` header, and how much it is wanted, from 0 to 1.
+struct Range {
+    media: String,
+    quality: f32,
+}
+
+impl Range {
+    fn new(text: &str) -> Range {
+        let mut parts = text.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let quality = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+        let quality =
+            quality.and_then(|quality| quality.parse().ok()).filter(|quality| (0.0..=1.0).contains(quality));
+        Range { media, quality: quality.unwrap_or(1.0) }
+    }
+
+    /// How closely it names a media type; `None`: not at all.
+    fn closeness(&self, media: &str) -> Option<u8> {
+        let of_type = self.media.strip_suffix("/*").is_some_and(|ty| media.split('/').next() == Some(ty));
+        match &*self.media {
+            own if own == media => Some(3),
+            _ if of_type => Some(2),
+            "*/*" => Some(1),
+            _ => None,
+        }
     }
 }
 
@@ -198,6 +245,39 @@ fn finished(value: &Finished, out: &mut Vec<u8>) {
         Finished::Int(_) | Finished::Float(_) => {
             write(value, out);
             out.push(b',');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_most_is_sent() {
+        use Format::{Csv, Json, Ndjson};
+        for (header, expected) in [
+            ("", Json),
+            ("*/*", Json),
+            ("text/html", Json),
+            ("text/csv", Csv),
+            ("TEXT/CSV; header=present", Csv),
+            ("text/html, text/csv, */*;q=0.8", Csv),
+            ("text/csv, */*", Csv),
+            ("text/csv;q=0.5, application/json", Json),
+            ("application/json;q=0.5, text/csv;q=0.6, application/x-ndjson;q=0.7", Ndjson),
+            ("text/csv;q=0.9, */*", Json),
+            ("application/x-ndjson, text/csv", Ndjson),
+            ("text/csv, application/x-ndjson", Csv),
+            ("text/*", Csv),
+            ("application/*", Json),
+            ("application/json;q=0, */*", Csv),
+            ("application/json; q=0, application/jsonl", Ndjson),
+            ("text/csv;q=0", Json),
+            ("text/csv;q=nonsense, application/json;q=0.9", Csv),
+            (",;,;q=,text/csv;;q=0.2", Csv),
+        ] {
+            assert_eq!(Format::accepted(header), expected, "{header:?}");
         }
     }
 }

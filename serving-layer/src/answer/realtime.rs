@@ -174,7 +174,7 @@ fn add_group(
                 Err(FoldError::Undecodable(error)) => {
                     coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), tp);
                 }
-                Err(limit) => return Err(over_limit(limit)),
+                Err(limit) => return Err(over_limit(query, limit)),
             }
         }
     }

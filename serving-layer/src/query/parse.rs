@@ -124,6 +124,7 @@ fn read(
         rolling.map_err(|message| faults.unanswerable(at, message)).ok()
     });
     let mut query = Query {
+        place: request.at("").trim_end_matches('.').to_owned(),
         columns,
         computed,
         formula,

@@ -59,7 +59,7 @@ async fn csv_has_the_rows_of_json_and_its_promises_in_headers() {
     assert_eq!(json_reply["error_bound"], bounds);
     for (request, headers) in [
         (json!("csv"), vec![]),
-        (Json::Null, vec![("accept", "text/html, text/csv;q=0.9, */*")]),
+        (Json::Null, vec![("accept", "text/html, text/csv;q=0.9, */*;q=0.8")]),
         (json!("csv"), vec![("accept", "application/json")]),
     ] {
         let mut question = question();

@@ -364,6 +364,12 @@ async fn an_answer_that_would_grow_too_large_is_refused() {
     {
         assert_eq!(served.post(request.clone()).await.0, expected, "{request}");
     }
+    let told = served.post(twice(3)).await.1["error"]["message"].to_string();
+    assert!(
+        (0..3)
+            .any(|name| told.starts_with(&format!("\"with queries.{name} all answers together would hold"))),
+        "{told}"
+    );
     served.service.views.limits.max_cells = keys - 1;
     let (status, reply) = served.post(request).await;
     assert_eq!((status, &reply["error"]["code"]), (422, &json!("limit_exceeded")));

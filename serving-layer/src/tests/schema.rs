@@ -4,6 +4,8 @@
 
 use regex::Regex;
 use serde_json::Value as Json;
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// The keywords that say nothing of a value.
 const NOTES: [&str; 8] =
@@ -50,9 +52,7 @@ impl Judge<'_> {
                 "maxLength" => {
                     value.as_str().is_none_or(|text| text.chars().count() as u64 <= with.as_u64().unwrap())
                 }
-                "pattern" => value
-                    .as_str()
-                    .is_none_or(|text| Regex::new(with.as_str().unwrap()).unwrap().is_match(text)),
+                "pattern" => value.as_str().is_none_or(|text| matches(with.as_str().unwrap(), text)),
                 "minItems" => {
                     size(value.as_array().map(Vec::len)).is_none_or(|n| n >= with.as_u64().unwrap())
                 }
@@ -135,6 +135,15 @@ impl Judge<'_> {
         }
         Ok(())
     }
+}
+
+/// Each pattern is compiled once.
+fn matches(pattern: &str, text: &str) -> bool {
+    thread_local!(static COMPILED: RefCell<HashMap<String, Regex>> = RefCell::default());
+    COMPILED.with_borrow_mut(|compiled| {
+        let entry = compiled.entry(pattern.to_owned());
+        entry.or_insert_with(|| Regex::new(pattern).unwrap()).is_match(text)
+    })
 }
 
 fn size(length: Option<usize>) -> Option<u64> {
