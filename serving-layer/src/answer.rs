@@ -21,6 +21,7 @@ use shared_model::metric::Metric;
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis, show};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 /// What answers are made from.
@@ -136,11 +137,11 @@ impl<'q> Begun<'q> {
         Ok(Begun { views, at, snapshot, found, lost, asked, budget })
     }
 
-    /// All that the answers as of a run are made of beside the queries, written out: equal texts, equal answers. `None` of
-    /// other answers, which depend on the realtime view too.
-    pub fn inputs(&self) -> Option<String> {
+    /// All that the answers as of a run are made of beside the queries: written out, equal texts are equal answers. `None`
+    /// of other answers, which depend on the realtime view too.
+    pub fn inputs(&self) -> Option<impl fmt::Debug> {
         let versions: Vec<&[Versions]> = self.asked.iter().map(|asked| &asked.versions[..]).collect();
-        matches!(self.at, At::Run(_)).then(|| format!("{:?} {versions:?} {:?}", self.found, self.lost))
+        matches!(self.at, At::Run(_)).then_some((&self.found, versions, &self.lost))
     }
 
     /// Ends the snapshot without an answer.

@@ -4,11 +4,12 @@
 //! of the plain one. `304` is said in two cases, each of which proves that the whole answer would be the one tagged:
 //!
 //! - *Before a row is read*, of an answer as of a run (`at_run`). Such an answer is a function of: the request as it was
-//!   understood, with its relative times resolved and its format; the catalog, the limits and the form of replies, of which
-//!   all the OpenAPI document is a function; the tidemark that the run left; for each metric and day the version that was
-//!   live then, with the hash of its rows, which are never written again, and the days that have none; and what the log had
-//!   lost by then. The tag is a hash of all these, read in one snapshot: an import, a backfill, a run or a copy of Postgres
-//!   put back changes some of them, or nothing of the answer. What is dropped by now is an error, not `304`.
+//!   understood, with its relative times resolved, its metrics and its format; the catalog's streams, the limits, and the
+//!   form of replies, which the OpenAPI document has and [`ANSWERS`] counts; the tidemark that the run left; for each metric
+//!   and day the version that was live then, with the hash of its rows, which are never written again, and the days that
+//!   have none; and what the log had lost by then. The tag is a hash of all these, read in one snapshot: an import, a
+//!   backfill, a run or a copy of Postgres put back changes some of them, or nothing of the answer. What is known to be
+//!   dropped by now is an error, not `304`.
 //! - *After it is made*, of every other answer in JSON: the tag is a hash of its bytes. Since the envelope is among them, such
 //!   an answer has mostly moved on (`as_of`, `parts`), `final` or not: a record may come later than any watermark said.
 //!
@@ -21,7 +22,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::fmt;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+/// To be raised whenever the same inputs give another answer than before: other values, other words.
+pub const ANSWERS: u32 = 1;
 
 /// Names one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,22 +34,24 @@ pub struct Tag(u128);
 impl Tag {
     /// The tag of a text.
     pub fn of(bytes: &[u8]) -> Tag {
-        Tag::of_all(&[bytes])
+        Tag(xxh3_128(bytes))
     }
 
-    /// The tag of several texts, each apart from the others.
-    pub fn of_all(parts: &[&[u8]]) -> Tag {
-        let mut hash = Xxh3::new();
-        for part in parts {
-            hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part);
+    /// The tag of what some parts are, each as `Debug` writes it out; what is written is hashed and not kept.
+    pub fn of_parts(parts: &[&dyn fmt::Debug]) -> Tag {
+        struct Hash(Xxh3);
+        impl fmt::Write for Hash {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.update(text.as_bytes());
+                Ok(())
+            }
         }
-        Tag(hash.digest128())
-    }
-
-    /// It as bytes, to be a part of another tag.
-    pub fn bytes(self) -> [u8; 16] {
-        self.0.to_le_bytes()
+        let mut hash = Hash(Xxh3::new());
+        for part in parts {
+            // Neither is refused: and a separator is nothing that `Debug` writes.
+            let _ = fmt::Write::write_fmt(&mut hash, format_args!("{part:?}\0"));
+        }
+        Tag(hash.0.digest128())
     }
 
     /// What a client is told that has the answer of this tag.
@@ -130,6 +136,6 @@ mod tests {
 
     #[test]
     fn parts_of_a_tag_are_told_apart() {
-        assert_ne!(Tag::of_all(&[b"ab", b"c"]), Tag::of_all(&[b"a", b"bc"]));
+        assert_ne!(Tag::of_parts(&[&"ab", &"c"]), Tag::of_parts(&[&"a", &"bc"]));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! No decision is made here but which call it is.
 
-use crate::answer::{Answer, Begun};
-use crate::caching::{Held, Tag};
+use crate::answer::{Answer, Begun, Views};
+use crate::caching::{ANSWERS, Held, Tag};
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// `POST /api/v1/query`
 pub(crate) async fn query(
@@ -117,10 +118,9 @@ async fn ask(
 }
 
 /// The tag of an answer as of a run: see [`crate::caching`].
-fn tag_of_run(service: &Service, request: &Request, inputs: &str) -> Tag {
-    let form = service.documents().openapi.tag.bytes();
-    let (request, limits) = (format!("{request:?}"), format!("{:?}", service.views.limits));
-    Tag::of_all(&[&form, limits.as_bytes(), request.as_bytes(), inputs.as_bytes()])
+fn tag_of_run(service: &Service, request: &Request, inputs: &dyn fmt::Debug) -> Tag {
+    let Views { catalog, limits, .. } = &service.views;
+    Tag::of_parts(&[&ANSWERS, &service.documents().openapi.tag, &catalog.streams, limits, request, inputs])
 }
 
 /// An answer with the tag of its bytes, unless the client has it. What is written while it is sent has none.

@@ -4,7 +4,7 @@ use crate::service::Service;
 use crate::{caching, documents, http, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -56,6 +56,7 @@ async fn observe(request: Request, next: Next) -> Response {
     telemetry::request(&route, status, took);
     span.in_scope(|| tracing::debug!(status, took_ms = took.as_millis() as u64, "answered"));
     response.headers_mut().insert(QUERY_ID, id);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -294,6 +294,7 @@ mod tests {
             "{page}"
         );
         // No attribute is left by a quote.
+        assert!(!page.contains("script&gt;\""));
         assert!(
             page.split("=\"").skip(1).all(|rest| !rest.split('"').next().unwrap_or_default().contains('<'))
         );

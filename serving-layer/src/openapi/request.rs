@@ -81,8 +81,8 @@ fn spanned(query: &mut Json) {
 pub(super) fn example(catalog: &Catalog) -> Json {
     let name = catalog.metrics.first().map_or("views", |metric| metric.name.as_str());
     let by: Vec<&str> = catalog.metrics.first().iter().flat_map(|m| &m.by).map(|c| c.name.as_str()).collect();
-    json!({ "metrics": [name], "group_by": by, "granularity": "hour", "time_range": "today so far",
-            "time_zone": "Europe/Berlin", "order": [{ "by": name, "desc": true }], "limit": 10 })
+    json!({ "metrics": [name], "group_by": by, "granularity": "grain", "time_range": "today so far",
+            "order": [{ "by": name, "desc": true }], "limit": 10 })
 }
 
 /// A field of a request. A name that isn't here has no description, which a test finds.

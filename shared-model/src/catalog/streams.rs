@@ -55,9 +55,10 @@ impl Reading<'_, '_, '_> {
         }
         let topic = self.topic();
         let (fields, recorded) = self.fields();
-        let event_time = self.event_time(&fields, recorded);
-        let identity = self.identity(&fields, recorded, event_time.as_ref());
-        let message_key = self.message_key(&fields, recorded, &identity);
+        let carried = &fields[..recorded];
+        let event_time = self.event_time(carried);
+        let identity = self.identity(carried, event_time.as_ref());
+        let message_key = self.message_key(carried, &identity);
         let dimensions = self.dimensions(&fields);
         let bounds = self.bounds();
         let lateness = self.path(&["lateness"], |path, check| {
@@ -165,10 +166,11 @@ impl Reading<'_, '_, '_> {
         (fields, recorded)
     }
 
-    /// The index of a field that is named at a key, which copies of an event must have in common.
-    fn field(&mut self, fields: &[Field], recorded: usize, named: &str, at: &[&str]) -> Option<usize> {
+    /// The index of a field that is named at a key, which copies of an event must have in common: one that a record carries.
+    fn field(&mut self, fields: &[Field], named: &str, at: &[&str]) -> Option<usize> {
         let found = fields.iter().position(|field| field.name == named);
-        if found.is_some_and(|found| found >= recorded) {
+        let declared = self.raw.fields.as_ref().and_then(|fields| fields.get(named));
+        if declared.is_some_and(|text| text == APPEND_TIME) {
             let message = format!("field {named:?} is an append time, in which copies of an event differ");
             self.fault(at, message);
             return None;
@@ -182,7 +184,7 @@ impl Reading<'_, '_, '_> {
         found
     }
 
-    fn event_time(&mut self, fields: &[Field], recorded: usize) -> Option<EventTimeField> {
+    fn event_time(&mut self, fields: &[Field]) -> Option<EventTimeField> {
         let raw = self.required("event_time", &self.raw.event_time, "event_time = { field = \"...\" }")?;
         let named = match &raw.field {
             Some(named) => named,
@@ -191,7 +193,7 @@ impl Reading<'_, '_, '_> {
                 return None;
             }
         };
-        let field = self.field(fields, recorded, named, &["event_time", "field"])?;
+        let field = self.field(fields, named, &["event_time", "field"])?;
         if fields[field].ty != FieldType::Int {
             let message = format!("field {named:?} is {}; an event time is an int", fields[field].ty.name());
             self.fault(&["event_time", "field"], message);
@@ -204,16 +206,11 @@ impl Reading<'_, '_, '_> {
         Some(EventTimeField { field, unit, offset: raw.offset.unwrap_or(0) })
     }
 
-    fn identity(
-        &mut self,
-        fields: &[Field],
-        recorded: usize,
-        event_time: Option<&EventTimeField>,
-    ) -> Vec<usize> {
+    fn identity(&mut self, fields: &[Field], event_time: Option<&EventTimeField>) -> Vec<usize> {
         let mut identity = Vec::new();
         let named = self.raw.identity.as_deref().unwrap_or_default();
         for name in named {
-            let Some(field) = self.field(fields, recorded, name, &["identity"]) else { continue };
+            let Some(field) = self.field(fields, name, &["identity"]) else { continue };
             if identity.contains(&field) {
                 self.fault(&["identity"], format!("names field {name:?} twice"));
             }
@@ -233,9 +230,9 @@ impl Reading<'_, '_, '_> {
         identity
     }
 
-    fn message_key(&mut self, fields: &[Field], recorded: usize, identity: &[usize]) -> Option<usize> {
+    fn message_key(&mut self, fields: &[Field], identity: &[usize]) -> Option<usize> {
         let named = self.raw.message_key.as_deref()?;
-        let field = self.field(fields, recorded, named, &["message_key"])?;
+        let field = self.field(fields, named, &["message_key"])?;
         let whole = self.raw.identity.as_ref().is_some_and(|named| named.len() == identity.len());
         if whole && !identity.is_empty() && !identity.contains(&field) {
             let message =

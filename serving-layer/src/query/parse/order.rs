@@ -80,7 +80,11 @@ pub(super) fn limit_by(request: &Fields<'_>, group_by: &[KeyColumn], faults: &mu
     }
     for (field, name) in columns {
         match group_by.iter().position(|column| column.name == name) {
+            Some(place) if found.keys.contains(&place) => {
+                faults.malformed(field, format!("{name} is named twice"))
+            }
             Some(place) => found.keys.push(place),
+            None if name == "bucket" && found.bucket => faults.malformed(field, "bucket is named twice"),
             None if name == "bucket" => found.bucket = true,
             None => {
                 let allowed = std::iter::once("bucket".to_owned()).chain(names(group_by)).collect();
