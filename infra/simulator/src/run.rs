@@ -83,11 +83,13 @@ fn generate_files(
         })
         .with_context(in_folder)?;
     ensure!(!shutdown.is_cancelled(), "stopped before the end; nothing was written");
+    let mut counts = Vec::new();
     for ((file, stream), lines) in files.into_iter().zip(streams).zip(lines) {
         let (file, name) = (file.into_inner().with_context(in_folder)?, stream.name());
         file.persist(folder.join(format!("{name}.csv"))).with_context(in_folder)?;
-        tracing::info!(stream = name, lines, folder = %folder.display(), "generated");
+        counts.push(format!("{name}={lines}"));
     }
+    tracing::info!(folder = %folder.display(), "generated {}", counts.join(" "));
     Ok(())
 }
 
