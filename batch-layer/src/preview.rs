@@ -78,15 +78,14 @@ pub(crate) async fn preview(
 
     let files = Files::new(context.store.clone())?;
     let feeds = |stream: &str| streams.iter().any(|name| name == stream);
-    let segments: Vec<_> = input.entries().iter().filter(|(entry, _)| feeds(&entry.stream)).collect();
+    let input = input.of_streams(feeds);
     let mut cost = Cost {
-        segments: segments.len(),
-        segment_bytes: segments.iter().map(|(entry, _)| entry.segment.bytes).sum(),
-        rows: segments.iter().map(|(entry, _)| entry.segment.rows).sum(),
+        segments: input.segments().0,
+        segment_bytes: input.entries().iter().map(|(entry, _)| entry.segment.bytes).sum(),
+        rows: input.rows(),
         ..Cost::default()
     };
     let sources = input.sources(context, &files, false).await?;
-    let sources = sources.into_iter().filter(|source| feeds(&source.stream.name)).collect();
     let (_, budget) = run::share(context.options.memory, context.options.workers, 1);
     let (of, begun) = (metric.clone(), Instant::now());
     let mut cells = tokio::task::spawn_blocking(move || {
@@ -112,14 +111,13 @@ pub(crate) async fn preview(
     }
     let columns = metric.by.iter().chain(&metric.item).map(|column| column.name.clone());
     let columns = std::iter::once("bucket".to_owned()).chain(columns).chain(["value".to_owned()]);
-    let broken = input.broken.into_iter().filter(|stream| feeds(stream)).collect();
     Ok(Preview {
         metric: metric.name.clone(),
         day,
         columns: columns.collect(),
         rows: best.into_iter().map(|(_, row)| row).collect(),
         cost,
-        broken,
+        broken: input.broken.into_iter().collect(),
     })
 }
 

@@ -106,12 +106,9 @@ impl<'q> Fold<'q> {
         self.merged.clear();
         self.places.clear();
         self.budget.taken.fetch_sub(std::mem::take(&mut self.cells), atomic::Ordering::Relaxed);
-        if query.group_by.is_empty()
-            && query.rolling.is_none()
-            && let crate::query::buckets::Buckets::One(start) = query.buckets
-        {
-            // As in SQL, an aggregate over everything has a row even where there is nothing.
-            self.place(start, &[], &[]);
+        // Rolling values get it once their windows are made.
+        if query.has_total() && query.rolling.is_none() {
+            self.place(query.span.start, &[], &[]);
         }
     }
 

@@ -175,6 +175,13 @@ impl Inputs {
         Inputs { day, entries, partial: !broken.is_empty(), broken, hash }
     }
 
+    /// What of it is of some streams.
+    pub(crate) fn of_streams(mut self, wanted: impl Fn(&str) -> bool) -> Inputs {
+        self.entries.retain(|(entry, _)| wanted(&entry.stream));
+        self.broken.retain(|stream| wanted(stream));
+        self
+    }
+
     /// How a metric of the day is to be computed.
     pub(crate) fn way(&self, metric: &Metric, has_live: bool) -> Way {
         // A metric of streams whose files are all there is computed as ever.
