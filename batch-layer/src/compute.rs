@@ -175,7 +175,7 @@ impl Input {
                 if !fold.has_room(chunk.rows) {
                     push(&mut fold)?;
                 }
-                let failed = || format!("segment {}", chunk.file.display());
+                let failed = || self.rows.name(chunk);
                 let frame = self.rows.select(&self.stream, chunk, |rows| needs.select(&self.stream, rows));
                 fold.take(&frame.with_context(failed)?, &self.gone[at]).with_context(failed)?;
             }

@@ -1,15 +1,20 @@
-//! The rows of a stream's day, read in chunks by several threads.
+//! The rows of a stream's day, read in chunks by several threads: a part of a large file, or several small files at once,
+//! since what a plan costs by itself is many times what it costs to read the rows of one.
 
 use crate::plan::{self, Segments};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use polars::prelude::{DataFrame, Expr, LazyFrame};
 use shared_model::catalog::Stream;
-use std::path::PathBuf;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// So many rows are read at once; a row group of the archive's files has no more. In unit tests few, so that files have
 /// several chunks.
 const ROWS: u64 = if cfg!(test) { 7 } else { 1 << 18 };
+/// The most files that are read at once.
+const FILES: usize = 256;
+/// So many chunks for each thread, where small files make it possible, so that all threads end at about the same time.
+const CHUNKS: u64 = 4;
 
 /// A stream's day.
 #[derive(Debug)]
@@ -20,12 +25,12 @@ pub(super) struct Rows {
     threads: usize,
 }
 
-/// Some rows of a file.
+/// Some rows of a file, or all rows of several.
 #[derive(Debug)]
 pub(super) struct Chunk {
     alike: usize,
-    /// The file.
-    pub(super) file: PathBuf,
+    /// Their places among those that have the same columns.
+    files: Range<usize>,
     from: u64,
     /// How many.
     pub(super) rows: u64,
@@ -34,19 +39,30 @@ pub(super) struct Chunk {
 impl Rows {
     /// Of segments, to be read by so many threads.
     pub(super) fn new(segments: Vec<Segments>, threads: usize) -> Rows {
-        let mut chunks = Vec::new();
+        let threads = threads.max(1);
+        let all: u64 = segments.iter().flat_map(|segments| &segments.rows).sum();
+        let most = ROWS.min(all.div_ceil(CHUNKS * threads as u64));
+        let mut chunks: Vec<Chunk> = Vec::new();
         for (alike, segments) in segments.iter().enumerate() {
-            for (file, rows) in segments.files.iter().zip(&segments.rows) {
-                let starts = (0..*rows).step_by(ROWS as usize);
-                chunks.extend(starts.map(|from| Chunk {
-                    alike,
-                    file: file.clone(),
-                    from,
-                    rows: ROWS.min(rows - from),
-                }));
+            // A file of several chunks is never joined with another.
+            let mut open = false;
+            for (at, rows) in segments.rows.iter().copied().enumerate() {
+                match chunks.last_mut().filter(|_| open) {
+                    Some(last) if last.rows + rows <= most && last.files.len() < FILES => {
+                        last.files.end = at + 1;
+                        last.rows += rows;
+                    }
+                    _ => {
+                        let starts = (0..rows).step_by(ROWS as usize);
+                        let part =
+                            |from| Chunk { alike, files: at..at + 1, from, rows: ROWS.min(rows - from) };
+                        chunks.extend(starts.map(part));
+                        open = (1..=ROWS).contains(&rows);
+                    }
+                }
             }
         }
-        Rows { segments, chunks, threads: threads.max(1) }
+        Rows { segments, chunks, threads }
     }
 
     /// How many there are.
@@ -56,7 +72,7 @@ impl Rows {
 
     /// Columns of a chunk's rows, in their order in the file.
     pub(super) fn read(&self, chunk: &Chunk, columns: Vec<Expr>) -> Result<DataFrame> {
-        let rows = plan::scan(std::slice::from_ref(&chunk.file))?;
+        let rows = plan::scan(&self.segments[chunk.alike].files[chunk.files.clone()])?;
         self.finish(chunk, rows.select(columns))
     }
 
@@ -67,9 +83,10 @@ impl Rows {
         chunk: &Chunk,
         select: impl FnOnce(LazyFrame) -> LazyFrame,
     ) -> Result<DataFrame> {
-        let missing = self.segments[chunk.alike].missing.clone();
-        let one = Segments { files: vec![chunk.file.clone()], rows: vec![chunk.rows], missing };
-        self.finish(chunk, select(plan::deliveries(stream, &[one])?))
+        let Segments { files, rows, missing } = &self.segments[chunk.alike];
+        let (files, rows) = (&files[chunk.files.clone()], &rows[chunk.files.clone()]);
+        let read = Segments { files: files.to_vec(), rows: rows.to_vec(), missing: missing.clone() };
+        self.finish(chunk, select(plan::deliveries(stream, &[read])?))
     }
 
     fn finish(&self, chunk: &Chunk, rows: LazyFrame) -> Result<DataFrame> {
@@ -79,6 +96,17 @@ impl Rows {
         Ok(frame)
     }
 
+    /// What a chunk's rows lie in, for errors.
+    pub(super) fn name(&self, chunk: &Chunk) -> String {
+        let files = &self.segments[chunk.alike].files[chunk.files.clone()];
+        match files {
+            [first, .., last] => {
+                format!("segments {} to {}, {} together", first.display(), last.display(), files.len())
+            }
+            _ => files.iter().map(|file| format!("segment {}", file.display())).collect(),
+        }
+    }
+
     /// Reads all chunks, each by one of the threads.
     ///
     /// # Errors
@@ -86,7 +114,7 @@ impl Rows {
     pub(super) fn each(&self, read: impl Fn(usize, &Chunk) -> Result<()> + Sync) -> Result<()> {
         self.spread(|next| {
             while let Some((at, chunk)) = next() {
-                read(at, chunk).with_context(|| format!("segment {}", chunk.file.display()))?;
+                read(at, chunk).with_context(|| self.name(chunk))?;
             }
             Ok(())
         })?;
