@@ -30,6 +30,8 @@ pub struct MetricEntry {
     pub owner: String,
     /// The unit of its values.
     pub unit: String,
+    /// What it belongs to.
+    pub tags: Vec<String>,
     /// The streams that feed it.
     pub streams: Vec<String>,
     /// Its key columns.
@@ -114,6 +116,7 @@ fn metric(metric: &Metric) -> MetricEntry {
         description: metric.description.clone(),
         owner: metric.owner.clone(),
         unit: metric.unit.clone(),
+        tags: metric.tags.clone(),
         streams: metric.bindings.iter().map(|binding| binding.stream.clone()).collect(),
         by: columns(&metric.by),
         item: metric.item.as_ref().map(column),

@@ -1,7 +1,8 @@
-//! The command line: `serving-layer serve`, each flag also an environment variable.
+//! The command line: `serving-layer serve` and `keys`, connections also by environment variables.
 
 use crate::query::Limits;
 use crate::telemetry::LogFormat;
+use axum::http::HeaderValue;
 use clap::{Parser, Subcommand};
 use shared_model::secret::Secret;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub struct Args {
 pub enum Command {
     /// Answer queries over HTTP until stopped.
     Serve(ServeArgs),
+    /// Make, list and revoke the API keys that `serve --access` asks for.
+    Keys(KeysArgs),
 }
 
 /// Flags of `serve`.
@@ -63,6 +66,84 @@ pub struct ServeArgs {
     /// has changed is read.
     #[arg(long, default_value_t = 256)]
     pub cache: u32,
+    /// Postgres with the API keys, as the role tidemark_access: from then on every request needs a key (`serving-layer keys`);
+    /// or @/path of a file that holds it.
+    #[arg(long, env = "TIDEMARK_ACCESS", hide_env_values = true)]
+    pub access: Option<Secret>,
+    /// How long the log of who asked what (access.log, beside the keys) is kept, such as 90d.
+    #[arg(long, default_value = "90d", value_parser = humantime::parse_duration)]
+    pub access_log_kept: Duration,
+    /// Serve everyone who can connect on an address that is not this machine's alone: without it, and without --access, that
+    /// is refused.
+    #[arg(long, env = "TIDEMARK_WITHOUT_KEYS", conflicts_with = "access")]
+    pub without_keys: bool,
+    /// The origins whose pages may ask from a browser (CORS), such as https://app.example; several with commas between, or *.
+    #[arg(long, env = "TIDEMARK_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub cors_origins: Vec<HeaderValue>,
+}
+
+/// An origin as browsers send it, or `*`.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let said = || HeaderValue::from_str(text).map_err(|error| error.to_string());
+    match url::Url::parse(text) {
+        _ if text == "*" => said(),
+        Ok(url) if url.origin().ascii_serialization() == text && url.host().is_some() => said(),
+        Ok(url) if url.host().is_some() => {
+            Err(format!("an origin has no path and no slash at its end: {}", url.origin().ascii_serialization()))
+        }
+        _ => Err("expected an origin such as https://app.example, or *".to_owned()),
+    }
+}
+
+/// Flags of `keys`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct KeysArgs {
+    /// Postgres with the API keys, as the role tidemark_access; or @/path of a file that holds the URL.
+    #[arg(long, env = "TIDEMARK_ACCESS", hide_env_values = true)]
+    pub access: Secret,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What is done with keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print its token, once.
+    Create(NewKey),
+    /// List all keys: id, name, times, what they may do.
+    List,
+    /// End a key.
+    Revoke {
+        /// Its id: 16 hexadecimal digits, the first part of its token.
+        id: String,
+    },
+}
+
+/// A key to be made.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NewKey {
+    /// Whose it is, for lists and the log.
+    pub name: String,
+    /// The catalog that is served.
+    #[arg(long, env = "TIDEMARK_CATALOG")]
+    pub catalog: PathBuf,
+    /// A metric that it may query; tag:<tag> for those that have a tag in the catalog, * for all. May be given again.
+    #[arg(long)]
+    pub read: Vec<String>,
+    /// A metric of which it may see the audits, too, as for --read; of * also the process' own figures (/metrics).
+    #[arg(long)]
+    pub admin: Vec<String>,
+    /// The rows that it may see alone, as a query's filters: [{"dimension": "document_id", "op": "in", "values": [1, 2]}]; all
+    /// must hold. A metric whose key doesn't have these columns it may not query.
+    #[arg(long)]
+    pub rows: Option<String>,
+    /// The most requests a second (of each serving process); any number without it.
+    #[arg(long)]
+    pub rate: Option<f64>,
+    /// How long it is valid, such as 90d; until it is revoked without it.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub expires: Option<Duration>,
 }
 
 /// Where Redis is, and how to trust it.

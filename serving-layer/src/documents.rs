@@ -1,12 +1,11 @@
 //! What is told of the catalog and the API: each text is made once, and is the same for as long as the process runs.
 
+use crate::access::Scoped;
 use crate::caching::{Held, Tag};
 use crate::catalog_reply::CatalogReply;
 use crate::openapi;
 use crate::query::Limits;
-use crate::service::Service;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use shared_model::catalog::Catalog;
@@ -59,18 +58,18 @@ impl Text {
 }
 
 /// `GET /api/v1/metrics`
-pub(crate) async fn catalog(State(service): State<Service>, headers: HeaderMap) -> Response {
-    service.documents().catalog.reply(&headers)
+pub(crate) async fn catalog(scoped: Scoped, headers: HeaderMap) -> Response {
+    scoped.service.documents().catalog.reply(&headers)
 }
 
 /// `GET /api/v1/openapi.json`
-pub(crate) async fn openapi(State(service): State<Service>, headers: HeaderMap) -> Response {
-    service.documents().openapi.reply(&headers)
+pub(crate) async fn openapi(scoped: Scoped, headers: HeaderMap) -> Response {
+    scoped.service.documents().openapi.reply(&headers)
 }
 
 /// `GET /api/docs`: it needs nothing but its own style.
-pub(crate) async fn page(State(service): State<Service>, headers: HeaderMap) -> Response {
-    let mut reply = service.documents().page.reply(&headers);
+pub(crate) async fn page(scoped: Scoped, headers: HeaderMap) -> Response {
+    let mut reply = scoped.service.documents().page.reply(&headers);
     let policy = axum::http::HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     reply.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     reply

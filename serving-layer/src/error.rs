@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::time::Duration;
 use thiserror::Error;
 
 /// What kind of fault a request has; the gravest one decides the status.
@@ -83,6 +84,20 @@ pub enum ServeError {
         "{0} requests, as many as may be, are being answered: ask again later, ask several queries in one request, or raise --postgres-connections"
     )]
     Busy(usize),
+    /// No key came, or none that is of use. Which of these is not said.
+    #[error("a valid key is needed: authorization: Bearer <key>")]
+    NoKey,
+    /// The key may not do this.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The key has asked more often than it may.
+    #[error("this key may ask {per_second} times a second: ask again in {} ms", wait.as_millis().max(1))]
+    Rate {
+        /// How often it may ask.
+        per_second: f64,
+        /// When it may ask again.
+        wait: Duration,
+    },
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
@@ -115,7 +130,9 @@ impl ServeError {
             ServeError::Incomplete(_) => Code::Incomplete,
             ServeError::Unavailable(_) => Code::Unavailable,
             ServeError::View { .. } => Code::ViewUnavailable,
-            ServeError::Busy(_) => Code::TooManyRequests,
+            ServeError::Busy(_) | ServeError::Rate { .. } => Code::TooManyRequests,
+            ServeError::NoKey => Code::NoKey,
+            ServeError::Forbidden(_) => Code::Forbidden,
             ServeError::TimeLimit(_) => Code::TimeLimit,
         }
     }
@@ -187,11 +204,15 @@ pub enum Code {
     RunNotAvailable,
     /// The tidemark has passed the time that `as_of` names.
     AsOfNotAvailable,
-    /// As many requests as may be are being answered; `Retry-After` says when to ask again.
+    /// No valid key came with the request.
+    NoKey,
+    /// The key may not do this.
+    Forbidden,
+    /// As many requests as may be are being answered, or the key has asked as often as it may; `Retry-After` says when to ask again.
     TooManyRequests,
     /// The answer would be incomplete, and `strict` was asked for; `details` says why.
     Incomplete,
-    /// There is no tidemark yet.
+    /// There is no tidemark yet, or the keys can't be looked up.
     Unavailable,
     /// One of the views can't be read at the moment.
     ViewUnavailable,
@@ -209,6 +230,8 @@ impl Code {
             Code::Unanswerable | Code::LimitExceeded | Code::RunNotAvailable | Code::AsOfNotAvailable => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
+            Code::NoKey => StatusCode::UNAUTHORIZED,
+            Code::Forbidden => StatusCode::FORBIDDEN,
             Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Code::Incomplete | Code::Unavailable | Code::ViewUnavailable | Code::TimeLimit => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -231,8 +254,16 @@ impl IntoResponse for ServeError {
         metrics::counter!("tidemark_serving_errors_total", "code" => code.name()).increment(1);
         let error = ErrorBody { code, message: self.to_string(), details: self.details() };
         let mut response = (code.status(), Json(ErrorReply { error })).into_response();
-        if matches!(self, ServeError::Busy(_)) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let headers = response.headers_mut();
+        match self {
+            ServeError::Busy(_) => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from(1))),
+            ServeError::Rate { wait, .. } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+            }
+            ServeError::NoKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidemark\""));
+            }
+            _ => {}
         }
         response
     }

@@ -2,6 +2,7 @@
 //!
 //! No decision is made here but which call it is.
 
+use crate::access::Scoped;
 use crate::answer::{Answer, Begun, Views};
 use crate::caching::{ANSWERS, Held, Tag};
 use crate::error::{self, Fault, FaultKind, ServeError};
@@ -24,15 +25,15 @@ use std::fmt;
 
 /// `POST /api/v1/query`
 pub(crate) async fn query(
-    State(service): State<Service>,
+    scoped: Scoped,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ServeError> {
     let body = body.map_err(|rejection| {
-        let limit = service.views.limits.max_body;
+        let limit = scoped.service.views.limits.max_body;
         ServeError::Body(format!("{} (the limit is {limit} bytes)", rejection.body_text()))
     })?;
-    match ask(&service, &headers, &body, None).await? {
+    match ask(&scoped, &headers, &body, None).await? {
         Asked::Unchanged(tag) => Ok(tag.unchanged()),
         Asked::Answered { request, heads, answers, .. } => Ok(reply(request, heads, answers)),
     }
@@ -48,13 +49,13 @@ pub(crate) struct QueryInAddress {
 
 /// `GET /api/v1/query`: the same, for who asks again whether the answer has changed.
 pub(crate) async fn get_query(
-    State(service): State<Service>,
+    scoped: Scoped,
     headers: HeaderMap,
     parameters: Result<Parameters<QueryInAddress>, QueryRejection>,
 ) -> Result<Response, ServeError> {
     let Parameters(asked) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
     let held = Held::new(&headers);
-    let mut response = match ask(&service, &headers, asked.q.as_bytes(), Some(&held)).await? {
+    let mut response = match ask(&scoped, &headers, asked.q.as_bytes(), Some(&held)).await? {
         Asked::Unchanged(tag) => tag.unchanged(),
         Asked::Answered { request, heads, answers, tag: Some(tag) } => {
             tag.put_on(reply(request, heads, answers))
@@ -77,17 +78,20 @@ enum Asked {
 
 /// Answers a request's text; `held`, where a client may name answers that it has.
 async fn ask(
-    service: &Service,
+    scoped: &Scoped,
     headers: &HeaderMap,
     text: &[u8],
     held: Option<&Held>,
 ) -> Result<Asked, ServeError> {
+    let service = &scoped.service;
     let views = &service.views;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let accepted = accept.map(Format::accepted).unwrap_or_default();
     // In turn from the start: to list the buckets of many queries takes its time and room too.
     let work = async {
-        let request = Request::parse(text, accepted, &views.catalog, &views.limits, (service.clock)())?;
+        let request = Request::parse(text, accepted, &views.catalog, &views.limits, (service.clock)());
+        let mut request = request.map_err(|error| scoped.refused(error))?;
+        scoped.restrict(&mut request);
         let begun = Begun::new(views, &request.queries, request.at).await?;
         let inputs = held.and_then(|held| Some((held, begun.inputs()?)));
         let tag = inputs.map(|(held, inputs)| (held, tag_of_run(service, &request, &inputs)));
@@ -161,13 +165,15 @@ fn reply(request: Request, heads: Vec<Head>, answers: Vec<Answer>) -> Response {
 
 /// `GET /api/v1/live/{name}`
 pub(crate) async fn live_value(
-    State(service): State<Service>,
+    scoped: Scoped,
     Path(name): Path<String>,
     parameters: Result<Parameters<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ServeError> {
     let Parameters(parameters) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
-    let (metric, window) = live_metric(&service, &name)?;
+    let service = &scoped.service;
+    let (metric, window) = live_metric(service, &name).map_err(|error| scoped.refused(error))?;
     let request = LiveRequest::parse(metric, &parameters)?;
+    scoped.allow(metric, &request.by)?;
     let known = service.known();
     let reply = service.within_limit(live(&service.views, &known, metric, window, &request)).await?;
     telemetry::answered("live", reply.envelope.complete);
@@ -192,13 +198,15 @@ fn twenty() -> u16 {
 
 /// `GET /api/v1/audit`
 pub(crate) async fn audit(
-    State(service): State<Service>,
+    scoped: Scoped,
     parameters: Result<Parameters<AuditRequest>, QueryRejection>,
 ) -> Result<Response, ServeError> {
     let Parameters(request) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
     let limit = i64::from(request.limit.min(1_000));
+    let service = &scoped.service;
     let read = async { Ok(service.views.batch.audits(limit).await?) };
-    Ok(Json(serde_json::json!({ "runs": service.within_limit(read).await? })).into_response())
+    let runs = scoped.audits(service.within_limit(read).await?)?;
+    Ok(Json(serde_json::json!({ "runs": runs })).into_response())
 }
 
 /// The metric of a live name, or of its own name.

@@ -2,6 +2,7 @@
 //!
 //! It only reads. Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
 
+pub mod access;
 pub mod answer;
 pub mod batch_view;
 pub mod caching;
@@ -31,8 +32,9 @@ pub use config::{Args, Command, ServeArgs};
 pub use service::{Service, run};
 pub use telemetry::{LogFormat, start_logging};
 
+use access::{Access, Log};
 use answer::Views;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use batch_view::PostgresBatchView;
 use realtime_view::{Address, RedisRealtimeView};
 use shared_model::secret::POSTGRES;
@@ -43,19 +45,46 @@ use tokio_util::sync::CancellationToken;
 /// Does what the command line says, until done or told to stop.
 ///
 /// # Errors
-/// Where the catalog, a URL or the address is wrong, or the stored layout is not the catalog's.
+/// Where the catalog, a URL or the address is wrong, others could reach the address and nothing says who may ask, or the
+/// stored layout is not the catalog's.
 pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Command::Serve(args) = args.command;
+    match args.command {
+        Command::Serve(args) => serve(args, shutdown).await,
+        Command::Keys(args) => access::command::execute(args).await,
+    }
+}
+
+async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let catalog = Arc::new(service::read_catalog(&args.catalog)?);
     let batch = args.postgres.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path)).and_then(|url| {
         PostgresBatchView::new(&url, args.postgres_connections).map_err(|_| POSTGRES.refused())
     });
     let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
     let realtime = RedisRealtimeView::new(Address::new(&args.redis)?, u64::from(args.cache) << 20);
+    let store = args.access.as_ref().map(access::command::store).transpose()?;
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
     let listener = TcpListener::bind(&args.listen)
         .await
         .with_context(|| format!("listening on {} (--listen)", args.listen))?;
-    run(listener, Service::new(views, clock::now), shutdown).await
+    let address = listener.local_addr().context("reading the address that is listened on")?;
+    if store.is_none() && !args.without_keys && !address.ip().is_loopback() {
+        bail!(
+            "{address} (--listen) can be reached from elsewhere, and nothing says who may ask: give --access \
+             (TIDEMARK_ACCESS) and make keys by `serving-layer keys`, listen on 127.0.0.1, or say --without-keys"
+        );
+    }
+    let mut service = Service::new(views, clock::now);
+    service.origins = args.cors_origins.into();
+    let Some(store) = store else { return run(listener, service, shutdown).await };
+    let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);
+    let access = Access::new(log);
+    service.access = Some(access.clone());
+    // The log is written until the last request is answered.
+    let ended = CancellationToken::new();
+    let keeping = tokio::spawn(access.run(store, writing, service.clone(), ended.clone()));
+    let served = run(listener, service, shutdown).await;
+    ended.cancel();
+    keeping.await.context("the task that keeps the keys ended early")??;
+    served
 }

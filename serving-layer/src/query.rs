@@ -16,7 +16,7 @@ pub mod zone;
 
 pub use limits::Limits;
 pub use parse::{At, Request};
-pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, type_name};
+pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, lone_test, type_name};
 
 /// The form of a request, for whoever describes it: the parser's own fields, words and limits.
 pub(crate) mod form {

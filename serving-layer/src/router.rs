@@ -1,16 +1,17 @@
 //! Which path leads where, and what surrounds every request: an id, a span, the clock for its metrics.
 
 use crate::service::Service;
-use crate::{caching, documents, http, telemetry};
+use crate::{access, caching, documents, http, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use tracing::Instrument;
 
@@ -20,9 +21,14 @@ pub const QUERY_ID: &str = "x-query-id";
 /// The longest pause between two parts of a request's body.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
+/// A request's name, for whoever needs it on the way.
+#[derive(Debug, Clone)]
+pub(crate) struct QueryId(pub(crate) String);
+
 /// All routes of a service.
 pub fn router(service: Service) -> Router {
     let max_body = service.views.limits.max_body;
+    let cors = cors(&service.origins);
     Router::new()
         .route("/api/v1/metrics", get(documents::catalog))
         .route("/api/v1/live/{name}", get(http::live_value))
@@ -36,18 +42,38 @@ pub fn router(service: Service) -> Router {
         .route("/metrics", get(http::prometheus))
         .method_not_allowed_fallback(http::no_method)
         .fallback(http::no_route)
+        .layer(middleware::from_fn_with_state(service.clone(), access::guard))
         .layer(DefaultBodyLimit::max(max_body))
         .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
         .layer(CompressionLayer::new())
         .layer(middleware::from_fn(caching::no_store))
+        .layer(cors)
         .layer(middleware::from_fn(observe))
         .with_state(service)
 }
 
+/// Lets pages of these origins ask, with a key that they have; `*` is any. Of none, browsers let none ask.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let origin = match origins {
+        [any] if any == "*" => AllowOrigin::any(),
+        listed => AllowOrigin::list(listed.iter().cloned()),
+    };
+    let (id, none_match) = (HeaderName::from_static(QUERY_ID), header::IF_NONE_MATCH);
+    let shown = ["x-complete", "x-incomplete-because", "x-as-of", "x-tidemark", "x-total-rows"];
+    let shown = shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, none_match, id])
+        .expose_headers(shown.collect::<Vec<_>>())
+        .max_age(Duration::from_secs(3_600))
+}
+
 /// Names, times and logs a request.
-async fn observe(request: Request, next: Next) -> Response {
+async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = query_id(&request);
+    request.extensions_mut().insert(QueryId(id.to_str().unwrap_or_default().to_owned()));
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = path.unwrap_or_else(|| "other".to_owned());
     let span = tracing::info_span!("request", id = %id.to_str().unwrap_or_default(), method = %request.method(), route);

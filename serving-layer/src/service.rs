@@ -3,6 +3,7 @@
 //! It is handed its socket and its stop signal, and starts before its servers are there: until they come it answers
 //! `503` and says why. Only a layout that differs from the catalog's ends it.
 
+use crate::access::Access;
 use crate::answer::Views;
 use crate::batch_view::{Position, StoredLayout};
 use crate::documents::Documents;
@@ -10,6 +11,7 @@ use crate::error::ServeError;
 use crate::live::Known;
 use crate::{router, telemetry};
 use anyhow::{Context, bail};
+use axum::http::HeaderValue;
 use shared_model::catalog::{Catalog, Layout};
 use shared_model::time::Millis;
 use std::future::Future;
@@ -29,6 +31,10 @@ pub struct Service {
     pub views: Views,
     /// What time it is, ms since 1970.
     pub clock: fn() -> Millis,
+    /// Who may ask; `None`: everyone who can connect.
+    pub access: Option<Access>,
+    /// The origins whose pages may ask.
+    pub origins: Arc<[HeaderValue]>,
     status: Arc<RwLock<Status>>,
     turns: Arc<Semaphore>,
     documents: Arc<OnceLock<Documents>>,
@@ -47,7 +53,14 @@ impl Service {
         let because = vec!["starting: neither view has been looked at yet".to_owned()];
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
         let turns = Arc::new(Semaphore::new(views.limits.at_once.max(1)));
-        Service { views, clock, status, turns, documents: Arc::default() }
+        let origins = Arc::default();
+        Service { views, clock, access: None, origins, status, turns, documents: Arc::default() }
+    }
+
+    /// The same service of another catalog, which has some of the metrics.
+    pub fn for_catalog(&self, catalog: Catalog) -> Service {
+        let views = Views { catalog: Arc::new(catalog), ..self.views.clone() };
+        Service { views, documents: Arc::default(), ..self.clone() }
     }
 
     /// What is told of the catalog and the API: made when it is first asked for.

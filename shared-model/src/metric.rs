@@ -79,6 +79,8 @@ pub struct Metric {
     pub owner: String,
     /// The unit of its values.
     pub unit: String,
+    /// What it belongs to, for whoever grants access by tag; sorted.
+    pub tags: Vec<String>,
 }
 
 /// How one stream feeds a metric. Expressions are resolved to indices into the stream's fields.

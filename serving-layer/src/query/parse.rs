@@ -15,7 +15,7 @@ mod values;
 pub(crate) use fields::{MAX_FAULTS, MAX_NAME};
 pub use request::{At, Request};
 pub(crate) use request::{IN_COMMON, MAX_QUERIES, OF_REQUEST};
-pub(crate) use test::{OPS, type_name};
+pub(crate) use test::{OPS, lone_test, type_name};
 
 use super::buckets::Buckets;
 use super::compare::{Compared, Period};

@@ -80,6 +80,7 @@ impl Reading<'_, '_, '_> {
             description: raw.description.clone().unwrap_or_default(),
             owner: raw.owner.clone().unwrap_or_default(),
             unit: raw.unit.clone().unwrap_or_default(),
+            tags: self.tags(),
         };
         // Without all of its streams there is no metric; their faults were reported.
         let fed = fed?;
@@ -96,6 +97,16 @@ impl Reading<'_, '_, '_> {
 
     fn is_refused(&self, key: &str) -> bool {
         self.check.is_refused(&["metrics", self.name, key])
+    }
+
+    fn tags(&mut self) -> Vec<String> {
+        let mut tags = self.raw.tags.clone();
+        if let Some(wrong) = tags.iter().find(|tag| !is_name(tag)) {
+            self.fault(Some("tags"), bad_name(wrong));
+        }
+        tags.sort();
+        tags.dedup();
+        tags
     }
 
     fn grain(&mut self) -> Option<Grain> {

@@ -167,6 +167,9 @@ pub struct RawMetric {
     pub owner: Option<String>,
     /// The unit of its values.
     pub unit: Option<String>,
+    /// What it belongs to: API keys can be granted all metrics of a tag.
+    #[serde(default)]
+    pub tags: Vec<String>,
 }
 
 /// What a metric computes.

@@ -2,7 +2,7 @@
 
 use super::fields::{Faults, Fields};
 use super::{MAX_TEXT, MAX_VALUES};
-use crate::error::FaultKind;
+use crate::error::{FaultKind, ServeError};
 use crate::query::filter::Test;
 use serde_json::{Map, Value as Json};
 use shared_model::event::{FieldType, Value};
@@ -62,6 +62,26 @@ pub(super) fn test(
             None
         }
     }
+}
+
+/// A test that stands alone, not in a request.
+///
+/// # Errors
+/// All its faults, in one text.
+pub(crate) fn lone_test(node: &Json, column: &KeyColumn) -> Result<Test, String> {
+    let mut faults = Faults::default();
+    let read = node.as_object().and_then(|node| {
+        named("it", node, "dimension", &mut faults);
+        test("it", node, column, &mut faults)
+    });
+    faults.or(read).map_err(|error| match error {
+        ServeError::Invalid(faults) if !faults.is_empty() => {
+            let each: Vec<String> =
+                faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect();
+            each.join("; ")
+        }
+        _ => format!("{node} is no object of dimension, op and value"),
+    })
 }
 
 fn applied(op: &str, column: &KeyColumn, values: Vec<Value>) -> Result<Test, String> {

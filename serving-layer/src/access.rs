@@ -1,0 +1,179 @@
+//! Who may ask for what: API keys, what each may read, how often, and the log of what they asked.
+//!
+//! Without a database of keys everything is served to everyone who can connect, which is refused on an address that others
+//! can reach unless asked for. With one, nothing but `/healthz` and `/readyz` is answered without a key, and what a key may not
+//! read doesn't exist for it: its requests are answered from a catalog that has its metrics alone, from which the parser, the
+//! documents and every error are made. Whatever is wrong with a key itself, the answer is the same.
+//!
+//! Keys, and the log, lie in a schema of their own with a role of its own; the views stay read-only for this layer. Keys are
+//! looked at once a second and kept in memory, so that no request waits for that database, a revoked key ends within
+//! [`LOOKED_AT`], and where they couldn't be looked at for [`TRUSTED_FOR`] nobody is let in.
+
+pub mod command;
+mod grants;
+mod guard;
+mod key;
+mod log;
+mod rate;
+mod rows;
+mod store;
+
+pub use grants::{Grants, Scope};
+pub(crate) use guard::{Scoped, guard};
+pub use key::{Key, Token};
+pub use log::{Entry, Log, WAITING, Writing};
+pub use rows::RowFilter;
+pub use store::{Known, Store, StoreError};
+
+use crate::error::ServeError;
+use crate::service::Service;
+use rate::Rate;
+use shared_model::time::Millis;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often the keys are looked at.
+pub const LOOKED_AT: Duration = Duration::from_secs(1);
+/// How long keys are believed that can't be looked at any more.
+pub const TRUSTED_FOR: Duration = Duration::from_secs(60);
+
+/// The keys as last seen, and the log.
+#[derive(Clone)]
+pub struct Access {
+    seen: Arc<RwLock<Option<Seen>>>,
+    log: Log,
+}
+
+/// The keys of one look.
+struct Seen {
+    at: Millis,
+    version: Known,
+    holders: HashMap<String, Arc<Holder>>,
+}
+
+/// A key, and what answers its requests.
+pub(crate) struct Holder {
+    key: Key,
+    /// The service with the catalog of what it may read.
+    service: Service,
+    /// What it may read of that.
+    rows: RowFilter,
+    rate: Option<Mutex<Rate>>,
+}
+
+impl Access {
+    /// No key is known yet.
+    pub fn new(log: Log) -> Access {
+        Access { seen: Arc::default(), log }
+    }
+
+    /// Takes the keys of a look at `now`; those that haven't changed keep what was counted of them.
+    pub fn look(&self, version: Known, keys: Vec<Key>, service: &Service, now: Millis) {
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.take().map(|seen| seen.holders).unwrap_or_default();
+        let holder = |key: Key| match before.get(&key.id).filter(|held| held.key == key) {
+            Some(held) => (key.id.clone(), held.clone()),
+            None => (key.id.clone(), Arc::new(Holder::new(key, service))),
+        };
+        *seen = Some(Seen { at: now, version, holders: keys.into_iter().map(holder).collect() });
+    }
+
+    /// Says that the keys are still those of a version.
+    fn unchanged(&self, now: Millis) {
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        seen.iter_mut().for_each(|seen| seen.at = now);
+    }
+
+    /// What was last seen of the keys.
+    fn version(&self) -> Option<Known> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| seen.version)
+    }
+
+    /// The holder of a key.
+    ///
+    /// # Errors
+    /// [`ServeError::NoKey`] whatever is wrong with it; [`ServeError::Unavailable`] while the keys aren't known.
+    fn admit(&self, given: Option<&str>, now: Millis) -> Result<Arc<Holder>, ServeError> {
+        let token = given.and_then(Token::parse);
+        // Made whether or not there is such a key, so that both take as long.
+        let hash = token.as_ref().map(Token::hash).unwrap_or_default();
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let trusted = seen.as_ref().filter(|seen| now - seen.at <= TRUSTED_FOR.as_millis() as Millis);
+        let seen = trusted.ok_or_else(|| ServeError::Unavailable(UNKNOWN.to_owned()))?;
+        let holder = token.as_ref().and_then(|token| seen.holders.get(&token.id));
+        let is_its = key::equal(&hash, holder.map_or(&[0; 32], |holder| &holder.key.hash));
+        let holder = holder.filter(|holder| is_its && holder.key.is_valid(now));
+        holder.cloned().ok_or(ServeError::NoKey)
+    }
+
+    /// Looks at the keys until told to stop, then lets the log be written to its end.
+    ///
+    /// # Errors
+    /// Where a task ended early.
+    pub async fn run(
+        self,
+        store: Store,
+        writing: Writing,
+        service: Service,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let written = tokio::spawn(writing.run(store.clone(), stop.clone()));
+        let mut ticks = tokio::time::interval(LOOKED_AT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let looked = self.look_again(&store, &service).await;
+            match &looked {
+                Err(error) if !failing => tracing::warn!(%error, "the keys can't be read"),
+                Ok(()) if failing => tracing::info!("the keys can be read again"),
+                _ => {}
+            }
+            failing = looked.is_err();
+        }
+        Ok(written.await?)
+    }
+
+    async fn look_again(&self, store: &Store, service: &Service) -> Result<(), StoreError> {
+        if self.version().is_none() {
+            store.prepare().await?;
+        }
+        let version = store.version().await?;
+        if self.version() == Some(version) {
+            self.unchanged((service.clock)());
+            return Ok(());
+        }
+        // The keys may be newer than the version, and are then read once more.
+        let keys = store.keys().await?;
+        if keys.is_empty() {
+            tracing::warn!("there is no key yet, so that nobody is let in: make one by `serving-layer keys create`");
+        }
+        self.look(version, keys, service, (service.clock)());
+        Ok(())
+    }
+}
+
+const UNKNOWN: &str = "the keys can't be looked up at the moment: ask again later";
+
+impl Holder {
+    fn new(key: Key, service: &Service) -> Holder {
+        let service = service.for_catalog(key.grants.restricted(&service.views.catalog));
+        let rate = key.rate.map(|rate| Mutex::new(Rate::new(rate)));
+        Holder { rows: key.grants.rows.clone(), service, rate, key }
+    }
+
+    /// Counts one request.
+    ///
+    /// # Errors
+    /// [`ServeError::Rate`] where it came too early.
+    fn count(&self, now: Millis) -> Result<(), ServeError> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        let counted = rate.lock().unwrap_or_else(PoisonError::into_inner).count(now);
+        counted.map_err(|wait| ServeError::Rate { per_second: self.key.rate.unwrap_or_default(), wait })
+    }
+}

@@ -1,0 +1,151 @@
+//! The log of who asked what: an entry for each request that came with a valid key and wasn't turned away for its rate.
+//!
+//! No request is answered for which there is no room left to log it: entries wait in memory, at most [`WAITING`] of them, for
+//! a task that writes them to the database of keys, and while they are too many, requests are refused. An entry is made when
+//! the request's future ends, however it does. What waits when the process is killed is lost; at a stop it is written first.
+
+use super::{Store, StoreError};
+use crate::error::ServeError;
+use shared_model::time::{DAY, Millis};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// The most entries that wait, of at most some 8 KiB each.
+pub const WAITING: usize = 10_000;
+/// The most bytes of what was asked.
+const ASKED: usize = 8_192;
+/// The most entries that are written at once.
+const AT_ONCE: usize = 1_000;
+/// How long what can't be written is tried again when the process is to stop.
+const AT_STOP: u32 = 5;
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When it came, ms since 1970.
+    pub at: Millis,
+    /// Its id, as in the answer's header.
+    pub query_id: String,
+    /// The key's id.
+    pub key: String,
+    /// The key's name.
+    pub name: String,
+    /// The HTTP method.
+    pub method: String,
+    /// The path as the router knows it.
+    pub route: String,
+    /// The body, or the path with its parameters.
+    pub asked: String,
+    /// The status of the answer.
+    pub status: u16,
+    /// How long it took to begin the answer.
+    pub took: Duration,
+}
+
+/// The status of a request that nobody waited for.
+const LEFT: u16 = 499;
+
+/// Takes entries.
+#[derive(Clone)]
+pub struct Log(mpsc::Sender<Entry>);
+
+/// Writes entries.
+pub struct Writing {
+    entries: mpsc::Receiver<Entry>,
+    kept: Option<Duration>,
+    clock: fn() -> Millis,
+}
+
+impl Log {
+    /// A log with room for so many entries that wait, and what writes it: entries older than `kept` are deleted.
+    pub fn new(waiting: usize, kept: Option<Duration>, clock: fn() -> Millis) -> (Log, Writing) {
+        let (sender, entries) = mpsc::channel(waiting);
+        (Log(sender), Writing { entries, kept, clock })
+    }
+
+    /// Makes room for a request's entry.
+    ///
+    /// # Errors
+    /// [`ServeError::Unavailable`] where there is none.
+    pub(super) fn begin(&self, mut entry: Entry) -> Result<Pending, ServeError> {
+        let room = self.0.clone().try_reserve_owned();
+        let room = room.map_err(|_| ServeError::Unavailable("the log of requests can't be written at the moment".to_owned()))?;
+        // Postgres has no U+0000.
+        entry.asked = entry.asked.replace('\0', "\u{fffd}");
+        entry.asked.truncate(entry.asked.floor_char_boundary(ASKED));
+        Ok(Pending { room: Some(room), entry, begun: tokio::time::Instant::now() })
+    }
+}
+
+/// An entry whose request is under way.
+pub(super) struct Pending {
+    room: Option<mpsc::OwnedPermit<Entry>>,
+    entry: Entry,
+    begun: tokio::time::Instant,
+}
+
+impl Pending {
+    /// The request was answered.
+    pub(super) fn end(mut self, status: u16) {
+        self.entry.status = status;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(room) = self.room.take() {
+            self.entry.took = self.begun.elapsed();
+            if self.entry.status == 0 {
+                self.entry.status = LEFT;
+            }
+            room.send(self.entry.clone());
+        }
+    }
+}
+
+impl Writing {
+    /// Writes what comes, until told to stop and all is written.
+    pub(super) async fn run(mut self, store: Store, stop: CancellationToken) {
+        let mut hourly = tokio::time::interval(Duration::from_secs(3_600));
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                taken = self.entries.recv_many(&mut batch, AT_ONCE) => if taken == 0 { return },
+                () = stop.cancelled(), if !self.entries.is_closed() => { self.entries.close(); continue }
+                _ = hourly.tick() => { self.forget(&store).await; continue }
+            }
+            let written = write(&store, &batch, &stop).await;
+            if let Err(error) = written {
+                tracing::error!(%error, entries = batch.len(), "entries of the log of requests are lost");
+            }
+            batch.clear();
+        }
+    }
+
+    async fn forget(&self, store: &Store) {
+        let Some(kept) = self.kept else { return };
+        match store.forget((self.clock)() - kept.as_millis() as Millis).await {
+            Ok(0) => {}
+            Ok(entries) => tracing::info!(entries, days = kept.as_millis() as Millis / DAY, "old entries of the log of requests are deleted"),
+            Err(error) => tracing::warn!(%error, "old entries of the log of requests can't be deleted"),
+        }
+    }
+}
+
+/// Writes entries, again and again where it fails; at a stop some times more.
+async fn write(store: &Store, batch: &[Entry], stop: &CancellationToken) -> Result<(), StoreError> {
+    let (mut failed, mut at_stop) = (false, 0);
+    loop {
+        match store.append(batch).await {
+            Ok(()) => return Ok(()),
+            Err(error) if at_stop >= AT_STOP => return Err(error),
+            Err(error) if !failed => tracing::warn!(%error, "the log of requests can't be written: they will be refused soon"),
+            Err(_) => {}
+        }
+        failed = true;
+        at_stop += u32::from(stop.is_cancelled());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

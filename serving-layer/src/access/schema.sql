@@ -1,0 +1,43 @@
+-- The keys and the log of what was asked with them, in a schema of their own; nothing changes where it is there already.
+-- `infra/postgres/roles.sql` makes the schema for its role, which then needs no right to make one.
+select pg_advisory_xact_lock(hashtext('tidemark access schema'));
+
+do $$
+begin
+    if to_regnamespace('access') is null then
+        create schema access;
+    end if;
+end
+$$;
+
+create table if not exists access.key (
+    key_id          text primary key check (key_id ~ '^[0-9a-f]{16}$'),
+    name            text not null,
+    -- SHA-256 of the token's secret, which is stored nowhere.
+    secret_hash     bytea not null check (length(secret_hash) = 32),
+    grants          jsonb not null,
+    rate_per_second double precision check (rate_per_second > 0),
+    created_at      timestamptz not null,
+    expires_at      timestamptz,
+    revoked_at      timestamptz,
+    -- Counts the changes of this table: one greater with each.
+    changed         bigint not null
+);
+comment on table access.key is 'API keys: made and revoked by `serving-layer keys`.';
+
+create table if not exists access.log (
+    asked_at  timestamptz not null,
+    -- As in the header `x-query-id` and in the serving layer''s log.
+    query_id  text not null,
+    key_id    text not null,
+    key_name  text not null,
+    method    text not null,
+    route     text not null,
+    -- The body, or the path with its parameters; at most 8 KiB.
+    asked     text not null,
+    -- 499: the client left before the answer.
+    status    smallint not null,
+    took_ms   bigint not null
+);
+create index if not exists log_asked_at on access.log using brin (asked_at);
+comment on table access.log is 'Who asked what, one row a request; older ones are deleted.';

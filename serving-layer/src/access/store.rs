@@ -1,0 +1,165 @@
+//! The database of keys: the schema `access`, of which this layer's other role knows nothing.
+//!
+//! Keys are changed one at a time, under a lock, so that whoever sees a change's number has seen all changes before it.
+
+use super::{Entry, Key};
+use shared_model::time::Millis;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{PgPool, Row as _};
+use std::str::FromStr as _;
+use std::time::Duration;
+use thiserror::Error;
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// The database can't be used; the cause never has a part of its URL.
+#[derive(Debug, Error)]
+#[error("the database of keys: {0}")]
+pub struct StoreError(String);
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> StoreError {
+        StoreError(error.to_string())
+    }
+}
+
+/// What tells one state of the keys from another: the number of the last change, and how many keys there are.
+pub type Known = (i64, i64);
+
+/// The keys and the log in Postgres. Connects when first needed, again and again.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Names the server; nothing is connected yet.
+    ///
+    /// # Errors
+    /// Where the URL is none.
+    pub fn new(url: &str) -> Result<Store, sqlx::Error> {
+        let options = PgConnectOptions::from_str(url)?.application_name("tidemark-access");
+        let pool = PgPoolOptions::new().max_connections(3).acquire_timeout(Duration::from_secs(3));
+        Ok(Store { pool: pool.connect_lazy_with(options) })
+    }
+
+    /// Makes the schema where it isn't there.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the database can't be reached, or the role may not make it.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Which state of the keys there is.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn version(&self) -> Result<Known, StoreError> {
+        let sql = "select coalesce(max(changed), 0), count(*) from access.key";
+        Ok(sqlx::query_as(sql).fetch_one(&self.pool).await?)
+    }
+
+    /// All keys, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`], also where a key's grants are of a form that this version doesn't know.
+    pub async fn keys(&self) -> Result<Vec<Key>, StoreError> {
+        let sql = "select key_id, name, secret_hash, grants, rate_per_second,
+                          (extract(epoch from created_at) * 1000)::bigint as created,
+                          (extract(epoch from expires_at) * 1000)::bigint as expires,
+                          (extract(epoch from revoked_at) * 1000)::bigint as revoked
+                   from access.key order by created_at, key_id";
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
+        rows.iter().map(key).collect()
+    }
+
+    /// Stores a new key.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn insert(&self, key: &Key) -> Result<(), StoreError> {
+        let sql = "insert into access.key (key_id, name, secret_hash, grants, rate_per_second, created_at, expires_at, changed)
+                   select $1, $2, $3, $4, $5, to_timestamp($6::float8 / 1000), to_timestamp($7::float8 / 1000),
+                          coalesce(max(changed), 0) + 1 from access.key";
+        let grants = serde_json::to_value(&key.grants).map_err(|error| StoreError(error.to_string()))?;
+        let query = sqlx::query(sql).bind(&key.id).bind(&key.name).bind(&key.hash[..]).bind(grants);
+        let query = query.bind(key.rate).bind(key.created).bind(key.expires);
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql(LOCK).execute(&mut *transaction).await?;
+        query.execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Revokes a key; `false` where there is none of this id that isn't revoked.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn revoke(&self, id: &str, now: Millis) -> Result<bool, StoreError> {
+        let sql = "update access.key set revoked_at = to_timestamp($2::float8 / 1000),
+                          changed = (select max(changed) + 1 from access.key)
+                   where key_id = $1 and revoked_at is null";
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql(LOCK).execute(&mut *transaction).await?;
+        let done = sqlx::query(sql).bind(id).bind(now).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Writes entries of the log.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then none of them is written.
+    pub async fn append(&self, entries: &[Entry]) -> Result<(), StoreError> {
+        let sql = "insert into access.log
+                   select to_timestamp(asked_at::float8 / 1000), query_id, key_id, key_name, method, route, asked, status, took
+                   from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                               $8::smallint[], $9::bigint[])
+                        as entry (asked_at, query_id, key_id, key_name, method, route, asked, status, took)";
+        fn each<'a, T>(entries: &'a [Entry], of: impl Fn(&'a Entry) -> T) -> Vec<T> {
+            entries.iter().map(of).collect()
+        }
+        let query = sqlx::query(sql)
+            .bind(each(entries, |entry| entry.at))
+            .bind(each(entries, |entry| entry.query_id.as_str()))
+            .bind(each(entries, |entry| entry.key.as_str()))
+            .bind(each(entries, |entry| entry.name.as_str()))
+            .bind(each(entries, |entry| entry.method.as_str()))
+            .bind(each(entries, |entry| entry.route.as_str()))
+            .bind(each(entries, |entry| entry.asked.as_str()))
+            .bind(each(entries, |entry| entry.status as i16))
+            .bind(each(entries, |entry| entry.took.as_millis() as i64));
+        query.execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Deletes what was asked before a time.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn forget(&self, before: Millis) -> Result<u64, StoreError> {
+        let sql = "delete from access.log where asked_at < to_timestamp($1::float8 / 1000)";
+        Ok(sqlx::query(sql).bind(before).execute(&self.pool).await?.rows_affected())
+    }
+}
+
+/// Readers go on meanwhile.
+const LOCK: &str = "lock table access.key in share row exclusive mode";
+
+fn key(row: &PgRow) -> Result<Key, StoreError> {
+    let id: String = row.try_get("key_id")?;
+    let hash: Vec<u8> = row.try_get("secret_hash")?;
+    let grants = serde_json::from_value(row.try_get("grants")?);
+    Ok(Key {
+        name: row.try_get("name")?,
+        hash: hash.try_into().map_err(|_| StoreError(format!("the hash of key {id} has not 32 bytes")))?,
+        grants: grants.map_err(|error| StoreError(format!("the grants of key {id}: {error}; revoke it by SQL")))?,
+        rate: row.try_get("rate_per_second")?,
+        created: row.try_get("created")?,
+        expires: row.try_get("expires")?,
+        revoked: row.try_get("revoked")?,
+        id,
+    })
+}
