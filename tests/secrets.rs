@@ -66,7 +66,7 @@ async fn check(case: Case) {
     assert_eq!(output.status.success(), case.command.ends_with(&["--help"]), "{what}: {said}");
 }
 
-const COMMANDS: [&[&str]; 18] = [
+const COMMANDS: [&[&str]; 21] = [
     &["speed-layer", "run"],
     &["speed-layer", "verify"],
     &["speed-layer", "dead-letters", "list"],
@@ -82,6 +82,9 @@ const COMMANDS: [&[&str]; 18] = [
     &["batch-layer", "retention"],
     &["batch-layer", "catalog", "of"],
     &["serving-layer", "serve"],
+    &["serving-layer", "keys", "create"],
+    &["serving-layer", "keys", "list"],
+    &["serving-layer", "keys", "revoke"],
     &["simulator", "generate"],
     &["simulator", "prepare"],
     &["simulator", "replay"],
@@ -126,6 +129,8 @@ async fn settings_that_are_wrong_are_refused_without_showing_them() {
         check(case(&["speed-layer", "run"], &[("TIDEMARK_REDIS", url)], "--redis")).await;
         check(case(&["serving-layer", "serve"], &[("TIDEMARK_POSTGRES", url)], "--postgres")).await;
         check(case(&["serving-layer", "serve"], &[("TIDEMARK_REDIS", url)], "--redis")).await;
+        check(case(&["serving-layer", "serve"], &[("TIDEMARK_ACCESS", url)], "--access")).await;
+        check(case(&["serving-layer", "keys", "list"], &[("TIDEMARK_ACCESS", url)], "--access")).await;
         check(case(&["batch-layer", "runs"], &[("TIDEMARK_POSTGRES", url)], "--postgres")).await;
         check(case(&["batch-layer", "run"], &[("TIDEMARK_REDIS", url)], "--redis")).await;
         check(case(&["speed-layer", "verify"], &[("TIDEMARK_REDIS", url)], "--redis")).await;
@@ -250,6 +255,8 @@ async fn hosts_and_passwords_that_are_wrong_show_no_secret() {
     check_service(&serving, &[], "can't be read").await;
     let wrong = [("TIDEMARK_REDIS", wrong_redis), ("TIDEMARK_POSTGRES", wrong_postgres.clone())];
     check_service(&serving, &wrong, "can't be read").await;
+    let wrong = [("TIDEMARK_ACCESS", wrong_postgres.as_str())];
+    check(case(&["serving-layer", "keys", "list"], &wrong, "the database of keys")).await;
     check(case(&["batch-layer", "runs"], &[], "postgres can't be reached")).await;
     let says = "password authentication failed";
     check(case(&["batch-layer", "runs"], &[("TIDEMARK_POSTGRES", &wrong_postgres)], says)).await;

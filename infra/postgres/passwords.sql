@@ -4,4 +4,5 @@
 alter role tidemark_batch password :'password';
 alter role tidemark_speed password :'password';
 alter role tidemark_serving password :'password';
+alter role tidemark_access password :'password';
 alter role tidemark_reader password :'password';

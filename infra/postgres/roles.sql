@@ -6,7 +6,7 @@ do $$
 declare
     name text;
 begin
-    foreach name in array array['tidemark_batch', 'tidemark_speed', 'tidemark_serving', 'tidemark_reader'] loop
+    foreach name in array array['tidemark_batch', 'tidemark_speed', 'tidemark_serving', 'tidemark_access', 'tidemark_reader'] loop
         if not exists (select from pg_roles where rolname = name) then
             execute format('create role %I login', name);
         end if;
@@ -26,6 +26,8 @@ create schema if not exists tidemark authorization tidemark_batch;
 create schema if not exists views authorization tidemark_batch;
 create schema if not exists facts authorization tidemark_batch;
 create schema if not exists metrics authorization tidemark_batch;
+-- API keys and the log of who asked what: the serving layer's other role, which sees nothing else.
+create schema if not exists access authorization tidemark_access;
 
 -- To see the snapshots of other roles' readers before a version that they may use is dropped.
 grant pg_read_all_stats to tidemark_batch;

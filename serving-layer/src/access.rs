@@ -151,7 +151,9 @@ impl Access {
         // The keys may be newer than the version, and are then read once more.
         let keys = store.keys().await?;
         if keys.is_empty() {
-            tracing::warn!("there is no key yet, so that nobody is let in: make one by `serving-layer keys create`");
+            tracing::warn!(
+                "there is no key yet, so that nobody is let in: make one by `serving-layer keys create`"
+            );
         }
         self.look(version, keys, service, (service.clock)());
         Ok(())

@@ -88,9 +88,10 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     match url::Url::parse(text) {
         _ if text == "*" => said(),
         Ok(url) if url.origin().ascii_serialization() == text && url.host().is_some() => said(),
-        Ok(url) if url.host().is_some() => {
-            Err(format!("an origin has no path and no slash at its end: {}", url.origin().ascii_serialization()))
-        }
+        Ok(url) if url.host().is_some() => Err(format!(
+            "an origin has no path and no slash at its end: {}",
+            url.origin().ascii_serialization()
+        )),
         _ => Err("expected an origin such as https://app.example, or *".to_owned()),
     }
 }

@@ -38,8 +38,9 @@ use anyhow::{Context, bail};
 use batch_view::PostgresBatchView;
 use realtime_view::{Address, RedisRealtimeView};
 use shared_model::secret::POSTGRES;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, lookup_host};
 use tokio_util::sync::CancellationToken;
 
 /// Does what the command line says, until done or told to stop.
@@ -64,16 +65,16 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let store = args.access.as_ref().map(access::command::store).transpose()?;
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
-    let listener = TcpListener::bind(&args.listen)
-        .await
-        .with_context(|| format!("listening on {} (--listen)", args.listen))?;
-    let address = listener.local_addr().context("reading the address that is listened on")?;
-    if store.is_none() && !args.without_keys && !address.ip().is_loopback() {
+    let listening = || format!("listening on {} (--listen)", args.listen);
+    let addresses: Vec<SocketAddr> = lookup_host(&args.listen).await.with_context(listening)?.collect();
+    let reached = addresses.iter().find(|address| !address.ip().is_loopback());
+    if let (Some(address), None, false) = (reached, &store, args.without_keys) {
         bail!(
             "{address} (--listen) can be reached from elsewhere, and nothing says who may ask: give --access \
              (TIDEMARK_ACCESS) and make keys by `serving-layer keys`, listen on 127.0.0.1, or say --without-keys"
         );
     }
+    let listener = TcpListener::bind(&addresses[..]).await.with_context(listening)?;
     let mut service = Service::new(views, clock::now);
     service.origins = args.cors_origins.into();
     let Some(store) = store else { return run(listener, service, shutdown).await };

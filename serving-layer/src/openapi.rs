@@ -38,6 +38,7 @@ pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
                             `complete`, `as_of`, `final`, the tidemark that it was given at.",
         },
         "servers": [{ "url": "/" }],
+        "security": [{}, { "key": [] }],
         "tags": [
             { "name": "queries", "description": "Metrics over a span of time." },
             { "name": "live", "description": "Sliding counters, now." },
@@ -50,6 +51,7 @@ pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
             "schemas": schemas,
             "parameters": operations::parameters(),
             "headers": operations::header_components(),
+            "securitySchemes": operations::security_schemes(),
         },
     })
 }

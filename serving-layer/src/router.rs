@@ -60,7 +60,8 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
     };
     let (id, none_match) = (HeaderName::from_static(QUERY_ID), header::IF_NONE_MATCH);
     let shown = ["x-complete", "x-incomplete-because", "x-as-of", "x-tidemark", "x-total-rows"];
-    let shown = shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
+    let shown =
+        shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])

@@ -1,5 +1,6 @@
 //! Tests of whole answers: against views in memory, filled by a naive fold of a small log.
 
+mod access;
 mod caching;
 mod formats;
 mod law;

@@ -21,8 +21,10 @@ pub async fn execute(args: KeysArgs) -> anyhow::Result<()> {
             let catalog = service::read_catalog(&new.catalog)?;
             let (key, token) = make(&new, &catalog, clock::now())?;
             store.insert(&key).await?;
-            let read: Vec<&str> = key.grants.restricted(&catalog).metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>();
-            eprintln!("key {} of {} may read {}; this is its token, which is not shown again:", key.id, key.name, read.join(", "));
+            let readable = key.grants.restricted(&catalog);
+            let names: Vec<&str> = readable.metrics.iter().map(|metric| metric.name.as_str()).collect();
+            let (id, name, names) = (&key.id, &key.name, names.join(", "));
+            eprintln!("key {id} of {name} may read {names}; this is its token, which is not shown again:");
             println!("{}", token.reveal());
         }
         KeysCommand::List => {
@@ -78,9 +80,15 @@ fn make(new: &NewKey, catalog: &Catalog, now: Millis) -> anyhow::Result<(Key, To
         if new.read.is_empty() && new.admin.is_empty() {
             faults.push("--read or --admin must name something: * is everything".to_owned());
         } else if !grants.rows.is_empty() && chosen(&grants.admin) {
-            faults.push("--admin: a key that sees some rows alone (--rows) can't be an admin: audits are of all rows".to_owned());
+            faults.push(
+                "--admin: a key that sees some rows alone (--rows) can't be an admin: audits are of all rows"
+                    .to_owned(),
+            );
         } else if grants.restricted(catalog).metrics.is_empty() {
-            faults.push("--rows: no metric that it may read has these columns, of the values' types, in its key".to_owned());
+            faults.push(
+                "--rows: no metric that it may read has these columns, of the values' types, in its key"
+                    .to_owned(),
+            );
         }
     }
     if !faults.is_empty() {
@@ -88,7 +96,16 @@ fn make(new: &NewKey, catalog: &Catalog, now: Millis) -> anyhow::Result<(Key, To
     }
     let token = Token::random();
     let (id, hash) = (token.id.clone(), token.hash());
-    let key = Key { id, name: new.name.clone(), hash, grants, rate: new.rate, created: now, expires, revoked: None };
+    let key = Key {
+        id,
+        name: new.name.clone(),
+        hash,
+        grants,
+        rate: new.rate,
+        created: now,
+        expires,
+        revoked: None,
+    };
     Ok((key, token))
 }
 
@@ -120,8 +137,10 @@ mod tests {
     use clap::Parser as _;
 
     fn made(arguments: &[&str]) -> Result<Key, String> {
-        let command = ["serving-layer", "keys", "--access", "postgres://h/d", "create", "partner", "--catalog", "c"];
-        let args = crate::Args::try_parse_from(command.iter().chain(arguments)).map_err(|error| error.to_string())?;
+        let command =
+            ["serving-layer", "keys", "--access", "postgres://h/d", "create", "partner", "--catalog", "c"];
+        let args = crate::Args::try_parse_from(command.iter().chain(arguments))
+            .map_err(|error| error.to_string())?;
         let crate::Command::Keys(KeysArgs { command: KeysCommand::Create(new), .. }) = args.command else {
             panic!("{args:?}")
         };
@@ -131,13 +150,24 @@ mod tests {
 
     #[test]
     fn a_key_is_made_as_it_is_asked_for() {
-        let key = made(&["--read", "doc_cnt", "--rows", r#"[{"dimension": "document_id", "values": [1]}]"#, "--rate", "5", "--expires", "1h"]);
+        let key = made(&[
+            "--read",
+            "doc_cnt",
+            "--rows",
+            r#"[{"dimension": "document_id", "values": [1]}]"#,
+            "--rate",
+            "5",
+            "--expires",
+            "1h",
+        ]);
         let key = key.unwrap();
         assert_eq!((key.expires, key.rate, key.created), (Some(3_601_000), Some(5.0), 1_000));
         assert!(key.is_valid(3_600_999) && !key.is_valid(3_601_000));
         let readable = key.grants.restricted(&crate::tests::catalog());
         assert_eq!(readable.metrics.iter().map(|metric| &*metric.name).collect::<Vec<_>>(), ["doc_cnt"]);
-        assert!(line(&key, 0).contains("until 1970-01-01T01:00:01") && line(&key, 1 << 40).contains("expired"));
+        assert!(
+            line(&key, 0).contains("until 1970-01-01T01:00:01") && line(&key, 1 << 40).contains("expired")
+        );
     }
 
     #[test]
@@ -149,11 +179,22 @@ mod tests {
         wrong(&[], &["--read or --admin must name something"]);
         wrong(
             &["--read", "doc_cn", "--admin", "tag:none", "--rows", "{}", "--rate", "0"],
-            &["--read: \"doc_cn\" is no metric", "--admin: no metric of the catalog has the tag \"none\"", "--rows: {} is no list", "--rate: 0"],
+            &[
+                "--read: \"doc_cn\" is no metric",
+                "--admin: no metric of the catalog has the tag \"none\"",
+                "--rows: {} is no list",
+                "--rate: 0",
+            ],
         );
         let rows = r#"[{"dimension": "document_id", "value": 1}]"#;
         wrong(&["--admin", "*", "--rows", rows], &["can't be an admin"]);
-        wrong(&["--read", "user_view_cnt", "--rows", rows], &["no metric that it may read has these columns"]);
-        wrong(&["--read", "doc_cnt", "--rows", r#"[{"dimension": "document_id", "value": "1"}]"#], &["no metric that it may read"]);
+        wrong(
+            &["--read", "user_view_cnt", "--rows", rows],
+            &["no metric that it may read has these columns"],
+        );
+        wrong(
+            &["--read", "doc_cnt", "--rows", r#"[{"dimension": "document_id", "value": "1"}]"#],
+            &["no metric that it may read"],
+        );
     }
 }

@@ -47,12 +47,15 @@ impl Scope {
                 (_, Some(tag)) if tags.iter().any(|known| *known == tag) => {
                     scope.tags.insert(tag.to_owned());
                 }
-                (_, Some(tag)) => faults.push(format!("no metric of the catalog has the tag {tag:?}; there are {tags:?}")),
+                (_, Some(tag)) => {
+                    faults.push(format!("no metric of the catalog has the tag {tag:?}; there are {tags:?}"))
+                }
                 (name, None) if catalog.metric(name).is_some() => {
                     scope.metrics.insert(name.to_owned());
                 }
                 (name, None) => {
-                    let known: Vec<&str> = catalog.metrics.iter().map(|metric| metric.name.as_str()).collect();
+                    let known: Vec<&str> =
+                        catalog.metrics.iter().map(|metric| metric.name.as_str()).collect();
                     faults.push(format!(
                         "{name:?} is no metric of the catalog, nor * or tag:<tag>; there are {}",
                         known.join(", ")
@@ -65,7 +68,9 @@ impl Scope {
 
     /// Whether a metric is one of them.
     pub fn has(&self, metric: &Metric) -> bool {
-        self.all || self.metrics.contains(&metric.name) || metric.tags.iter().any(|tag| self.tags.contains(tag))
+        self.all
+            || self.metrics.contains(&metric.name)
+            || metric.tags.iter().any(|tag| self.tags.contains(tag))
     }
 }
 

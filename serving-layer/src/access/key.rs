@@ -103,7 +103,15 @@ mod tests {
         assert_ne!(Token::random().hash(), token.hash());
         let printed = format!("{token:?}");
         assert!(printed.contains(&token.id) && !printed.contains(&token.secret), "{printed}");
-        for wrong in ["", "tm_", &shown[1..], &shown[..83], &format!("{shown}0"), &shown.to_uppercase(), &shown.replace('_', "-")] {
+        for wrong in [
+            "",
+            "tm_",
+            &shown[1..],
+            &shown[..83],
+            &format!("{shown}0"),
+            &shown.to_uppercase(),
+            &shown.replace('_', "-"),
+        ] {
             assert_eq!(Token::parse(wrong), None, "{wrong}");
         }
     }

@@ -70,7 +70,9 @@ impl Log {
     /// [`ServeError::Unavailable`] where there is none.
     pub(super) fn begin(&self, mut entry: Entry) -> Result<Pending, ServeError> {
         let room = self.0.clone().try_reserve_owned();
-        let room = room.map_err(|_| ServeError::Unavailable("the log of requests can't be written at the moment".to_owned()))?;
+        let room = room.map_err(|_| {
+            ServeError::Unavailable("the log of requests can't be written at the moment".to_owned())
+        })?;
         // Postgres has no U+0000.
         entry.asked = entry.asked.replace('\0', "\u{fffd}");
         entry.asked.truncate(entry.asked.floor_char_boundary(ASKED));
@@ -105,6 +107,12 @@ impl Drop for Pending {
 }
 
 impl Writing {
+    /// The entry that waits longest.
+    #[cfg(test)]
+    pub(crate) fn next_waiting(&mut self) -> Option<Entry> {
+        self.entries.try_recv().ok()
+    }
+
     /// Writes what comes, until told to stop and all is written.
     pub(super) async fn run(mut self, store: Store, stop: CancellationToken) {
         let mut hourly = tokio::time::interval(Duration::from_secs(3_600));
@@ -128,7 +136,11 @@ impl Writing {
         let Some(kept) = self.kept else { return };
         match store.forget((self.clock)() - kept.as_millis() as Millis).await {
             Ok(0) => {}
-            Ok(entries) => tracing::info!(entries, days = kept.as_millis() as Millis / DAY, "old entries of the log of requests are deleted"),
+            Ok(entries) => tracing::info!(
+                entries,
+                days = kept.as_millis() as Millis / DAY,
+                "old entries of the log of requests are deleted"
+            ),
             Err(error) => tracing::warn!(%error, "old entries of the log of requests can't be deleted"),
         }
     }
@@ -141,7 +153,9 @@ async fn write(store: &Store, batch: &[Entry], stop: &CancellationToken) -> Resu
         match store.append(batch).await {
             Ok(()) => return Ok(()),
             Err(error) if at_stop >= AT_STOP => return Err(error),
-            Err(error) if !failed => tracing::warn!(%error, "the log of requests can't be written: they will be refused soon"),
+            Err(error) if !failed => {
+                tracing::warn!(%error, "the log of requests can't be written: they will be refused soon")
+            }
             Err(_) => {}
         }
         failed = true;

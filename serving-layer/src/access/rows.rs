@@ -3,7 +3,7 @@
 //! They are added to a query that is valid already, beside what it asks for itself, so that nothing in a request can take
 //! them away; what is compared with, ranked, shared or totalled is counted of the same rows.
 
-use crate::query::filter::{Condition, Filter, Test};
+use crate::query::filter::{Condition, Filter};
 use crate::query::{Part, Query, lone_test};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -31,7 +31,8 @@ impl TryFrom<Vec<Json>> for RowFilter {
 
     /// Reads tests as a query's `filters` write them: `[{"dimension", "op", "value"/"values"}]`.
     fn try_from(given: Vec<Json>) -> Result<RowFilter, String> {
-        let filters = given.iter().enumerate().map(|(i, node)| typed(node).map_err(|why| format!("test {i}: {why}")));
+        let filters =
+            given.iter().enumerate().map(|(i, node)| typed(node).map_err(|why| format!("test {i}: {why}")));
         Ok(RowFilter { filters: filters.collect::<Result<_, _>>()?, given })
     }
 }
@@ -111,6 +112,7 @@ fn place(typed: &Typed, metric: &Metric) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::filter::Test;
     use serde_json::json;
 
     fn rows(given: Json) -> Result<RowFilter, String> {

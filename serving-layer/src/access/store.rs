@@ -155,7 +155,8 @@ fn key(row: &PgRow) -> Result<Key, StoreError> {
     Ok(Key {
         name: row.try_get("name")?,
         hash: hash.try_into().map_err(|_| StoreError(format!("the hash of key {id} has not 32 bytes")))?,
-        grants: grants.map_err(|error| StoreError(format!("the grants of key {id}: {error}; revoke it by SQL")))?,
+        grants: grants
+            .map_err(|error| StoreError(format!("the grants of key {id}: {error}; revoke it by SQL")))?,
         rate: row.try_get("rate_per_second")?,
         created: row.try_get("created")?,
         expires: row.try_get("expires")?,

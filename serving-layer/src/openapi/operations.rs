@@ -29,6 +29,9 @@ const OF_QUERIES: [Code; 12] = [
     Code::TimeLimit,
 ];
 
+/// What everything but `/healthz` and `/readyz` may fail with where keys are needed.
+const OF_KEYS: [Code; 4] = [Code::NoKey, Code::Forbidden, Code::TooManyRequests, Code::Unavailable];
+
 /// Says what an error means.
 pub(super) type About<'a> = &'a dyn Fn(Code) -> String;
 
@@ -124,6 +127,12 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
         "/metrics",
         got("getFigures", "health", "The service's own figures", "For Prometheus.", vec![], found),
     );
+    for (_, item) in paths.iter_mut().filter(|(path, _)| !["/healthz", "/readyz"].contains(&path.as_str())) {
+        for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
+            let responses = operation["responses"].take();
+            operation["responses"] = answers(responses, &OF_KEYS, about);
+        }
+    }
     paths
 }
 
@@ -245,12 +254,22 @@ fn answers(mut replies: Json, errors: &[Code], about: About<'_>) -> Json {
         let line = format!("`{}`: {}", code.name(), about(*code));
         let mut names = vec!["XQueryId", "CacheControl"];
         names.extend((*code == Code::TooManyRequests).then_some("RetryAfter"));
-        let before =
-            replies[&status]["description"].as_str().map(|text| format!("{text}\n\n")).unwrap_or_default();
+        names.extend((*code == Code::NoKey).then_some("WwwAuthenticate"));
+        let before = replies[&status]["description"].as_str().unwrap_or_default();
+        if before.contains(&format!("`{}`: ", code.name())) {
+            continue;
+        }
+        let before = if before.is_empty() { String::new() } else { format!("{before}\n\n") };
         replies[&status] = json!({ "description": format!("{before}{line}"), "headers": headers(&names),
                                    "content": { "application/json": { "schema": of("ErrorReply") } } });
     }
     replies
+}
+
+/// How a request names its key.
+pub(super) fn security_schemes() -> Json {
+    json!({ "key": { "type": "http", "scheme": "bearer", "bearerFormat": "tm_<id>_<secret>",
+                     "description": "An API key. Where the service was started without keys none is needed." } })
 }
 
 /// Parameters that several operations have.
@@ -274,6 +293,7 @@ pub(super) fn header_components() -> Json {
         "CacheControl": text("`no-store`, or `no-cache` where an answer has an `ETag` to ask again with."),
         "ETag": text("A weak tag of the answer, whatever its compression."),
         "RetryAfter": whole("Seconds."),
+        "WwwAuthenticate": text("`Bearer`."),
         "XComplete": { "description": "With CSV: `complete`.", "schema": { "type": "string", "enum": ["true", "false"] } },
         "XIncompleteBecause": text("With CSV: `incomplete_because`."),
         "XAsOf": text("With CSV: `as_of`."),

@@ -52,6 +52,11 @@ impl Served {
         self.send(Request::post("/api/v1/query").body(Body::from(request.to_string())).unwrap()).await
     }
 
+    /// Adds the audit of a run.
+    pub(crate) fn audit(&self, audit: Json) {
+        self.batch.audit(audit);
+    }
+
     /// Changes the header of a group in place.
     pub(crate) fn spoil(&self, partition: i32, group: u32, change: impl Fn(&mut Header)) {
         let tp = TopicPartition::new("page_views", partition);
@@ -99,7 +104,7 @@ async fn a_query_is_answered_with_its_envelope() {
 async fn audits_are_listed_the_newest_first() {
     let served = Served::new().await;
     assert_eq!(served.get("/api/v1/audit").await, (200, json!({ "runs": [] })));
-    (1..=3).for_each(|run| served.batch.audit(json!({ "run": run })));
+    (1..=3).for_each(|run| served.audit(json!({ "run": run })));
     assert_eq!(
         served.get("/api/v1/audit?limit=2").await,
         (200, json!({ "runs": [{ "run": 3 }, { "run": 2 }] }))

@@ -1,0 +1,174 @@
+//! API keys on real servers and real processes: made, used, logged and revoked by the role that the schema is for; an address
+//! that others can reach is refused without them.
+
+use local::layers::Layer;
+use local::probe::Serving;
+use serde_json::{Value, json};
+use simulator::generate::{Generator, Options};
+use sqlx::{Connection as _, PgConnection};
+use tidemark_tests::stack::{Stack, free_port};
+use tidemark_tests::wait_for;
+
+const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
+const ROLES: &str = include_str!("../infra/postgres/roles.sql");
+
+/// A Tidemark whose serving layer asks for keys.
+struct Guarded {
+    stack: Stack,
+    variables: [(String, String); 1],
+    http: reqwest::Client,
+}
+
+impl Guarded {
+    async fn start() -> Guarded {
+        let stack = Stack::start(LAYERS, 2).await;
+        let mut owner = PgConnection::connect(&stack.database).await.expect("postgres");
+        sqlx::raw_sql(ROLES).execute(&mut owner).await.expect("roles");
+        let access = stack.database.replace("tidemark@", "tidemark_access:PLANTED_PASSWORD@");
+        let variables = [("TIDEMARK_ACCESS".to_owned(), access)];
+        Guarded { stack, variables, http: reqwest::Client::new() }
+    }
+
+    /// Runs a command about keys to its end; gives what it printed.
+    async fn keys(&self, command: &[&str]) -> (i32, String) {
+        let uses: &[&str] = if command[0] == "create" { &["catalog"] } else { &[] };
+        let run = self.stack.process_in("serving-layer", &[&["keys"], command].concat(), uses, &self.variables);
+        (run.ended().await, run.logged())
+    }
+
+    /// Makes a key; gives its token.
+    async fn key(&self, name: &str, options: &[&str]) -> String {
+        let (code, said) = self.keys(&[&["create", name], options].concat()).await;
+        assert_eq!(code, 0, "{said}");
+        said.lines().find(|line| line.starts_with("tm_")).unwrap_or_else(|| panic!("no token: {said}")).to_owned()
+    }
+
+    async fn serving(&self) -> (Layer, Serving) {
+        let address = format!("127.0.0.1:{}", free_port());
+        let command = ["serve", "--listen", &address];
+        let uses = ["catalog", "redis", "postgres"];
+        let process = self.stack.process_in("serving-layer", &command, &uses, &self.variables);
+        let serving = Serving::at(format!("http://{address}"));
+        wait_for("serving layer ready", async || {
+            serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
+        })
+        .await;
+        (process, serving)
+    }
+
+    async fn ask(&self, serving: &Serving, token: &str, query: &Value) -> (u16, Value) {
+        let request = self.http.post(format!("{}/api/v1/query", serving.url)).bearer_auth(token).json(query);
+        let reply = request.send().await.expect("a reply");
+        (reply.status().as_u16(), reply.json().await.expect("JSON"))
+    }
+
+    /// Waits for a key's status: keys are looked at once a second.
+    async fn becomes(&self, serving: &Serving, token: &str, status: u16) {
+        wait_for(&format!("{status} for a key"), async || match self.ask(serving, token, &views()).await {
+            (found, _) if found == status => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+}
+
+fn views() -> Value {
+    json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"], "from": 0, "to": "2100-01-01", "limit": 100, "strict": true })
+}
+
+/// Who asked what, as SQL shows it, the oldest first.
+async fn logged(owner: &mut PgConnection) -> Vec<String> {
+    let sql = "select key_name || ' ' || method || ' ' || route || ' ' || status from access.log order by asked_at, query_id";
+    sqlx::query_scalar(sql).fetch_all(owner).await.expect("the log")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_made_used_logged_and_revoked() {
+    let guarded = Guarded::start().await;
+    let stack = &guarded.stack;
+    stack.batch(&["run"]).await;
+    let _speed = stack.speed();
+    let options = Options { records: 400, users: 20, ..Options::default() };
+    stack.send(&Generator::new(options, 67).collect::<Vec<_>>());
+    stack.settle().await;
+    let (process, serving) = guarded.serving().await;
+    let (_open, open) = stack.serving().await;
+
+    assert_eq!(guarded.http.get(format!("{}/api/v1/metrics", serving.url)).send().await.expect("a reply").status(), 401);
+    let reader = guarded.key("reader", &["--read", "*"]).await;
+    guarded.becomes(&serving, &reader, 200).await;
+    let all = open.query(&views()).await.expect("an answer");
+    let users = all["rows"].as_array().expect("rows");
+    assert!(users.len() > 5, "{all}");
+    assert_eq!(guarded.ask(&serving, &reader, &views()).await.1["rows"], all["rows"]);
+
+    // A partner sees one user of one metric.
+    let user = &users[0]["key"]["uuid"];
+    let rows = json!([{ "dimension": "uuid", "value": user }]).to_string();
+    let partner = guarded.key("partner", &["--read", "user_view_cnt", "--rows", &rows, "--expires", "1h"]).await;
+    guarded.becomes(&serving, &partner, 200).await;
+    assert_eq!(guarded.ask(&serving, &partner, &views()).await.1["rows"], json!([users[0]]));
+    let clicks = json!({ "metrics": ["user_click_cnt"], "from": 0, "to": "2100-01-01" });
+    assert_eq!(guarded.ask(&serving, &partner, &clicks).await.0, 403);
+    let revoked = partner[3..19].to_owned();
+    assert_eq!(guarded.keys(&["revoke", &revoked]).await.0, 0);
+    guarded.becomes(&serving, &partner, 401).await;
+    let (code, said) = guarded.keys(&["revoke", &revoked]).await;
+    assert!(code == 1 && said.contains("there is no key"), "{said}");
+
+    let (code, listed) = guarded.keys(&["list"]).await;
+    assert!(code == 0 && listed.contains(&format!("{revoked}  partner")) && listed.contains("revoked 20"), "{listed}");
+    let (code, said) = guarded.keys(&["create", "x", "--read", "nonsense", "--rate", "-1"]).await;
+    assert!(code != 0 && !said.contains("tm_"), "{said}");
+
+    // Asked just before the end: it is in the log all the same.
+    assert_eq!(guarded.ask(&serving, &reader, &clicks).await.0, 200);
+    let shown = process.logged() + &listed;
+    assert_eq!(process.stop().await, 0);
+    let mut owner = PgConnection::connect(&stack.database).await.expect("postgres");
+    let entries = logged(&mut owner).await;
+    let count = |line: &str| entries.iter().filter(|entry| *entry == line).count();
+    assert!(count("reader POST /api/v1/query 200") >= 3 && count("partner POST /api/v1/query 200") >= 2, "{entries:?}");
+    assert_eq!((count("partner POST /api/v1/query 403"), entries.last().map(String::as_str)), (1, Some("reader POST /api/v1/query 200")));
+    let asked: String = sqlx::query_scalar("select asked from access.log where status = 403").fetch_one(&mut owner).await.expect("one");
+    assert_eq!(serde_json::from_str::<Value>(&asked).expect("JSON"), clicks);
+    // No secret of a token is stored or printed.
+    let stored: String = sqlx::query_scalar("select string_agg(k::text, ' ') from access.key k").fetch_one(&mut owner).await.expect("keys");
+    for token in [&reader, &partner] {
+        assert!(!stored.contains(&token[20..]) && !shown.contains(&token[20..]), "{token}");
+    }
+    assert!(!shown.contains("PLANTED_PASSWORD"), "{shown}");
+    rights_end(stack, &guarded.variables[0].1).await;
+}
+
+/// The role of the keys sees no view, and the role of the views no key.
+async fn rights_end(stack: &Stack, access: &str) {
+    let refused = async |url: &str, sql: &'static str| {
+        let mut connection = PgConnection::connect(url).await.expect("a connection");
+        let error = sqlx::raw_sql(sql).execute(&mut connection).await.expect_err(sql);
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        assert_eq!(code.as_deref(), Some("42501"), "{sql}: {error}");
+    };
+    refused(access, "select * from tidemark.tidemark").await;
+    refused(access, "select * from metrics.user_view_cnt").await;
+    refused(access, "create schema x").await;
+    for role in ["tidemark_serving", "tidemark_reader", "tidemark_batch"] {
+        refused(&stack.database.replace("tidemark@", &format!("{role}@")), "select * from access.key").await;
+    }
+}
+
+/// Refused before anything listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_others_can_reach_needs_keys_or_a_word() {
+    let guarded = Guarded::start().await;
+    let port = free_port().to_string();
+    for host in ["0.0.0.0", "[::]"] {
+        let address = format!("{host}:{port}");
+        let command = ["serve", "--listen", &address];
+        let refused = guarded.stack.process("serving-layer", &command, &["catalog", "redis", "postgres"]);
+        assert_eq!(refused.ended().await, 1);
+        let said = refused.logged();
+        assert!(said.contains("can be reached from elsewhere") && said.contains("--without-keys"), "{said}");
+        assert!(!said.contains("serving address"), "{said}");
+    }
+}
