@@ -32,7 +32,8 @@ impl Guarded {
     /// Runs a command about keys to its end; gives what it printed.
     async fn keys(&self, command: &[&str]) -> (i32, String) {
         let uses: &[&str] = if command[0] == "create" { &["catalog"] } else { &[] };
-        let run = self.stack.process_in("serving-layer", &[&["keys"], command].concat(), uses, &self.variables);
+        let run =
+            self.stack.process_in("serving-layer", &[&["keys"], command].concat(), uses, &self.variables);
         (run.ended().await, run.logged())
     }
 
@@ -40,7 +41,10 @@ impl Guarded {
     async fn key(&self, name: &str, options: &[&str]) -> String {
         let (code, said) = self.keys(&[&["create", name], options].concat()).await;
         assert_eq!(code, 0, "{said}");
-        said.lines().find(|line| line.starts_with("tm_")).unwrap_or_else(|| panic!("no token: {said}")).to_owned()
+        said.lines()
+            .find(|line| line.starts_with("tm_"))
+            .unwrap_or_else(|| panic!("no token: {said}"))
+            .to_owned()
     }
 
     async fn serving(&self) -> (Layer, Serving) {
@@ -94,7 +98,10 @@ async fn keys_are_made_used_logged_and_revoked() {
     let (process, serving) = guarded.serving().await;
     let (_open, open) = stack.serving().await;
 
-    assert_eq!(guarded.http.get(format!("{}/api/v1/metrics", serving.url)).send().await.expect("a reply").status(), 401);
+    assert_eq!(
+        guarded.http.get(format!("{}/api/v1/metrics", serving.url)).send().await.expect("a reply").status(),
+        401
+    );
     let reader = guarded.key("reader", &["--read", "*"]).await;
     guarded.becomes(&serving, &reader, 200).await;
     let all = open.query(&views()).await.expect("an answer");
@@ -105,7 +112,8 @@ async fn keys_are_made_used_logged_and_revoked() {
     // A partner sees one user of one metric.
     let user = &users[0]["key"]["uuid"];
     let rows = json!([{ "dimension": "uuid", "value": user }]).to_string();
-    let partner = guarded.key("partner", &["--read", "user_view_cnt", "--rows", &rows, "--expires", "1h"]).await;
+    let partner =
+        guarded.key("partner", &["--read", "user_view_cnt", "--rows", &rows, "--expires", "1h"]).await;
     guarded.becomes(&serving, &partner, 200).await;
     assert_eq!(guarded.ask(&serving, &partner, &views()).await.1["rows"], json!([users[0]]));
     let clicks = json!({ "metrics": ["user_click_cnt"], "from": 0, "to": "2100-01-01" });
@@ -117,7 +125,10 @@ async fn keys_are_made_used_logged_and_revoked() {
     assert!(code == 1 && said.contains("there is no key"), "{said}");
 
     let (code, listed) = guarded.keys(&["list"]).await;
-    assert!(code == 0 && listed.contains(&format!("{revoked}  partner")) && listed.contains("revoked 20"), "{listed}");
+    assert!(
+        code == 0 && listed.contains(&format!("{revoked}  partner")) && listed.contains("revoked 20"),
+        "{listed}"
+    );
     let (code, said) = guarded.keys(&["create", "x", "--read", "nonsense", "--rate", "-1"]).await;
     assert!(code != 0 && !said.contains("tm_"), "{said}");
 
@@ -128,12 +139,24 @@ async fn keys_are_made_used_logged_and_revoked() {
     let mut owner = PgConnection::connect(&stack.database).await.expect("postgres");
     let entries = logged(&mut owner).await;
     let count = |line: &str| entries.iter().filter(|entry| *entry == line).count();
-    assert!(count("reader POST /api/v1/query 200") >= 3 && count("partner POST /api/v1/query 200") >= 2, "{entries:?}");
-    assert_eq!((count("partner POST /api/v1/query 403"), entries.last().map(String::as_str)), (1, Some("reader POST /api/v1/query 200")));
-    let asked: String = sqlx::query_scalar("select asked from access.log where status = 403").fetch_one(&mut owner).await.expect("one");
+    assert!(
+        count("reader POST /api/v1/query 200") >= 3 && count("partner POST /api/v1/query 200") >= 2,
+        "{entries:?}"
+    );
+    assert_eq!(
+        (count("partner POST /api/v1/query 403"), entries.last().map(String::as_str)),
+        (1, Some("reader POST /api/v1/query 200"))
+    );
+    let asked: String = sqlx::query_scalar("select asked from access.log where status = 403")
+        .fetch_one(&mut owner)
+        .await
+        .expect("one");
     assert_eq!(serde_json::from_str::<Value>(&asked).expect("JSON"), clicks);
     // No secret of a token is stored or printed.
-    let stored: String = sqlx::query_scalar("select string_agg(k::text, ' ') from access.key k").fetch_one(&mut owner).await.expect("keys");
+    let stored: String = sqlx::query_scalar("select string_agg(k::text, ' ') from access.key k")
+        .fetch_one(&mut owner)
+        .await
+        .expect("keys");
     for token in [&reader, &partner] {
         assert!(!stored.contains(&token[20..]) && !shown.contains(&token[20..]), "{token}");
     }
