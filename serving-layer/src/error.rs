@@ -83,6 +83,32 @@ pub enum ServeError {
         "{0} requests, as many as may be, are being answered: ask again later, ask several queries in one request, or raise --postgres-connections"
     )]
     Busy(usize),
+    /// The path speaks WebSocket alone, and this is no request for it.
+    #[error("this path speaks WebSocket (RFC 6455), version 13: {0}")]
+    NoWebSocket(String),
+    /// What a client sent over a WebSocket can't be read.
+    #[error("the message can't be read: {0}")]
+    Message(String),
+    /// A WebSocket was asked for by a page from elsewhere.
+    #[error(
+        "origin {origin} is not this host ({host}): a page may open a WebSocket to where it came from alone; a proxy must pass on the Host header"
+    )]
+    ForeignOrigin {
+        /// Where the page came from.
+        origin: String,
+        /// What the client calls this service.
+        host: String,
+    },
+    /// As many subscribe as may, or to as many different things.
+    #[error("{limit} {what}, as many as may be, are there: ask again later, or raise {option}")]
+    Subscriptions {
+        /// What there are so many of.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// What raises the limit.
+        option: &'static str,
+    },
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
@@ -116,6 +142,10 @@ impl ServeError {
             ServeError::Unavailable(_) => Code::Unavailable,
             ServeError::View { .. } => Code::ViewUnavailable,
             ServeError::Busy(_) => Code::TooManyRequests,
+            ServeError::NoWebSocket(_) => Code::InvalidRequest,
+            ServeError::Message(_) => Code::InvalidBody,
+            ServeError::ForeignOrigin { .. } => Code::ForeignOrigin,
+            ServeError::Subscriptions { .. } => Code::TooManySubscriptions,
             ServeError::TimeLimit(_) => Code::TimeLimit,
         }
     }
@@ -130,6 +160,30 @@ impl ServeError {
             ServeError::Invalid(faults) => faults.iter().map(detail).collect(),
             ServeError::Incomplete(reasons) => reasons.iter().map(reason).collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// What a client is told.
+    pub fn reply(&self) -> ErrorReply {
+        ErrorReply {
+            error: ErrorBody { code: self.code(), message: self.to_string(), details: self.details() },
+        }
+    }
+
+    /// Counts it, and logs what a client isn't told.
+    pub fn note(&self) {
+        if let ServeError::View { view, cause } = self {
+            tracing::warn!(view, cause, "a view can't be read");
+        }
+        metrics::counter!("tidemark_serving_errors_total", "code" => self.code().name()).increment(1);
+    }
+
+    /// When to ask again, in seconds.
+    fn retry_after(&self) -> Option<&'static str> {
+        match self {
+            ServeError::Busy(_) => Some("1"),
+            ServeError::Subscriptions { .. } => Some("10"),
+            _ => None,
         }
     }
 }
@@ -189,6 +243,10 @@ pub enum Code {
     AsOfNotAvailable,
     /// As many requests as may be are being answered; `Retry-After` says when to ask again.
     TooManyRequests,
+    /// As many subscribe as may; `Retry-After` says when to ask again.
+    TooManySubscriptions,
+    /// A page from elsewhere asks for a WebSocket.
+    ForeignOrigin,
     /// The answer would be incomplete, and `strict` was asked for; `details` says why.
     Incomplete,
     /// There is no tidemark yet.
@@ -209,7 +267,8 @@ impl Code {
             Code::Unanswerable | Code::LimitExceeded | Code::RunNotAvailable | Code::AsOfNotAvailable => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Code::TooManyRequests | Code::TooManySubscriptions => StatusCode::TOO_MANY_REQUESTS,
+            Code::ForeignOrigin => StatusCode::FORBIDDEN,
             Code::Incomplete | Code::Unavailable | Code::ViewUnavailable | Code::TimeLimit => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -224,15 +283,10 @@ impl Code {
 
 impl IntoResponse for ServeError {
     fn into_response(self) -> Response {
-        let code = self.code();
-        if let ServeError::View { view, cause } = &self {
-            tracing::warn!(view, cause, "a view can't be read");
-        }
-        metrics::counter!("tidemark_serving_errors_total", "code" => code.name()).increment(1);
-        let error = ErrorBody { code, message: self.to_string(), details: self.details() };
-        let mut response = (code.status(), Json(ErrorReply { error })).into_response();
-        if matches!(self, ServeError::Busy(_)) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        self.note();
+        let mut response = (self.code().status(), Json(self.reply())).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
         response
     }

@@ -7,7 +7,7 @@ use crate::caching::{ANSWERS, Held, Tag};
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
-use crate::reply::{Head, QueriesReply, QueryReply, RowsReply};
+use crate::reply::{Head, LiveReply, Reply};
 use crate::service::Service;
 use crate::table::{Format, csv, ndjson};
 use crate::telemetry;
@@ -43,7 +43,7 @@ pub(crate) async fn query(
 #[serde(deny_unknown_fields)]
 pub(crate) struct QueryInAddress {
     /// The request, as JSON.
-    q: String,
+    pub(crate) q: String,
 }
 
 /// `GET /api/v1/query`: the same, for who asks again whether the answer has changed.
@@ -106,15 +106,24 @@ async fn ask(
         Ok(answered) => answered,
         Err(tag) => return Ok(Asked::Unchanged(tag)),
     };
+    let heads = heads(views, &request, &answers)?;
+    Ok(Asked::Answered { request, heads, answers, tag })
+}
+
+/// What is said of the answers to a request.
+///
+/// # Errors
+/// [`ServeError::Incomplete`] where one is, and none may be.
+pub(crate) fn heads(views: &Views, request: &Request, answers: &[Answer]) -> Result<Vec<Head>, ServeError> {
     let heads: Vec<Head> =
-        request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
+        request.queries.iter().zip(answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =
         heads.iter().flat_map(|head| &head.envelope.incomplete_because).collect();
     telemetry::answered("query", incomplete.is_empty());
     if request.strict && !incomplete.is_empty() {
         return Err(ServeError::Incomplete(incomplete.into_iter().cloned().collect()));
     }
-    Ok(Asked::Answered { request, heads, answers, tag })
+    Ok(heads)
 }
 
 /// The tag of an answer as of a run: see [`crate::caching`].
@@ -136,27 +145,19 @@ async fn tagged(held: &Held, response: Response) -> Result<Response, ServeError>
 }
 
 /// The reply to a request, in its format.
-fn reply(request: Request, heads: Vec<Head>, answers: Vec<Answer>) -> Response {
-    let Request { mut queries, names, format, .. } = request;
-    let complete = heads.iter().all(|head| head.envelope.complete);
-    let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
-    let mut rows = answers.into_iter().map(|answer| answer.rows.rows);
-    if names.is_none()
-        && format != Format::Json
-        && let (Some(head), Some(rows), Some(query)) = (heads.first(), rows.next(), queries.pop())
+fn reply(mut request: Request, heads: Vec<Head>, mut answers: Vec<Answer>) -> Response {
+    if request.names.is_none()
+        && request.format != Format::Json
+        && let (Some(head), Some(answer), Some(query)) = (heads.first(), answers.pop(), request.queries.pop())
     {
-        return if format == Format::Csv { csv(head, query, rows) } else { ndjson(head, query, rows) };
+        let rows = answer.rows.rows;
+        return if request.format == Format::Csv {
+            csv(head, query, rows)
+        } else {
+            ndjson(head, query, rows)
+        };
     }
-    let replies = heads.into_iter().zip(queries.iter().zip(rows));
-    let mut replies =
-        replies.map(|(head, (query, rows))| QueryReply { head, rows: RowsReply { query, rows } });
-    match &names {
-        None => Json(replies.next()).into_response(),
-        Some(names) => {
-            let answers = names.iter().map(String::as_str).zip(replies).collect();
-            Json(QueriesReply { complete, tidemark, answers }).into_response()
-        }
-    }
+    Json(Reply::new(&request, heads, answers)).into_response()
 }
 
 /// `GET /api/v1/live/{name}`
@@ -166,15 +167,27 @@ pub(crate) async fn live_value(
     parameters: Result<Parameters<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ServeError> {
     let Parameters(parameters) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
-    let (metric, window) = live_metric(&service, &name)?;
-    let request = LiveRequest::parse(metric, &parameters)?;
+    let request = LiveRequest::parse(live_metric(&service, &name)?.0, &parameters)?;
+    Ok(Json(live_reply(&service, &name, &request).await?).into_response())
+}
+
+/// The value of one key of what is served live under a name.
+///
+/// # Errors
+/// See [`live`]; [`ServeError::Incomplete`] where the answer is, and may not be.
+pub(crate) async fn live_reply(
+    service: &Service,
+    name: &str,
+    request: &LiveRequest,
+) -> Result<LiveReply, ServeError> {
+    let (metric, window) = live_metric(service, name)?;
     let known = service.known();
-    let reply = service.within_limit(live(&service.views, &known, metric, window, &request)).await?;
+    let reply = service.within_limit(live(&service.views, &known, metric, window, request)).await?;
     telemetry::answered("live", reply.envelope.complete);
     if request.strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
     }
-    Ok(Json(reply).into_response())
+    Ok(reply)
 }
 
 /// What may be asked of the audits.
@@ -202,7 +215,10 @@ pub(crate) async fn audit(
 }
 
 /// The metric of a live name, or of its own name.
-fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, SlidingWindow), ServeError> {
+pub(crate) fn live_metric<'a>(
+    service: &'a Service,
+    name: &str,
+) -> Result<(&'a Metric, SlidingWindow), ServeError> {
     let catalog = &service.views.catalog;
     let metric = catalog.live(name).or_else(|| catalog.metric(name));
     if let Some(metric) = metric

@@ -8,6 +8,7 @@ pub mod caching;
 pub mod catalog_reply;
 mod clock;
 pub mod config;
+mod connection;
 pub mod coverage;
 pub mod documents;
 pub mod error;
@@ -16,6 +17,7 @@ mod http;
 pub mod live;
 pub mod merge;
 pub mod openapi;
+pub mod push;
 pub mod query;
 pub mod realtime_view;
 pub mod reply;
@@ -57,5 +59,5 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(&args.listen)
         .await
         .with_context(|| format!("listening on {} (--listen)", args.listen))?;
-    run(listener, Service::new(views, clock::now), shutdown).await
+    run(listener, Service::new(views, clock::now).with_push(args.push()), shutdown).await
 }
