@@ -183,8 +183,7 @@ fn query_events(catalog: &Catalog, about: About<'_>) -> Json {
         "queryEvents",
         "push",
         "Subscribe to a query in the address",
-        "The same as `GET /api/v1/query`, and each change of it; in JSON alone. What the request says relative to now is \
-         understood anew each time.",
+        "The answer in JSON, and each change of it. What the request says relative to now is understood anew each time.",
         vec![query_in_address(catalog), parameter("LastEventId")],
         None,
         events(&errors, about),
@@ -213,7 +212,7 @@ fn subscribe(about: About<'_>) -> Json {
 /// A stream of events, and how it is refused.
 fn events(errors: &[Code], about: About<'_>) -> Json {
     let stream = json!({ "text/event-stream": { "schema": of("Events") } });
-    answers(ok("The reply now, and each change of it", stream), errors, about)
+    answers(ok("The events", stream), errors, about)
 }
 
 fn described<'a>(metric: &'a Metric, name: &'a str) -> &'a str {
