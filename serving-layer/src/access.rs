@@ -61,6 +61,10 @@ pub(crate) struct Holder {
     /// What it may read of that.
     rows: RowFilter,
     rate: Option<Mutex<Rate>>,
+    /// Its grants, written out.
+    scope: String,
+    /// When it is of no use any more: for what outlives the request that it came with.
+    over: CancellationToken,
 }
 
 impl Access {
@@ -77,13 +81,22 @@ impl Access {
             Some(held) => (key.id.clone(), held.clone()),
             None => (key.id.clone(), Arc::new(Holder::new(key, service))),
         };
-        *seen = Some(Seen { at: now, version, holders: keys.into_iter().map(holder).collect() });
+        let holders: HashMap<_, _> = keys.into_iter().map(holder).collect();
+        let gone = before
+            .values()
+            .filter(|held| holders.get(&held.key.id).is_none_or(|now| !Arc::ptr_eq(now, held)));
+        gone.for_each(|held| held.over.cancel());
+        *seen = Some(Seen { at: now, version, holders });
+        drop(seen);
+        self.unchanged(now);
     }
 
-    /// Says that the keys are still those of a version.
+    /// Says that the keys are still those that were last seen; some may have expired by now.
     fn unchanged(&self, now: Millis) {
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        seen.iter_mut().for_each(|seen| seen.at = now);
+        let Some(seen) = &mut *seen else { return };
+        seen.at = now;
+        seen.holders.values().filter(|held| !held.key.is_valid(now)).for_each(|held| held.over.cancel());
     }
 
     /// What was last seen of the keys.
@@ -166,7 +179,8 @@ impl Holder {
     fn new(key: Key, service: &Service) -> Holder {
         let service = service.for_catalog(key.grants.restricted(&service.views.catalog));
         let rate = key.rate.map(|rate| Mutex::new(Rate::new(rate)));
-        Holder { rows: key.grants.rows.clone(), service, rate, key }
+        let scope = serde_json::to_string(&key.grants).unwrap_or_default();
+        Holder { rows: key.grants.rows.clone(), service, rate, scope, over: CancellationToken::new(), key }
     }
 
     /// Counts one request.

@@ -1,5 +1,6 @@
 //! The command line: `serving-layer serve` and `keys`, connections also by environment variables.
 
+use crate::push::PushLimits;
 use crate::query::Limits;
 use crate::telemetry::LogFormat;
 use axum::http::HeaderValue;
@@ -66,6 +67,19 @@ pub struct ServeArgs {
     /// has changed is read.
     #[arg(long, default_value_t = 256)]
     pub cache: u32,
+    /// How often is looked at most at what is subscribed to, such as 100ms: once for all subscribers of equal requests.
+    #[arg(long, default_value = "100ms", value_parser = humantime::parse_duration)]
+    pub push_interval: Duration,
+    /// The most subscriptions, each WebSocket's connection counted too.
+    #[arg(long, default_value_t = PushLimits::default().subscribers)]
+    pub max_subscribers: usize,
+    /// The most different requests that are subscribed to.
+    #[arg(long, default_value_t = PushLimits::default().hubs)]
+    pub max_hubs: usize,
+    /// The most that the newest replies to all that is subscribed to may take together, as JSON, in MiB. In memory it is
+    /// several times as much.
+    #[arg(long, default_value_t = 64)]
+    pub push_memory: u32,
     /// Postgres with the API keys, as the role tidemark_access: from then on every request needs a key (`serving-layer keys`);
     /// or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_ACCESS", hide_env_values = true)]
@@ -176,6 +190,17 @@ impl ServeArgs {
             at_once: self.postgres_connections.max(1) as usize,
             redis_reads: self.redis_reads,
             ..Limits::default()
+        }
+    }
+
+    /// What push may cost.
+    pub fn push(&self) -> PushLimits {
+        PushLimits {
+            interval: self.push_interval,
+            subscribers: self.max_subscribers,
+            hubs: self.max_hubs,
+            memory: (self.push_memory as usize) << 20,
+            ..PushLimits::default()
         }
     }
 }

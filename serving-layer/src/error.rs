@@ -98,6 +98,32 @@ pub enum ServeError {
         /// When it may ask again.
         wait: Duration,
     },
+    /// The path speaks WebSocket alone, and this is no request for it.
+    #[error("this path speaks WebSocket (RFC 6455), version 13: {0}")]
+    NoWebSocket(String),
+    /// What a client sent over a WebSocket can't be read.
+    #[error("the message can't be read: {0}")]
+    Message(String),
+    /// A WebSocket was asked for by a page from elsewhere.
+    #[error(
+        "origin {origin} is not this host ({host}): a page may open a WebSocket to where it came from alone; a proxy must pass on the Host header"
+    )]
+    ForeignOrigin {
+        /// Where the page came from.
+        origin: String,
+        /// What the client calls this service.
+        host: String,
+    },
+    /// As many subscribe as may, or to as many different things.
+    #[error("{limit} {what}, as many as may be, are there: ask again later, or raise {option}")]
+    Subscriptions {
+        /// What there are so many of.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// What raises the limit.
+        option: &'static str,
+    },
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
@@ -133,6 +159,10 @@ impl ServeError {
             ServeError::Busy(_) | ServeError::Rate { .. } => Code::TooManyRequests,
             ServeError::NoKey => Code::NoKey,
             ServeError::Forbidden(_) => Code::Forbidden,
+            ServeError::NoWebSocket(_) => Code::InvalidRequest,
+            ServeError::Message(_) => Code::InvalidBody,
+            ServeError::ForeignOrigin { .. } => Code::ForeignOrigin,
+            ServeError::Subscriptions { .. } => Code::TooManySubscriptions,
             ServeError::TimeLimit(_) => Code::TimeLimit,
         }
     }
@@ -147,6 +177,31 @@ impl ServeError {
             ServeError::Invalid(faults) => faults.iter().map(detail).collect(),
             ServeError::Incomplete(reasons) => reasons.iter().map(reason).collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// What a client is told.
+    pub fn reply(&self) -> ErrorReply {
+        ErrorReply {
+            error: ErrorBody { code: self.code(), message: self.to_string(), details: self.details() },
+        }
+    }
+
+    /// Counts it, and logs what a client isn't told.
+    pub fn note(&self) {
+        if let ServeError::View { view, cause } = self {
+            tracing::warn!(view, cause, "a view can't be read");
+        }
+        metrics::counter!("tidemark_serving_errors_total", "code" => self.code().name()).increment(1);
+    }
+
+    /// When to ask again, in seconds.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            ServeError::Busy(_) => Some(1),
+            ServeError::Rate { wait, .. } => Some(wait.as_secs() + 1),
+            ServeError::Subscriptions { .. } => Some(10),
+            _ => None,
         }
     }
 }
@@ -210,6 +265,10 @@ pub enum Code {
     Forbidden,
     /// As many requests as may be are being answered, or the key has asked as often as it may; `Retry-After` says when to ask again.
     TooManyRequests,
+    /// As many subscribe as may; `Retry-After` says when to ask again.
+    TooManySubscriptions,
+    /// A page from elsewhere asks for a WebSocket.
+    ForeignOrigin,
     /// The answer would be incomplete, and `strict` was asked for; `details` says why.
     Incomplete,
     /// There is no tidemark yet, or the keys can't be looked up.
@@ -231,8 +290,8 @@ impl Code {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Code::NoKey => StatusCode::UNAUTHORIZED,
-            Code::Forbidden => StatusCode::FORBIDDEN,
-            Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Code::Forbidden | Code::ForeignOrigin => StatusCode::FORBIDDEN,
+            Code::TooManyRequests | Code::TooManySubscriptions => StatusCode::TOO_MANY_REQUESTS,
             Code::Incomplete | Code::Unavailable | Code::ViewUnavailable | Code::TimeLimit => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -247,24 +306,14 @@ impl Code {
 
 impl IntoResponse for ServeError {
     fn into_response(self) -> Response {
-        let code = self.code();
-        if let ServeError::View { view, cause } = &self {
-            tracing::warn!(view, cause, "a view can't be read");
-        }
-        metrics::counter!("tidemark_serving_errors_total", "code" => code.name()).increment(1);
-        let error = ErrorBody { code, message: self.to_string(), details: self.details() };
-        let mut response = (code.status(), Json(ErrorReply { error })).into_response();
+        self.note();
+        let mut response = (self.code().status(), Json(self.reply())).into_response();
         let headers = response.headers_mut();
-        match self {
-            ServeError::Busy(_) => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from(1))),
-            ServeError::Rate { wait, .. } => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
-            }
-            ServeError::NoKey => {
-                headers
-                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidemark\""));
-            }
-            _ => {}
+        if let ServeError::NoKey = self {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidemark\""));
+        }
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

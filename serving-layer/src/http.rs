@@ -8,7 +8,7 @@ use crate::caching::{ANSWERS, Held, Tag};
 use crate::error::{self, Fault, FaultKind, ServeError};
 use crate::live::{LiveRequest, live};
 use crate::query::Request;
-use crate::reply::{Head, QueriesReply, QueryReply, RowsReply};
+use crate::reply::{Head, LiveReply, Reply};
 use crate::service::Service;
 use crate::table::{Format, csv, ndjson};
 use crate::telemetry;
@@ -44,7 +44,7 @@ pub(crate) async fn query(
 #[serde(deny_unknown_fields)]
 pub(crate) struct QueryInAddress {
     /// The request, as JSON.
-    q: String,
+    pub(crate) q: String,
 }
 
 /// `GET /api/v1/query`: the same, for who asks again whether the answer has changed.
@@ -90,8 +90,7 @@ async fn ask(
     // In turn from the start: to list the buckets of many queries takes its time and room too.
     let work = async {
         let request = Request::parse(text, accepted, &views.catalog, &views.limits, (service.clock)());
-        let mut request = request.map_err(|error| scoped.refused(error))?;
-        scoped.restrict(&mut request);
+        let request = scoped.restricted(request)?;
         let begun = Begun::new(views, &request.queries, request.at).await?;
         let inputs = held.and_then(|held| Some((held, begun.inputs()?)));
         let tag = inputs.map(|(held, inputs)| (held, tag_of_run(service, &request, &inputs)));
@@ -110,15 +109,24 @@ async fn ask(
         Ok(answered) => answered,
         Err(tag) => return Ok(Asked::Unchanged(tag)),
     };
+    let heads = heads(views, &request, &answers)?;
+    Ok(Asked::Answered { request, heads, answers, tag })
+}
+
+/// What is said of the answers to a request.
+///
+/// # Errors
+/// [`ServeError::Incomplete`] where one is, and none may be.
+pub(crate) fn heads(views: &Views, request: &Request, answers: &[Answer]) -> Result<Vec<Head>, ServeError> {
     let heads: Vec<Head> =
-        request.queries.iter().zip(&answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
+        request.queries.iter().zip(answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
     let incomplete: BTreeSet<&String> =
         heads.iter().flat_map(|head| &head.envelope.incomplete_because).collect();
     telemetry::answered("query", incomplete.is_empty());
     if request.strict && !incomplete.is_empty() {
         return Err(ServeError::Incomplete(incomplete.into_iter().cloned().collect()));
     }
-    Ok(Asked::Answered { request, heads, answers, tag })
+    Ok(heads)
 }
 
 /// The tag of an answer as of a run: see [`crate::caching`].
@@ -140,27 +148,19 @@ async fn tagged(held: &Held, response: Response) -> Result<Response, ServeError>
 }
 
 /// The reply to a request, in its format.
-fn reply(request: Request, heads: Vec<Head>, answers: Vec<Answer>) -> Response {
-    let Request { mut queries, names, format, .. } = request;
-    let complete = heads.iter().all(|head| head.envelope.complete);
-    let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
-    let mut rows = answers.into_iter().map(|answer| answer.rows.rows);
-    if names.is_none()
-        && format != Format::Json
-        && let (Some(head), Some(rows), Some(query)) = (heads.first(), rows.next(), queries.pop())
+fn reply(mut request: Request, heads: Vec<Head>, mut answers: Vec<Answer>) -> Response {
+    if request.names.is_none()
+        && request.format != Format::Json
+        && let (Some(head), Some(answer), Some(query)) = (heads.first(), answers.pop(), request.queries.pop())
     {
-        return if format == Format::Csv { csv(head, query, rows) } else { ndjson(head, query, rows) };
+        let rows = answer.rows.rows;
+        return if request.format == Format::Csv {
+            csv(head, query, rows)
+        } else {
+            ndjson(head, query, rows)
+        };
     }
-    let replies = heads.into_iter().zip(queries.iter().zip(rows));
-    let mut replies =
-        replies.map(|(head, (query, rows))| QueryReply { head, rows: RowsReply { query, rows } });
-    match &names {
-        None => Json(replies.next()).into_response(),
-        Some(names) => {
-            let answers = names.iter().map(String::as_str).zip(replies).collect();
-            Json(QueriesReply { complete, tidemark, answers }).into_response()
-        }
-    }
+    Json(Reply::new(&request, heads, answers)).into_response()
 }
 
 /// `GET /api/v1/live/{name}`
@@ -170,17 +170,30 @@ pub(crate) async fn live_value(
     parameters: Result<Parameters<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ServeError> {
     let Parameters(parameters) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
-    let service = &scoped.service;
-    let (metric, window) = live_metric(service, &name).map_err(|error| scoped.refused(error))?;
+    let (metric, _) = live_metric(&scoped, &name)?;
     let request = LiveRequest::parse(metric, &parameters)?;
+    Ok(Json(live_reply(&scoped, &name, &request).await?).into_response())
+}
+
+/// The value of one key of what is served live under a name.
+///
+/// # Errors
+/// See [`live`]; [`ServeError::Incomplete`] where the answer is, and may not be; [`ServeError::Forbidden`].
+pub(crate) async fn live_reply(
+    scoped: &Scoped,
+    name: &str,
+    request: &LiveRequest,
+) -> Result<LiveReply, ServeError> {
+    let service = &scoped.service;
+    let (metric, window) = live_metric(scoped, name)?;
     scoped.allow(metric, &request.by)?;
     let known = service.known();
-    let reply = service.within_limit(live(&service.views, &known, metric, window, &request)).await?;
+    let reply = service.within_limit(live(&service.views, &known, metric, window, request)).await?;
     telemetry::answered("live", reply.envelope.complete);
     if request.strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
     }
-    Ok(Json(reply).into_response())
+    Ok(reply)
 }
 
 /// What may be asked of the audits.
@@ -210,8 +223,11 @@ pub(crate) async fn audit(
 }
 
 /// The metric of a live name, or of its own name.
-fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, SlidingWindow), ServeError> {
-    let catalog = &service.views.catalog;
+pub(crate) fn live_metric<'a>(
+    scoped: &'a Scoped,
+    name: &str,
+) -> Result<(&'a Metric, SlidingWindow), ServeError> {
+    let catalog = &scoped.service.views.catalog;
     let metric = catalog.live(name).or_else(|| catalog.metric(name));
     if let Some(metric) = metric
         && let Some(window) = metric.window
@@ -224,7 +240,8 @@ fn live_metric<'a>(service: &'a Service, name: &str) -> Result<(&'a Metric, Slid
     };
     let allowed = catalog.metrics.iter().filter_map(|metric| metric.live_name.clone()).collect();
     let kind = FaultKind::UnknownMetric;
-    Err(ServeError::Invalid(vec![Fault { kind, field: "name".to_owned(), message, allowed }]))
+    let fault = Fault { kind, field: "name".to_owned(), message, allowed };
+    Err(scoped.refused(ServeError::Invalid(vec![fault])))
 }
 
 /// `GET /healthz`: the process runs.

@@ -9,6 +9,7 @@ pub mod caching;
 pub mod catalog_reply;
 mod clock;
 pub mod config;
+mod connection;
 pub mod coverage;
 pub mod documents;
 pub mod error;
@@ -17,6 +18,7 @@ mod http;
 pub mod live;
 pub mod merge;
 pub mod openapi;
+pub mod push;
 pub mod query;
 pub mod realtime_view;
 pub mod reply;
@@ -63,6 +65,7 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
     let realtime = RedisRealtimeView::new(Address::new(&args.redis)?, u64::from(args.cache) << 20);
     let store = args.access.as_ref().map(access::command::store).transpose()?;
+    let push = args.push();
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
     let listening = || format!("listening on {} (--listen)", args.listen);
@@ -75,7 +78,7 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
         );
     }
     let listener = TcpListener::bind(&addresses[..]).await.with_context(listening)?;
-    let mut service = Service::new(views, clock::now);
+    let mut service = Service::new(views, clock::now).with_push(push);
     service.origins = args.cors_origins.into();
     let Some(store) = store else { return run(listener, service, shutdown).await };
     let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);

@@ -42,6 +42,7 @@ pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
         "tags": [
             { "name": "queries", "description": "Metrics over a span of time." },
             { "name": "live", "description": "Sliding counters, now." },
+            { "name": "push", "description": "Live values and queries, and each change of them: as server-sent events, or over a WebSocket." },
             { "name": "catalog", "description": "What can be asked for." },
             { "name": "health", "description": "How the service and its views are." },
             { "name": "documentation", "description": "What this is." },
@@ -69,6 +70,7 @@ fn replies() -> Map<String, Json> {
     generator.subschema_for::<Readiness>();
     generator.subschema_for::<shapes::FirstLine>();
     generator.subschema_for::<shapes::Audits>();
+    generator.subschema_for::<shapes::Events>();
     generator.take_definitions(true)
 }
 

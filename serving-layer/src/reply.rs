@@ -4,7 +4,7 @@ use crate::answer::{Answer, Views};
 use crate::coverage::Coverage;
 use crate::finish::Row;
 use crate::openapi::shapes;
-use crate::query::{Query, zone};
+use crate::query::{Query, Request, zone};
 use schemars::JsonSchema;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -186,6 +186,36 @@ pub struct QueriesReply<'a> {
     pub tidemark: i64,
     /// Each answer by its query's name.
     pub answers: BTreeMap<&'a str, QueryReply<'a>>,
+}
+
+/// The reply to a request, as JSON.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Reply<'a> {
+    /// To its one query.
+    One(Option<QueryReply<'a>>),
+    /// To its queries, by their names.
+    Several(QueriesReply<'a>),
+}
+
+impl<'a> Reply<'a> {
+    /// The reply to a request of answers, each with what is said of it.
+    pub fn new(request: &'a Request, heads: Vec<Head>, answers: Vec<Answer>) -> Reply<'a> {
+        let complete = heads.iter().all(|head| head.envelope.complete);
+        let tidemark = answers.first().map_or(0, |answer| answer.at.tidemark.generation);
+        let rows = request.queries.iter().zip(answers);
+        let replies = heads.into_iter().zip(rows).map(|(head, (query, answer))| QueryReply {
+            head,
+            rows: RowsReply { query, rows: answer.rows.rows },
+        });
+        match &request.names {
+            None => Reply::One(replies.into_iter().next()),
+            Some(names) => {
+                let answers = names.iter().map(String::as_str).zip(replies).collect();
+                Reply::Several(QueriesReply { complete, tidemark, answers })
+            }
+        }
+    }
 }
 
 /// A span of event time.

@@ -1,5 +1,6 @@
 //! Which path leads where, and what surrounds every request: an id, a span, the clock for its metrics.
 
+use crate::push::{socket, sse};
 use crate::service::Service;
 use crate::{access, caching, documents, http, telemetry};
 use axum::Router;
@@ -31,7 +32,10 @@ pub fn router(service: Service) -> Router {
     let routes = Router::new()
         .route("/api/v1/metrics", get(documents::catalog))
         .route("/api/v1/live/{name}", get(http::live_value))
+        .route("/api/v1/live/{name}/events", get(sse::live))
         .route("/api/v1/query", get(http::get_query).post(http::query))
+        .route("/api/v1/query/events", get(sse::query))
+        .route("/api/v1/subscribe", get(socket::subscribe))
         .route("/api/v1/audit", get(http::audit))
         .route("/api/v1/openapi.json", get(documents::openapi))
         .route("/api/docs", get(documents::page))

@@ -9,9 +9,11 @@ use crate::batch_view::{Position, StoredLayout};
 use crate::documents::Documents;
 use crate::error::ServeError;
 use crate::live::Known;
-use crate::{router, telemetry};
+use crate::push::{Push, PushLimits};
+use crate::{connection, router, telemetry};
 use anyhow::{Context, bail};
 use axum::http::HeaderValue;
+use axum::serve::ListenerExt as _;
 use shared_model::catalog::{Catalog, Layout};
 use shared_model::time::Millis;
 use std::future::Future;
@@ -23,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often what is known is refreshed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How long subscribers are waited for that are told to leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A service, ready to run.
 #[derive(Clone)]
@@ -35,6 +39,8 @@ pub struct Service {
     pub access: Option<Access>,
     /// The origins whose pages may ask.
     pub origins: Arc<[HeaderValue]>,
+    /// Who is told of changes.
+    pub push: Push,
     status: Arc<RwLock<Status>>,
     turns: Arc<Semaphore>,
     documents: Arc<OnceLock<Documents>>,
@@ -53,8 +59,15 @@ impl Service {
         let because = vec!["starting: neither view has been looked at yet".to_owned()];
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
         let turns = Arc::new(Semaphore::new(views.limits.at_once.max(1)));
+        let push = Push::new(PushLimits::default(), views.limits.at_once);
         let origins = Arc::default();
-        Service { views, clock, access: None, origins, status, turns, documents: Arc::default() }
+        Service { views, clock, access: None, origins, push, status, turns, documents: Arc::default() }
+    }
+
+    /// The same with other limits of push.
+    pub fn with_push(self, limits: PushLimits) -> Service {
+        let push = Push::new(limits, self.views.limits.at_once);
+        Service { push, ..self }
     }
 
     /// The same service of another catalog, which has some of the metrics.
@@ -170,9 +183,21 @@ pub async fn run(listener: TcpListener, service: Service, shutdown: Cancellation
     tracing::info!(%address, "serving");
     let stop = shutdown.child_token();
     let refreshing = tokio::spawn(keep_fresh(service.clone(), stop.clone()));
-    let until = stop.clone().cancelled_owned();
+    let push = service.push.clone();
+    let stalled = push.limits().stalled;
+    let listener = listener.tap_io(move |stream| connection::set_up(stream, stalled));
+    let until = {
+        let (stop, push) = (stop.clone(), push.clone());
+        async move {
+            stop.cancelled().await;
+            // A stream of events has no end of its own.
+            push.stop();
+        }
+    };
     let served = axum::serve(listener, router::router(service)).with_graceful_shutdown(until).await;
     stop.cancel();
+    push.stop();
+    push.left(LEAVE_WITHIN).await;
     refreshing.await.context("the refreshing task ended early")??;
     served.context("serving HTTP")
 }

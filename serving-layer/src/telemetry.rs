@@ -71,6 +71,32 @@ pub fn answered(kind: &'static str, complete: bool) {
     metrics::counter!("tidemark_serving_answers_total", "kind" => kind, "complete" => complete).increment(1);
 }
 
+/// Records that places for subscriptions, and for connections that have some, are taken or given back.
+pub fn subscribers(change: f64) {
+    metrics::gauge!("tidemark_serving_subscribers").increment(change);
+}
+
+/// Records how many different requests are subscribed to, or were a moment ago.
+pub fn hubs(count: usize) {
+    metrics::gauge!("tidemark_serving_hubs").set(count as f64);
+}
+
+/// Records one look of a hub.
+pub fn looked(found: bool) {
+    let found = if found { "true" } else { "false" };
+    metrics::counter!("tidemark_serving_looks_total", "found" => found).increment(1);
+}
+
+/// Records an event that was given to a subscriber.
+pub fn pushed(kind: &'static str) {
+    metrics::counter!("tidemark_serving_events_total", "kind" => kind).increment(1);
+}
+
+/// Records that a subscriber was too slow for the changes, and was given the newest version whole.
+pub fn slow_subscriber() {
+    metrics::counter!("tidemark_serving_slow_subscribers_total").increment(1);
+}
+
 /// Records what was last seen of the views.
 pub fn seen(tidemark: Option<&Tidemark>, ready: bool) {
     metrics::gauge!("tidemark_serving_ready").set(if ready { 1.0 } else { 0.0 });

@@ -9,6 +9,7 @@ mod on_servers;
 mod openapi;
 mod over_http;
 mod patience;
+mod push;
 mod rows;
 mod schema;
 mod several;

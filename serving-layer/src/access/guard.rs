@@ -1,7 +1,7 @@
 //! What stands between a request and its handler where keys are needed: no handler of the API is reached without one, and
 //! each is handed the service of the key that came, [`Scoped`], in place of the whole one.
 
-use super::log::Entry;
+use super::log::{Entry, Pending};
 use super::{Access, Holder};
 use crate::error::{Code, ServeError};
 use crate::query;
@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value as Json, json};
 use shared_model::event::Value;
 use shared_model::metric::Metric;
+use shared_model::time::Millis;
 use std::sync::Arc;
 
 /// The service as a request may use it.
@@ -25,6 +26,7 @@ pub(crate) struct Scoped {
     /// With the catalog of what the key may read; without keys, of everything.
     pub(crate) service: Service,
     holder: Option<Arc<Holder>>,
+    query_id: Arc<str>,
 }
 
 impl FromRequestParts<Service> for Scoped {
@@ -33,7 +35,9 @@ impl FromRequestParts<Service> for Scoped {
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Scoped, ServeError> {
         match parts.extensions.get::<Scoped>() {
             Some(scoped) => Ok(scoped.clone()),
-            None if service.access.is_none() => Ok(Scoped { service: service.clone(), holder: None }),
+            None if service.access.is_none() => {
+                Ok(Scoped { service: service.clone(), holder: None, query_id: Arc::default() })
+            }
             None => Err(ServeError::NoKey),
         }
     }
@@ -80,30 +84,38 @@ async fn pass(
     let holder = access.admit(bearer(request.headers()), now)?;
     holder.count(now)?;
     let (mut request, asked) = asked(request, service.views.limits.max_body).await?;
-    let id = request.extensions().get::<QueryId>().map(|QueryId(id)| id.clone()).unwrap_or_default();
-    let pending = access.log.begin(Entry {
-        at: now,
-        query_id: id,
-        key: holder.key.id.clone(),
-        name: holder.key.name.clone(),
-        method: request.method().to_string(),
-        route: route.unwrap_or_else(|| "other".to_owned()),
-        asked,
-        status: 0,
-        took: Default::default(),
-    })?;
+    let id = request.extensions().get::<QueryId>().map(|QueryId(id)| id.as_str()).unwrap_or_default();
+    let scoped =
+        Scoped { service: holder.service.clone(), holder: Some(holder.clone()), query_id: id.into() };
+    let (method, route) = (request.method().as_str(), route.as_deref().unwrap_or("other"));
+    let pending = access.log.begin(holder.entry(now, id, [method, route, &asked]))?;
     let response = match need {
         Need::AdminOfAll if !holder.key.grants.administers_all() => {
             ServeError::Forbidden("this key is no admin of everything".to_owned()).into_response()
         }
         _ => {
-            let scoped = Scoped { service: holder.service.clone(), holder: Some(holder) };
             request.extensions_mut().insert(scoped);
             next.run(request).await
         }
     };
     pending.end(response.status().as_u16());
     Ok(response)
+}
+
+impl Holder {
+    /// The entry of what was asked: by which method, on which route, and its text.
+    fn entry(&self, at: Millis, query_id: &str, [method, route, asked]: [&str; 3]) -> Entry {
+        Entry {
+            at,
+            query_id: query_id.to_owned(),
+            key: self.key.id.clone(),
+            name: self.key.name.clone(),
+            method: method.to_owned(),
+            route: route.to_owned(),
+            asked: asked.to_owned(),
+            ..Entry::default()
+        }
+    }
 }
 
 /// The token of a request.
@@ -126,10 +138,49 @@ async fn asked(request: Request, max_body: usize) -> Result<(Request, String), S
 }
 
 impl Scoped {
-    /// Leaves out of a request's queries the rows that the key may not see.
-    pub(crate) fn restrict(&self, request: &mut query::Request) {
+    /// A request as it was read, without the rows that the key may not see.
+    ///
+    /// # Errors
+    /// What it couldn't be read for, see [`Scoped::refused`].
+    pub(crate) fn restricted(
+        &self,
+        read: Result<query::Request, ServeError>,
+    ) -> Result<query::Request, ServeError> {
+        let mut request = read.map_err(|error| self.refused(error))?;
         if let Some(holder) = &self.holder {
             request.queries.iter_mut().for_each(|query| holder.rows.restrict(query));
+        }
+        Ok(request)
+    }
+
+    /// Counts and logs what is asked within a request that goes on, such as over a WebSocket.
+    ///
+    /// # Errors
+    /// [`ServeError::Rate`], and [`ServeError::Unavailable`] where it can't be logged.
+    pub(crate) fn asks(&self, method: &str, asked: &str) -> Result<Pending, ServeError> {
+        let (Some(access), Some(holder)) = (&self.service.access, &self.holder) else {
+            return Ok(Pending::default());
+        };
+        let now = (self.service.clock)();
+        holder.count(now)?;
+        access.log.begin(holder.entry(now, &self.query_id, [method, "/api/v1/subscribe", asked]))
+    }
+
+    /// What is the same for all who may see the same.
+    pub(crate) fn scope(&self) -> &str {
+        self.holder.as_ref().map_or("", |holder| &holder.scope)
+    }
+
+    /// Whether the key is of no use any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| holder.over.is_cancelled())
+    }
+
+    /// When that is.
+    pub(crate) async fn ended(&self) {
+        match &self.holder {
+            Some(holder) => holder.over.cancelled().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::error::ServeError;
 use shared_model::time::{DAY, Millis};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The most entries that wait, of at most some 8 KiB each.
@@ -21,7 +22,7 @@ const AT_ONCE: usize = 1_000;
 const AT_STOP: u32 = 5;
 
 /// One request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     /// When it came, ms since 1970.
     pub at: Millis,
@@ -76,20 +77,21 @@ impl Log {
         // Postgres has no U+0000.
         entry.asked = entry.asked.replace('\0', "\u{fffd}");
         entry.asked.truncate(entry.asked.floor_char_boundary(ASKED));
-        Ok(Pending { room: Some(room), entry, begun: tokio::time::Instant::now() })
+        Ok(Pending { room: Some(room), entry, begun: Some(Instant::now()) })
     }
 }
 
-/// An entry whose request is under way.
-pub(super) struct Pending {
+/// An entry whose request is under way; by default none, where nothing is logged.
+#[derive(Default)]
+pub(crate) struct Pending {
     room: Option<mpsc::OwnedPermit<Entry>>,
     entry: Entry,
-    begun: tokio::time::Instant,
+    begun: Option<Instant>,
 }
 
 impl Pending {
     /// The request was answered.
-    pub(super) fn end(mut self, status: u16) {
+    pub(crate) fn end(mut self, status: u16) {
         self.entry.status = status;
     }
 }
@@ -97,11 +99,11 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if let Some(room) = self.room.take() {
-            self.entry.took = self.begun.elapsed();
+            self.entry.took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
             if self.entry.status == 0 {
                 self.entry.status = LEFT;
             }
-            room.send(self.entry.clone());
+            room.send(std::mem::take(&mut self.entry));
         }
     }
 }

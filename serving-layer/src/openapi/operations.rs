@@ -5,6 +5,7 @@
 use super::request::{example, of};
 use crate::error::Code;
 use crate::query::type_name;
+use axum::http::StatusCode;
 use serde_json::{Map, Value as Json, json};
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
@@ -45,10 +46,7 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
             "get": operation("getQuery", "queries", "Ask a query in the address: its answer can be kept",
                 "For a client or a cache that asks again: with `If-None-Match` an answer that hasn't changed is not \
                  sent again (304), and of a query with `at_run` not even computed.",
-                vec![json!({ "name": "q", "in": "query", "required": true, "description": "The request, as JSON: a `QueryBody`.",
-                             "schema": { "type": "string", "contentMediaType": "application/json",
-                                         "contentSchema": of("QueryBody") },
-                             "example": example(catalog).to_string() }), parameter("IfNoneMatch")],
+                vec![query_in_address(catalog), parameter("IfNoneMatch")],
                 None, answers(tagged(rows(), "A query's answer"), &OF_QUERIES, about)),
             "post": operation("query", "queries", "Ask one query, or several at once",
                 "Metrics over a span of time, merged from both views.", vec![],
@@ -63,7 +61,10 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
     for metric in catalog.metrics.iter().filter(|metric| metric.window.is_some()) {
         let name = metric.live_name.as_deref().unwrap_or(&metric.name);
         add(&format!("/api/v1/live/{name}"), json!({ "get": live(metric, name, about) }));
+        add(&format!("/api/v1/live/{name}/events"), json!({ "get": live_events(metric, name, about) }));
     }
+    add("/api/v1/query/events", json!({ "get": query_events(catalog, about) }));
+    add("/api/v1/subscribe", json!({ "get": subscribe(about) }));
     let catalog_reply = json!({ "application/json": { "schema": of("CatalogReply") } });
     let found = answers(tagged(catalog_reply, "The catalog"), &[], about);
     add(
@@ -136,8 +137,99 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
     paths
 }
 
-/// The live value of one metric: its key columns are parameters.
+/// A query in the address.
+fn query_in_address(catalog: &Catalog) -> Json {
+    json!({ "name": "q", "in": "query", "required": true, "description": "The request, as JSON: a `QueryBody`.",
+            "schema": { "type": "string", "contentMediaType": "application/json", "contentSchema": of("QueryBody") },
+            "example": example(catalog).to_string() })
+}
+
+/// The live value of one metric.
 fn live(metric: &Metric, name: &str, about: About<'_>) -> Json {
+    let errors =
+        [&OF_VIEWS[..], &[Code::InvalidRequest, Code::InvalidBody, Code::Incomplete, Code::Unavailable]]
+            .concat();
+    let reply = json!({ "application/json": { "schema": of("LiveReply") } });
+    let text = format!("The sliding counter of metric `{}`, which may stand in the path too.", metric.name);
+    operation(
+        &format!("live_{name}"),
+        "live",
+        described(metric, name),
+        &text,
+        live_parameters(metric),
+        None,
+        answers(ok("The value now", reply), &errors, about),
+    )
+}
+
+/// The live value of one metric, and its changes.
+fn live_events(metric: &Metric, name: &str, about: About<'_>) -> Json {
+    let mut parameters = live_parameters(metric);
+    parameters.push(parameter("LastEventId"));
+    operation(
+        &format!("live_{name}_events"),
+        "push",
+        &format!("{name}, and its changes"),
+        "The value, and each change of it.",
+        parameters,
+        None,
+        events(&[Code::InvalidRequest, Code::InvalidBody, Code::TooManySubscriptions], about),
+    )
+}
+
+/// A query's answer, and its changes.
+fn query_events(catalog: &Catalog, about: About<'_>) -> Json {
+    let errors = [
+        Code::InvalidRequest,
+        Code::InvalidBody,
+        Code::UnknownMetric,
+        Code::Unanswerable,
+        Code::TooManyRequests,
+        Code::TooManySubscriptions,
+        Code::TimeLimit,
+    ];
+    operation(
+        "queryEvents",
+        "push",
+        "Subscribe to a query in the address",
+        "The answer in JSON, and each change of it. What the request says relative to now is understood anew each time.",
+        vec![query_in_address(catalog), parameter("LastEventId")],
+        None,
+        events(&errors, about),
+    )
+}
+
+/// The WebSocket.
+fn subscribe(about: About<'_>) -> Json {
+    let mut found = json!({ "101": { "description": "The connection speaks WebSocket from here on.", "headers": headers(&["XQueryId"]) } });
+    found = answers(found, &[Code::InvalidRequest, Code::ForeignOrigin, Code::TooManySubscriptions], about);
+    operation(
+        "subscribe",
+        "push",
+        "Several subscriptions over one WebSocket",
+        "Each message is a JSON object. The client sends `{\"subscribe\": {\"id\": \"a\", \"live\": \"<live name>\", \"key\": {...}, \
+         \"k\", \"strict\", \"last\"}}` or `{\"subscribe\": {\"id\": \"a\", \"query\": {...}, \"last\"}}`, the query as a `QueryBody`, \
+         `last` a version that it has; and `{\"unsubscribe\": \"a\"}`. It gets `{\"id\", \"event\", \"version\"}` with `reply` (event \
+         `snapshot`), `patch` (`change`: a JSON Patch, RFC 6902, of the version before) or `error` (`error`, as in an \
+         `ErrorReply`; without `version` where the message is refused), and `{\"id\", \"event\": \"unsubscribed\"}`.",
+        vec![],
+        None,
+        found,
+    )
+}
+
+/// A stream of events, and how it is refused.
+fn events(errors: &[Code], about: About<'_>) -> Json {
+    let stream = json!({ "text/event-stream": { "schema": of("Events") } });
+    answers(ok("The events", stream), errors, about)
+}
+
+fn described<'a>(metric: &'a Metric, name: &'a str) -> &'a str {
+    if metric.description.is_empty() { name } else { &metric.description }
+}
+
+/// Of a live value: its key columns, and what is wanted of it.
+fn live_parameters(metric: &Metric) -> Vec<Json> {
     let mut parameters: Vec<Json> = metric.by.iter().map(key_parameter).collect();
     let own = |name: &str| !metric.by.iter().any(|column| column.name == name);
     if own("strict") {
@@ -147,21 +239,7 @@ fn live(metric: &Metric, name: &str, about: About<'_>) -> Json {
         parameters.push(json!({ "name": "k", "in": "query", "description": "How many items.",
             "schema": { "type": "integer", "minimum": 0, "default": k } }));
     }
-    let described = if metric.description.is_empty() { name } else { &metric.description };
-    let errors =
-        [&OF_VIEWS[..], &[Code::InvalidRequest, Code::InvalidBody, Code::Incomplete, Code::Unavailable]]
-            .concat();
-    let reply = json!({ "application/json": { "schema": of("LiveReply") } });
-    let text = format!("The sliding counter of metric `{}`, which may stand in the path too.", metric.name);
-    operation(
-        &format!("live_{name}"),
-        "live",
-        described,
-        &text,
-        parameters,
-        None,
-        answers(ok("The value now", reply), &errors, about),
-    )
+    parameters
 }
 
 /// A key column as a parameter: text in any case, since NULL has to be written too.
@@ -253,7 +331,7 @@ fn answers(mut replies: Json, errors: &[Code], about: About<'_>) -> Json {
         let status = code.status().as_u16().to_string();
         let line = format!("`{}`: {}", code.name(), about(*code));
         let mut names = vec!["XQueryId", "CacheControl"];
-        names.extend((*code == Code::TooManyRequests).then_some("RetryAfter"));
+        names.extend((code.status() == StatusCode::TOO_MANY_REQUESTS).then_some("RetryAfter"));
         names.extend((*code == Code::NoKey).then_some("WwwAuthenticate"));
         let before = replies[&status]["description"].as_str().unwrap_or_default();
         if before.contains(&format!("`{}`: ", code.name())) {
@@ -279,6 +357,8 @@ pub(super) fn parameters() -> Json {
             "description": "A name for the request, for the answer's header and the log; one of another form is replaced." },
         "IfNoneMatch": { "name": "if-none-match", "in": "header", "schema": { "type": "string" },
             "description": "The `ETag` of the answer that the client has, or several, with commas between." },
+        "LastEventId": { "name": "last-event-id", "in": "header", "schema": { "type": "string" },
+            "description": "The `id` of the version that the client has." },
         "Strict": { "name": "strict", "in": "query", "schema": { "type": "string", "enum": ["true", "false", ""] },
             "description": "`true`: an answer that isn't complete is an error." },
     })

@@ -73,6 +73,24 @@ pub(crate) struct FirstLine {
     envelope: crate::reply::Head,
 }
 
+/// A stream of events.
+pub(crate) struct Events;
+
+impl JsonSchema for Events {
+    fn schema_name() -> Cow<'static, str> {
+        "Events".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Server-sent events, the data of each in JSON: `snapshot`, the reply that plain HTTP gives; `change`, a \
+                            JSON Patch (RFC 6902) of the version before; `error`, an `ErrorReply`, after which a snapshot \
+                            comes once there is a reply again. The `id` names the version.",
+            "type": "string",
+        })
+    }
+}
+
 /// The newest audited runs.
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "a shape alone: the batch view hands over what was stored")]

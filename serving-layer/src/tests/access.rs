@@ -8,6 +8,7 @@ use crate::error::ServeError;
 use crate::router::router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
+use futures::StreamExt as _;
 use serde_json::{Value as Json, json};
 use tower::ServiceExt;
 
@@ -387,4 +388,45 @@ async fn pages_of_the_origins_named_may_ask() {
     assert!(!headers.contains_key("access-control-allow-origin"), "{headers:?}");
     let plain = Served::new().await;
     assert_eq!(plain.status("options", "/api/v1/query").await, 405);
+}
+
+/// A stream of events goes on for as long as its key is valid, and shows what that may see.
+#[tokio::test]
+async fn a_subscription_sees_what_its_key_may_and_ends_with_it() {
+    let tests = json!([{ "dimension": "uuid", "op": "in", "values": ["u1", "u3"] }]);
+    let partner = key("partner", |key| key.grants.rows = rows(tests));
+    let reader = key("reader", |_| {});
+    let mut guarded = Guarded::new(&[partner.clone(), reader.clone()]).await;
+    let query = views_by_user();
+    let encoded: String = url::form_urlencoded::byte_serialize(query.to_string().as_bytes()).collect();
+    let path = format!("/api/v1/query/events?q={encoded}");
+    let mut streams = Vec::new();
+    for (token, users) in [(&partner.1, 2), (&reader.1, 5)] {
+        let request = Request::get(&path).header("authorization", format!("Bearer {}", token.reveal()));
+        let response =
+            router(guarded.served.service.clone()).oneshot(request.body(Body::empty()).unwrap()).await;
+        let mut frames = response.unwrap().into_body().into_data_stream();
+        let snapshot = loop {
+            let frame = String::from_utf8(frames.next().await.unwrap().unwrap().to_vec()).unwrap();
+            if let Some((_, data)) = frame.split_once("data: ") {
+                break serde_json::from_str::<Json>(data.trim()).unwrap();
+            }
+        };
+        // Equal requests, of who may see other rows: they are no one hub's.
+        assert_eq!(snapshot["rows"].as_array().map(Vec::len), Some(users), "{snapshot}");
+        streams.push(frames);
+    }
+    let refused = guarded.get(&partner.1, "/api/v1/live/user_view_cnt_5m/events?uuid=u2").await;
+    assert_eq!((refused.0, &refused.1["error"]["code"]), (403, &json!("forbidden")));
+    let access = guarded.served.service.access.clone().unwrap();
+    access.look((2, 1), vec![reader.0.clone()], &guarded.served.service, NOW);
+    let mut partners = streams.remove(0);
+    while partners.next().await.is_some() {}
+    // A key that has changed is another one.
+    let mut changed = reader.0.clone();
+    changed.expires = Some(NOW + 1);
+    access.look((3, 1), vec![changed], &guarded.served.service, NOW);
+    while streams[0].next().await.is_some() {}
+    let logged: Vec<u16> = guarded.logged().iter().map(|entry| entry.status).collect();
+    assert_eq!(logged, [200, 200, 403]);
 }

@@ -6,7 +6,7 @@ use crate::batch_view::{Lost, MemoryBatchView};
 use crate::realtime_view::MemoryRealtimeView;
 use crate::router::router;
 use axum::body::{Body, to_bytes};
-use axum::http::Request;
+use axum::http::{Request, Response};
 use serde_json::{Value as Json, json};
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::time::show;
@@ -30,18 +30,23 @@ impl Served {
         Served { world, service, batch, realtime }
     }
 
-    async fn send(&self, request: Request<Body>) -> (u16, Json) {
+    async fn response(&self, request: Request<Body>) -> Response<Body> {
         let response = router(self.service.clone()).oneshot(request).await.unwrap();
         assert!(response.headers().contains_key("x-query-id"));
+        response
+    }
+
+    async fn send(&self, request: Request<Body>) -> (u16, Json) {
+        let response = self.response(request).await;
         let status = response.status().as_u16();
         let body = to_bytes(response.into_body(), 1 << 24).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap_or(Json::Null))
     }
 
-    /// The status of a request without a body.
+    /// The status of a request without a body, whatever is answered: it may have no end.
     pub(crate) async fn status(&self, method: &str, path: &str) -> u16 {
         let request = Request::builder().method(method.to_uppercase().as_str()).uri(path);
-        self.send(request.body(Body::empty()).unwrap()).await.0
+        self.response(request.body(Body::empty()).unwrap()).await.status().as_u16()
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, Json) {

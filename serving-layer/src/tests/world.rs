@@ -235,13 +235,7 @@ impl World {
         let tidemark = self.tidemark(1, cut);
         batch.flip(tidemark.clone(), 1, self.days(&tidemark), self.batch(&tidemark, 1));
         let realtime = Arc::new(MemoryRealtimeView::default());
-        for (key, tp, header, segments) in self.realtime(kept) {
-            let (trusted, watermark, clock) = (header.trusted.newest, header.watermark, header.clock);
-            let looked = Some(Looked { partitions: 1, clock });
-            let mark = Mark { trusted, watermark, clock, caught_up: true, generation: 1, looked };
-            realtime.put_mark(&tp, mark);
-            realtime.put(&key, &header, segments);
-        }
+        put(&realtime, &self.realtime(kept));
         let limits = Limits::default();
         (
             Views { catalog: self.catalog.clone(), batch: batch.clone(), realtime: realtime.clone(), limits },
@@ -259,6 +253,17 @@ impl World {
             NOW,
         );
         query.unwrap_or_else(|error| panic!("{request}: {error:?}")).queries.remove(0)
+    }
+}
+
+/// Puts groups, and the marks of their partitions.
+pub(crate) fn put(view: &MemoryRealtimeView, groups: &[StoredGroup]) {
+    for (key, tp, header, segments) in groups {
+        let (trusted, watermark, clock) = (header.trusted.newest, header.watermark, header.clock);
+        let looked = Some(Looked { partitions: 1, clock });
+        let mark = Mark { trusted, watermark, clock, caught_up: true, generation: 1, looked };
+        view.put_mark(tp, mark);
+        view.put(key, header, segments.clone());
     }
 }
 

@@ -59,13 +59,27 @@ impl Request {
         now: Millis,
     ) -> Result<Request, ServeError> {
         let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
+        Request::read(&json, accepted, catalog, limits, now)
+    }
+
+    /// The same of a request that is JSON already.
+    ///
+    /// # Errors
+    /// See [`Request::parse`].
+    pub fn read(
+        json: &Json,
+        accepted: Format,
+        catalog: &Catalog,
+        limits: &Limits,
+        now: Millis,
+    ) -> Result<Request, ServeError> {
         let Json::Object(object) = json else {
             return Err(ServeError::Body(
                 "expected a JSON object with \"metrics\", \"from\" and \"to\"".into(),
             ));
         };
         let mut faults = Faults::default();
-        let request = Fields::new(&object, "");
+        let request = Fields::new(object, "");
         let strict = request.flag("strict", &mut faults);
         let at = at(&request, &mut faults);
         let wanted = request.word("format", &Format::NAMES, &mut faults);
@@ -81,7 +95,7 @@ impl Request {
             }
             Some((at, queries)) => {
                 request.refuse_unknown(&[&IN_COMMON[..], &OF_REQUEST].concat(), &mut faults);
-                several(&at, queries, &object, &read, &mut faults).unzip()
+                several(&at, queries, object, &read, &mut faults).unzip()
             }
         };
         faults.or(queries.map(|queries| Request { queries, names, strict, at, format }))
