@@ -113,7 +113,7 @@ async fn kill_batch(stack: &Stack, deaths: &mut impl Iterator<Item = Death>, kil
         let command: &[&str] = match point.as_str() {
             // A run that publishes nothing closes its own record.
             "batch.close.before" | "batch.close.after" => {
-                &["backfill", "--from", "2016-06-29", "--to", "2016-06-29"]
+                &["backfill", "--from", "2016-09-14", "--to", "2016-09-14"]
             }
             "batch.delete.before" | "batch.delete.after" => {
                 let probes = Path::new(&stack.archive["file://".len()..]).join("probe");
@@ -146,10 +146,10 @@ async fn kill_batch(stack: &Stack, deaths: &mut impl Iterator<Item = Death>, kil
 /// What comes while processes are killed.
 fn options() -> Options {
     Options {
-        // At 100 a second enough for the whole of the long form, and within the streams' bounds; on so many days that
-        // what a run computes stays small beside the kill.
+        // At 100 a second enough for the whole of the long form; on so many days that what a run computes, all files of a
+        // day, stays small beside the kill.
         records: 600_000,
-        span: 16 * 86_400_000,
+        span: 64 * 86_400_000,
         users: 100,
         documents: 50,
         displays: 60,
@@ -169,6 +169,8 @@ async fn kills_at_every_failpoint_lose_and_double_nothing() {
         (number("TIDEMARK_KILLS").unwrap_or(50) as usize, number("TIDEMARK_SEED").unwrap_or(71));
     println!("{kills} kills, seed {seed} (TIDEMARK_KILLS, TIDEMARK_SEED)");
     let text = outbrain().replace("message_key = \"uuid\"", "message_key = \"uuid\"\nfacts = true");
+    // The bounds of believable event times reach as far as the records do.
+    let text = text.replace("to = \"2016-07-01\"", "to = \"2016-09-15\"");
     let stack = Stack::with_catalog(LAYERS, PARTITIONS, &text).await;
 
     let (speed, batch) = (points("speed-layer"), points("batch-layer"));
