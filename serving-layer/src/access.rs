@@ -28,6 +28,7 @@ pub use store::{Known, Store, StoreError};
 use crate::error::ServeError;
 use crate::service::Service;
 use rate::Rate;
+use shared_model::catalog::Catalog;
 use shared_model::time::Millis;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -77,9 +78,13 @@ impl Access {
     pub fn look(&self, version: Known, keys: Vec<Key>, service: &Service, now: Millis) {
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         let before = seen.take().map(|seen| seen.holders).unwrap_or_default();
+        let mut services: HashMap<Vec<String>, Service> = HashMap::new();
+        for held in before.values() {
+            services.insert(readable(&held.service.views.catalog), held.service.clone());
+        }
         let holder = |key: Key| match before.get(&key.id).filter(|held| held.key == key) {
             Some(held) => (key.id.clone(), held.clone()),
-            None => (key.id.clone(), Arc::new(Holder::new(key, service))),
+            None => (key.id.clone(), Arc::new(Holder::new(key, service, &mut services))),
         };
         let holders: HashMap<_, _> = keys.into_iter().map(holder).collect();
         let gone = before
@@ -175,9 +180,17 @@ impl Access {
 
 const UNKNOWN: &str = "the keys can't be looked up at the moment: ask again later";
 
+/// The names of a catalog's metrics.
+fn readable(catalog: &Catalog) -> Vec<String> {
+    catalog.metrics.iter().map(|metric| metric.name.clone()).collect()
+}
+
 impl Holder {
-    fn new(key: Key, service: &Service) -> Holder {
-        let service = service.for_catalog(key.grants.restricted(&service.views.catalog));
+    /// `services` has those of other keys, by what these may read: their documents are made once for all.
+    fn new(key: Key, service: &Service, services: &mut HashMap<Vec<String>, Service>) -> Holder {
+        let catalog = key.grants.restricted(&service.views.catalog);
+        let scoped = services.entry(readable(&catalog));
+        let service = scoped.or_insert_with(|| service.for_catalog(catalog)).clone();
         let rate = key.rate.map(|rate| Mutex::new(Rate::new(rate)));
         let scope = serde_json::to_string(&key.grants).unwrap_or_default();
         Holder { rows: key.grants.rows.clone(), service, rate, scope, over: CancellationToken::new(), key }

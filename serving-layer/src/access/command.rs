@@ -171,6 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_granted_by_name_by_tag_or_all() {
+        let readable = |arguments: &[&str]| {
+            let grants = made(arguments).unwrap().grants;
+            let of = grants.restricted(&crate::tests::catalog());
+            (of.metrics.iter().map(|metric| metric.name.clone()).collect::<Vec<_>>(), of.formulas.len())
+        };
+        assert_eq!(readable(&["--read", "tag:public"]), (vec!["doc_cnt".to_owned()], 0));
+        assert_eq!(readable(&["--read", "user_click_cnt", "--admin", "user_view_cnt"]).1, 1);
+        assert_eq!(
+            readable(&["--read", "user_click_cnt", "--read", "tag:public"]),
+            (vec!["doc_cnt".to_owned(), "user_click_cnt".to_owned()], 0)
+        );
+        let all = crate::tests::catalog();
+        assert_eq!(
+            readable(&["--read", "*"]),
+            (all.metrics.iter().map(|metric| metric.name.clone()).collect(), 1)
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_said_all_together() {
         let wrong = |arguments: &[&str], says: &[&str]| {
             let why = made(arguments).unwrap_err();

@@ -99,6 +99,13 @@ fn every_fault_has_its_line_and_a_remedy() {
                 "21: metrics.view_cnt.window: 5m is no multiple of the pane, 7s",
             ],
         ),
+        (
+            "window = \"5m\"",
+            "window = \"5m\"\ntags = [\"public\", \"For all\"]",
+            &[
+                "22: metrics.view_cnt.tags: \"For all\" is no name; a small letter, then small letters, digits or '_', 40 at most",
+            ],
+        ),
         ("pane = \"10s\"", "pane = 10", &["2: layout.pane: invalid type: integer \"10\", expected a string"]),
         (
             "pane",
@@ -417,7 +424,7 @@ fn versions_change_exactly_when_values_can() {
         ("window = \"5m\"", "window = \"10m\""),
         (
             "window = \"5m\"",
-            "window = \"5m\"\npublish = true\ndescription = \"x\"\nowner = \"y\"\nunit = \"z\"",
+            "window = \"5m\"\npublish = true\ndescription = \"x\"\nowner = \"y\"\nunit = \"z\"\ntags = [\"t\"]",
         ),
         ("pane = \"10s\"", "pane = \"20s\"\nepoch = \"1h\"\ngroups = 4"),
         ("platform = 1", "( platform=1 ) -- the web"),
