@@ -1,5 +1,6 @@
 //! The served OpenAPI document, and the client that `openapi-to-rust` generates from it, on real servers and real processes.
 
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use simulator::generate::{Generator, Options};
 use tidemark_client::client::{ApiOpError, HttpClient, QueryApiError};
@@ -83,6 +84,7 @@ async fn a_generated_client_gets_what_plain_http_gets() {
     a_live_value(&plain, &client).await;
     queries(&plain, &client).await;
     an_error(&plain, &client).await;
+    events(&client).await;
     the_rest(&plain, &client).await;
     a_past_run_is_sent_once(&stack, &plain).await;
 }
@@ -159,6 +161,17 @@ async fn an_error(plain: &Plain, client: &HttpClient) {
     };
     let Some(QueryApiError::Status404(reply)) = &error.typed else { panic!("{error:?}") };
     assert_eq!((error.status, serde_json::to_value(reply).expect("JSON")), (status, said));
+}
+
+/// A stream of events is handed on as it comes.
+async fn events(client: &HttpClient) {
+    let none = None::<&str>;
+    let stream = client.live_active_user_5m_events(None, none, none).await.expect("a stream");
+    let (mut stream, mut text) = (std::pin::pin!(stream), String::new());
+    while !text.contains("\nevent: snapshot\ndata: {\"live_name\":\"active_user_5m\"") {
+        let bytes = stream.next().await.expect("a stream without an end").expect("bytes");
+        text.push_str(std::str::from_utf8(&bytes).expect("a text"));
+    }
 }
 
 /// Every other call reads what is served, too.

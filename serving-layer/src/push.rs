@@ -74,7 +74,7 @@ pub struct Push(Arc<Shared>);
 
 struct Shared {
     limits: PushLimits,
-    hubs: Mutex<HashMap<String, Arc<Hub>>>,
+    hubs: Mutex<HashMap<Arc<str>, Arc<Hub>>>,
     places: Arc<Semaphore>,
     live_looks: Semaphore,
     query_looks: Semaphore,
@@ -154,7 +154,7 @@ impl Push {
         Ok(Subscription { scoped: scoped.clone(), push, hub, news, at, _place: place })
     }
 
-    fn hubs(&self) -> MutexGuard<'_, HashMap<String, Arc<Hub>>> {
+    fn hubs(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Hub>>> {
         self.0.hubs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,7 +179,7 @@ impl Push {
     }
 
     /// Lets go of a hub that nobody is subscribed to, where there are as many as may be.
-    fn make_room(&self, hubs: &mut HashMap<String, Arc<Hub>>) -> Result<(), ServeError> {
+    fn make_room(&self, hubs: &mut HashMap<Arc<str>, Arc<Hub>>) -> Result<(), ServeError> {
         let limit = self.0.limits.hubs;
         if hubs.len() < limit {
             return Ok(());
@@ -206,7 +206,7 @@ impl Push {
     }
 
     /// Removes a hub, and not another one that has come in its place.
-    fn remove(hubs: &mut HashMap<String, Arc<Hub>>, hub: &Arc<Hub>) {
+    fn remove(hubs: &mut HashMap<Arc<str>, Arc<Hub>>, hub: &Arc<Hub>) {
         if hubs.get(&hub.key).is_some_and(|there| Arc::ptr_eq(there, hub)) {
             hubs.remove(&hub.key);
             telemetry::hubs(hubs.len());

@@ -193,7 +193,7 @@ pub struct QueriesReply<'a> {
 #[serde(untagged)]
 pub enum Reply<'a> {
     /// To its one query.
-    One(Option<QueryReply<'a>>),
+    One(Option<Box<QueryReply<'a>>>),
     /// To its queries, by their names.
     Several(QueriesReply<'a>),
 }
@@ -209,7 +209,7 @@ impl<'a> Reply<'a> {
             rows: RowsReply { query, rows: answer.rows.rows },
         });
         match &request.names {
-            None => Reply::One(replies.into_iter().next()),
+            None => Reply::One(replies.into_iter().next().map(Box::new)),
             Some(names) => {
                 let answers = names.iter().map(String::as_str).zip(replies).collect();
                 Reply::Several(QueriesReply { complete, tidemark, answers })

@@ -11,8 +11,13 @@ fn main() -> anyhow::Result<()> {
     println!("cargo::rerun-if-changed={DOCUMENT}");
     let document = std::fs::read_to_string(DOCUMENT).context(DOCUMENT)?;
     let mut analysis = SchemaAnalyzer::new(serde_json::from_str(&document)?)?.analyze()?;
-    let config =
-        GeneratorConfig { enable_async_client: true, tracing_enabled: false, ..GeneratorConfig::default() };
+    // Of events the bytes: their parser would bring two more crates, of which nothing else has need.
+    let config = GeneratorConfig {
+        enable_async_client: true,
+        enable_sse_client: false,
+        tracing_enabled: false,
+        ..GeneratorConfig::default()
+    };
     let out = std::env::var("OUT_DIR")?;
     for file in CodeGenerator::new(config).generate_all(&mut analysis)?.files {
         // What is included may not have attributes and docs of a whole file.

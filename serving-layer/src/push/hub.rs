@@ -21,7 +21,7 @@ const AFTER_ERROR: u32 = 10;
 /// What a hub's task and its subscribers share.
 pub(super) struct Hub {
     /// Of its look.
-    pub(super) key: String,
+    pub(super) key: Arc<str>,
     pub(super) history: watch::Sender<History>,
     /// How many there are. Changes under the lock of all hubs.
     subscribers: watch::Sender<usize>,
@@ -31,7 +31,7 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(key: String, over: CancellationToken) -> Hub {
+    pub(super) fn new(key: Arc<str>, over: CancellationToken) -> Hub {
         let incarnation = rand::random();
         let history = watch::Sender::new(History::new(incarnation));
         Hub { key, history, subscribers: watch::Sender::new(0), over, incarnation }

@@ -11,9 +11,12 @@ use crate::reply::Reply;
 use crate::table::Format;
 use serde::Serialize;
 use serde_json::Value as Json;
+use std::sync::Arc;
 
 /// The longest reply that is pushed, in bytes: up to so much may be on its way to a client that doesn't read.
 const LONGEST: usize = 1 << 20;
+/// The longest query that is subscribed to, in bytes: as long as one in an address may be.
+const LONGEST_QUERY: usize = 64 << 10;
 
 /// A request without a fault.
 #[derive(Debug, Clone)]
@@ -51,6 +54,12 @@ impl Look {
     /// # Errors
     /// As plain HTTP refuses it, and where it asks for another form than JSON.
     pub(super) async fn query(scoped: &Scoped, request: Json) -> Result<Look, ServeError> {
+        let length = request.to_string().len();
+        if length > LONGEST_QUERY {
+            return Err(ServeError::Limit(format!(
+                "a query of {length} bytes is longer than the {LONGEST_QUERY} that may be subscribed to: list fewer values"
+            )));
+        }
         let format = scoped.service.in_turn(async { Ok(read(scoped, &request)?.format) }).await?;
         if format != Format::Json {
             return Err(ServeError::Invalid(vec![Fault {
@@ -64,13 +73,13 @@ impl Look {
     }
 
     /// Equal looks have equal keys.
-    pub(super) fn key(&self) -> String {
+    pub(super) fn key(&self) -> Arc<str> {
         match self {
-            Look::Live { name, request } => format!("live {name} {request:?}"),
+            Look::Live { name, request } => format!("live {name} {request:?}").into(),
             Look::Query(request) => {
                 let mut key = "query ".to_owned();
                 canonical(request, &mut key);
-                key
+                key.into()
             }
         }
     }
@@ -167,10 +176,10 @@ mod tests {
             "[]",
             r#""{}""#,
         ];
-        let keys: BTreeSet<String> = others.iter().map(|text| key(text)).collect();
+        let keys: BTreeSet<Arc<str>> = others.iter().map(|text| key(text)).collect();
         assert_eq!(keys.len(), others.len());
         assert_ne!(key(r#"{"a":{"b":1},"c":2}"#), key(r#"{"a":{"b":1,"c":2}}"#));
-        assert_eq!(Look::Query(json!({ "a": [1, "b"] })).key(), r#"query {"a":[1,"b",],}"#);
+        assert_eq!(&*Look::Query(json!({ "a": [1, "b"] })).key(), r#"query {"a":[1,"b",],}"#);
     }
 
     #[test]

@@ -136,6 +136,7 @@ async fn messages_that_are_wrong_are_refused_and_the_connection_goes_on() {
     let subscribe = |message: Json| json!({ "subscribe": message }).to_string();
     let query = json!({ "metrics": ["nonsense"], "time_range": "today" });
     let csv = json!({ "metrics": ["doc_cnt"], "time_range": "today", "format": "csv" });
+    let long = json!({ "metrics": ["doc_cnt"], "time_range": "today", "group_by": ["x".repeat(64 << 10)] });
     for (message, id, code, says) in [
         ("{".to_owned(), Json::Null, "invalid_body", "EOF"),
         ("[]".to_owned(), Json::Null, "invalid_body", "message can't be read"),
@@ -199,6 +200,12 @@ async fn messages_that_are_wrong_are_refused_and_the_connection_goes_on() {
         ),
         (subscribe(json!({ "id": "a", "query": query })), json!("a"), "unknown_metric", ""),
         (subscribe(json!({ "id": "a", "query": csv })), json!("a"), "unanswerable", ""),
+        (
+            subscribe(json!({ "id": "a", "query": long })),
+            json!("a"),
+            "limit_exceeded",
+            "may be subscribed to",
+        ),
         (r#"{"unsubscribe": "a"}"#.to_owned(), json!("a"), "invalid_body", "nothing is subscribed to"),
     ] {
         client.socket.send(Message::text(message.clone())).await.unwrap();
