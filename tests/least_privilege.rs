@@ -262,6 +262,17 @@ async fn plain_keys(guarded: &Guarded, serving: &Serving, keys: &[&str]) {
     }
 }
 
+/// What the README shows to users of BI tools.
+fn of_the_readme() -> Vec<String> {
+    let readme = include_str!("../README.md");
+    let section = readme.split_once("\n## BI tools\n").expect("its section").1;
+    let sql = section.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).expect("its SQL");
+    let statements: Vec<String> =
+        sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect();
+    assert!(statements.len() >= 5, "{statements:?}");
+    statements
+}
+
 /// What no layer needs is refused to it.
 async fn rights_end(guarded: &Guarded) {
     let (speed, serving) = (guarded.postgres_as("tidemark_speed"), guarded.postgres_as("tidemark_serving"));
@@ -288,6 +299,10 @@ async fn rights_end(guarded: &Guarded) {
         .await
         .expect("the reader reads");
     assert_eq!(rows, 1);
+    for statement in of_the_readme() {
+        let read = sqlx::query(sqlx::AssertSqlSafe(statement.clone())).fetch_all(&mut connection).await;
+        assert!(!read.unwrap_or_else(|error| panic!("{statement}: {error}")).is_empty(), "{statement}");
+    }
 
     let no_permission = async |user: &str, password: &str, words: &[&str]| {
         let error = guarded.says(user, password, words).await.expect_err(&words.join(" "));

@@ -161,7 +161,7 @@ impl Push {
     /// Joins the hub of a look, which is made where there is none.
     fn join(&self, scoped: &Scoped, look: Look) -> Result<Arc<Hub>, ServeError> {
         // Who may see the same is answered the same.
-        let key = format!("{} {}", scoped.scope(), look.key());
+        let key: Arc<str> = format!("{} {}", scoped.scope(), look.key()).into();
         let mut hubs = self.hubs();
         let hub = match hubs.get(&key) {
             Some(hub) => hub.clone(),
