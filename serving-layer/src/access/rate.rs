@@ -28,7 +28,8 @@ impl Rate {
     pub(super) fn count(&mut self, now: Millis) -> Result<(), Duration> {
         let now = now as f64;
         // A clock that was put back doesn't lock anyone out.
-        let full = self.full.clamp(now, now + self.most) + self.each;
+        self.full = self.full.clamp(now, now + self.most);
+        let full = self.full + self.each;
         // What rounding loses must not cost a request.
         let early = full - now - self.most;
         if early > self.each * 1e-6 {
