@@ -15,7 +15,8 @@ const ROLES: &str = include_str!("../infra/postgres/roles.sql");
 /// A Tidemark whose serving layer asks for keys.
 struct Guarded {
     stack: Stack,
-    variables: [(String, String); 1],
+    /// Where the keys are.
+    access: String,
     http: reqwest::Client,
 }
 
@@ -25,15 +26,13 @@ impl Guarded {
         let mut owner = PgConnection::connect(&stack.database).await.expect("postgres");
         sqlx::raw_sql(ROLES).execute(&mut owner).await.expect("roles");
         let access = stack.database.replace("tidemark@", "tidemark_access:PLANTED_PASSWORD@");
-        let variables = [("TIDEMARK_ACCESS".to_owned(), access)];
-        Guarded { stack, variables, http: reqwest::Client::new() }
+        Guarded { stack, access, http: reqwest::Client::new() }
     }
 
     /// Runs a command about keys to its end; gives what it printed.
     async fn keys(&self, command: &[&str]) -> (i32, String) {
         let uses: &[&str] = if command[0] == "create" { &["catalog"] } else { &[] };
-        let run =
-            self.stack.process_in("serving-layer", &[&["keys"], command].concat(), uses, &self.variables);
+        let run = self.stack.process_named("serving-layer", "keys", &[&["keys"], command].concat(), uses);
         (run.ended().await, run.logged())
     }
 
@@ -51,7 +50,7 @@ impl Guarded {
         let address = format!("127.0.0.1:{}", free_port());
         let command = ["serve", "--listen", &address];
         let uses = ["catalog", "redis", "postgres"];
-        let process = self.stack.process_in("serving-layer", &command, &uses, &self.variables);
+        let process = self.stack.process("serving-layer", &command, &uses);
         let serving = Serving::at(format!("http://{address}"));
         wait_for("serving layer ready", async || {
             serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
@@ -88,15 +87,16 @@ async fn logged(owner: &mut PgConnection) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_made_used_logged_and_revoked() {
-    let guarded = Guarded::start().await;
+    let mut guarded = Guarded::start().await;
+    guarded.stack.batch(&["run"]).await;
+    let _speed = guarded.stack.speed();
+    let (_open, open) = guarded.stack.serving().await;
+    guarded.stack.environment.push(("TIDEMARK_ACCESS".to_owned(), guarded.access.clone()));
     let stack = &guarded.stack;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
     let options = Options { records: 400, users: 20, ..Options::default() };
     stack.send(&Generator::new(options, 67).collect::<Vec<_>>());
     stack.settle().await;
     let (process, serving) = guarded.serving().await;
-    let (_open, open) = stack.serving().await;
 
     assert_eq!(
         guarded.http.get(format!("{}/api/v1/metrics", serving.url)).send().await.expect("a reply").status(),
@@ -129,7 +129,7 @@ async fn keys_are_made_used_logged_and_revoked() {
         code == 0 && listed.contains(&format!("{revoked}  partner")) && listed.contains("revoked 20"),
         "{listed}"
     );
-    let (code, said) = guarded.keys(&["create", "x", "--read", "nonsense", "--rate", "-1"]).await;
+    let (code, said) = guarded.keys(&["create", "x", "--read", "nonsense", "--rate", "0"]).await;
     assert!(code != 0 && !said.contains("tm_"), "{said}");
 
     // Asked just before the end: it is in the log all the same.
@@ -161,7 +161,7 @@ async fn keys_are_made_used_logged_and_revoked() {
         assert!(!stored.contains(&token[20..]) && !shown.contains(&token[20..]), "{token}");
     }
     assert!(!shown.contains("PLANTED_PASSWORD"), "{shown}");
-    rights_end(stack, &guarded.variables[0].1).await;
+    rights_end(stack, &guarded.access).await;
 }
 
 /// The role of the keys sees no view, and the role of the views no key.

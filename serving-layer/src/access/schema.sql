@@ -1,5 +1,7 @@
 -- The keys and the log of what was asked with them, in a schema of their own; nothing changes where it is there already.
 -- `infra/postgres/roles.sql` makes the schema for its role, which then needs no right to make one.
+-- What is there already is no news.
+set local client_min_messages = warning;
 select pg_advisory_xact_lock(hashtext('tidemark access schema'));
 
 do $$
