@@ -263,8 +263,8 @@ async fn connections_and_subscriptions_have_limits() {
     assert_eq!(client.next().await.unwrap()["event"], "unsubscribed");
     other.subscribe(message(0)).await;
     other.take().await;
-    // What is longer than a body may be ends the connection.
-    let long = Message::text(" ".repeat(growing.service.views.limits.max_body + 1));
+    // What is longer than a message may be ends the connection.
+    let long = Message::text(" ".repeat((128 << 10) + 1));
     let _ = other.socket.send(long).await;
     assert!(other.next().await.is_err());
     drop(client);
