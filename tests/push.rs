@@ -113,7 +113,12 @@ impl Socket {
                     let word =
                         |name: &str| message[name].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
                     let (id, event, version) = (word("id"), word("event"), word("version"));
-                    let data = message[if event == "change" { "patch" } else { "reply" }].take();
+                    let data = message[match &*event {
+                        "snapshot" => "reply",
+                        "change" => "patch",
+                        _ => "error",
+                    }]
+                    .take();
                     return self.states.entry(id).or_default().take(&event, &version, data);
                 }
                 Message::Ping(_) | Message::Pong(_) => {}

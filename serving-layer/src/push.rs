@@ -112,11 +112,10 @@ impl Push {
         self.0.stop.clone()
     }
 
-    /// Waits until whoever had a place has left, for so long.
-    pub async fn left(&self, within: Duration) {
+    /// Waits until whoever had a place has left, for so long; whether all have.
+    pub async fn left(&self, within: Duration) -> bool {
         let all = u32::try_from(self.0.limits.subscribers).unwrap_or(u32::MAX);
-        // Where it takes longer, the process ends without them.
-        let _ = tokio::time::timeout(within, self.0.places.acquire_many(all)).await;
+        tokio::time::timeout(within, self.0.places.acquire_many(all)).await.is_ok()
     }
 
     /// How many hubs there are.

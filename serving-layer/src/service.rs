@@ -197,7 +197,9 @@ pub async fn run(listener: TcpListener, service: Service, shutdown: Cancellation
     let served = axum::serve(listener, router::router(service)).with_graceful_shutdown(until).await;
     stop.cancel();
     push.stop();
-    push.left(LEAVE_WITHIN).await;
+    if !push.left(LEAVE_WITHIN).await {
+        tracing::warn!("the process ends before all subscribers have left");
+    }
     refreshing.await.context("the refreshing task ended early")??;
     served.context("serving HTTP")
 }

@@ -15,12 +15,14 @@ use axum::response::Response;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_stream::StreamMap;
 use url::Url;
 
 /// The most subscriptions of one connection.
 const SUBSCRIPTIONS: usize = 64;
+/// The longest message of a client in bytes: it has room for any query that may be subscribed to.
+const LONGEST: usize = 128 << 10;
 /// What is read and written at once: most messages are short.
 const BUFFER: usize = 4 << 10;
 /// So many heartbeats without an answer are the end.
@@ -38,7 +40,7 @@ pub(crate) async fn subscribe(
     from_here(&headers, &service.origins)?;
     let upgrade = upgrade.map_err(|rejection| ServeError::NoWebSocket(rejection.body_text()))?;
     let place = service.push.place()?;
-    let longest = service.views.limits.max_body;
+    let longest = service.views.limits.max_body.min(LONGEST);
     let upgrade = upgrade.max_message_size(longest).max_frame_size(longest);
     let upgrade = upgrade.read_buffer_size(BUFFER).write_buffer_size(BUFFER);
     Ok(upgrade.on_upgrade(move |socket| Connection::new(scoped, socket).run(place)))
@@ -96,6 +98,8 @@ impl Connection {
         let heartbeat = self.scoped.service.push.limits().heartbeat;
         let stop = self.scoped.service.push.stopped();
         let mut beats = interval_at(Instant::now() + heartbeat, heartbeat);
+        // After a long write each ping has its time to be answered, too.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unanswered = 0;
         loop {
             tokio::select! {

@@ -414,6 +414,10 @@ async fn every_error_is_one_that_the_document_has_there() {
         ("/api/v1/live/doc_cnt_5m", "?document_id=x"),
         ("/api/v1/live/doc_cnt_5m", ""),
         ("/api/v1/audit", "?limit=x"),
+        ("/api/v1/live/doc_cnt_5m/events", "?document_id=x"),
+        ("/api/v1/query/events", ""),
+        ("/api/v1/query/events", "?q={}"),
+        ("/api/v1/subscribe", ""),
     ] {
         let (status, reply) = served.get(&format!("{path}{asked}")).await;
         check(path, "get", status, &reply);

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -194,4 +194,25 @@ fn paths() -> Vec<String> {
         address(&of_users),
         address(&several),
     ]
+}
+
+/// A connection for which the kernel holds little that isn't read.
+async fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// A query whose reply is about as long as may be pushed.
+async fn large(growing: &Growing) -> Json {
+    let request = json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"], "from": "2016-06-03", "to": "2016-06-27",
+                          "granularity": "20m", "fill": true });
+    let length = growing.plain(&address(&request)).await.to_string().len();
+    assert!((700_000..1_000_000).contains(&length), "{length} bytes");
+    request
+}
+
+/// Limits under which only a client that takes nothing is let go of, and soon.
+fn impatient() -> PushLimits {
+    PushLimits { stalled: Duration::from_millis(200), heartbeat: Duration::from_secs(3_600), ..once() }
 }

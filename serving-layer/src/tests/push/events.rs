@@ -6,7 +6,6 @@ use axum::body::BodyDataStream;
 use futures::StreamExt as _;
 use std::net::SocketAddr;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
 
 /// A client of a stream of events.
 struct Client {
@@ -357,7 +356,7 @@ async fn when_a_client_leaves_its_place_is_free() {
     let connection = opened(address).await;
     assert_eq!(refused(&growing, &events_of(ONE_USER)).await.0, 429);
     drop(connection);
-    growing.service.push.left(AT_LAST).await;
+    assert!(growing.service.push.left(AT_LAST).await);
     drop(opened(address).await);
     stop.cancel();
     in_time(running).await.unwrap().unwrap();
@@ -373,4 +372,20 @@ async fn when_the_service_stops_all_streams_end_at_once() {
     let mut rest = String::new();
     in_time(connection.read_to_string(&mut rest)).await.unwrap();
     assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest:?}");
+}
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[tokio::test]
+async fn who_takes_nothing_is_let_go_of() {
+    let growing = Growing::new(impatient()).await;
+    let (address, stop, running) = growing.on_a_socket().await;
+    let path = events_of(&super::address(&large(&growing).await));
+    let mut client = narrow(address).await;
+    client.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    in_time(client.read_exact(&mut status)).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    assert!(growing.service.push.left(AT_LAST).await);
+    drop(client);
+    stop.cancel();
+    in_time(running).await.unwrap().unwrap();
 }

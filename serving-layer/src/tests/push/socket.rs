@@ -3,10 +3,9 @@
 use super::*;
 use futures::{SinkExt as _, StreamExt as _};
 use std::collections::BTreeMap;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
 /// A client of a WebSocket, and the state of each of its subscriptions.
 struct Client {
@@ -263,12 +262,12 @@ async fn connections_and_subscriptions_have_limits() {
     assert_eq!(client.next().await.unwrap()["event"], "unsubscribed");
     other.subscribe(message(0)).await;
     other.take().await;
-    // What is longer than a body may be ends the connection.
-    let long = Message::text(" ".repeat(growing.service.views.limits.max_body + 1));
+    // What is longer than a message may be ends the connection.
+    let long = Message::text(" ".repeat((128 << 10) + 1));
     let _ = other.socket.send(long).await;
     assert!(other.next().await.is_err());
     drop(client);
-    growing.service.push.left(AT_LAST).await;
+    assert!(growing.service.push.left(AT_LAST).await);
     drop(Client::open(address).await);
     stop.cancel();
     in_time(running).await.unwrap().unwrap();
@@ -312,7 +311,7 @@ async fn who_gives_no_sign_of_life_is_let_go_of() {
         }
     }
     drop(alive);
-    growing.service.push.left(AT_LAST).await;
+    assert!(growing.service.push.left(AT_LAST).await);
     assert!(silent.next().await.is_err());
     stop.cancel();
     in_time(running).await.unwrap().unwrap();
@@ -332,6 +331,28 @@ async fn a_look_that_panics_closes_the_connection() {
         }
     };
     assert_eq!(closed, Some(CloseCode::Error));
+    stop.cancel();
+    in_time(running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_takes_nothing_is_let_go_of() {
+    let growing = Growing::new(impatient()).await;
+    let (address, stop, running) = growing.on_a_socket().await;
+    let query = large(&growing).await;
+    let url = format!("ws://{address}/api/v1/subscribe");
+    let (mut client, _) = client_async(url, narrow(address).await).await.unwrap();
+    let subscribe = json!({ "subscribe": { "id": "a", "query": query } });
+    client.send(Message::text(subscribe.to_string())).await.unwrap();
+    // Once it is subscribed, for who waits until all have left keeps the places that are free.
+    in_time(async {
+        while growing.service.push.hub_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(growing.service.push.left(AT_LAST).await);
+    drop(client);
     stop.cancel();
     in_time(running).await.unwrap().unwrap();
 }
