@@ -33,10 +33,13 @@ use shared_model::time::Millis;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How often the keys are looked at.
 pub const LOOKED_AT: Duration = Duration::from_secs(1);
+/// How long the database may take to answer.
+pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// How long keys are believed that can't be looked at any more.
 pub const TRUSTED_FOR: Duration = Duration::from_secs(60);
 
@@ -76,6 +79,7 @@ impl Access {
 
     /// Takes the keys of a look at `now`; those that haven't changed keep what was counted of them.
     pub fn look(&self, version: Known, keys: Vec<Key>, service: &Service, now: Millis) {
+        let keys = keys.into_iter().filter(|key| key.is_valid(now));
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         let before = seen.take().map(|seen| seen.holders).unwrap_or_default();
         let mut services: HashMap<Vec<String>, Service> = HashMap::new();
@@ -86,27 +90,41 @@ impl Access {
             Some(held) => (key.id.clone(), held.clone()),
             None => (key.id.clone(), Arc::new(Holder::new(key, service, &mut services))),
         };
-        let holders: HashMap<_, _> = keys.into_iter().map(holder).collect();
+        let holders: HashMap<_, _> = keys.map(holder).collect();
         let gone = before
             .values()
             .filter(|held| holders.get(&held.key.id).is_none_or(|now| !Arc::ptr_eq(now, held)));
         gone.for_each(|held| held.over.cancel());
         *seen = Some(Seen { at: now, version, holders });
-        drop(seen);
-        self.unchanged(now);
     }
 
-    /// Says that the keys are still those that were last seen; some may have expired by now.
+    /// Says that the keys are still those that were last seen.
     fn unchanged(&self, now: Millis) {
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(seen) = &mut *seen else { return };
-        seen.at = now;
-        seen.holders.values().filter(|held| !held.key.is_valid(now)).for_each(|held| held.over.cancel());
+        seen.iter_mut().for_each(|seen| seen.at = now);
+    }
+
+    /// Lets go of the keys that have expired, and of all where they couldn't be looked at for too long; what goes on with one
+    /// ends.
+    pub fn let_go(&self, now: Millis) {
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(Seen { at, holders, .. }) = &mut *seen else { return };
+        let trusted = is_trusted(*at, now);
+        holders.retain(|_, held| {
+            let kept = trusted && held.key.is_valid(now);
+            if !kept {
+                held.over.cancel();
+            }
+            kept
+        });
+        if !trusted {
+            *seen = None;
+        }
     }
 
     /// What was last seen of the keys.
     fn version(&self) -> Option<Known> {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| seen.version)
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| seen.version.clone())
     }
 
     /// The holder of a key.
@@ -115,10 +133,10 @@ impl Access {
     /// [`ServeError::NoKey`] whatever is wrong with it; [`ServeError::Unavailable`] while the keys aren't known.
     fn admit(&self, given: Option<&str>, now: Millis) -> Result<Arc<Holder>, ServeError> {
         let token = given.and_then(Token::parse);
-        // Made whether or not there is such a key, so that both take as long.
-        let hash = token.as_ref().map(Token::hash).unwrap_or_default();
+        // Made whatever came, so that all takes as long.
+        let hash = token.as_ref().map_or_else(key::hash_of_none, Token::hash);
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        let trusted = seen.as_ref().filter(|seen| now - seen.at <= TRUSTED_FOR.as_millis() as Millis);
+        let trusted = seen.as_ref().filter(|seen| is_trusted(seen.at, now));
         let seen = trusted.ok_or_else(|| ServeError::Unavailable(UNKNOWN.to_owned()))?;
         let holder = token.as_ref().and_then(|token| seen.holders.get(&token.id));
         let is_its = key::equal(&hash, holder.map_or(&[0; 32], |holder| &holder.key.hash));
@@ -146,7 +164,12 @@ impl Access {
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => {}
             }
-            let looked = self.look_again(&store, &service).await;
+            let looked = tokio::select! {
+                () = stop.cancelled() => break,
+                looked = timeout(ANSWERED_WITHIN, self.look_again(&store, &service)) => looked,
+            };
+            let looked = looked.unwrap_or(Err(StoreError::slow()));
+            self.let_go((service.clock)());
             match &looked {
                 Err(error) if !failing => tracing::warn!(%error, "the keys can't be read"),
                 Ok(()) if failing => tracing::info!("the keys can be read again"),
@@ -167,7 +190,13 @@ impl Access {
             return Ok(());
         }
         // The keys may be newer than the version, and are then read once more.
-        let keys = store.keys().await?;
+        let mut keys = Vec::new();
+        for key in store.keys().await? {
+            match key {
+                Ok(key) => keys.push(key),
+                Err(error) => tracing::warn!(%error, "a key can't be read: nobody is let in by it"),
+            }
+        }
         if keys.is_empty() {
             tracing::warn!(
                 "there is no key yet, so that nobody is let in: make one by `serving-layer keys create`"
@@ -176,6 +205,11 @@ impl Access {
         self.look(version, keys, service, (service.clock)());
         Ok(())
     }
+}
+
+/// Whether keys of a look are still believed; a clock that was put back by more doesn't make them so for longer.
+fn is_trusted(looked: Millis, now: Millis) -> bool {
+    (now - looked).abs() <= TRUSTED_FOR.as_millis() as Millis
 }
 
 const UNKNOWN: &str = "the keys can't be looked up at the moment: ask again later";

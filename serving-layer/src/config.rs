@@ -89,7 +89,7 @@ pub struct ServeArgs {
     pub access_log_kept: Duration,
     /// Serve everyone who can connect on an address that is not this machine's alone: without it, and without --access, that
     /// is refused.
-    #[arg(long, env = "TIDEMARK_WITHOUT_KEYS", conflicts_with = "access")]
+    #[arg(long, env = "TIDEMARK_WITHOUT_KEYS")]
     pub without_keys: bool,
     /// The origins whose pages may ask from a browser (CORS), such as https://app.example; several with commas between, or *.
     #[arg(long, env = "TIDEMARK_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]

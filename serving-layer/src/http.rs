@@ -109,7 +109,7 @@ async fn ask(
         Ok(answered) => answered,
         Err(tag) => return Ok(Asked::Unchanged(tag)),
     };
-    let heads = heads(views, &request, &answers)?;
+    let heads = heads(scoped, &request, &answers)?;
     Ok(Asked::Answered { request, heads, answers, tag })
 }
 
@@ -117,9 +117,13 @@ async fn ask(
 ///
 /// # Errors
 /// [`ServeError::Incomplete`] where one is, and none may be.
-pub(crate) fn heads(views: &Views, request: &Request, answers: &[Answer]) -> Result<Vec<Head>, ServeError> {
-    let heads: Vec<Head> =
-        request.queries.iter().zip(answers).map(|(query, answer)| Head::new(views, query, answer)).collect();
+pub(crate) fn heads(scoped: &Scoped, request: &Request, answers: &[Answer]) -> Result<Vec<Head>, ServeError> {
+    let head = |(query, answer)| {
+        let mut head = Head::new(&scoped.service.views, query, answer);
+        scoped.veil(&mut head.envelope);
+        head
+    };
+    let heads: Vec<Head> = request.queries.iter().zip(answers).map(head).collect();
     let incomplete: BTreeSet<&String> =
         heads.iter().flat_map(|head| &head.envelope.incomplete_because).collect();
     telemetry::answered("query", incomplete.is_empty());
@@ -188,7 +192,8 @@ pub(crate) async fn live_reply(
     let (metric, window) = live_metric(scoped, name)?;
     scoped.allow(metric, &request.by)?;
     let known = service.known();
-    let reply = service.within_limit(live(&service.views, &known, metric, window, request)).await?;
+    let mut reply = service.within_limit(live(&service.views, &known, metric, window, request)).await?;
+    scoped.veil(&mut reply.envelope);
     telemetry::answered("live", reply.envelope.complete);
     if request.strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
@@ -240,8 +245,8 @@ pub(crate) fn live_metric<'a>(
     };
     let allowed = catalog.metrics.iter().filter_map(|metric| metric.live_name.clone()).collect();
     let kind = FaultKind::UnknownMetric;
-    let fault = Fault { kind, field: "name".to_owned(), message, allowed };
-    Err(scoped.refused(ServeError::Invalid(vec![fault])))
+    let error = ServeError::Invalid(vec![Fault { kind, field: "name".to_owned(), message, allowed }]);
+    Err(if metric.is_some() { error } else { scoped.refused(error) })
 }
 
 /// `GET /healthz`: the process runs.

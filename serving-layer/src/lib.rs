@@ -68,6 +68,9 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let push = args.push();
     let views =
         Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
+    if store.is_some() && args.without_keys {
+        bail!("--access (TIDEMARK_ACCESS) asks for keys, and --without-keys for none: leave one of them out");
+    }
     let listening = || format!("listening on {} (--listen)", args.listen);
     let addresses: Vec<SocketAddr> = lookup_host(&args.listen).await.with_context(listening)?.collect();
     let reached = addresses.iter().find(|address| !address.ip().is_loopback());

@@ -61,13 +61,14 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         false => AllowOrigin::list(origins.iter().cloned()),
     };
     let (id, none_match) = (HeaderName::from_static(QUERY_ID), header::IF_NONE_MATCH);
+    let last = HeaderName::from_static(sse::LAST);
     let shown = ["x-complete", "x-incomplete-because", "x-as-of", "x-tidemark", "x-total-rows"];
     let shown =
         shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, none_match, id])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, none_match, id, last])
         .expose_headers(shown.collect::<Vec<_>>())
         .max_age(Duration::from_secs(3_600))
 }

@@ -29,7 +29,12 @@ pub async fn execute(args: KeysArgs) -> anyhow::Result<()> {
         }
         KeysCommand::List => {
             let now = clock::now();
-            store.keys().await?.iter().for_each(|key| println!("{}", line(key, now)));
+            for key in store.keys().await? {
+                match key {
+                    Ok(key) => println!("{}", line(&key, now)),
+                    Err(error) => println!("{error}"),
+                }
+            }
         }
         KeysCommand::Revoke { id } => {
             if !store.revoke(&id, clock::now()).await? {

@@ -5,6 +5,7 @@ use super::log::{Entry, Pending};
 use super::{Access, Holder};
 use crate::error::{Code, ServeError};
 use crate::query;
+use crate::reply::Envelope;
 use crate::router::QueryId;
 use crate::service::Service;
 use axum::body::{Body, to_bytes};
@@ -83,12 +84,22 @@ async fn pass(
     let now = (service.clock)();
     let holder = access.admit(bearer(request.headers()), now)?;
     holder.count(now)?;
-    let (mut request, asked) = asked(request, service.views.limits.max_body).await?;
     let id = request.extensions().get::<QueryId>().map(|QueryId(id)| id.as_str()).unwrap_or_default();
     let scoped =
         Scoped { service: holder.service.clone(), holder: Some(holder.clone()), query_id: id.into() };
     let (method, route) = (request.method().as_str(), route.as_deref().unwrap_or("other"));
-    let pending = access.log.begin(holder.entry(now, id, [method, route, &asked]))?;
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    let mut pending = access.log.begin(holder.entry(now, id, [method, route, path]))?;
+    let read = with_body(request, service.views.limits.max_body, &mut pending).await;
+    // A body may take its time, and the key's may be over meanwhile.
+    let read = read.and_then(|request| if scoped.has_ended() { Err(ServeError::NoKey) } else { Ok(request) });
+    let mut request = match read {
+        Ok(request) => request,
+        Err(error) => {
+            pending.end(error.code().status().as_u16());
+            return Err(error);
+        }
+    };
     let response = match need {
         Need::AdminOfAll if !holder.key.grants.administers_all() => {
             ServeError::Forbidden("this key is no admin of everything".to_owned()).into_response()
@@ -110,11 +121,9 @@ impl Holder {
             query_id: query_id.to_owned(),
             key: self.key.id.clone(),
             name: self.key.name.clone(),
-            method: method.to_owned(),
-            route: route.to_owned(),
-            asked: asked.to_owned(),
             ..Entry::default()
         }
+        .with(method, route, asked)
     }
 }
 
@@ -124,17 +133,16 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// What a request asks: its body, which is read for it, or its path and parameters.
-async fn asked(request: Request, max_body: usize) -> Result<(Request, String), ServeError> {
+/// A request with its body read, which is what it asks; of one without, its path and parameters are.
+async fn with_body(request: Request, max_body: usize, pending: &mut Pending) -> Result<Request, ServeError> {
     let (parts, body) = request.into_parts();
     if parts.method != Method::POST {
-        let asked = parts.uri.path_and_query().map(|path| path.to_string()).unwrap_or_default();
-        return Ok((Request::from_parts(parts, body), asked));
+        return Ok(Request::from_parts(parts, body));
     }
     let read = to_bytes(body, max_body).await;
     let bytes = read.map_err(|error| ServeError::Body(format!("{error} (the limit is {max_body} bytes)")))?;
-    let asked = String::from_utf8_lossy(&bytes).into_owned();
-    Ok((Request::from_parts(parts, Body::from(bytes)), asked))
+    pending.asks(&bytes);
+    Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
 impl Scoped {
@@ -153,16 +161,26 @@ impl Scoped {
         Ok(request)
     }
 
-    /// Counts and logs what is asked within a request that goes on, such as over a WebSocket.
+    /// Counts a message within a request that goes on, such as over a WebSocket.
     ///
     /// # Errors
-    /// [`ServeError::Rate`], and [`ServeError::Unavailable`] where it can't be logged.
+    /// [`ServeError::Rate`]
+    pub(crate) fn count(&self) -> Result<(), ServeError> {
+        self.holder.as_ref().map_or(Ok(()), |holder| holder.count((self.service.clock)()))
+    }
+
+    /// Logs what is asked there.
+    ///
+    /// # Errors
+    /// [`ServeError::Unavailable`] where it can't be logged, [`ServeError::NoKey`] where the key's time is over.
     pub(crate) fn asks(&self, method: &str, asked: &str) -> Result<Pending, ServeError> {
         let (Some(access), Some(holder)) = (&self.service.access, &self.holder) else {
             return Ok(Pending::default());
         };
+        if self.has_ended() {
+            return Err(ServeError::NoKey);
+        }
         let now = (self.service.clock)();
-        holder.count(now)?;
         access.log.begin(holder.entry(now, &self.query_id, [method, "/api/v1/subscribe", asked]))
     }
 
@@ -173,7 +191,16 @@ impl Scoped {
 
     /// Whether the key is of no use any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.holder.as_ref().is_some_and(|holder| holder.over.is_cancelled())
+        let is_over =
+            |holder: &Arc<Holder>| holder.over.is_cancelled() || !holder.key.is_valid((self.service.clock)());
+        self.holder.as_ref().is_some_and(is_over)
+    }
+
+    /// Leaves out of what is said beside an answer how much the log holds, which tells of rows that the key may not see.
+    pub(crate) fn veil(&self, envelope: &mut Envelope) {
+        if self.holder.as_ref().is_some_and(|holder| !holder.rows.is_empty()) {
+            envelope.tidemark.cuts.clear();
+        }
     }
 
     /// When that is.

@@ -2,14 +2,15 @@
 //!
 //! No request is answered for which there is no room left to log it: entries wait in memory, at most [`WAITING`] of them, for
 //! a task that writes them to the database of keys, and while they are too many, requests are refused. An entry is made when
-//! the request's future ends, however it does. What waits when the process is killed is lost; at a stop it is written first.
+//! the request's future ends, however it does. What waits when the process is killed is lost; at a stop it is written first,
+//! if the database takes it within [`AT_STOP`].
 
-use super::{Store, StoreError};
+use super::{ANSWERED_WITHIN, Store, StoreError};
 use crate::error::ServeError;
-use shared_model::time::{DAY, Millis};
+use shared_model::time::Millis;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The most entries that wait, of at most some 8 KiB each.
@@ -18,8 +19,10 @@ pub const WAITING: usize = 10_000;
 const ASKED: usize = 8_192;
 /// The most entries that are written at once.
 const AT_ONCE: usize = 1_000;
-/// How long what can't be written is tried again when the process is to stop.
-const AT_STOP: u32 = 5;
+/// How long what waits may take to be written when the process is to stop.
+const AT_STOP: Duration = Duration::from_secs(10);
+/// The most bytes of a method; those of HTTP are shorter.
+const METHOD: usize = 16;
 
 /// One request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,14 +72,11 @@ impl Log {
     ///
     /// # Errors
     /// [`ServeError::Unavailable`] where there is none.
-    pub(super) fn begin(&self, mut entry: Entry) -> Result<Pending, ServeError> {
+    pub(super) fn begin(&self, entry: Entry) -> Result<Pending, ServeError> {
         let room = self.0.clone().try_reserve_owned();
         let room = room.map_err(|_| {
             ServeError::Unavailable("the log of requests can't be written at the moment".to_owned())
         })?;
-        // Postgres has no U+0000.
-        entry.asked = entry.asked.replace('\0', "\u{fffd}");
-        entry.asked.truncate(entry.asked.floor_char_boundary(ASKED));
         Ok(Pending { room: Some(room), entry, begun: Some(Instant::now()) })
     }
 }
@@ -89,7 +89,29 @@ pub(crate) struct Pending {
     begun: Option<Instant>,
 }
 
+/// The beginning of a text, without U+0000, which Postgres doesn't have; no more than that is held.
+fn beginning(text: &str, most: usize) -> String {
+    let mut beginning = text[..text.floor_char_boundary(most)].replace('\0', "\u{fffd}");
+    beginning.truncate(beginning.floor_char_boundary(most));
+    beginning.shrink_to_fit();
+    beginning
+}
+
+impl Entry {
+    /// With what was asked: by which method, on which route, and its text.
+    pub(super) fn with(self, method: &str, route: &str, asked: &str) -> Entry {
+        let [method, asked] = [beginning(method, METHOD), beginning(asked, ASKED)];
+        Entry { method, route: route.to_owned(), asked, ..self }
+    }
+}
+
 impl Pending {
+    /// What was asked is known by now.
+    pub(super) fn asks(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(ASKED)]);
+        self.entry.asked = beginning(&text, ASKED);
+    }
+
     /// The request was answered.
     pub(crate) fn end(mut self, status: u16) {
         self.entry.status = status;
@@ -117,51 +139,71 @@ impl Writing {
 
     /// Writes what comes, until told to stop and all is written.
     pub(super) async fn run(mut self, store: Store, stop: CancellationToken) {
-        let mut hourly = tokio::time::interval(Duration::from_secs(3_600));
+        let forgetting = self.kept.map(|kept| tokio::spawn(forget(store.clone(), kept, self.clock)));
         let mut batch = Vec::new();
         loop {
             tokio::select! {
                 biased;
-                taken = self.entries.recv_many(&mut batch, AT_ONCE) => if taken == 0 { return },
-                () = stop.cancelled(), if !self.entries.is_closed() => { self.entries.close(); continue }
-                _ = hourly.tick() => { self.forget(&store).await; continue }
+                taken = self.entries.recv_many(&mut batch, AT_ONCE) => if taken == 0 { break },
+                () = stop.cancelled(), if !self.entries.is_closed() => {
+                    self.entries.close();
+                    continue;
+                }
             }
-            let written = write(&store, &batch, &stop).await;
-            if let Err(error) = written {
-                tracing::error!(%error, entries = batch.len(), "entries of the log of requests are lost");
+            let given_up = async {
+                stop.cancelled().await;
+                tokio::time::sleep(AT_STOP).await;
+            };
+            let lost = tokio::select! {
+                () = write(&store, &batch) => false,
+                () = given_up => true,
+            };
+            if lost {
+                self.entries.close();
+                let mut entries = batch.len();
+                while self.entries.recv().await.is_some() {
+                    entries += 1;
+                }
+                tracing::error!(
+                    entries,
+                    "entries of the log of requests are lost: the database of keys doesn't take them"
+                );
+                break;
             }
             batch.clear();
         }
-    }
-
-    async fn forget(&self, store: &Store) {
-        let Some(kept) = self.kept else { return };
-        match store.forget((self.clock)() - kept.as_millis() as Millis).await {
-            Ok(0) => {}
-            Ok(entries) => tracing::info!(
-                entries,
-                days = kept.as_millis() as Millis / DAY,
-                "old entries of the log of requests are deleted"
-            ),
-            Err(error) => tracing::warn!(%error, "old entries of the log of requests can't be deleted"),
-        }
+        forgetting.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
-/// Writes entries, again and again where it fails; at a stop some times more.
-async fn write(store: &Store, batch: &[Entry], stop: &CancellationToken) -> Result<(), StoreError> {
-    let (mut failed, mut at_stop) = (false, 0);
+/// Writes entries, again and again where it fails.
+async fn write(store: &Store, batch: &[Entry]) {
+    let mut failed = false;
     loop {
-        match store.append(batch).await {
-            Ok(()) => return Ok(()),
-            Err(error) if at_stop >= AT_STOP => return Err(error),
+        let written = timeout(ANSWERED_WITHIN, store.append(batch)).await.unwrap_or(Err(StoreError::slow()));
+        match written {
+            Ok(()) => return,
             Err(error) if !failed => {
-                tracing::warn!(%error, "the log of requests can't be written: they will be refused soon")
+                tracing::warn!(%error, "the log of requests can't be written: they will be refused soon");
             }
             Err(_) => {}
         }
         failed = true;
-        at_stop += u32::from(stop.is_cancelled());
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Deletes what is too old once an hour, beside the writing.
+async fn forget(store: Store, kept: Duration, clock: fn() -> Millis) {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    // The first time soon, but not before the schema is made.
+    let mut hourly = tokio::time::interval_at(Instant::now() + Duration::from_secs(60), HOUR);
+    loop {
+        hourly.tick().await;
+        match store.forget(clock() - kept.as_millis() as Millis).await {
+            Ok(0) => {}
+            Ok(entries) => tracing::info!(entries, "old entries of the log of requests are deleted"),
+            Err(error) => tracing::warn!(%error, "old entries of the log of requests can't be deleted"),
+        }
     }
 }

@@ -80,10 +80,17 @@ impl RowFilter {
 
     /// Adds it to a query, and to what that is compared with.
     pub fn restrict(&self, query: &mut Query) {
+        if self.is_empty() {
+            return;
+        }
         if let Some(compared) = &mut query.compared {
             self.restrict(&mut compared.query);
         }
-        let mut all = vec![std::mem::replace(&mut query.condition, Condition::All(Vec::new()))];
+        // Side by side with what must hold anyway: each of these that Postgres can test by itself is left to it.
+        let mut all = match std::mem::replace(&mut query.condition, Condition::All(Vec::new())) {
+            Condition::All(parts) => parts,
+            one => vec![one],
+        };
         for typed in &self.filters {
             let places: Option<Vec<usize>> =
                 query.columns.iter().map(|column| place(typed, &column.metric)).collect();

@@ -18,14 +18,12 @@ create table if not exists access.key (
     -- SHA-256 of the token's secret, which is stored nowhere.
     secret_hash     bytea not null check (length(secret_hash) = 32),
     grants          jsonb not null,
-    rate_per_second double precision check (rate_per_second > 0),
+    rate_per_second double precision check (rate_per_second between 0.001 and 1000000),
     created_at      timestamptz not null,
     expires_at      timestamptz,
-    revoked_at      timestamptz,
-    -- Counts the changes of this table: one greater with each.
-    changed         bigint not null
+    revoked_at      timestamptz
 );
-comment on table access.key is 'API keys: made and revoked by `serving-layer keys`.';
+comment on table access.key is 'API keys: made and revoked by `serving-layer keys`, or by SQL.';
 
 create table if not exists access.log (
     asked_at  timestamptz not null,

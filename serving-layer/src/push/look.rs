@@ -97,7 +97,7 @@ impl Look {
                     Ok((request, answers))
                 };
                 let (request, answers) = service.in_turn(work).await?;
-                let heads = heads(views, &request, &answers)?;
+                let heads = heads(scoped, &request, &answers)?;
                 found(&Reply::new(&request, heads, answers))
             }
         }

@@ -157,6 +157,9 @@ impl Connection {
 
     /// Does what a message asks for.
     async fn take(&mut self, text: &str) -> Result<(), Ended> {
+        if let Err(error) = self.scoped.count() {
+            return self.say(refused(None, &error)).await;
+        }
         match Asked::parse(text) {
             Ok(Asked::Subscribe(asked)) => {
                 let id = asked.id.clone();

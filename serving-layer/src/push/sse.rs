@@ -18,7 +18,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 /// The version that a client has.
-const LAST: &str = "last-event-id";
+pub(crate) const LAST: &str = "last-event-id";
 /// Says to nginx that an answer isn't to be gathered.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// How soon a browser comes back when the connection is lost.

@@ -2,9 +2,10 @@
 
 use super::law::queries;
 use super::over_http::Served;
-use super::world::{NOW, span};
+use super::world::{NOW, World, span};
 use crate::access::{Access, Entry, Grants, Key, Log, Scope, Token, Writing};
 use crate::error::ServeError;
+use crate::query::filter::Condition;
 use crate::router::router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
@@ -58,7 +59,7 @@ impl Guarded {
         let access = Access::new(log);
         served.service.access = Some(access.clone());
         let keys = keys.iter().map(|(key, _)| key.clone()).collect();
-        access.look((1, 1), keys, &served.service, NOW);
+        access.look("1".to_owned(), keys, &served.service, NOW);
         Guarded { served, writing }
     }
 
@@ -214,6 +215,12 @@ async fn a_key_of_some_rows_has_the_answers_of_these_rows() {
         compared += 1;
     }
     assert!(compared >= 5 && hidden >= 3, "{compared} compared, {hidden} hidden");
+    let (_, told) = guarded.post(&partner.1, &views_by_user()).await;
+    assert_eq!(
+        (&told["tidemark"]["generation"], &told["tidemark"]["cuts"]),
+        (&json!(1), &json!({})),
+        "how much all have sent"
+    );
     let (token, seen) = (&partner.1, |user: &str| format!("/api/v1/live/user_view_cnt_5m?uuid={user}"));
     assert_eq!(guarded.get(token, &seen("u1")).await.1["value"], open.get(&seen("u1")).await.1["value"]);
     assert_eq!(
@@ -271,11 +278,11 @@ async fn a_key_asks_as_often_as_it_may() {
     assert_eq!(guarded.logged().len(), 3);
     // A look at unchanged keys doesn't fill its bucket.
     let access = guarded.served.service.access.clone().unwrap();
-    access.look((2, 2), vec![slow.0.clone(), other.0.clone()], &guarded.served.service, NOW);
+    access.look("2".to_owned(), vec![slow.0.clone(), other.0.clone()], &guarded.served.service, NOW);
     assert_eq!(guarded.get(&slow.1, path).await.0, 429);
     let mut changed = slow.0.clone();
     changed.revoked = Some(NOW);
-    access.look((3, 2), vec![changed, other.0.clone()], &guarded.served.service, NOW);
+    access.look("3".to_owned(), vec![changed, other.0.clone()], &guarded.served.service, NOW);
     assert_eq!((guarded.get(&slow.1, path).await.0, guarded.get(&other.1, path).await.0), (401, 200));
 }
 
@@ -313,6 +320,7 @@ async fn what_is_asked_is_logged_with_who_asked_and_how_it_ended() {
     assert_eq!((entries[0].query_id.as_str(), &entries[0].key, entries[0].at), ("mine", &partner.0.id, NOW));
     let long = &entries[4].asked;
     assert!((8_189..=8_192).contains(&long.len()) && !long.contains('\0'), "{}", long.len());
+    assert!(long.capacity() <= 8_192, "{}", long.capacity());
     assert!(!format!("{entries:?}").contains(&partner.1.reveal()));
 }
 
@@ -349,7 +357,7 @@ async fn keys_that_cant_be_looked_at_are_believed_for_a_minute() {
     let guarded = Guarded::new(std::slice::from_ref(&reader)).await;
     let access = guarded.served.service.access.clone().unwrap();
     let at = async |time: i64| {
-        access.look((1, 1), vec![reader.0.clone()], &guarded.served.service, time);
+        access.look("1".to_owned(), vec![reader.0.clone()], &guarded.served.service, time);
         guarded.get(&reader.1, "/api/v1/metrics").await.0
     };
     assert_eq!((at(NOW - 60_000).await, at(NOW - 60_001).await), (200, 503));
@@ -419,14 +427,54 @@ async fn a_subscription_sees_what_its_key_may_and_ends_with_it() {
     let refused = guarded.get(&partner.1, "/api/v1/live/user_view_cnt_5m/events?uuid=u2").await;
     assert_eq!((refused.0, &refused.1["error"]["code"]), (403, &json!("forbidden")));
     let access = guarded.served.service.access.clone().unwrap();
-    access.look((2, 1), vec![reader.0.clone()], &guarded.served.service, NOW);
+    access.look("2".to_owned(), vec![reader.0.clone()], &guarded.served.service, NOW);
     let mut partners = streams.remove(0);
     while partners.next().await.is_some() {}
-    // A key that has changed is another one.
-    let mut changed = reader.0.clone();
-    changed.expires = Some(NOW + 1);
-    access.look((3, 1), vec![changed], &guarded.served.service, NOW);
+    // The keys can't be looked at for too long: then nothing goes on with one.
+    access.let_go(NOW + 60_000);
+    assert!(futures::poll!(streams[0].next()).is_pending());
+    access.let_go(NOW + 60_001);
     while streams[0].next().await.is_some() {}
+    assert_eq!(guarded.get(&reader.1, "/api/v1/metrics").await.0, 503);
+    // Once they can be, the key is as good as before.
+    access.look("1".to_owned(), vec![reader.0.clone()], &guarded.served.service, NOW);
+    assert_eq!(guarded.get(&reader.1, &path).await.0, 200);
     let logged: Vec<u16> = guarded.logged().iter().map(|entry| entry.status).collect();
-    assert_eq!(logged, [200, 200, 403]);
+    assert_eq!(logged, [200, 200, 403, 200]);
+}
+
+/// A key that ends while a request's body still comes gets no answer.
+#[tokio::test]
+async fn a_body_that_takes_its_time_outlasts_no_key() {
+    let reader = key("reader", |_| {});
+    let mut guarded = Guarded::new(std::slice::from_ref(&reader)).await;
+    let (mut sender, body) = futures::channel::mpsc::channel::<Result<&'static str, std::io::Error>>(1);
+    let request =
+        Request::post("/api/v1/query").header("authorization", format!("Bearer {}", reader.1.reveal()));
+    let request = request.body(Body::from_stream(body)).unwrap();
+    let mut asking = Box::pin(router(guarded.served.service.clone()).oneshot(request));
+    sender.try_send(Ok("{")).unwrap();
+    assert!(futures::poll!(&mut asking).is_pending());
+    let access = guarded.served.service.access.clone().unwrap();
+    access.look("2".to_owned(), vec![], &guarded.served.service, NOW);
+    sender.try_send(Ok("}")).unwrap();
+    drop(sender);
+    assert_eq!(asking.await.unwrap().status(), 401);
+    assert_eq!(guarded.logged().iter().map(|entry| entry.status).collect::<Vec<_>>(), [401]);
+}
+
+/// So that Postgres is left each test that it can make by itself, as without a key.
+#[test]
+fn the_rows_of_a_key_stand_beside_the_tests_of_a_query() {
+    let query = World::new(&[]).query(span(
+        json!({ "metrics": ["user_view_cnt"], "filters": [{ "dimension": "uuid", "value": "u1" }] }),
+    ));
+    let restricted = |tests: Json| {
+        let mut query = query.clone();
+        rows(tests).restrict(&mut query);
+        query.condition
+    };
+    let like = json!([{ "dimension": "uuid", "op": "like", "value": "u%" }]);
+    assert_eq!(restricted(like), Condition::All(vec![Condition::Test(0), Condition::Test(1)]));
+    assert_eq!(restricted(json!([])), query.condition);
 }
