@@ -8,9 +8,9 @@ use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use tidemark_tests::PATIENCE;
 use tidemark_tests::stack::Stack;
-use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const MINUTE: i64 = 60_000;
@@ -41,96 +41,79 @@ impl State {
     }
 }
 
-/// A stream of server-sent events.
-struct Events {
-    response: reqwest::Response,
-    text: String,
-    state: State,
-}
+/// What came: which subscription's, the event, its version and data.
+type Came = (String, String, String, Value);
 
-impl Events {
-    async fn open(serving: &Serving, path: &str, parameters: &[(&str, &str)]) -> Events {
-        let request = reqwest::Client::new().get(format!("{}{path}", serving.url)).query(parameters);
-        let response = request.send().await.expect("a reply");
-        assert_eq!(response.status(), 200, "{path}");
-        Events { response, text: String::new(), state: State::default() }
-    }
-
-    async fn take(&mut self) {
-        loop {
-            while let Some((block, rest)) = self.text.split_once("\n\n") {
-                let field = |name: &str| {
-                    let mut values =
-                        block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-                    values.next().map(str::to_owned)
-                };
-                let (event, version, data) = (field("event"), field("id"), field("data"));
-                self.text = rest.to_owned();
-                if let (Some(event), Some(version), Some(data)) = (event, version, data) {
-                    let data = serde_json::from_str(&data).expect("JSON");
-                    return self.state.take(&event, &version, data);
-                }
-            }
-            let chunk = self.response.chunk().await.expect("a stream").expect("a stream without an end");
-            self.text.push_str(std::str::from_utf8(&chunk).expect("text, cut between events alone"));
-        }
-    }
-
-    /// Takes events until the reply is as expected; each on the way is looked at too.
-    async fn until(&mut self, what: &str, mut as_expected: impl FnMut(&Value) -> bool) {
-        let come = async {
-            while !as_expected(&self.state.reply) {
-                self.take().await;
-            }
-        };
-        let came = tokio::time::timeout(PATIENCE, come).await;
-        assert!(came.is_ok(), "{what}: not within {PATIENCE:?}; last: {:?}", self.state);
-    }
-}
-
-/// A WebSocket with several subscriptions.
-struct Socket {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+/// Some subscriptions' events, read as they come: a client that waits for something else meanwhile is let go of.
+struct Subscriptions {
+    came: UnboundedReceiver<Came>,
     states: BTreeMap<String, State>,
 }
 
-impl Socket {
-    async fn open(serving: &Serving, subscriptions: &[Value]) -> Socket {
+impl Subscriptions {
+    /// A stream of server-sent events, as the subscription `id`.
+    async fn events(serving: &Serving, id: &str, path: &str, parameters: &[(&str, &str)]) -> Subscriptions {
+        let request = reqwest::Client::new().get(format!("{}{path}", serving.url)).query(parameters);
+        let mut response = request.send().await.expect("a reply");
+        assert_eq!(response.status(), 200, "{path}");
+        let (sender, came) = unbounded_channel();
+        let id = id.to_owned();
+        tokio::spawn(async move {
+            let mut text = String::new();
+            // Until the process ends.
+            while let Ok(Some(chunk)) = response.chunk().await {
+                text.push_str(std::str::from_utf8(&chunk).expect("text, cut between events alone"));
+                while let Some((block, rest)) = text.split_once("\n\n") {
+                    let field = |name: &str| {
+                        let mut values =
+                            block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                        values.next().map(str::to_owned)
+                    };
+                    if let (Some(event), Some(version), Some(data)) =
+                        (field("event"), field("id"), field("data"))
+                    {
+                        let data = serde_json::from_str(&data).expect("JSON");
+                        let _ = sender.send((id.clone(), event, version, data));
+                    }
+                    text = rest.to_owned();
+                }
+            }
+        });
+        Subscriptions { came, states: BTreeMap::new() }
+    }
+
+    /// A WebSocket with several subscriptions.
+    async fn socket(serving: &Serving, subscriptions: &[Value]) -> Subscriptions {
         let url = format!("{}/api/v1/subscribe", serving.url.replacen("http", "ws", 1));
         let (mut stream, _) = connect_async(url).await.expect("a WebSocket");
         for subscribe in subscriptions {
             let message = json!({ "subscribe": subscribe }).to_string();
             stream.send(Message::text(message)).await.expect("sent");
         }
-        Socket { stream, states: BTreeMap::new() }
-    }
-
-    async fn take(&mut self) {
-        loop {
-            match self.stream.next().await.expect("a message").expect("a message") {
-                Message::Text(text) => {
-                    let mut message: Value = serde_json::from_str(&text).expect("JSON");
-                    let word =
-                        |name: &str| message[name].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
-                    let (id, event, version) = (word("id"), word("event"), word("version"));
-                    let data = message[match &*event {
-                        "snapshot" => "reply",
-                        "change" => "patch",
-                        _ => "error",
-                    }]
-                    .take();
-                    return self.states.entry(id).or_default().take(&event, &version, data);
-                }
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("{other:?}"),
+        let (sender, came) = unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = stream.next().await {
+                let Message::Text(text) = message else { continue };
+                let mut message: Value = serde_json::from_str(&text).expect("JSON");
+                let word = |name: &str| message[name].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
+                let (id, event, version) = (word("id"), word("event"), word("version"));
+                let member = match event.as_str() {
+                    "snapshot" => "reply",
+                    "change" => "patch",
+                    _ => "error",
+                };
+                let _ = sender.send((id, event, version, message[member].take()));
             }
-        }
+        });
+        Subscriptions { came, states: BTreeMap::new() }
     }
 
+    /// Takes events until a subscription's reply is as expected; each on the way is looked at too.
     async fn until(&mut self, id: &str, mut as_expected: impl FnMut(&Value) -> bool) {
         let come = async {
             while !self.states.get(id).is_some_and(|state| as_expected(&state.reply)) {
-                self.take().await;
+                let (id, event, version, data) = self.came.recv().await.expect("a stream without an end");
+                self.states.entry(id).or_default().take(&event, &version, data);
             }
         };
         let came = tokio::time::timeout(PATIENCE, come).await;
@@ -209,28 +192,29 @@ async fn subscribers_have_what_is_sent_meanwhile_on_both_sides_of_the_tidemark()
     let (process, serving) = stack.serving_with(&["--push-interval", "20ms"]).await;
     let (live, query) = ("/api/v1/live/user_view_cnt_5m/events", "/api/v1/query/events");
     let request = views_of_all();
-    let mut of_user = Events::open(&serving, live, &[("uuid", user.as_str())]).await;
-    let mut of_all = Events::open(&serving, query, &[("q", request.to_string().as_str())]).await;
+    let mut of_user = Subscriptions::events(&serving, "user", live, &[("uuid", user.as_str())]).await;
+    let mut of_all =
+        Subscriptions::events(&serving, "all", query, &[("q", request.to_string().as_str())]).await;
     let subscriptions = [
         json!({ "id": "user", "live": "user_view_cnt_5m", "key": { "uuid": user } }),
         json!({ "id": "all", "query": request }),
         json!({ "id": "top", "live": "geo_top_5m", "k": 3 }),
     ];
-    let mut socket = Socket::open(&serving, &subscriptions).await;
+    let mut socket = Subscriptions::socket(&serving, &subscriptions).await;
     // What a client is told of before anything was sent, it has been told of at all.
-    of_all.until("an empty answer", |reply| reply["complete"] == true && views(reply).is_empty()).await;
+    of_all.until("all", |reply| reply["complete"] == true && views(reply).is_empty()).await;
     for part in deliveries.chunks(1_000) {
         stack.send(part);
         stack.settle().await;
         let all = counted(&stack.oracle(), i64::MIN / 4, i64::MAX / 4);
-        of_all.until("the views of all", |reply| is_all(reply, &all)).await;
+        of_all.until("all", |reply| is_all(reply, &all)).await;
         stack.batch(&["run"]).await;
     }
     stack.run_past_the_end().await;
     let oracle = stack.oracle();
     let all = counted(&oracle, i64::MIN / 4, i64::MAX / 4);
     let tidemark = stack.tidemark().await.generation;
-    of_all.until("batch", |reply| is_all(reply, &all) && reply["tidemark"]["generation"] == tidemark).await;
+    of_all.until("all", |reply| is_all(reply, &all) && reply["tidemark"]["generation"] == tidemark).await;
     socket.until("all", |reply| is_all(reply, &all)).await;
 
     let plain = serving.live("user_view_cnt_5m", &[("uuid", user.clone())]).await.expect("an answer");
@@ -238,11 +222,12 @@ async fn subscribers_have_what_is_sent_meanwhile_on_both_sides_of_the_tidemark()
     let end = chrono::DateTime::parse_from_rfc3339(text).expect("a time").timestamp_millis();
     let value = counted(&oracle, end - 5 * MINUTE, end)[&Some(user.clone())];
     assert!(value > 0);
-    of_user.until("the user's views", |reply| is_last(reply, &plain["window_end"], value)).await;
+    of_user.until("user", |reply| is_last(reply, &plain["window_end"], value)).await;
     socket.until("user", |reply| is_last(reply, &plain["window_end"], value)).await;
     let top = serving.live("geo_top_5m", &[("k", "3".to_owned())]).await.expect("an answer");
     socket.until("top", |reply| reply["items"] == top["items"] && reply["complete"] == true).await;
-    for (name, state) in [("user", &of_user.state), ("all", &of_all.state)] {
+    for (name, events) in [("user", &of_user), ("all", &of_all)] {
+        let state = &events.states[name];
         assert!(state.changes > 3, "{name}: {state:?}");
         // Who subscribed in one way shares a hub with who did in the other.
         let incarnation = |state: &State| state.version.split('-').next().map(str::to_owned);
@@ -251,6 +236,8 @@ async fn subscribers_have_what_is_sent_meanwhile_on_both_sides_of_the_tidemark()
 
     // All streams end with the process, which doesn't wait for them.
     process.stop().await;
-    let ended = async { while let Ok(Some(_)) = of_user.response.chunk().await {} };
-    assert!(tokio::time::timeout(PATIENCE, ended).await.is_ok());
+    for mut subscriptions in [of_user, of_all, socket] {
+        let ended = async { while subscriptions.came.recv().await.is_some() {} };
+        assert!(tokio::time::timeout(PATIENCE, ended).await.is_ok());
+    }
 }

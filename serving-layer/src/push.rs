@@ -162,18 +162,18 @@ impl Push {
         // Who may see the same is answered the same.
         let key: Arc<str> = format!("{} {}", scoped.scope(), look.key()).into();
         let mut hubs = self.hubs();
-        let hub = match hubs.get(&key) {
-            Some(hub) => hub.clone(),
-            None => {
-                self.make_room(&mut hubs)?;
-                let hub = Arc::new(Hub::new(key.clone(), self.0.stop.child_token()));
-                hubs.insert(key, hub.clone());
-                tokio::spawn(Keeper::new(self.clone(), hub.clone(), look, scoped.clone()).keep());
-                telemetry::hubs(hubs.len());
-                hub
-            }
-        };
+        if let Some(hub) = hubs.get(&key) {
+            hub.join();
+            return Ok(hub.clone());
+        }
+        self.make_room(&mut hubs)?;
+        let hub = Arc::new(Hub::new(key.clone(), self.0.stop.child_token()));
         hub.join();
+        hubs.insert(key, hub.clone());
+        telemetry::hubs(hubs.len());
+        // A task that isn't taken any more is dropped at once, and takes this lock.
+        drop(hubs);
+        tokio::spawn(Keeper::new(self.clone(), hub.clone(), look, scoped.clone()).keep());
         Ok(hub)
     }
 

@@ -194,7 +194,20 @@ pub async fn run(listener: TcpListener, service: Service, shutdown: Cancellation
             push.stop();
         }
     };
-    let served = axum::serve(listener, router::router(service)).with_graceful_shutdown(until).await;
+    // A client that takes its answer byte by byte doesn't keep the process.
+    let grace = service.views.limits.time_limit + LEAVE_WITHIN;
+    let too_late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    let serving = axum::serve(listener, router::router(service)).with_graceful_shutdown(until);
+    let served = tokio::select! {
+        served = serving => served,
+        () = too_late => {
+            tracing::warn!("the process ends before all answers are sent");
+            Ok(())
+        }
+    };
     stop.cancel();
     push.stop();
     if !push.left(LEAVE_WITHIN).await {

@@ -114,8 +114,10 @@ impl Keeper {
             Look::Live { .. } => &shared.live_looks,
             Look::Query(_) => &shared.query_looks,
         };
-        // It is never closed.
-        let _turn = turns.acquire().await;
+        // Whoever waits for it is told that it takes too long, as by plain HTTP.
+        let limits = &self.scoped.service.views.limits;
+        let turn = tokio::time::timeout(limits.time_limit, turns.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(ServeError::Busy(limits.at_once)) };
         self.look.taken(&self.scoped).await
     }
 

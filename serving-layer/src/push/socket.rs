@@ -87,8 +87,9 @@ impl Connection {
 
     async fn run(mut self, _place: Place) {
         let Err(Ended(frame)) = self.serve().await;
-        if frame.is_some() && self.send(Message::Close(frame)).await.is_ok() {
-            // A connection that is dropped before the client has read all may lose what was sent last.
+        if frame.is_none() || self.send(Message::Close(frame)).await.is_ok() {
+            // What answers the client's own end is written when more is asked for; and a connection that is dropped before
+            // the client has read all may lose what was sent last.
             let answered = async { while let Some(Ok(_)) = self.socket.recv().await {} };
             let _ = timeout(CLOSED_WITHIN, answered).await;
         }
@@ -103,10 +104,14 @@ impl Connection {
         let mut unanswered = 0;
         loop {
             tokio::select! {
-                // In this order: when all stops, each subscription ends too.
+                // In this order: what has come is heard before it is missed.
                 biased;
                 () = stop.cancelled() => return Err(Ended::saying(close_code::AWAY, "the service stops")),
-                () = self.scoped.ended() => return Err(Ended::saying(close_code::POLICY, "the key is no longer valid")),
+                () = self.scoped.ended() => return Err(Ended::saying(close_code::POLICY, "the key's time is over")),
+                message = self.socket.recv() => {
+                    unanswered = 0;
+                    self.hear(message).await?;
+                }
                 _ = beats.tick() => {
                     if unanswered >= UNANSWERED {
                         return Err(Ended::saying(close_code::POLICY, "no sign of life came"));
@@ -114,12 +119,10 @@ impl Connection {
                     unanswered += 1;
                     self.send(Message::Ping(Default::default())).await?;
                 }
-                message = self.socket.recv() => {
-                    unanswered = 0;
-                    self.hear(message).await?;
-                }
                 event = self.subscriptions.next(), if !self.subscriptions.is_empty() => match event {
                     Some((id, Some(event))) => self.say(told(&id, &event)).await?,
+                    // When all stops, or the key's time is over, each subscription ends too.
+                    Some((_, None)) if stop.is_cancelled() || self.scoped.has_ended() => {}
                     Some((_, None)) => {
                         let why = "a subscription has ended: connect again";
                         return Err(Ended::saying(close_code::ERROR, why));

@@ -299,7 +299,7 @@ async fn a_page_from_elsewhere_is_refused() {
 
 #[tokio::test]
 async fn who_gives_no_sign_of_life_is_let_go_of() {
-    let growing = Growing::new(PushLimits { heartbeat: Duration::from_secs(1), ..once() }).await;
+    let growing = Growing::new(PushLimits { heartbeat: Duration::from_secs(2), ..once() }).await;
     let (address, stop, running) = growing.on_a_socket().await;
     let (mut silent, mut alive) = (Client::open(address).await, Client::open(address).await);
     // One that reads answers each ping, and stays.
@@ -312,7 +312,22 @@ async fn who_gives_no_sign_of_life_is_let_go_of() {
     }
     drop(alive);
     assert!(growing.service.push.left(AT_LAST).await);
-    assert!(silent.next().await.is_err());
+    assert_eq!(silent.next().await, Err(Some(CloseCode::Policy)));
+    stop.cancel();
+    in_time(running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_says_goodbye_is_answered() {
+    let growing = Growing::new(once()).await;
+    let (address, stop, running) = growing.on_a_socket().await;
+    let mut client = Client::open(address).await;
+    client.subscribe(subscriptions()[0].clone()).await;
+    client.take().await;
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "enough".into() };
+    client.socket.send(Message::Close(Some(frame))).await.unwrap();
+    assert_eq!(client.next().await, Err(Some(CloseCode::Normal)));
+    assert!(growing.service.push.left(AT_LAST).await);
     stop.cancel();
     in_time(running).await.unwrap().unwrap();
 }
