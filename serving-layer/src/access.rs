@@ -185,7 +185,7 @@ impl Access {
             store.prepare().await?;
         }
         let version = store.version().await?;
-        if self.version() == Some(version) {
+        if self.version().as_ref() == Some(&version) {
             self.unchanged((service.clock)());
             return Ok(());
         }
