@@ -91,7 +91,7 @@ pub struct ServeArgs {
     /// is refused.
     #[arg(long, env = "TIDEMARK_WITHOUT_KEYS")]
     pub without_keys: bool,
-    /// The origins whose pages may ask from a browser (CORS), such as https://app.example; several with commas between, or *.
+    /// The origins whose pages may ask from a browser (CORS), such as `https://app.example`; several with commas between, or *.
     #[arg(long, env = "TIDEMARK_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
 }
@@ -143,7 +143,7 @@ pub struct NewKey {
     /// The catalog that is served.
     #[arg(long, env = "TIDEMARK_CATALOG")]
     pub catalog: PathBuf,
-    /// A metric that it may query; tag:<tag> for those that have a tag in the catalog, * for all. May be given again.
+    /// A metric that it may query; tag:NAME for those that have a tag in the catalog, * for all. May be given again.
     #[arg(long)]
     pub read: Vec<String>,
     /// A metric of which it may see the audits, too, as for --read; of * also the process' own figures (/metrics).
