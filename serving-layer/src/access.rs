@@ -62,8 +62,6 @@ pub(crate) struct Holder {
     key: Key,
     /// The service with the catalog of what it may read.
     service: Service,
-    /// What it may read of that.
-    rows: RowFilter,
     rate: Option<Mutex<Rate>>,
     /// Its grants, written out.
     scope: String,
@@ -227,7 +225,7 @@ impl Holder {
         let service = scoped.or_insert_with(|| service.for_catalog(catalog)).clone();
         let rate = key.rate.map(|rate| Mutex::new(Rate::new(rate)));
         let scope = serde_json::to_string(&key.grants).unwrap_or_default();
-        Holder { rows: key.grants.rows.clone(), service, rate, scope, over: CancellationToken::new(), key }
+        Holder { service, rate, scope, over: CancellationToken::new(), key }
     }
 
     /// Counts one request.

@@ -156,7 +156,7 @@ impl Scoped {
     ) -> Result<query::Request, ServeError> {
         let mut request = read.map_err(|error| self.refused(error))?;
         if let Some(holder) = &self.holder {
-            request.queries.iter_mut().for_each(|query| holder.rows.restrict(query));
+            request.queries.iter_mut().for_each(|query| holder.key.grants.rows.restrict(query));
         }
         Ok(request)
     }
@@ -198,7 +198,7 @@ impl Scoped {
 
     /// Leaves out of what is said beside an answer how much the log holds, which tells of rows that the key may not see.
     pub(crate) fn veil(&self, envelope: &mut Envelope) {
-        if self.holder.as_ref().is_some_and(|holder| !holder.rows.is_empty()) {
+        if self.holder.as_ref().is_some_and(|holder| !holder.key.grants.rows.is_empty()) {
             envelope.tidemark.cuts.clear();
         }
     }
@@ -217,7 +217,7 @@ impl Scoped {
     /// [`ServeError::Forbidden`]
     pub(crate) fn allow(&self, metric: &Metric, by: &[Value]) -> Result<(), ServeError> {
         match &self.holder {
-            Some(holder) if !holder.rows.admits(metric, by) => {
+            Some(holder) if !holder.key.grants.rows.admits(metric, by) => {
                 Err(ServeError::Forbidden("this key may not see that row".to_owned()))
             }
             _ => Ok(()),
