@@ -9,9 +9,8 @@ fn now() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match local::layers::run_as(std::env::args_os().collect(), now).await {
+fn main() -> ExitCode {
+    match local::layers::run_as(std::env::args_os().collect(), now) {
         Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(error)) => {
             eprintln!("error: {}", Causes(error.as_ref()));

@@ -21,6 +21,10 @@ pub struct Args {
     /// The form of the log lines.
     #[arg(long, env = "TIDEMARK_LOG", value_enum, default_value_t = LogFormat::Text, global = true)]
     pub log: LogFormat,
+    /// By how much its priority for the processor is lowered, as nice(1) does it: what it computes then takes cores that
+    /// others of the machine, such as a serving layer and Postgres, don't want. 0 for a machine of its own beside others.
+    #[arg(long, env = "TIDEMARK_NICE", default_value_t = 10, value_parser = clap::value_parser!(u8).range(..20), global = true)]
+    pub nice: u8,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

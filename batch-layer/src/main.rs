@@ -5,10 +5,15 @@ use shared_model::causes::Causes;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = batch_layer::Args::parse();
     batch_layer::start_logging(args.log);
+    batch_layer::lower_priority(args.nice);
+    work(args)
+}
+
+#[tokio::main]
+async fn work(args: batch_layer::Args) -> ExitCode {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {

@@ -58,6 +58,14 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
     }
 }
 
+/// Lowers the process' priority for the processor by so much, for [`Args::nice`]. To be called before the runtime starts:
+/// Linux gives each thread the priority that the one that starts it has.
+pub fn lower_priority(by: u8) {
+    if let Err(error) = rustix::process::nice(i32::from(by)) {
+        tracing::warn!(%error, by, "--nice (TIDEMARK_NICE) has no effect, the system refuses it");
+    }
+}
+
 /// The exit code for an error: 3 where another run is at work, 4 where another run moved the tidemark first, 5 where the
 /// audit let nothing be published, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

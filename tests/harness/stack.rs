@@ -123,7 +123,8 @@ impl Stack {
             catalog,
             database,
             archive,
-            environment: Vec::new(),
+            // Tests share the cores with what they run, and wait for runs for so long and no longer.
+            environment: vec![("TIDEMARK_NICE".to_owned(), "0".to_owned())],
             probe,
             program,
             folder,

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio_util::sync::CancellationToken;
 
 use crate::process::{Child, Program};
 
@@ -125,43 +126,52 @@ impl Layer {
 /// The names under which this binary is re-executed as a layer.
 pub const NAMES: [&str; 4] = ["speed-layer", "batch-layer", "serving-layer", "simulator"];
 
-/// Runs as the layer that the first argument names, until it is done or told to stop by SIGTERM or SIGINT; `None`
-/// where the first argument names none.
-pub async fn run_as(arguments: Vec<OsString>, clock: fn() -> i64) -> Option<anyhow::Result<()>> {
+/// Runs as the layer that the first argument names, on a runtime of its own, until it is done or told to stop by SIGTERM or
+/// SIGINT; `None` where the first argument names none.
+pub fn run_as(arguments: Vec<OsString>, clock: fn() -> i64) -> Option<anyhow::Result<()>> {
     use clap::Parser as _;
     let name = arguments.get(1)?.to_str().filter(|name| NAMES.contains(name))?.to_owned();
     // The layer sees itself as the program.
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
-    let shutdown = stop_signal();
     Some(match name.as_str() {
         "speed-layer" => {
             let args = speed_layer::Args::parse_from(arguments);
             speed_layer::start_logging(args.log);
-            speed_layer::execute(args, shutdown).await
+            until_stopped(|shutdown| speed_layer::execute(args, shutdown))
         }
         "batch-layer" => {
             let args = batch_layer::Args::parse_from(arguments);
             batch_layer::start_logging(args.log);
-            batch_layer::execute(args, shutdown).await
+            batch_layer::lower_priority(args.nice);
+            until_stopped(|shutdown| batch_layer::execute(args, shutdown))
         }
         "serving-layer" => {
             let args = serving_layer::Args::parse_from(arguments);
             serving_layer::start_logging(args.log);
-            serving_layer::execute(args, shutdown).await
+            until_stopped(|shutdown| serving_layer::execute(args, shutdown))
         }
         _ => {
             let args = simulator::cli::Args::parse_from(arguments);
             simulator::start_logging();
-            let job = tokio::task::spawn_blocking(move || simulator::execute(args, clock, &shutdown));
-            job.await.unwrap_or_else(|error| Err(error.into()))
+            until_stopped(async |shutdown| {
+                let job = tokio::task::spawn_blocking(move || simulator::execute(args, clock, &shutdown));
+                job.await.unwrap_or_else(|error| Err(error.into()))
+            })
         }
     })
 }
 
+#[tokio::main]
+async fn until_stopped(
+    work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    work(stop_signal()).await
+}
+
 /// A token that is cancelled at the first SIGTERM or SIGINT.
-pub fn stop_signal() -> tokio_util::sync::CancellationToken {
+pub fn stop_signal() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
-    let stop = tokio_util::sync::CancellationToken::new();
+    let stop = CancellationToken::new();
     let stopped = stop.clone();
     tokio::spawn(async move {
         let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))

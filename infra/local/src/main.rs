@@ -12,12 +12,10 @@ fn now() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    let done = match layers::run_as(arguments, now).await {
+fn main() -> ExitCode {
+    let done = match layers::run_as(std::env::args_os().collect(), now) {
         Some(done) => done.map(|()| true),
-        None => stack::run(Args::parse(), now).await,
+        None => run_stack(Args::parse()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -27,4 +25,9 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[tokio::main]
+async fn run_stack(args: Args) -> anyhow::Result<bool> {
+    stack::run(args, now).await
 }
