@@ -5,6 +5,7 @@
 //! and says what it saw.
 
 pub mod brokers;
+pub mod browser;
 pub mod events;
 pub mod kafka;
 pub mod letters;

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
-pub use find::{JavaAt, PostgresAt, RedisAt};
+pub use find::{BrowserAt, JavaAt, PostgresAt, RedisAt};
 
 use cache::FileLock;
 use find::Survey;
 
-/// A server that the caller needs.
+/// A server that the caller needs, or a browser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Need {
     /// Redis 7 or later, or Valkey.
@@ -26,6 +26,8 @@ pub enum Need {
     Postgres,
     /// Apache Kafka: Java 17 or later, and the broker's jars.
     Kafka,
+    /// Chromium or Chrome, and a chromedriver: for tests alone.
+    Browser,
 }
 
 /// Whether missing packages may be installed.
@@ -46,6 +48,7 @@ pub(crate) enum Missing {
     Postgres,
     Java,
     Maven,
+    Browser,
 }
 
 /// Where the needed servers are. What wasn't asked for is `None`.
@@ -57,6 +60,8 @@ pub struct Found {
     pub postgres: Option<PostgresAt>,
     /// Kafka.
     pub kafka: Option<KafkaAt>,
+    /// Chromium or Chrome.
+    pub browser: Option<BrowserAt>,
 }
 
 /// Where Kafka is.
@@ -100,7 +105,7 @@ pub fn ensure(which: &[Need], policy: Installing, say: &mut dyn FnMut(&str)) -> 
         }
         None => None,
     };
-    Ok(Found { redis: survey.redis, postgres: survey.postgres, kafka })
+    Ok(Found { redis: survey.redis, postgres: survey.postgres, kafka, browser: survey.browser })
 }
 
 /// What matters about this machine for installing.
@@ -148,6 +153,7 @@ fn names(missing: &[Missing]) -> String {
         Missing::Postgres => "postgres with initdb",
         Missing::Java => "java 17 or later",
         Missing::Maven => "mvn",
+        Missing::Browser => "chromium (or google-chrome) and a chromedriver of its version",
     };
     missing.iter().map(name).collect::<Vec<_>>().join(", ")
 }
@@ -162,6 +168,7 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
             Missing::Postgres => "postgresql",
             Missing::Java => machine.java,
             Missing::Maven => "maven",
+            Missing::Browser => "chromium chromium-driver",
         });
         return format!("as root: apt-get update && apt-get install --no-install-recommends {packages}");
     }
@@ -170,6 +177,7 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
         Missing::Postgres => "postgresql@17",
         Missing::Java => "openjdk@17",
         Missing::Maven => "maven",
+        Missing::Browser => "chromium chromedriver",
     });
     if machine.brew {
         format!("install with Homebrew: brew install {formulas}")
@@ -221,5 +229,11 @@ mod tests {
         }
         let never = leave(&[Missing::Redis], &DEBIAN_ROOT, Installing::Never).unwrap_err().to_string();
         assert!(never.contains("redis-server 7 or later (or valkey-server) not found; as root"), "{never}");
+        let browser = leave(&[Missing::Browser], &DEBIAN_USER, Installing::Yes).unwrap_err().to_string();
+        let by_hand = "apt-get update && apt-get install --no-install-recommends chromium chromium-driver";
+        assert!(
+            browser.contains("chromedriver of its version not found") && browser.contains(by_hand),
+            "{browser}"
+        );
     }
 }

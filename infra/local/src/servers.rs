@@ -3,6 +3,7 @@
 //! Invariant: a server is "ready" only when it has answered as the very process that we started (a stranger on
 //! the same port doesn't pass), and it keeps port and folder over stop, kill and restart.
 
+pub mod chromedriver;
 pub mod kafka;
 pub mod postgres;
 pub mod redis;
@@ -15,6 +16,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+pub use chromedriver::Chromedriver;
 pub use kafka::{Kafka, KafkaOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use redis::{Redis, RedisCluster, RedisOptions, Tls};

@@ -36,10 +36,11 @@ pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow:
         let none = || {
             let (names, oldest) = (candidates(*what).join(", "), oldest(*what));
             let version = if oldest > 0 { format!(" of version {oldest} or later") } else { String::new() };
-            format!(
-                "apt-get offers none of {names}{version}; install one by hand, or give a running server by URL \
-                 (--kafka, --redis, --postgres)"
-            )
+            let instead = match what {
+                Missing::Browser => ", with the browser of its version",
+                _ => ", or give a running server by URL (--kafka, --redis, --postgres)",
+            };
+            format!("apt-get offers none of {names}{version}; install one by hand{instead}")
         };
         packages.push(offered(*what).with_context(none)?);
     }
@@ -57,6 +58,8 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
         Missing::Postgres => &["postgresql"],
         Missing::Java => &["openjdk-21-jre-headless", "openjdk-17-jre-headless", "default-jre-headless"],
         Missing::Maven => &["maven"],
+        // It depends on chromium of its version. Ubuntu has neither: there they come as snaps.
+        Missing::Browser => &["chromium-driver"],
     }
 }
 
@@ -64,7 +67,7 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
 fn oldest(missing: Missing) -> u32 {
     match missing {
         Missing::Redis => OLDEST_REDIS,
-        Missing::Postgres | Missing::Java | Missing::Maven => 0,
+        Missing::Postgres | Missing::Java | Missing::Maven | Missing::Browser => 0,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Looking for the servers' programs where systems keep them.
+//! Looking for the servers' programs, and for a browser, where systems keep them.
 //!
 //! Invariant: only looks (`--version` at most); a program counts as found only if what it says about itself is
 //! new enough.
@@ -40,6 +40,17 @@ pub struct JavaAt {
     pub major: u32,
 }
 
+/// A browser, and what drives it.
+#[derive(Debug, Clone)]
+pub struct BrowserAt {
+    /// Chromium or Chrome.
+    pub browser: PathBuf,
+    /// The `chromedriver` of its version.
+    pub driver: PathBuf,
+    /// The version of both, major.
+    pub major: u32,
+}
+
 /// What was found for some needs, and what not.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
@@ -47,6 +58,7 @@ pub(super) struct Survey {
     pub(super) postgres: Option<PostgresAt>,
     pub(super) java: Option<JavaAt>,
     pub(super) maven: Option<PathBuf>,
+    pub(super) browser: Option<BrowserAt>,
     pub(super) missing: Vec<Missing>,
 }
 
@@ -70,6 +82,10 @@ impl Survey {
                 survey.note(survey.maven.is_none(), Missing::Maven);
             }
         }
+        if which.contains(&Need::Browser) {
+            survey.browser = browser();
+            survey.note(survey.browser.is_none(), Missing::Browser);
+        }
         survey
     }
 
@@ -79,13 +95,15 @@ impl Survey {
         }
     }
 
-    /// A line for each server found.
+    /// A line for each server and browser found.
     pub(super) fn lines(&self) -> Vec<String> {
         let redis = self.redis.as_ref().map(|at| format!("redis {} at {}", at.major, at.server.display()));
         let postgres =
             self.postgres.as_ref().map(|at| format!("postgres {} at {}", at.major, at.bin.display()));
         let java = self.java.as_ref().map(|at| format!("java {} at {}", at.major, at.java.display()));
-        [redis, postgres, java].into_iter().flatten().collect()
+        let browser =
+            self.browser.as_ref().map(|at| format!("chromium {} at {}", at.major, at.browser.display()));
+        [redis, postgres, java, browser].into_iter().flatten().collect()
     }
 }
 
@@ -120,6 +138,19 @@ fn java() -> Option<JavaAt> {
         let major = major_after(&said(&java, "-version")?, "version \"")?;
         (major >= OLDEST_JAVA).then_some(JavaAt { java, major })
     })
+}
+
+/// A driver, and a browser of its version: it refuses others.
+fn browser() -> Option<BrowserAt> {
+    let driver = program("chromedriver", &[])?;
+    let major = major_after(&said(&driver, "--version")?, "ChromeDriver ")?;
+    let browser = ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| {
+        let browser = program(name, &[])?;
+        let text = said(&browser, "--version")?;
+        let of = ["Chromium ", "Chrome "].iter().find_map(|mark| major_after(&text, mark));
+        (of == Some(major)).then_some(browser)
+    })?;
+    Some(BrowserAt { browser, driver, major })
 }
 
 /// A program on PATH, or in `bin` of a Homebrew formula whose name starts with one of these.
@@ -189,6 +220,9 @@ mod tests {
             ("openjdk version \"25\" 2025-09-16", "version \"", Some(25)),
             ("java version \"1.8.0_402\"", "version \"", Some(1)),
             ("The operation couldn't be completed", "version \"", None),
+            ("Chromium 140.0.7339.185 built on Debian GNU/Linux 12 (bookworm)", "Chromium ", Some(140)),
+            ("Google Chrome 140.0.7339.185", "Chrome ", Some(140)),
+            ("ChromeDriver 140.0.7339.185 (8a9b)", "ChromeDriver ", Some(140)),
         ] {
             assert_eq!(major_after(text, mark), expected, "{text}");
         }
