@@ -113,14 +113,6 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
     let (_process, serving) = stack.serving().await;
     let repeats =
         Options { near_repeats: 0.05, far_repeats: 0.05, far_distance: 1_200, ..Options::default() };
-    // More than the memory holds is read in several passes; before the others, since the less memory there is, the more
-    // often all files of the day are read.
-    let many = deliveries(Options { records: 25_000, ..repeats.clone() }, 47);
-    send_and_archive(&stack, &many).await;
-    stack.settle().await;
-    let (code, said) = ended(&stack, &["run", "--strict-audit", "0", "--memory", "1"], ALL).await;
-    let record = runs(&stack, 1).await.remove(0);
-    assert!(code == 0 && is_clean(&record) && !said.contains(" in 1 passes"), "{said}\n{record}");
     let records = 2_500 * number("TIDEMARK_RUNS").unwrap_or(6);
     let all = deliveries(Options { records, ..repeats.clone() }, 41);
     let mut kinds = BTreeMap::<&str, i64>::new();
@@ -152,6 +144,19 @@ async fn clean_runs_raise_no_alarm_and_show_which_repeats_healed() {
     assert_eq!(record["imports"].as_array().map(Vec::len), Some(4), "{record}");
     the_api_lists_audits(&stack, &serving.url).await;
     prometheus_shows_audits(&stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_memory_does_not_hold_is_audited_in_several_passes() {
+    let stack = start(300).await;
+    let _speed = stack.speed();
+    let repeats =
+        Options { near_repeats: 0.05, far_repeats: 0.05, far_distance: 1_200, ..Options::default() };
+    send_and_archive(&stack, &deliveries(Options { records: 25_000, ..repeats }, 47)).await;
+    stack.settle().await;
+    let (code, said) = ended(&stack, &["run", "--strict-audit", "0", "--memory", "1"], ALL).await;
+    let record = runs(&stack, 1).await.remove(0);
+    assert!(code == 0 && is_clean(&record) && !said.contains(" in 1 passes"), "{said}\n{record}");
 }
 
 /// Imports the first deliveries of a generator as files.
