@@ -176,7 +176,10 @@ async fn rights_end(stack: &Stack, access: &str) {
     refused(access, "select * from metrics.user_view_cnt").await;
     refused(access, "create schema x").await;
     for role in ["tidemark_serving", "tidemark_reader", "tidemark_batch"] {
-        refused(&stack.database.replace("tidemark@", &format!("{role}@")), "select * from access.key").await;
+        let role = stack.database.replace("tidemark@", &format!("{role}@"));
+        for sql in ["select * from access.key", "select * from access.board", "delete from access.board"] {
+            refused(&role, sql).await;
+        }
     }
 }
 

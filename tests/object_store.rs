@@ -110,7 +110,8 @@ fn deliveries() -> Vec<Delivery> {
 /// serving layer.
 async fn start(archive: &str, environment: Vec<(String, String)>) -> (Stack, Layer, (Layer, Serving)) {
     let mut stack = Stack::start(LAYERS, 2).await;
-    (stack.archive, stack.environment) = (archive.to_owned(), environment);
+    stack.archive = archive.to_owned();
+    stack.environment.extend(environment);
     stack.batch(&["run"]).await;
     let speed = stack.speed();
     let serving = stack.serving().await;

@@ -26,7 +26,7 @@ create schema if not exists tidemark authorization tidemark_batch;
 create schema if not exists views authorization tidemark_batch;
 create schema if not exists facts authorization tidemark_batch;
 create schema if not exists metrics authorization tidemark_batch;
--- API keys and the log of who asked what: the serving layer's other role, which sees nothing else.
+-- API keys, the log of who asked what and saved boards: the serving layer's other role, which sees nothing else.
 create schema if not exists access authorization tidemark_access;
 
 -- To see the snapshots of other roles' readers before a version that they may use is dropped.

@@ -5,8 +5,8 @@
 //! read doesn't exist for it: its requests are answered from a catalog that has its metrics alone, from which the parser, the
 //! documents and every error are made. Whatever is wrong with a key itself, the answer is the same.
 //!
-//! Keys, and the log, lie in a schema of their own with a role of its own; the views stay read-only for this layer. Keys are
-//! looked at once a second and kept in memory, so that no request waits for that database, a revoked key ends within
+//! Keys, the log and saved boards lie in a schema of their own with a role of its own; the views stay read-only for this layer.
+//! Keys are looked at once a second and kept in memory, so that no request waits for that database, a revoked key ends within
 //! [`LOOKED_AT`], and where they couldn't be looked at for [`TRUSTED_FOR`] nobody is let in.
 
 pub mod command;

@@ -1,4 +1,4 @@
-//! The command line: `serving-layer serve` and `keys`, connections also by environment variables.
+//! The command line: `serving-layer serve`, `export` and `keys`, connections also by environment variables.
 
 use crate::push::PushLimits;
 use crate::query::Limits;
@@ -26,13 +26,15 @@ pub struct Args {
 pub enum Command {
     /// Answer queries over HTTP until stopped.
     Serve(ServeArgs),
+    /// Write a query's answer to object storage, as CSV or Parquet.
+    Export(ExportArgs),
     /// Make, list and revoke the API keys that `serve --access` asks for.
     Keys(KeysArgs),
 }
 
-/// Flags of `serve`.
+/// Where the views are, and what one request of them may cost.
 #[derive(Debug, Clone, clap::Args)]
-pub struct ServeArgs {
+pub struct ViewsArgs {
     /// The catalog: one definition for all layers.
     #[arg(long, env = "TIDEMARK_CATALOG")]
     pub catalog: PathBuf,
@@ -42,9 +44,6 @@ pub struct ServeArgs {
     /// Postgres, the primary: postgres://user:password@host:port/database; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_POSTGRES", hide_env_values = true)]
     pub postgres: Secret,
-    /// The address to listen on; port 0 takes a free one.
-    #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:8080")]
-    pub listen: String,
     /// The most connections to Postgres: also how many requests for queries are answered at once; more wait for up to 3 s.
     #[arg(long, default_value_t = 16)]
     pub postgres_connections: u32,
@@ -67,6 +66,45 @@ pub struct ServeArgs {
     /// has changed is read.
     #[arg(long, default_value_t = 256)]
     pub cache: u32,
+}
+
+/// Flags of `export`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExportArgs {
+    /// The views.
+    #[command(flatten)]
+    pub views: ViewsArgs,
+    /// A file with the query, as a request's body has it; - for standard input.
+    #[arg(long, value_name = "FILE")]
+    pub query: PathBuf,
+    /// The object to write, in one piece: s3://bucket/file.parquet, gs://bucket/file.csv, az://container/file or
+    /// file:///folder/file. What is there under that name is replaced. Credentials and endpoint come from the environment
+    /// (AWS_ENDPOINT, AWS_SECRET_ACCESS_KEY, ...; @/path of a file is read there too).
+    #[arg(long, value_name = "URL")]
+    pub to: url::Url,
+    /// The form of the object; by its name's ending unless given.
+    #[arg(long = "as", value_enum)]
+    pub form: Option<ExportForm>,
+}
+
+/// The form of an exported answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportForm {
+    /// As the API writes it.
+    Csv,
+    /// Apache Parquet, compressed by zstd, with the envelope in its metadata.
+    Parquet,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServeArgs {
+    /// The views.
+    #[command(flatten)]
+    pub views: ViewsArgs,
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, env = "TIDEMARK_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: String,
     /// How often is looked at most at what is subscribed to, such as 100ms: once for all subscribers of equal requests.
     #[arg(long, default_value = "100ms", value_parser = humantime::parse_duration)]
     pub push_interval: Duration,
@@ -80,15 +118,15 @@ pub struct ServeArgs {
     /// several times as much.
     #[arg(long, default_value_t = 64)]
     pub push_memory: u32,
-    /// Postgres with the API keys, as the role tidemark_access: from then on every request needs a key (`serving-layer keys`);
-    /// or @/path of a file that holds it.
+    /// Postgres with the API keys and the saved boards, as the role tidemark_access: from then on every request needs a key
+    /// (`serving-layer keys`), unless --without-keys says otherwise; or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_ACCESS", hide_env_values = true)]
     pub access: Option<Secret>,
     /// How long the log of who asked what (access.log, beside the keys) is kept, such as 90d.
     #[arg(long, default_value = "90d", value_parser = humantime::parse_duration)]
     pub access_log_kept: Duration,
-    /// Serve everyone who can connect on an address that is not this machine's alone: without it, and without --access, that
-    /// is refused.
+    /// Ask for no keys: everyone who can connect is served, on an address that is not this machine's alone, too, which is
+    /// refused without this and without --access. Beside --access boards alone are kept there, and everyone may change them.
     #[arg(long, env = "TIDEMARK_WITHOUT_KEYS")]
     pub without_keys: bool,
     /// The origins whose pages may ask from a browser (CORS), such as `https://app.example`; several with commas between, or *.
@@ -179,7 +217,7 @@ pub struct RedisArgs {
     pub redis_key: Option<PathBuf>,
 }
 
-impl ServeArgs {
+impl ViewsArgs {
     /// What one request may cost.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -192,7 +230,9 @@ impl ServeArgs {
             ..Limits::default()
         }
     }
+}
 
+impl ServeArgs {
     /// What push may cost.
     pub fn push(&self) -> PushLimits {
         PushLimits {

@@ -7,7 +7,7 @@ use crate::openapi;
 use crate::query::Limits;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, header};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Response};
 use shared_model::catalog::Catalog;
 
 /// The texts.
@@ -25,7 +25,8 @@ pub struct Documents {
 #[derive(Debug)]
 pub struct Text {
     media: &'static str,
-    bytes: Bytes,
+    /// As it is sent, before it is compressed.
+    pub bytes: Bytes,
     /// What names just this text.
     pub tag: Tag,
 }
@@ -45,11 +46,14 @@ impl Documents {
 }
 
 impl Text {
-    fn new(media: &'static str, bytes: Vec<u8>) -> Text {
-        Text { media, tag: Tag::of(&bytes), bytes: bytes.into() }
+    /// A text of a media type.
+    pub(crate) fn new(media: &'static str, bytes: impl Into<Bytes>) -> Text {
+        let bytes = bytes.into();
+        Text { media, tag: Tag::of(&bytes), bytes }
     }
 
-    fn reply(&self, headers: &HeaderMap) -> Response {
+    /// The text, or that it is the one that the client has.
+    pub(crate) fn reply(&self, headers: &HeaderMap) -> Response {
         if Held::new(headers).has(&self.tag) {
             return self.tag.unchanged();
         }
@@ -73,9 +77,4 @@ pub(crate) async fn page(scoped: Scoped, headers: HeaderMap) -> Response {
     let policy = axum::http::HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     reply.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     reply
-}
-
-/// `GET /`: there is no other page yet.
-pub(crate) async fn root() -> Redirect {
-    Redirect::temporary("/api/docs")
 }

@@ -4,6 +4,7 @@
 //! error is logged, never sent.
 
 use crate::batch_view::BatchError;
+use crate::boards::BoardError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -124,6 +125,14 @@ pub enum ServeError {
         /// What raises the limit.
         option: &'static str,
     },
+    /// A board can't be read or changed.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// Boards aren't kept.
+    #[error(
+        "boards are not kept here: start the serving layer with --access (TIDEMARK_ACCESS), and where no keys are to be needed with --without-keys beside it"
+    )]
+    NoBoards,
     /// The time limit passed.
     #[error("the query took longer than the limit of {0} s: narrow its time span or its filters")]
     TimeLimit(u64),
@@ -163,6 +172,12 @@ impl ServeError {
             ServeError::Message(_) => Code::InvalidBody,
             ServeError::ForeignOrigin { .. } => Code::ForeignOrigin,
             ServeError::Subscriptions { .. } => Code::TooManySubscriptions,
+            ServeError::Board(BoardError::Unavailable(_)) => Code::Unavailable,
+            ServeError::Board(BoardError::Unknown(_)) => Code::UnknownBoard,
+            ServeError::Board(BoardError::Conflict { .. }) => Code::VersionConflict,
+            ServeError::Board(BoardError::NameTaken(_)) => Code::NameTaken,
+            ServeError::Board(BoardError::Full) => Code::LimitExceeded,
+            ServeError::NoBoards => Code::NoBoards,
             ServeError::TimeLimit(_) => Code::TimeLimit,
         }
     }
@@ -176,6 +191,10 @@ impl ServeError {
         match self {
             ServeError::Invalid(faults) => faults.iter().map(detail).collect(),
             ServeError::Incomplete(reasons) => reasons.iter().map(reason).collect(),
+            ServeError::Board(BoardError::Conflict { there, .. }) => {
+                let (message, allowed) = (self.to_string(), there.iter().map(i64::to_string).collect());
+                vec![Detail { field: Some("version".to_owned()), message, allowed }]
+            }
             _ => Vec::new(),
         }
     }
@@ -191,6 +210,9 @@ impl ServeError {
     pub fn note(&self) {
         if let ServeError::View { view, cause } = self {
             tracing::warn!(view, cause, "a view can't be read");
+        }
+        if let ServeError::Board(BoardError::Unavailable(cause)) = self {
+            tracing::warn!(cause, "the boards can't be reached");
         }
         metrics::counter!("tidemark_serving_errors_total", "code" => self.code().name()).increment(1);
     }
@@ -253,7 +275,7 @@ pub enum Code {
     MethodNotAllowed,
     /// Well formed, but no exact answer to it exists, or a limit of the request is passed; `details` says why.
     Unanswerable,
-    /// The answer would pass a limit of the service.
+    /// The answer would pass a limit of the service, or there are as many boards of the key as may be.
     LimitExceeded,
     /// The run that `at_run` names is not there, or what it made is dropped.
     RunNotAvailable,
@@ -271,12 +293,20 @@ pub enum Code {
     ForeignOrigin,
     /// The answer would be incomplete, and `strict` was asked for; `details` says why.
     Incomplete,
-    /// There is no tidemark yet, or the keys can't be looked up.
+    /// There is no tidemark yet, or the keys or the boards can't be looked up.
     Unavailable,
     /// One of the views can't be read at the moment.
     ViewUnavailable,
     /// The request took longer than the service's limit.
     TimeLimit,
+    /// There is no board of this name that the key may read, or change.
+    UnknownBoard,
+    /// The version that was to be changed is not the one that is there, which `allowed` has: none where there is no board.
+    VersionConflict,
+    /// There is another shared board of this name.
+    NameTaken,
+    /// The service was started without a place for boards.
+    NoBoards,
 }
 
 impl Code {
@@ -284,7 +314,9 @@ impl Code {
     pub fn status(self) -> StatusCode {
         match self {
             Code::InvalidRequest | Code::InvalidBody => StatusCode::BAD_REQUEST,
-            Code::UnknownMetric | Code::NotFound => StatusCode::NOT_FOUND,
+            Code::UnknownMetric | Code::NotFound | Code::UnknownBoard => StatusCode::NOT_FOUND,
+            Code::VersionConflict | Code::NameTaken => StatusCode::CONFLICT,
+            Code::NoBoards => StatusCode::NOT_IMPLEMENTED,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::Unanswerable | Code::LimitExceeded | Code::RunNotAvailable | Code::AsOfNotAvailable => {
                 StatusCode::UNPROCESSABLE_ENTITY

@@ -29,14 +29,22 @@ pub(crate) async fn query(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ServeError> {
-    let body = body.map_err(|rejection| {
-        let limit = scoped.service.views.limits.max_body;
-        ServeError::Body(format!("{} (the limit is {limit} bytes)", rejection.body_text()))
-    })?;
+    let body = whole(&scoped, body)?;
     match ask(&scoped, &headers, &body, None).await? {
         Asked::Unchanged(tag) => Ok(tag.unchanged()),
         Asked::Answered { request, heads, answers, .. } => Ok(reply(request, heads, answers)),
     }
+}
+
+/// A body that was read to its end.
+///
+/// # Errors
+/// [`ServeError::Body`]
+pub(crate) fn whole(scoped: &Scoped, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ServeError> {
+    body.map_err(|rejection| {
+        let limit = scoped.service.views.limits.max_body;
+        ServeError::Body(format!("{} (the limit is {limit} bytes)", rejection.body_text()))
+    })
 }
 
 /// A query in the address.

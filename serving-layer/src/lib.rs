@@ -1,10 +1,11 @@
 //! The serving layer: answers queries by merging the batch view below the tidemark with the realtime view above it.
 //!
-//! It only reads. Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
+//! Of the views it only reads; what it writes are saved boards, and the log of who asked what. Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
 
 pub mod access;
 pub mod answer;
 pub mod batch_view;
+pub mod boards;
 pub mod caching;
 pub mod catalog_reply;
 mod clock;
@@ -13,11 +14,13 @@ mod connection;
 pub mod coverage;
 pub mod documents;
 pub mod error;
+mod export;
 pub mod finish;
 mod http;
 pub mod live;
 pub mod merge;
 pub mod openapi;
+mod page;
 pub mod push;
 pub mod query;
 pub mod realtime_view;
@@ -30,7 +33,7 @@ pub mod telemetry;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Args, Command, ServeArgs};
+pub use config::{Args, Command, ExportArgs, ServeArgs, ViewsArgs};
 pub use service::{Service, run};
 pub use telemetry::{LogFormat, start_logging};
 
@@ -38,6 +41,7 @@ use access::{Access, Log};
 use answer::Views;
 use anyhow::{Context, bail};
 use batch_view::PostgresBatchView;
+use boards::Boards;
 use realtime_view::{Address, RedisRealtimeView};
 use shared_model::secret::POSTGRES;
 use std::net::SocketAddr;
@@ -53,24 +57,26 @@ use tokio_util::sync::CancellationToken;
 pub async fn execute(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     match args.command {
         Command::Serve(args) => serve(args, shutdown).await,
+        Command::Export(args) => export::export(&args, shutdown).await,
         Command::Keys(args) => access::command::execute(args).await,
     }
 }
 
-async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// The views that are named, of which nothing is asked yet.
+fn open(args: &ViewsArgs) -> anyhow::Result<Views> {
     let catalog = Arc::new(service::read_catalog(&args.catalog)?);
     let batch = args.postgres.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path)).and_then(|url| {
         PostgresBatchView::new(&url, args.postgres_connections).map_err(|_| POSTGRES.refused())
     });
     let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
     let realtime = RedisRealtimeView::new(Address::new(&args.redis)?, u64::from(args.cache) << 20);
+    Ok(Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() })
+}
+
+async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let views = open(&args.views)?;
     let store = args.access.as_ref().map(access::command::store).transpose()?;
     let push = args.push();
-    let views =
-        Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() };
-    if store.is_some() && args.without_keys {
-        bail!("--access (TIDEMARK_ACCESS) asks for keys, and --without-keys for none: leave one of them out");
-    }
     let listening = || format!("listening on {} (--listen)", args.listen);
     let addresses: Vec<SocketAddr> = lookup_host(&args.listen).await.with_context(listening)?.collect();
     let reached = addresses.iter().find(|address| !address.ip().is_loopback());
@@ -83,7 +89,15 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let listener = TcpListener::bind(&addresses[..]).await.with_context(listening)?;
     let mut service = Service::new(views, clock::now).with_push(push);
     service.origins = args.cors_origins.into();
-    let Some(store) = store else { return run(listener, service, shutdown).await };
+    service.boards = store.clone().map(|store| Arc::new(store) as Arc<dyn Boards>);
+    if store.is_some() && args.without_keys {
+        tracing::warn!(
+            "no keys are asked for, and boards are kept: everyone who can connect may change them"
+        );
+    }
+    let Some(store) = store.filter(|_| !args.without_keys) else {
+        return run(listener, service, shutdown).await;
+    };
     let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);
     let access = Access::new(log);
     service.access = Some(access.clone());

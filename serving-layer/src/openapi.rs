@@ -4,11 +4,13 @@
 //! Replies are described by the types that they are written from (`schemars` reads what `serde` writes), requests by the
 //! parser's own lists of fields, words and limits. Tests hold the document against every request and reply of theirs.
 
+mod boards;
 mod operations;
 mod page;
 mod request;
 pub(crate) mod shapes;
 
+use crate::boards::{BoardAbout, BoardReply, BoardsReply};
 use crate::catalog_reply::CatalogReply;
 use crate::error::{Code, ErrorReply, Readiness};
 use crate::query::Limits;
@@ -28,6 +30,7 @@ pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
     let about = |code: Code| meaning(&meanings, &code.name());
     schemas.insert("Code".to_owned(), plain_enum(&meanings));
     schemas.append(&mut request::schemas(catalog, limits));
+    schemas.insert("BoardBody".to_owned(), boards::body());
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -44,7 +47,9 @@ pub fn document(catalog: &Catalog, limits: &Limits) -> Json {
             { "name": "live", "description": "Sliding counters, now." },
             { "name": "push", "description": "Live values and queries, and each change of them: as server-sent events, or over a WebSocket." },
             { "name": "catalog", "description": "What can be asked for." },
+            { "name": "boards", "description": "Saved boards, each a JSON object of a page's own." },
             { "name": "health", "description": "How the service and its views are." },
+            { "name": "page", "description": "For people." },
             { "name": "documentation", "description": "What this is." },
         ],
         "paths": operations::paths(catalog, &about),
@@ -66,6 +71,9 @@ fn replies() -> Map<String, Json> {
     generator.subschema_for::<QueriesReply<'_>>();
     generator.subschema_for::<LiveReply>();
     generator.subschema_for::<CatalogReply>();
+    generator.subschema_for::<BoardAbout>();
+    generator.subschema_for::<BoardReply>();
+    generator.subschema_for::<BoardsReply>();
     generator.subschema_for::<ErrorReply>();
     generator.subschema_for::<Readiness>();
     generator.subschema_for::<shapes::FirstLine>();

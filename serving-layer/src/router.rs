@@ -2,7 +2,7 @@
 
 use crate::push::{socket, sse};
 use crate::service::Service;
-use crate::{access, caching, documents, http, telemetry};
+use crate::{access, boards, caching, documents, http, page, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, header};
@@ -37,9 +37,12 @@ pub fn router(service: Service) -> Router {
         .route("/api/v1/query/events", get(sse::query))
         .route("/api/v1/subscribe", get(socket::subscribe))
         .route("/api/v1/audit", get(http::audit))
+        .route("/api/v1/boards", get(boards::list))
+        .route("/api/v1/boards/{name}", get(boards::read).put(boards::write).delete(boards::delete))
         .route("/api/v1/openapi.json", get(documents::openapi))
         .route("/api/docs", get(documents::page))
-        .route("/", get(documents::root))
+        .route("/", get(page::index))
+        .route("/page/{file}", get(page::file))
         .route("/healthz", get(http::healthz))
         .route("/readyz", get(http::readyz))
         .route("/metrics", get(http::prometheus))
@@ -67,7 +70,7 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
     CorsLayer::new()
         .allow_origin(origin)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, none_match, id, last])
         .expose_headers(shown.collect::<Vec<_>>())
         .max_age(Duration::from_secs(3_600))

@@ -6,6 +6,7 @@
 use crate::access::Access;
 use crate::answer::Views;
 use crate::batch_view::{Position, StoredLayout};
+use crate::boards::Boards;
 use crate::documents::Documents;
 use crate::error::ServeError;
 use crate::live::Known;
@@ -37,6 +38,8 @@ pub struct Service {
     pub clock: fn() -> Millis,
     /// Who may ask; `None`: everyone who can connect.
     pub access: Option<Access>,
+    /// Where saved boards are; `None`: none are kept.
+    pub boards: Option<Arc<dyn Boards>>,
     /// The origins whose pages may ask.
     pub origins: Arc<[HeaderValue]>,
     /// Who is told of changes.
@@ -60,8 +63,8 @@ impl Service {
         let status = Arc::new(RwLock::new(Status { because, ..Status::default() }));
         let turns = Arc::new(Semaphore::new(views.limits.at_once.max(1)));
         let push = Push::new(PushLimits::default(), views.limits.at_once);
-        let origins = Arc::default();
-        Service { views, clock, access: None, origins, push, status, turns, documents: Arc::default() }
+        let (origins, documents) = (Arc::default(), Arc::default());
+        Service { views, clock, access: None, boards: None, origins, push, status, turns, documents }
     }
 
     /// The same with other limits of push.

@@ -96,8 +96,6 @@ impl Range {
 
 /// An answer as CSV.
 pub fn csv(head: &Head, query: Query, rows: Vec<Row>) -> Response {
-    let mut first = Vec::new();
-    titles(&query, &mut first);
     let because = head.envelope.incomplete_because.join("; ");
     let about = [
         ("x-complete", head.envelope.complete.to_string()),
@@ -107,9 +105,17 @@ pub fn csv(head: &Head, query: Query, rows: Vec<Row>) -> Response {
         ("x-total-rows", head.total_rows.to_string()),
     ];
     let about = about.map(|(name, text)| (HeaderName::from_static(name), plain(&text)));
-    let line = move |row: &Row, out: &mut Vec<u8>| record(&query, row, out);
-    let body = Lines { first, rows: rows.into_iter(), line };
+    let body = csv_lines(query, rows);
     ([(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")], about, body).into_response()
+}
+
+/// The lines of a CSV, in pieces.
+pub(crate) fn csv_lines(query: Query, rows: Vec<Row>) -> Lines<impl FnMut(&Row, &mut Vec<u8>)> {
+    let mut first = Vec::new();
+    titles(&query).iter().for_each(|title| text(title, &mut first));
+    end(&mut first);
+    let line = move |row: &Row, out: &mut Vec<u8>| record(&query, row, out);
+    Lines { first, rows: rows.into_iter(), line }
 }
 
 /// An answer as NDJSON.
@@ -135,7 +141,7 @@ fn plain(text: &str) -> HeaderValue {
 const PIECE: usize = 64 << 10;
 
 /// Lines to come: a first one, and one for each row.
-struct Lines<F> {
+pub(crate) struct Lines<F> {
     first: Vec<u8>,
     rows: std::vec::IntoIter<Row>,
     line: F,
@@ -173,7 +179,8 @@ fn json_line(value: &impl Serialize, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-fn titles(query: &Query, out: &mut Vec<u8>) {
+/// The names of the columns that rows have as a table: bucket, key, rank and item, values; those compared with behind.
+pub(crate) fn titles(query: &Query) -> Vec<String> {
     let mut titles = vec!["bucket".to_owned()];
     titles.extend(query.group_by.iter().map(|column| column.name.clone()));
     if let (true, Some(item)) = (query.ranked(), &query.columns[0].metric.item) {
@@ -192,8 +199,7 @@ fn titles(query: &Query, out: &mut Vec<u8>) {
         }
         titles.extend(query.computed.iter().map(|computed| format!("{before}{}", computed.name)));
     }
-    titles.iter().for_each(|title| text(title, out));
-    end(out);
+    titles
 }
 
 /// A row. Each field ends with a comma, of which the last one gives way to the end of the line.

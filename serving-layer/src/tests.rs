@@ -1,7 +1,9 @@
 //! Tests of whole answers: against views in memory, filled by a naive fold of a small log.
 
 mod access;
+mod boards;
 mod caching;
+mod export;
 mod formats;
 mod law;
 mod limits;

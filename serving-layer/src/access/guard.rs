@@ -10,7 +10,7 @@ use crate::router::QueryId;
 use crate::service::Service;
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
@@ -54,7 +54,8 @@ enum Need {
 
 fn need(route: &str) -> Need {
     match route {
-        "/healthz" | "/readyz" => Need::Nothing,
+        // The page asks for its user's key itself.
+        "/healthz" | "/readyz" | "/" | "/page/{file}" => Need::Nothing,
         "/metrics" => Need::AdminOfAll,
         _ => Need::Key,
     }
@@ -127,21 +128,31 @@ impl Holder {
     }
 }
 
-/// The token of a request.
+/// The token of a request: as `authorization`, or where that is missing, as browsers set no header of a WebSocket, among
+/// its protocols, `bearer.<token>`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let Some(authorization) = headers.get(AUTHORIZATION) else {
+        let mut protocols = headers.get(SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?.split(',');
+        return protocols.find_map(|protocol| protocol.trim().strip_prefix("bearer."));
+    };
+    let (scheme, token) = authorization.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// A request with its body read, which is what it asks; of one without, its path and parameters are.
+/// A request with its body read, which is what it asks; of one without, its path and parameters are, and of one that puts
+/// something somewhere, both.
 async fn with_body(request: Request, max_body: usize, pending: &mut Pending) -> Result<Request, ServeError> {
     let (parts, body) = request.into_parts();
-    if parts.method != Method::POST {
+    if ![Method::POST, Method::PUT].contains(&parts.method) {
         return Ok(Request::from_parts(parts, body));
     }
     let read = to_bytes(body, max_body).await;
     let bytes = read.map_err(|error| ServeError::Body(format!("{error} (the limit is {max_body} bytes)")))?;
-    pending.asks(&bytes);
+    if parts.method == Method::PUT {
+        pending.puts(&bytes)
+    } else {
+        pending.asks(&bytes)
+    }
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
@@ -182,6 +193,16 @@ impl Scoped {
         }
         let now = (self.service.clock)();
         access.log.begin(holder.entry(now, &self.query_id, [method, "/api/v1/subscribe", asked]))
+    }
+
+    /// Whom what is put belongs to: the id of the key; empty without keys.
+    pub(crate) fn owner(&self) -> &str {
+        self.holder.as_ref().map_or("", |holder| &holder.key.id)
+    }
+
+    /// Whether the key is an admin of everything; without keys everyone is.
+    pub(crate) fn administers_all(&self) -> bool {
+        self.holder.as_ref().is_none_or(|holder| holder.key.grants.administers_all())
     }
 
     /// What is the same for all who may see the same.

@@ -39,7 +39,7 @@ pub struct Entry {
     pub method: String,
     /// The path as the router knows it.
     pub route: String,
-    /// The body, or the path with its parameters.
+    /// The body, or the path with its parameters; of what is put, both.
     pub asked: String,
     /// The status of the answer.
     pub status: u16,
@@ -106,10 +106,20 @@ impl Entry {
 }
 
 impl Pending {
-    /// What was asked is known by now.
-    pub(super) fn asks(&mut self, bytes: &[u8]) {
-        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(ASKED)]);
-        self.entry.asked = beginning(&text, ASKED);
+    /// What was asked is known by now: a body.
+    pub(super) fn asks(&mut self, body: &[u8]) {
+        self.entry.asked.clear();
+        self.puts(body);
+    }
+
+    /// What was put where is known by now: a body, beside the path.
+    pub(super) fn puts(&mut self, body: &[u8]) {
+        let asked = &mut self.entry.asked;
+        if !asked.is_empty() {
+            asked.push(' ');
+        }
+        asked.push_str(&String::from_utf8_lossy(&body[..body.len().min(ASKED)]));
+        self.entry.asked = beginning(&self.entry.asked, ASKED);
     }
 
     /// The request was answered.

@@ -2,13 +2,17 @@
 //!
 //! Whatever changes a key, a person's SQL too, changes what [`Store::version`] says.
 
+mod boards;
+
 use super::{Entry, Key};
 use shared_model::time::Millis;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{PgPool, Row as _};
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::sync::OnceCell;
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -33,10 +37,14 @@ impl StoreError {
 /// What tells one state of the keys from another: a hash of them all.
 pub type Known = String;
 
-/// The keys and the log in Postgres. Connects when first needed, again and again.
+/// The keys, the log and the boards in Postgres. Connects when first needed, again and again.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// What boards are read and written by.
+    boards: PgPool,
+    /// Whether the schema was found, or made, for them.
+    prepared: Arc<OnceCell<()>>,
 }
 
 impl Store {
@@ -46,8 +54,11 @@ impl Store {
     /// Where the URL is none.
     pub fn new(url: &str) -> Result<Store, sqlx::Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("tidemark-access");
-        let pool = PgPoolOptions::new().max_connections(3).acquire_timeout(Duration::from_secs(3));
-        Ok(Store { pool: pool.connect_lazy_with(options) })
+        let pool = |connections: u32| {
+            let pool = PgPoolOptions::new().max_connections(connections);
+            pool.acquire_timeout(Duration::from_secs(3)).connect_lazy_with(options.clone())
+        };
+        Ok(Store { pool: pool(3), boards: pool(4), prepared: Arc::default() })
     }
 
     /// Makes the schema where it isn't there.

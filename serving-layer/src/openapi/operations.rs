@@ -30,7 +30,9 @@ const OF_QUERIES: [Code; 12] = [
     Code::TimeLimit,
 ];
 
-/// What everything but `/healthz` and `/readyz` may fail with where keys are needed.
+/// What is answered to whoever asks.
+const WITHOUT_KEY: [&str; 4] = ["/healthz", "/readyz", "/", "/page/{file}"];
+/// What everything else may fail with where keys are needed.
 const OF_KEYS: [Code; 4] = [Code::NoKey, Code::Forbidden, Code::TooManyRequests, Code::Unavailable];
 
 /// Says what an error means.
@@ -54,6 +56,9 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
                 answers(ok("A query's answer", rows()), &OF_QUERIES, about)),
         }),
     );
+    for (path, item) in super::boards::paths(about) {
+        add(path, item);
+    }
     let tag = || vec![parameter("IfNoneMatch")];
     let page = || json!({ "text/html": { "schema": { "type": "string" } } });
     let plain = || json!({ "text/plain": { "schema": { "type": "string" } } });
@@ -105,8 +110,16 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
         "/api/docs",
         got("getDocs", "documentation", "This document as a page", "Without a script.", tag(), found),
     );
-    let found = json!({ "307": { "description": "To `/api/docs`.", "headers": headers(&["XQueryId"]) } });
-    add("/", got("getRoot", "documentation", "Leads to the page", "A redirect.", vec![], found));
+    let found = answers(tagged(page(), "The page"), &[], about);
+    add("/", got("getPage", "page", "The page", "Charts and live counters, for people.", tag(), found));
+    let any = json!({ "*/*": { "schema": { "type": "string" } } });
+    let found = answers(tagged(any, "A script, a style or a licence"), &[Code::NotFound], about);
+    let name = json!({ "name": "file", "in": "path", "required": true, "schema": { "type": "string" }, "description": "Its name." });
+    let parameters = [vec![name], tag()].concat();
+    add(
+        "/page/{file}",
+        got("getPageFile", "page", "A file of the page", "What the page loads.", parameters, found),
+    );
     let found = answers(ok("It runs", plain()), &[], about);
     add("/healthz", got("getHealth", "health", "Whether the process runs", "Always `ok`.", vec![], found));
     let ready = json!({ "application/json": { "schema": of("Readiness") } });
@@ -128,7 +141,7 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
         "/metrics",
         got("getFigures", "health", "The service's own figures", "For Prometheus.", vec![], found),
     );
-    for (_, item) in paths.iter_mut().filter(|(path, _)| !["/healthz", "/readyz"].contains(&path.as_str())) {
+    for (_, item) in paths.iter_mut().filter(|(path, _)| !WITHOUT_KEY.contains(&path.as_str())) {
         for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
             let responses = operation["responses"].take();
             operation["responses"] = answers(responses, &OF_KEYS, about);
@@ -257,7 +270,7 @@ fn parameter(name: &str) -> Json {
     json!({ "$ref": format!("#/components/parameters/{name}") })
 }
 
-fn operation(
+pub(super) fn operation(
     id: &str,
     tag: &str,
     summary: &str,
@@ -288,7 +301,7 @@ fn rows() -> Json {
     })
 }
 
-fn headers(names: &[&str]) -> Json {
+pub(super) fn headers(names: &[&str]) -> Json {
     let header =
         |name: &&str| ((*name).to_owned(), json!({ "$ref": format!("#/components/headers/{name}") }));
     let named: Map<String, Json> = names.iter().map(header).collect();
@@ -308,7 +321,7 @@ fn header_name(component: &str) -> String {
 }
 
 /// A reply that comes.
-fn ok(about: &str, content: Json) -> Json {
+pub(super) fn ok(about: &str, content: Json) -> Json {
     let mut names = vec!["XQueryId", "CacheControl"];
     if content.get("text/csv").is_some() {
         names.extend(["XComplete", "XIncompleteBecause", "XAsOf", "XTidemark", "XTotalRows"]);
@@ -326,7 +339,7 @@ fn tagged(content: Json, about: &str) -> Json {
 }
 
 /// What comes, and the errors, by their status.
-fn answers(mut replies: Json, errors: &[Code], about: About<'_>) -> Json {
+pub(super) fn answers(mut replies: Json, errors: &[Code], about: About<'_>) -> Json {
     for code in errors {
         let status = code.status().as_u16().to_string();
         let line = format!("`{}`: {}", code.name(), about(*code));

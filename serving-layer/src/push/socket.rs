@@ -27,6 +27,8 @@ const LONGEST: usize = 128 << 10;
 const BUFFER: usize = 4 << 10;
 /// So many heartbeats without an answer are the end.
 const UNANSWERED: u32 = 2;
+/// What a client may ask for by name; one that has to name a protocol, as a browser with a key, names this.
+const PROTOCOL: &str = "tidemark";
 /// How long a client that is told that the connection ends may take to agree.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -42,7 +44,7 @@ pub(crate) async fn subscribe(
     let place = service.push.place()?;
     let longest = service.views.limits.max_body.min(LONGEST);
     let upgrade = upgrade.max_message_size(longest).max_frame_size(longest);
-    let upgrade = upgrade.read_buffer_size(BUFFER).write_buffer_size(BUFFER);
+    let upgrade = upgrade.protocols([PROTOCOL]).read_buffer_size(BUFFER).write_buffer_size(BUFFER);
     Ok(upgrade.on_upgrade(move |socket| Connection::new(scoped, socket).run(place)))
 }
 

@@ -4,6 +4,7 @@ use super::law::queries;
 use super::over_http::Served;
 use super::world::{NOW, World, span};
 use crate::access::{Access, Entry, Grants, Key, Log, Scope, Token, Writing};
+use crate::boards::MemoryBoards;
 use crate::error::ServeError;
 use crate::query::filter::Condition;
 use crate::router::router;
@@ -11,16 +12,18 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
 use futures::StreamExt as _;
 use serde_json::{Value as Json, json};
+use std::sync::Arc;
 use tower::ServiceExt;
 
 /// A service whose keys are those of a test.
-struct Guarded {
-    served: Served,
+pub(super) struct Guarded {
+    pub(super) served: Served,
+    pub(super) boards: Arc<MemoryBoards>,
     writing: Writing,
 }
 
 /// A key, and the token that it is used by.
-fn key(name: &str, change: impl FnOnce(&mut Key)) -> (Key, Token) {
+pub(super) fn key(name: &str, change: impl FnOnce(&mut Key)) -> (Key, Token) {
     let token = Token::random();
     let mut key = Key {
         id: token.id.clone(),
@@ -36,7 +39,7 @@ fn key(name: &str, change: impl FnOnce(&mut Key)) -> (Key, Token) {
     (key, token)
 }
 
-fn all() -> Scope {
+pub(super) fn all() -> Scope {
     Scope { all: true, ..Scope::default() }
 }
 
@@ -49,21 +52,22 @@ fn rows(tests: Json) -> crate::access::RowFilter {
 }
 
 impl Guarded {
-    async fn new(keys: &[(Key, Token)]) -> Guarded {
+    pub(super) async fn new(keys: &[(Key, Token)]) -> Guarded {
         Guarded::with_log(keys, 1_000).await
     }
 
     async fn with_log(keys: &[(Key, Token)], waiting: usize) -> Guarded {
-        let mut served = Served::new().await;
+        let (mut served, boards) = (Served::new().await, Arc::<MemoryBoards>::default());
         let (log, writing) = Log::new(waiting, None, || NOW);
         let access = Access::new(log);
         served.service.access = Some(access.clone());
+        served.service.boards = Some(boards.clone());
         let keys = keys.iter().map(|(key, _)| key.clone()).collect();
         access.look("1".to_owned(), keys, &served.service, NOW);
-        Guarded { served, writing }
+        Guarded { served, boards, writing }
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         token: Option<&str>,
         request: axum::http::request::Builder,
@@ -93,7 +97,7 @@ impl Guarded {
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    fn logged(&mut self) -> Vec<Entry> {
+    pub(super) fn logged(&mut self) -> Vec<Entry> {
         std::iter::from_fn(|| self.writing.next_waiting()).collect()
     }
 }
@@ -127,10 +131,11 @@ async fn whatever_is_wrong_with_a_key_the_answer_is_the_same() {
         "/api/v1/live/none",
         "/api/v1/query?q={}",
         "/api/v1/audit",
+        "/api/v1/boards",
+        "/api/v1/boards/a",
         "/api/v1/openapi.json",
         "/api/docs",
         "/metrics",
-        "/",
         "/nowhere",
     ];
     for token in &wrong {
@@ -143,7 +148,7 @@ async fn whatever_is_wrong_with_a_key_the_answer_is_the_same() {
             assert_eq!(headers["www-authenticate"], "Bearer realm=\"tidemark\"");
             assert_eq!(headers["cache-control"], "no-store");
         }
-        for path in ["/healthz", "/readyz"] {
+        for path in ["/healthz", "/readyz", "/", "/page/app.js"] {
             assert_eq!(guarded.send(token.as_deref(), Request::get(path), String::new()).await.0, 200);
         }
     }
@@ -151,6 +156,18 @@ async fn whatever_is_wrong_with_a_key_the_answer_is_the_same() {
     assert_eq!(guarded.send(None, asked, String::new()).await.0, 200);
     let basic = Request::get("/api/v1/metrics").header("authorization", format!("Basic {text}"));
     assert_eq!(guarded.send(None, basic, String::new()).await.0, 401);
+    // As a browser sends it for a WebSocket; what `authorization` says comes first.
+    let protocol = |request: axum::http::request::Builder, token: &str| {
+        request.header("sec-websocket-protocol", format!("tidemark, bearer.{token}"))
+    };
+    let asked = protocol(Request::get("/api/v1/metrics"), &text);
+    assert_eq!(guarded.send(None, asked, String::new()).await.0, 200);
+    for asked in [
+        protocol(Request::get("/api/v1/metrics"), &expired.1.reveal()),
+        protocol(Request::get("/api/v1/metrics").header("authorization", "Bearer tm_0"), &text),
+    ] {
+        assert_eq!(guarded.send(None, asked, String::new()).await.0, 401);
+    }
 }
 
 #[tokio::test]
@@ -382,6 +399,8 @@ async fn pages_of_the_origins_named_may_ask() {
         (status, &headers["access-control-allow-origin"]),
         (200, &"https://app.example".parse().unwrap())
     );
+    let methods = headers["access-control-allow-methods"].to_str().unwrap();
+    assert!(["GET", "POST", "PUT", "DELETE"].iter().all(|method| methods.contains(method)), "{methods}");
     let allowed = headers["access-control-allow-headers"].to_str().unwrap();
     assert!(allowed.contains("authorization") && allowed.contains("content-type"), "{allowed}");
     let asked = Request::get("/api/v1/metrics").header("origin", "https://app.example");

@@ -452,8 +452,8 @@ async fn the_document_has_every_route_and_no_other() {
     }
     let served = Served::new().await;
     for (path, item) in paths {
-        for method in ["get", "post"] {
-            let status = served.status(method, path).await;
+        for method in ["get", "post", "put", "delete"] {
+            let status = served.status(method, &path.replace("{file}", "app.js")).await;
             assert_eq!(
                 item.get(method).is_some(),
                 status != 404 && status != 405,

@@ -1,0 +1,42 @@
+// What lies behind a bucket of a line: the same metric in that bucket alone, by each of its keys, the greatest first.
+
+import { query } from './api.js';
+import { table, tableOf } from './charts.js';
+import { h } from './dom.js';
+import { tell } from './editor.js';
+import { filtersOf } from './request.js';
+
+// The most keys that it is shown by.
+const KEYS = 6;
+const ROWS = 20;
+
+// Which rows are asked for, by what the metric's values are.
+function best(metric, value, group) {
+  if (metric?.aggregate === 'top_k') return { k: group.length > 0 ? 5 : ROWS };
+  if (group.length === 0) return {};
+  const orders = metric && metric.aggregate !== 'quantile';
+  return { group_by: group, limit: ROWS, ...(orders && { order: [{ by: value, desc: true }] }) };
+}
+
+export async function behind(chart, from, to, board, catalog) {
+  const [first] = chart.metrics;
+  const [metric] = catalog.of({ metrics: [first] });
+  const filters = [...filtersOf(chart, board, catalog).held, ...(chart.filters ?? [])];
+  const span = [from, to].map((at) => new Date(at));
+  const shared = {
+    metrics: [first], granularity: 'none', from: span[0].toISOString(), to: span[1].toISOString(), time_zone: board.zone,
+    ...(filters.length > 0 && { filters }),
+  };
+  const keys = catalog.dimensions({ metrics: [first] }).slice(0, KEYS).map(({ name }) => name);
+  const value = catalog.firstValue({ metrics: [first] });
+  const queries = { all: { ...shared, ...best(metric, value, []) } };
+  keys.forEach((name, i) => { queries[`by${i}`] = { ...shared, ...best(metric, value, [name]), group_by: [name] }; });
+  const title = `${first}, ${span.map((at) => at.toLocaleString('en-GB', { timeZone: board.zone })).join(' to ')}`;
+  try {
+    const { answers } = await query({ queries });
+    const part = (name, answer) => h('section', {}, h('h3', {}, name), table(tableOf({ ...chart, metrics: [first], kind: 'table' }, answer, catalog), name));
+    tell(title, part('In all', answers.all), keys.map((name, i) => part(`By ${name}`, answers[`by${i}`])));
+  } catch (error) {
+    tell(title, h('p', { class: 'fault' }, error.message), h('ul', {}, (error.details ?? []).map(({ message }) => h('li', {}, message))));
+  }
+}

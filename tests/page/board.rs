@@ -1,0 +1,123 @@
+//! The page's board in a browser: what its charts show, and what they ask.
+
+use local::layers::Layer;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tidemark_tests::browser::Browser;
+use tidemark_tests::stack::Stack;
+
+/// Whether there are charts, and all show something.
+pub(crate) const READY: &str =
+    "(charts => charts.length > 0 && charts.every(chart => chart.dataset.state === 'ready'))
+    ([...document.querySelectorAll('#board section.chart')])";
+
+/// The charts of the board.
+const CHARTS: &str = "return [...document.querySelectorAll('#board section.chart')].map(chart => ({
+    id: chart.dataset.chart, kind: chart.dataset.kind, updates: Number(chart.dataset.updates),
+    title: chart.querySelector('h2').innerText,
+    content: chart.innerHTML + [...chart.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()) }))";
+
+/// A chart as the page has it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Chart {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) updates: u64,
+    pub(crate) title: String,
+    pub(crate) content: String,
+}
+
+/// The selector of something in a chart.
+fn css(chart: &str, inside: &str) -> String {
+    format!("#board section.chart[data-chart={}] {inside}", json!(chart))
+}
+
+/// A board in a browser, over servers and layers of its own.
+pub(crate) struct Board {
+    pub(crate) browser: Browser,
+    pub(crate) url: String,
+    _layers: [Layer; 2],
+    pub(crate) stack: Stack,
+}
+
+impl Board {
+    /// Starts the layers, and opens the page once the realtime view holds all that was sent.
+    pub(crate) async fn open(stack: Stack) -> Board {
+        stack.batch(&["run"]).await;
+        let speed = stack.speed();
+        let (process, serving) = stack.serving().await;
+        stack.settle().await;
+        let browser = Browser::start().await;
+        let board = Board { browser, url: format!("{}/", serving.url), _layers: [speed, process], stack };
+        board.load("").await;
+        board
+    }
+
+    /// Loads the page anew, in the state that an address has.
+    pub(crate) async fn load(&self, state: &str) {
+        self.browser.open("about:blank").await;
+        self.browser.open(&format!("{}{state}", self.url)).await;
+        self.browser.until("all charts being ready", READY).await;
+    }
+
+    pub(crate) async fn charts(&self) -> Vec<Chart> {
+        serde_json::from_value(self.browser.script(CHARTS, json!([])).await).expect("charts")
+    }
+
+    pub(crate) async fn chart(&self, id: &str) -> Chart {
+        self.charts().await.into_iter().find(|chart| chart.id == id).expect("a chart that was there before")
+    }
+
+    /// The state as the address has it.
+    pub(crate) async fn state(&self) -> String {
+        let state = self.browser.script("return location.hash", json!([])).await;
+        state.as_str().expect("a text").to_owned()
+    }
+
+    /// Waits until a chart shows a number, whatever stands between its digits.
+    pub(crate) async fn shows(&self, chart: &str, number: usize) {
+        let value = format!("document.querySelector({}).innerText", json!(css(chart, ".value")));
+        let is_it = format!("{value}.replace(/[^0-9]/g, '') === '{number}'");
+        self.browser.until(&format!("{chart} showing {number}"), &is_it).await;
+    }
+
+    /// What each chart asks, by the command line that its menu gives. Those that are pushed have none.
+    pub(crate) async fn requests(&self) -> BTreeMap<String, Value> {
+        let take = "navigator.clipboard.writeText = async text => { window.copied = text }";
+        self.browser.script(take, json!([])).await;
+        let mut requests = BTreeMap::new();
+        for Chart { id, .. } in self.charts().await {
+            let command = css(&id, ".copy-curl");
+            let is_there = "window.copied = null; return document.querySelector(arguments[0]) !== null";
+            if self.browser.script(is_there, json!([command])).await == false {
+                continue;
+            }
+            self.browser.click(&css(&id, "button.menu")).await;
+            self.browser.click(&command).await;
+            self.browser.until(&format!("the command of {id}"), "window.copied").await;
+            let copied = self.browser.script("return window.copied", json!([])).await;
+            let copied = copied.as_str().expect("a command line");
+            let body = copied.split_once(" -d '").and_then(|(_, body)| body.strip_suffix('\''));
+            let body = body.unwrap_or_else(|| panic!("{copied}")).replace("'\\''", "'");
+            requests.insert(id, serde_json::from_str(&body).expect("a request"));
+        }
+        requests
+    }
+
+    /// Which charts are a number of one metric alone, each with the metric's name.
+    pub(crate) async fn numbers(&self, requests: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
+        let of_one = |chart: Chart| match requests.get(&chart.id)?["metrics"].as_array()?.as_slice() {
+            [Value::String(metric)] if chart.kind == "number" => Some((chart.id, metric.clone())),
+            _ => None,
+        };
+        self.charts().await.into_iter().filter_map(of_one).collect()
+    }
+
+    /// Nothing has failed in the page, nor is anything missing of it.
+    pub(crate) async fn is_sound(&self) {
+        let console = self.browser.console().await;
+        let severe: Vec<_> = console.iter().filter(|(level, _)| level == "SEVERE").collect();
+        assert!(severe.is_empty(), "{severe:#?}");
+    }
+}
