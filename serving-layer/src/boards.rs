@@ -47,11 +47,11 @@ pub struct About {
 pub struct Draft<'a> {
     /// As in [`About`].
     pub owner: &'a str,
-    /// A name that [`wrong_name`] finds nothing wrong with.
+    /// A name that `wrong_name` finds nothing wrong with.
     pub name: &'a str,
     /// Whether all may read it.
     pub shared: bool,
-    /// A JSON object that [`wrong_board`] finds nothing wrong with.
+    /// A JSON object that `wrong_board` finds nothing wrong with.
     pub board: &'a str,
 }
 
