@@ -247,12 +247,11 @@ async fn naughty_names(kept: &Kept, [first, second]: [&Serving; 2], token: &str)
 #[tokio::test(flavor = "multi_thread")]
 async fn without_keys_two_processes_change_boards_as_one() {
     let kept = Kept::start().await;
-    let (access, options) = (kept.access(), ["--without-keys"]);
+    let access = kept.access();
+    let options = ["--boards", &access];
     // Both find no schema yet.
-    let [first, second] = [
-        kept.serving("first", &options, Some(&access)).await,
-        kept.serving("second", &options, Some(&access)).await,
-    ];
+    let [first, second] =
+        [kept.serving("first", &options, None).await, kept.serving("second", &options, None).await];
     let both = |i: usize| if i.is_multiple_of(2) { &first } else { &second };
     for round in 0..15_i64 {
         let changed = |i: usize| {
@@ -298,7 +297,7 @@ async fn a_database_that_doesnt_answer_is_waited_for_so_long_and_no_longer() {
     let kept = Kept::start().await;
     let proxy = Proxy::start(kept.postgres.port(), 1).await;
     let access = kept.access().replace(&kept.postgres.port().to_string(), &proxy.port().to_string());
-    let serving = kept.serving("serving", &["--without-keys"], Some(&access)).await;
+    let serving = kept.serving("serving", &["--boards", &access], None).await;
     let put = |version: i64| json!({ "board": {}, "version": version });
     assert_eq!(kept.put(&serving, "", "one", json!({ "board": {} })).await.0, 200);
     proxy.delay(Duration::from_secs(600));

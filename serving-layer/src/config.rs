@@ -119,14 +119,18 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 64)]
     pub push_memory: u32,
     /// Postgres with the API keys and the saved boards, as the role tidemark_access: from then on every request needs a key
-    /// (`serving-layer keys`), unless --without-keys says otherwise; or @/path of a file that holds it.
+    /// (`serving-layer keys`); or @/path of a file that holds it.
     #[arg(long, env = "TIDEMARK_ACCESS", hide_env_values = true)]
     pub access: Option<Secret>,
     /// How long the log of who asked what (access.log, beside the keys) is kept, such as 90d.
     #[arg(long, default_value = "90d", value_parser = humantime::parse_duration)]
     pub access_log_kept: Duration,
-    /// Ask for no keys: everyone who can connect is served, on an address that is not this machine's alone, too, which is
-    /// refused without this and without --access. Beside --access boards alone are kept there, and everyone may change them.
+    /// Where no keys are asked for: Postgres in which saved boards are kept, as the role tidemark_access; everyone who can
+    /// connect may change them. Or @/path of a file that holds it.
+    #[arg(long, env = "TIDEMARK_BOARDS", hide_env_values = true, conflicts_with = "access")]
+    pub boards: Option<Secret>,
+    /// Serve everyone who can connect on an address that is not this machine's alone: without it, and without --access, that
+    /// is refused.
     #[arg(long, env = "TIDEMARK_WITHOUT_KEYS")]
     pub without_keys: bool,
     /// The origins whose pages may ask from a browser (CORS), such as `https://app.example`; several with commas between, or *.

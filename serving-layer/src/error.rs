@@ -130,7 +130,7 @@ pub enum ServeError {
     Board(#[from] BoardError),
     /// Boards aren't kept.
     #[error(
-        "boards are not kept here: start the serving layer with --access (TIDEMARK_ACCESS), and where no keys are to be needed with --without-keys beside it"
+        "boards are not kept here: start the serving layer with --access (TIDEMARK_ACCESS), or where no keys are needed with --boards (TIDEMARK_BOARDS)"
     )]
     NoBoards,
     /// The time limit passed.

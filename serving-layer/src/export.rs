@@ -36,9 +36,9 @@ pub(crate) async fn export(args: &ExportArgs, shutdown: CancellationToken) -> Re
     // An object has all rows that an answer may have, where a page has the first of them.
     views.limits.default_rows = views.limits.max_rows;
     let service = Service::new(views, clock::now);
-    let text = read(&args.query)?;
     let to = shown(&args.to);
     let asked = async {
+        let text = read(&args.query).await?;
         service.refresh().await?;
         ask(&service, &text).await
     };
@@ -81,7 +81,10 @@ async fn ask(service: &Service, text: &[u8]) -> Result<(Head, Query, Vec<Row>)> 
         return Err(said(ServeError::Incomplete(head.envelope.incomplete_because)));
     }
     let (found, most) = (answer.rows.total, views.limits.max_rows);
-    if answer.rows.rows.len() == most && found > most {
+    // Who asks for a page gets it.
+    let whole =
+        serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|query| query.get("limit").is_none());
+    if whole && query.offset + answer.rows.rows.len() < found {
         bail!(
             "the answer has {found} rows, more than the limit of {most}: raise --max-rows, or ask for less"
         );
@@ -91,6 +94,8 @@ async fn ask(service: &Service, text: &[u8]) -> Result<(Head, Query, Vec<Row>)> 
 
 /// An error of the API, with all its faults in one line.
 fn said(error: ServeError) -> anyhow::Error {
+    error.note();
+    let of_query = matches!(error, ServeError::Invalid(_) | ServeError::Body(_));
     let body = error.reply().error;
     let faults = body.details.into_iter().map(|detail| match detail.field {
         Some(field) => format!("{field}: {}", detail.message),
@@ -98,18 +103,21 @@ fn said(error: ServeError) -> anyhow::Error {
     });
     let faults: Vec<String> = faults.collect();
     let colon = if faults.is_empty() { "" } else { ": " };
-    anyhow!("--query: {}{colon}{}", body.message, faults.join("; "))
+    let place = if of_query { "--query: " } else { "" };
+    anyhow!("{place}{}{colon}{}", body.message, faults.join("; "))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+async fn read(path: &Path) -> Result<Vec<u8>> {
     if path != Path::new("-") {
         return std::fs::read(path).with_context(|| format!("{} (--query) can't be read", path.display()));
     }
-    let mut text = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut text)
-        .context("the query can't be read from standard input (--query)")?;
-    Ok(text)
+    // By a thread that nobody waits for: whoever stops the program at a terminal doesn't end the input as well.
+    let (sender, text) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = sender.send(std::io::stdin().read_to_end(&mut text).map(|_| text));
+    });
+    text.await?.context("the query can't be read from standard input (--query)")
 }
 
 fn form(args: &ExportArgs) -> Result<ExportForm> {

@@ -1,6 +1,7 @@
 //! The serving layer: answers queries by merging the batch view below the tidemark with the realtime view above it.
 //!
-//! Of the views it only reads; what it writes are saved boards, and the log of who asked what. Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
+//! Of the views it only reads; what it writes are boards, keys, the log of who asked what, and answers that are exported.
+//! Every answer says what it can't promise: `complete`, `as_of`, `final`, and why not.
 
 pub mod access;
 pub mod answer;
@@ -37,6 +38,7 @@ pub use config::{Args, Command, ExportArgs, ServeArgs, ViewsArgs};
 pub use service::{Service, run};
 pub use telemetry::{LogFormat, start_logging};
 
+use access::command::{ACCESS, store};
 use access::{Access, Log};
 use answer::Views;
 use anyhow::{Context, bail};
@@ -75,12 +77,19 @@ fn open(args: &ViewsArgs) -> anyhow::Result<Views> {
 
 async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let views = open(&args.views)?;
-    let store = args.access.as_ref().map(access::command::store).transpose()?;
+    let keys = args.access.as_ref().map(|url| store(url, ACCESS)).transpose()?;
+    let boards = args.boards.as_ref().map(|url| store(url, "--boards (TIDEMARK_BOARDS)")).transpose()?;
     let push = args.push();
+    if keys.is_some() && args.without_keys {
+        bail!(
+            "--access (TIDEMARK_ACCESS) asks for keys, and --without-keys for none: leave one of them out; without keys \
+             boards are kept by --boards (TIDEMARK_BOARDS)"
+        );
+    }
     let listening = || format!("listening on {} (--listen)", args.listen);
     let addresses: Vec<SocketAddr> = lookup_host(&args.listen).await.with_context(listening)?.collect();
     let reached = addresses.iter().find(|address| !address.ip().is_loopback());
-    if let (Some(address), None, false) = (reached, &store, args.without_keys) {
+    if let (Some(address), None, false) = (reached, &keys, args.without_keys) {
         bail!(
             "{address} (--listen) can be reached from elsewhere, and nothing says who may ask: give --access \
              (TIDEMARK_ACCESS) and make keys by `serving-layer keys`, listen on 127.0.0.1, or say --without-keys"
@@ -89,21 +98,20 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let listener = TcpListener::bind(&addresses[..]).await.with_context(listening)?;
     let mut service = Service::new(views, clock::now).with_push(push);
     service.origins = args.cors_origins.into();
-    service.boards = store.clone().map(|store| Arc::new(store) as Arc<dyn Boards>);
-    if store.is_some() && args.without_keys {
+    if boards.is_some() {
         tracing::warn!(
             "no keys are asked for, and boards are kept: everyone who can connect may change them"
         );
     }
-    let Some(store) = store.filter(|_| !args.without_keys) else {
-        return run(listener, service, shutdown).await;
-    };
+    let kept = boards.or_else(|| keys.clone());
+    service.boards = kept.map(|store| Arc::new(store) as Arc<dyn Boards>);
+    let Some(keys) = keys else { return run(listener, service, shutdown).await };
     let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);
     let access = Access::new(log);
     service.access = Some(access.clone());
     // The log is written until the last request is answered.
     let ended = CancellationToken::new();
-    let keeping = tokio::spawn(access.run(store, writing, service.clone(), ended.clone()));
+    let keeping = tokio::spawn(access.run(keys, writing, service.clone(), ended.clone()));
     let served = run(listener, service, shutdown).await;
     ended.cancel();
     keeping.await.context("the task that keeps the keys ended early")??;

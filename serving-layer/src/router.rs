@@ -53,12 +53,18 @@ pub fn router(service: Service) -> Router {
         .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
         .layer(CompressionLayer::new())
         .layer(middleware::from_fn(caching::no_store));
-    let routes = if service.origins.is_empty() { routes } else { routes.layer(cors(&service.origins)) };
+    let routes = if service.origins.is_empty() { routes } else { routes.layer(cors(&service)) };
     routes.layer(middleware::from_fn(observe)).with_state(service)
 }
 
-/// Lets pages of these origins ask, with a key that they have; `*` is any.
-fn cors(origins: &[HeaderValue]) -> CorsLayer {
+/// Lets pages of the origins that are named ask, with a key that they have; `*` is any. Without keys they may ask, and not
+/// change what is kept.
+fn cors(service: &Service) -> CorsLayer {
+    let origins = &service.origins;
+    let mut methods = vec![Method::GET, Method::POST];
+    if service.access.is_some() {
+        methods.extend([Method::PUT, Method::DELETE]);
+    }
     let origin = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().cloned()),
@@ -70,7 +76,7 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         shown.into_iter().map(HeaderName::from_static).chain([id.clone(), header::ETAG, header::RETRY_AFTER]);
     CorsLayer::new()
         .allow_origin(origin)
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_methods(methods)
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, none_match, id, last])
         .expose_headers(shown.collect::<Vec<_>>())
         .max_age(Duration::from_secs(3_600))

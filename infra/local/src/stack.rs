@@ -157,6 +157,7 @@ impl Stack {
             ("CATALOG", catalog_file.display().to_string()),
             ("KAFKA", bootstrap.clone()),
             ("REDIS", redis_url.clone()),
+            ("BOARDS", database.clone()),
             ("POSTGRES", database),
             ("ARCHIVE", format!("file://{}", archive.display())),
         ];
@@ -188,6 +189,7 @@ impl Stack {
             _kafka: kafka,
         };
         stack.until("the serving layer is ready", async || stack.serving.ready().await).await?;
+        say(&format!("to be looked at in a browser: {}/", stack.serving.url));
         Ok(stack)
     }
 

@@ -14,7 +14,7 @@ use shared_model::time::{Millis, show};
 /// # Errors
 /// Where an argument is wrong (all faults together), or the database can't be used.
 pub async fn execute(args: KeysArgs) -> anyhow::Result<()> {
-    let store = store(&args.access)?;
+    let store = store(&args.access, ACCESS)?;
     store.prepare().await?;
     match args.command {
         KeysCommand::Create(new) => {
@@ -46,15 +46,18 @@ pub async fn execute(args: KeysArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The database that a URL names.
+/// The database that a URL names, which an option gives.
 ///
 /// # Errors
 /// Where it is none, without any part of it.
-pub fn store(url: &Secret) -> anyhow::Result<Store> {
+pub fn store(url: &Secret, option: &'static str) -> anyhow::Result<Store> {
     let url = url.reveal_url(&POSTGRES, |path| std::fs::read_to_string(path));
     let store = url.and_then(|url| Store::new(&url).map_err(|_| POSTGRES.refused()));
-    store.context("--access (TIDEMARK_ACCESS)")
+    store.context(option)
 }
+
+/// The option that says where the keys are.
+pub const ACCESS: &str = "--access (TIDEMARK_ACCESS)";
 
 /// A new key.
 fn make(new: &NewKey, catalog: &Catalog, now: Millis) -> anyhow::Result<(Key, Token)> {

@@ -21,6 +21,9 @@ use shared_model::metric::Metric;
 use shared_model::time::Millis;
 use std::sync::Arc;
 
+/// The route of WebSockets.
+const SUBSCRIBE: &str = "/api/v1/subscribe";
+
 /// The service as a request may use it.
 #[derive(Clone)]
 pub(crate) struct Scoped {
@@ -83,7 +86,7 @@ async fn pass(
     route: Option<String>,
 ) -> Result<Response, ServeError> {
     let now = (service.clock)();
-    let holder = access.admit(bearer(request.headers()), now)?;
+    let holder = access.admit(bearer(request.headers(), route.as_deref()), now)?;
     holder.count(now)?;
     let id = request.extensions().get::<QueryId>().map(|QueryId(id)| id.as_str()).unwrap_or_default();
     let scoped =
@@ -128,10 +131,13 @@ impl Holder {
     }
 }
 
-/// The token of a request: as `authorization`, or where that is missing, as browsers set no header of a WebSocket, among
+/// The token of a request: as `authorization`, or where that is missing, since browsers set no header of a WebSocket, among
 /// its protocols, `bearer.<token>`.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer<'a>(headers: &'a HeaderMap, route: Option<&str>) -> Option<&'a str> {
     let Some(authorization) = headers.get(AUTHORIZATION) else {
+        if route != Some(SUBSCRIBE) {
+            return None;
+        }
         let mut protocols = headers.get(SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?.split(',');
         return protocols.find_map(|protocol| protocol.trim().strip_prefix("bearer."));
     };
@@ -192,7 +198,7 @@ impl Scoped {
             return Err(ServeError::NoKey);
         }
         let now = (self.service.clock)();
-        access.log.begin(holder.entry(now, &self.query_id, [method, "/api/v1/subscribe", asked]))
+        access.log.begin(holder.entry(now, &self.query_id, [method, SUBSCRIBE, asked]))
     }
 
     /// Whom what is put belongs to: the id of the key; empty without keys.

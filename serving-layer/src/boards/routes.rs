@@ -102,6 +102,10 @@ pub(crate) async fn write(
 ) -> Result<Json<BoardAbout>, ServeError> {
     let (boards, owner) = (kept(&scoped)?, scoped.owner());
     let body = http::whole(&scoped, body)?;
+    // A list of the members' values would be read as well.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(ServeError::Body("it must be a JSON object".to_owned()));
+    }
     let asked: BoardBody<'_> =
         serde_json::from_slice(&body).map_err(|error| ServeError::Body(error.to_string()))?;
     let (name, board) = (text_of(name)?, asked.board.get());

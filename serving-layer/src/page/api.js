@@ -4,7 +4,16 @@
 
 const KEPT = 'tidemark-key';
 const KEY = /^tm_[0-9a-f]{16}_[0-9a-f]{64}$/;
-let token = sessionStorage.getItem(KEPT) ?? '';
+// In a frame that may not keep anything the key is known as long as the page is.
+let token = kept((store) => store.getItem(KEPT)) ?? '';
+
+function kept(work) {
+  try {
+    return work(sessionStorage);
+  } catch {
+    return undefined;
+  }
+}
 
 export const key = {
   get: () => token,
@@ -13,7 +22,7 @@ export const key = {
     const given = value.trim();
     if (given && !KEY.test(given)) throw new Error('that is no key: one begins with tm_, and is shown when it is made');
     token = given;
-    sessionStorage.setItem(KEPT, token);
+    kept((store) => store.setItem(KEPT, token));
   },
 };
 
@@ -71,8 +80,11 @@ function patched(document, operations) {
 
 // How long it waits before it connects again, in ms: longer each time.
 const PAUSES = [250, 500, 1000, 2000, 5000];
-// How long before it asks again for what was refused, in ms.
+// How long before it asks again for what was refused for now, in ms: twice as long each time, up to five minutes.
 const REFUSED = 5000;
+const LONGEST = 300000;
+// What is refused for now alone; of other codes nothing comes of asking again.
+const FOR_NOW = ['too_many_requests', 'too_many_subscriptions', 'unavailable'];
 
 // Live values, pushed. A connection that ends is made anew, and goes on from the versions that are there.
 export class Push {
@@ -81,6 +93,8 @@ export class Push {
   #count = 0;
   #failures = 0;
   #timer = 0;
+  #retry = 0;
+  #pause = REFUSED;
   #says;
 
   // `says(connected)` is told whenever that changes.
@@ -120,7 +134,6 @@ export class Push {
     const socket = new WebSocket(url, token ? ['tidemark', `bearer.${token}`] : ['tidemark']);
     this.#socket = socket;
     socket.onopen = () => {
-      this.#failures = 0;
       this.#says(true);
       [...this.#followed.keys()].forEach((id) => this.#subscribe(id));
     };
@@ -139,8 +152,24 @@ export class Push {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
+  // There is no such subscription. Without a name it was any of those that nothing has come of yet.
+  #refused(id, one, error) {
+    const meant = one ? [one] : id ? [] : [...this.#followed.values()].filter(({ reply, error: told }) => !reply && !told);
+    for (const each of meant) {
+      Object.assign(each, { error, refused: FOR_NOW.includes(error.code) });
+      each.fail(error);
+    }
+    if (this.#retry || !meant.some(({ refused }) => refused)) return;
+    this.#retry = setTimeout(() => this.#again(), this.#pause);
+    this.#pause = Math.min(2 * this.#pause, LONGEST);
+  }
+
   #again() {
-    for (const [id, { reply }] of this.#followed) if (!reply) this.#subscribe(id);
+    this.#retry = 0;
+    for (const [id, one] of this.#followed) {
+      if (one.refused && !one.reply) this.#subscribe(id);
+      one.refused = false;
+    }
   }
 
   #subscribe(id) {
@@ -150,16 +179,18 @@ export class Push {
 
   #hear({ id, event, version, reply, patch, error }) {
     const one = this.#followed.get(id);
+    if (event === 'error' && !version) {
+      this.#refused(id, one, new Refused(0, error));
+      return;
+    }
+    if (!one) return;
     if (event === 'error') {
-      // Without a version there is no subscription: such as where many were asked for at once.
-      if (!version) setTimeout(() => this.#again(), REFUSED);
-      if (!one) return;
       Object.assign(one, { reply: undefined, version: undefined, error: new Refused(0, error) });
       one.fail(one.error);
       return;
     }
-    if (!one) return;
     one.error = undefined;
+    [this.#failures, this.#pause] = [0, REFUSED];
     if (event === 'snapshot') one.reply = reply;
     else if (event === 'change') one.reply = patched(one.reply, patch);
     else return;

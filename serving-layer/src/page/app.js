@@ -87,7 +87,7 @@ function card(chart) {
       ...(chart.kind === 'line' ? [item('behind', 'Behind a bucket …', () => choose(of))] : []),
       item('csv', 'CSV', () => csv(of.query).then((blob) => download(`${chart.title.replace(/\W+/g, '_')}.csv`, blob), ({ message }) => say(message))),
       item('copy-curl', 'Copy as curl', () => copy(curl(of.query, key.get() !== ''))),
-      item('copy-sql', 'Copy as SQL', () => copy(sql(of.query, of.reply, catalog))),
+      item('copy-sql', 'Copy as SQL', () => { let text; if (tried(of, () => { text = sql(of.query, of.reply, catalog); })) copy(text); }),
     ]),
     item('edit', 'Change …', async () => { const made = await edit(chart, catalog); if (made) changeChart(made); }),
     item('remove', 'Remove', () => change({ ...state, charts: board().filter(({ id }) => id !== chart.id) })));
@@ -219,7 +219,7 @@ function follow() {
     const { live, key: columns, limit } = of.chart;
     if (!live) continue;
     const k = catalog.live.get(live)?.aggregate === 'top_k' ? limit ?? 10 : undefined;
-    wanted[of.chart.id] = { live, key: columns, k, tell: (reply) => drawn(of, reply), fail: (error) => failed(of, error) };
+    wanted[of.chart.id] = { live, key: columns, k, tell: (reply) => tried(of, () => drawn(of, reply)), fail: (error) => failed(of, error) };
   }
   push.follow({ ...wanted, ...(clock && ours) });
 }
@@ -241,9 +241,9 @@ async function refresh() {
   const found = { answers: [], failed: undefined };
   try {
     const asked = [...cards.values()].filter(({ chart }) => !chart.live);
-    asked.forEach((of) => { of.query = queryOf(of.chart, state, catalog, now()); });
+    const started = asked.filter((of) => tried(of, () => { of.query = queryOf(of.chart, state, catalog, now()); }));
     // What was refused is refused again: until it is another query.
-    const fresh = asked.filter((of) => of.refused !== said(of.query));
+    const fresh = started.filter((of) => of.refused !== said(of.query));
     for (let i = 0; i < fresh.length && !signal.aborted; i += TOGETHER) await together(fresh.slice(i, i + TOGETHER), signal, found);
     if (!signal.aborted) await audit();
   } finally {
@@ -257,6 +257,20 @@ async function refresh() {
 
 const said = ({ now: _, ...query }) => JSON.stringify(query);
 
+// Whether work for a chart, which may have come from anywhere, was done; the others go on without it.
+function tried(of, work) {
+  try {
+    work();
+    return true;
+  } catch (error) {
+    failed(of, new Refused(0, { message: `this chart can't be shown: ${error.message}` }));
+    return false;
+  }
+}
+
+// Errors that the same query has the next time, too.
+const LASTING = ['invalid_request', 'unanswerable', 'unknown_metric', 'forbidden'];
+
 // Asks several charts at once; those that are refused by name are left out, and else each is asked alone.
 async function together(of, signal, found) {
   if (of.length === 0) return;
@@ -264,7 +278,7 @@ async function together(of, signal, found) {
     const { answers } = await query({ queries: Object.fromEntries(of.map(({ chart, query: one }) => [chart.id, one])) }, signal);
     if (signal.aborted) return;
     found.answers.push(...Object.values(answers));
-    of.forEach((one) => drawn(one, answers[one.chart.id]));
+    of.forEach((one) => tried(one, () => drawn(one, answers[one.chart.id])));
   } catch (error) {
     if (signal.aborted || error.name === 'AbortError') return;
     if (!(error instanceof Refused)) throw error;
@@ -280,7 +294,7 @@ async function together(of, signal, found) {
 }
 
 function refused(of, error) {
-  of.refused = said(of.query);
+  if (LASTING.includes(error.code)) of.refused = said(of.query);
   failed(of, error);
 }
 
@@ -312,12 +326,13 @@ function wire() {
   boardMenu();
   addEventListener('popstate', () => { state = fromAddress(); told(); showAll(); });
   $('.skip').addEventListener('click', (event) => { event.preventDefault(); $('#board').focus(); });
-  document.addEventListener('visibilitychange', () => document.hidden || refresh());
+  document.addEventListener('visibilitychange', () => document.hidden || state.every === 0 || refresh());
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => cards.forEach((of) => {
+    if (!of.reply) return;
     of.body.firstElementChild?.ended?.();
     of.body.replaceChildren();
     of.drawn = undefined;
-    if (of.reply) drawn(of, of.reply);
+    drawn(of, of.reply);
   }));
 }
 

@@ -16,7 +16,8 @@ export function show(value) {
   return Number.isInteger(value) || Math.abs(value) >= 1000 ? whole.format(value) : fine.format(value);
 }
 
-const showKey = (key) => Object.values(key ?? {}).map((value) => value ?? NULL).join(' · ');
+const showOne = (value) => (value === '' ? '(empty)' : value ?? NULL);
+const showKey = (key) => Object.values(key ?? {}).map(showOne).join(' · ');
 // What a row is about: its key and, of a top-k, its item.
 const label = (row) => [showKey(row.key), row.item && showKey(row.item)].filter(Boolean).join(' · ') || 'all';
 
@@ -50,7 +51,7 @@ export function tableOf(chart, reply, catalog) {
   const names = [...(timed ? ['bucket'] : []), ...keys, ...item, ...columns.map(({ label }) => label), ...before.map(({ label }) => `${label}, before`)];
   const rows = reply.rows.map((row) => [
     ...(timed ? [row.bucket.replace('T', ' ').replace(/:\d\d\.\d+/, '')] : []),
-    ...keys.map((key) => row.key[key] ?? NULL), ...item.map((key) => row.item[key] ?? NULL),
+    ...keys.map((key) => showOne(row.key[key])), ...item.map((key) => showOne(row.item[key])),
     ...columns.map((column) => column.of(row.values)), ...before.map((column) => column.of(row.previous)),
   ]);
   return { names, rows };
@@ -182,7 +183,10 @@ function line(chart, reply, catalog, { zone, height, spike }) {
     const now = series(chart, next, catalog);
     if (names(now.lines) !== names(lines) || now.times.length === 0) return false;
     [times, lines, end] = [now.times, now.lines, Date.parse(next.to) / 1000];
-    plot.setData([times, ...lines.map(([, values]) => values)]);
+    const { min, max } = plot.scales.x;
+    const zoomed = min > plot.data[0][0] || max < plot.data[0].at(-1);
+    plot.setData([times, ...lines.map(([, values]) => values)], !zoomed);
+    if (zoomed) plot.redraw();
     return true;
   };
   return holder;

@@ -1,4 +1,4 @@
-// The form in which a chart is made or changed, and the menu of boards' links. It gives back a chart, or nothing.
+// Dialogs: the form in which a chart is made or changed, which gives back a chart or nothing, and one that tells something.
 
 import { $, h, options } from './dom.js';
 
@@ -19,7 +19,7 @@ function read(form, chart, catalog) {
   if (live) {
     if (!['number', 'bars', 'table'].includes(made.kind)) throw new Error('a live counter is shown as a number, bars or a table');
     made.live = live;
-    const key = Object.fromEntries(catalog.live.get(live).by.map(({ name }) => [name, text(`key.${name}`)]));
+    const key = Object.fromEntries((catalog.live.get(live)?.by ?? []).map(({ name }) => [name, text(`key.${name}`)]));
     if (Object.keys(key).length > 0) made.key = key;
   } else {
     made.metrics = chosen(form, 'metrics').slice(0, 3);
@@ -82,7 +82,7 @@ export function edit(chart, catalog) {
     const known = catalog.dimensions({ metrics: chosen(form, 'metrics') }).map(({ name }) => name);
     const before = groups.options.length > 0 ? chosen(form, 'group_by') : chart.group_by ?? [];
     groups.replaceChildren(...known.map((value) => h('option', { value, selected: before.includes(value) }, value)));
-    const by = live ? catalog.live.get(live).by : [];
+    const by = catalog.live.get(live)?.by ?? [];
     keys.replaceChildren(...by.map(({ name }) => field(name, h('input', { name: `key.${name}`, value: chart.key?.[name] ?? '', required: true }))));
   };
   form.addEventListener('change', ({ target }) => ['live', 'metrics'].includes(target.name) && grown());

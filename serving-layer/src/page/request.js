@@ -102,6 +102,8 @@ function condition(filter) {
   if (op === 'is_not_null') return `${column} is not null`;
   if (op === 'in') return `${column} in (${values.map(literal).join(', ')})`;
   if (op === 'between') return `${column} between ${values.map(literal).join(' and ')}`;
+  // What a link says is not SQL yet.
+  if (!['=', '!=', '<', '<=', '>', '>=', 'like'].includes(op)) throw new Error(`${JSON.stringify(op)} is no test that SQL knows`);
   return `${column} ${op === '!=' ? '<>' : op} ${literal(value)}`;
 }
 
@@ -129,7 +131,7 @@ export function sql(query, reply, catalog) {
     const bucket = bucketOf(query);
     const columns = [...(query.group_by ?? []), ...(metric.item ? [metric.item.name] : [])].map(name);
     const groups = [...bucket.map(() => '1'), ...columns];
-    const limit = query.k ?? query.limit;
+    const limit = Math.trunc(Number(query.k ?? query.limit));
     return [
       `select ${[...bucket, ...columns, `${sum} as ${name(metric.name)}`].join(', ')}`, from,
       ...(groups.length > 0 ? [`group by ${groups.join(', ')}`] : []),

@@ -14,7 +14,7 @@ export function zoneNamed(text) {
   }
 }
 
-// Charts without names in them that could be mistaken: each has one, each once.
+// Charts as they came from elsewhere, numbered anew, so that no two are of one name.
 function charts(list) {
   if (!Array.isArray(list)) return null;
   return list.filter((one) => one && typeof one === 'object').slice(0, 40).map((one, i) => ({ ...one, id: `c${i + 1}` }));

@@ -160,11 +160,13 @@ async fn whatever_is_wrong_with_a_key_the_answer_is_the_same() {
     let protocol = |request: axum::http::request::Builder, token: &str| {
         request.header("sec-websocket-protocol", format!("tidemark, bearer.{token}"))
     };
-    let asked = protocol(Request::get("/api/v1/metrics"), &text);
-    assert_eq!(guarded.send(None, asked, String::new()).await.0, 200);
+    let subscribe = || Request::get("/api/v1/subscribe");
+    let (status, _, reply) = guarded.send(None, protocol(subscribe(), &text), String::new()).await;
+    assert!(status != 401 && reply.contains("WebSocket"), "{status} {reply}");
     for asked in [
-        protocol(Request::get("/api/v1/metrics"), &expired.1.reveal()),
-        protocol(Request::get("/api/v1/metrics").header("authorization", "Bearer tm_0"), &text),
+        protocol(Request::get("/api/v1/metrics"), &text),
+        protocol(subscribe(), &expired.1.reveal()),
+        protocol(subscribe().header("authorization", "Bearer tm_0"), &text),
     ] {
         assert_eq!(guarded.send(None, asked, String::new()).await.0, 401);
     }
@@ -413,8 +415,13 @@ async fn pages_of_the_origins_named_may_ask() {
     assert!(status == 401 && headers.contains_key("access-control-allow-origin"), "{headers:?}");
     let (_, headers, _) = guarded.send(None, preflight("https://elsewhere.example"), String::new()).await;
     assert!(!headers.contains_key("access-control-allow-origin"), "{headers:?}");
-    let plain = Served::new().await;
+    let mut plain = Served::new().await;
     assert_eq!(plain.status("options", "/api/v1/query").await, 405);
+    // Without keys pages from elsewhere change nothing.
+    plain.service.origins = guarded.served.service.origins.clone();
+    let request = preflight("https://app.example").body(Body::empty()).unwrap();
+    let response = router(plain.service.clone()).oneshot(request).await.unwrap();
+    assert_eq!(response.headers()["access-control-allow-methods"], "GET,POST");
 }
 
 /// A stream of events goes on for as long as its key is valid, and shows what that may see.

@@ -304,6 +304,8 @@ async fn what_is_put_is_as_the_document_says() {
     for refused in [
         json!({}),
         json!([]),
+        json!([{}]),
+        json!([{}, false, 1]),
         json!({ "board": [] }),
         json!({ "board": "{}" }),
         json!({ "board": null }),
