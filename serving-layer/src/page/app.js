@@ -80,7 +80,6 @@ function card(chart) {
   const section = h('section', { class: `chart ${chart.kind}`, 'data-chart': chart.id, 'data-kind': chart.kind, 'data-state': 'loading', 'data-updates': '0' },
     h('div', { class: 'head' }, h('h2', {}, chart.title), h('div', { class: 'menu-of' }, menu, items)), note, body);
   const of = { chart, section, body, note, updates: 0, asTable: false, reply: undefined };
-  const item = (name, text, onclick) => h('button', { type: 'button', class: name, onclick }, text);
   items.append(
     item('as-table', 'As a table, or not', () => { of.asTable = !of.asTable; if (of.reply) drawn(of, of.reply); }),
     ...(chart.live ? [] : [
@@ -94,6 +93,9 @@ function card(chart) {
   opens(menu, items);
   return of;
 }
+
+// An item of a menu.
+const item = (name, text, onclick) => h('button', { type: 'button', class: name, onclick }, text);
 
 // A button that opens a menu: the arrows move in it, Escape and a click elsewhere close it.
 function opens(button, items) {
@@ -339,7 +341,6 @@ function wire() {
 function boardMenu() {
   const button = $('#board-menu');
   const items = $('.items', button.parentElement);
-  const item = (name, text, onclick) => h('button', { type: 'button', class: name, onclick }, text);
   items.append(
     item('add', 'Add a chart …', async () => {
       const next = 1 + Math.max(0, ...board().map(({ id }) => Number(id.slice(1))));

@@ -139,9 +139,11 @@ function byKey(column, reply, buckets, most, counted) {
   return [...lines].sort(([, a], [, b]) => total(b) - total(a)).slice(0, LINES);
 }
 
+const startsOf = (reply) => [...new Set(reply.rows.map((row) => row.bucket))];
+
 function series(chart, reply, catalog) {
   const columns = columnsOf(chart, catalog);
-  const buckets = [...new Set(reply.rows.map((row) => row.bucket))];
+  const buckets = startsOf(reply);
   const grouped = reply.rows.some((row) => row.item || Object.keys(row.key).length > 0);
   const [metric] = catalog.of(chart);
   const counted = ['count', 'sum', 'distinct', 'top_k'].includes(metric?.aggregate) && !chart.show;
@@ -224,6 +226,6 @@ export function draw(chart, reply, catalog, context) {
 
 // The buckets of a line's answer: each with its start and end, ms since 1970.
 export function buckets(reply) {
-  const starts = [...new Set(reply.rows.map((row) => row.bucket))];
+  const starts = startsOf(reply);
   return starts.map((text, i) => [text, Date.parse(text), Date.parse(starts[i + 1] ?? reply.to)]);
 }

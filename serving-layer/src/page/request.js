@@ -28,7 +28,7 @@ function span(range) {
   return to ? { from, to } : { time_range: range };
 }
 
-export const isRanked = (chart, catalog) => catalog.of(chart).some((metric) => metric.aggregate === 'top_k');
+const isRanked = (chart, catalog) => catalog.of(chart).some((metric) => metric.aggregate === 'top_k');
 
 // The columns that a test is about.
 export function columnsOf(filter) {
@@ -43,11 +43,14 @@ export function filtersOf(chart, board, catalog) {
   return { held: all.filter(([is]) => is).map(([, filter]) => filter), left: all.filter(([is]) => !is).map(([, filter]) => filter) };
 }
 
+// All tests that a chart is asked with: the common ones that it can have, and its own.
+export const testsOf = (chart, board, catalog) => [...filtersOf(chart, board, catalog).held, ...(chart.filters ?? [])];
+
 // The query of a chart; `now` is the data's clock where that is not ours.
 export function queryOf(chart, board, catalog, now) {
   const range = chart.range || board.range;
   const query = { metrics: chart.metrics, ...span(range), ...clock(range, now), time_zone: board.zone };
-  const filters = [...filtersOf(chart, board, catalog).held, ...(chart.filters ?? [])];
+  const filters = testsOf(chart, board, catalog);
   if (filters.length > 0) query.filters = filters;
   const group = ['number', 'heat'].includes(chart.kind) ? [] : chart.group_by ?? [];
   if (group.length > 0) query.group_by = group;
