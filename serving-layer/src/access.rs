@@ -125,6 +125,12 @@ impl Access {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| seen.version.clone())
     }
 
+    /// Whether the keys are known, so that those who have one are let in.
+    pub fn is_ready(&self, now: Millis) -> bool {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        seen.as_ref().is_some_and(|seen| is_trusted(seen.at, now))
+    }
+
     /// The holder of a key.
     ///
     /// # Errors

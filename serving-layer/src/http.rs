@@ -262,7 +262,7 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: both views can be read, and there is a tidemark.
+/// `GET /readyz`: both views can be read, there is a tidemark, and the keys are known.
 pub(crate) async fn readyz(State(service): State<Service>) -> Response {
     error::readiness(&service.unready())
 }

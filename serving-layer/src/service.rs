@@ -120,7 +120,7 @@ impl Service {
         self.status.read().unwrap_or_else(PoisonError::into_inner).because.clone()
     }
 
-    /// Looks at both views once.
+    /// Looks at both views once, and whether the keys are known.
     ///
     /// # Errors
     /// Where the stored layout is not the catalog's: no answer can be right then.
@@ -151,6 +151,9 @@ impl Service {
                 known.marks.clone()
             }
         };
+        if self.access.as_ref().is_some_and(|access| !access.is_ready((self.clock)())) {
+            because.push("the keys (TIDEMARK_ACCESS) aren't known".to_owned());
+        }
         if because != self.unready() {
             match because.is_empty() {
                 true => tracing::info!("ready"),

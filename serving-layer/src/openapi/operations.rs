@@ -131,7 +131,7 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
             "getReadiness",
             "health",
             "Whether queries can be answered",
-            "Both views can be read, and there is a tidemark.",
+            "Both views can be read, there is a tidemark, and the keys are known.",
             vec![],
             found,
         ),

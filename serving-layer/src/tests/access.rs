@@ -462,9 +462,15 @@ async fn a_subscription_sees_what_its_key_may_and_ends_with_it() {
     access.let_go(NOW + 60_001);
     while streams[0].next().await.is_some() {}
     assert_eq!(guarded.get(&reader.1, "/api/v1/metrics").await.0, 503);
+    // Who asks only those that are ready comes to one that knows them.
+    guarded.served.service.refresh().await.unwrap();
+    let unready = json!({ "ready": false, "because": ["the keys (TIDEMARK_ACCESS) aren't known"] });
+    assert_eq!(guarded.get(&reader.1, "/readyz").await, (503, unready));
     // Once they can be, the key is as good as before.
     access.look("1".to_owned(), vec![reader.0.clone()], &guarded.served.service, NOW);
     assert_eq!(guarded.get(&reader.1, "/api/v1/metrics").await.0, 200);
+    guarded.served.service.refresh().await.unwrap();
+    assert_eq!(guarded.get(&reader.1, "/readyz").await.0, 200);
     let logged: Vec<u16> = guarded.logged().iter().map(|entry| entry.status).collect();
     assert_eq!(logged, [200, 200, 403, 200]);
 }
