@@ -36,7 +36,7 @@ pub(crate) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     let columns: String = stream
         .fields
         .iter()
-        .map(|field| format!("{} {}, ", quote(column_name(&field.name).as_str()), column_type(field.ty)))
+        .map(|field| format!("{} {}, ", quote(&field.fact_column()), column_type(field.ty)))
         .collect();
     let create = format!(
         "create table if not exists facts.{parent} ({columns}{SYSTEM}, \
@@ -45,14 +45,15 @@ pub(crate) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *connection).await?;
     for field in &stream.fields {
         // A field that the stream got later.
-        let (name, ty) = (quote(column_name(&field.name).as_str()), column_type(field.ty));
+        let (column, ty) = (field.fact_column(), column_type(field.ty));
+        let name = quote(&column);
         let add = format!("alter table facts.{parent} add column if not exists {name} {ty}");
         let known: bool = sqlx::query_scalar(
             "select exists (select from information_schema.columns
                             where table_schema = 'facts' and table_name = $1 and column_name = $2)",
         )
         .bind(&stream.name)
-        .bind(column_name(&field.name))
+        .bind(&column)
         .fetch_one(&mut *connection)
         .await?;
         if !known {
@@ -92,7 +93,7 @@ pub(crate) async fn append(
     let encoded = tokio::task::spawn_blocking(move || encode(&stream, &path, now)).await?;
     let encoded = encoded.with_context(|| format!("facts of {}", file.display()))?;
     let fields: String =
-        table.stream.fields.iter().map(|field| quote(&column_name(&field.name)) + ", ").collect();
+        table.stream.fields.iter().map(|field| quote(&field.fact_column()) + ", ").collect();
     let statement = format!(
         "copy facts.{} ({fields}topic, \"partition\", \"offset\", event_time, act_prod_time, act_load_time) \
          from stdin (format binary)",
@@ -102,16 +103,6 @@ pub(crate) async fn append(
     sink.send(encoded).await?;
     sink.finish().await?;
     Ok(())
-}
-
-/// A field's column: one that has the name of a column of ours gets an underscore.
-fn column_name(field: &str) -> String {
-    match field {
-        "topic" | "partition" | "offset" | "event_time" | "act_prod_time" | "act_load_time" => {
-            format!("{field}_")
-        }
-        _ => field.to_owned(),
-    }
 }
 
 fn column_type(ty: FieldType) -> String {

@@ -47,12 +47,16 @@ pub(crate) async fn archive(
     Ok((marked.len(), bytes))
 }
 
-/// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many.
+/// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many. The ledger is told
+/// first here, too: what readers are told to be there is there.
 pub(crate) async fn facts(
     connection: &mut PgConnection,
     stream: Option<&str>,
     before: NaiveDate,
 ) -> Result<usize> {
+    let sql = "update tidemark.segment set facts = false
+               where event_day < $1 and facts and stream = coalesce($2, stream)";
+    sqlx::query(sql).bind(before).bind(stream).execute(&mut *connection).await?;
     let sql = "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
                where n.nspname = 'facts' and c.relkind = 'r' and c.relname ~ '_[0-9]{8}$'
                  and left(c.relname, -9) = coalesce($2, left(c.relname, -9))

@@ -13,10 +13,12 @@ use crate::query::Column;
 use crate::query::buckets::Buckets;
 use crate::query::filter::{Condition, Filter};
 use futures::future::BoxFuture;
+use shared_model::catalog::Stream;
+use shared_model::event::Value;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::Tidemark;
-use shared_model::time::{EventDay, Interval};
+use shared_model::time::{EventDay, Interval, Millis};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thiserror::Error;
@@ -117,6 +119,26 @@ pub struct Scan<'a> {
     pub condition: &'a Condition<usize>,
 }
 
+/// A record as a stream's facts keep it: one delivery, of which an event may have several.
+#[derive(Debug, Clone)]
+pub struct Fact {
+    /// One value for each of the stream's fields.
+    pub values: Vec<Value>,
+    /// Where it was read from; of an import its pseudo-topic.
+    pub tp: TopicPartition,
+    /// Its offset there.
+    pub offset: i64,
+    /// Its event time.
+    pub event_time: Millis,
+    /// When its producer says to have made it.
+    pub produced: Option<Millis>,
+    /// When the flip was that took it in.
+    pub loaded: Millis,
+}
+
+/// Takes each record, and says whether it wants more.
+pub type EachFact<'a> = &'a mut (dyn FnMut(Fact) -> bool + Send);
+
 /// Takes each row; an error ends the reading.
 pub type EachCell<'a> = &'a mut (dyn FnMut(Result<Cell, FoldError>) -> Result<(), FoldError> + Send);
 
@@ -158,6 +180,15 @@ pub trait Snapshot: Send {
         scan: &'a Scan<'a>,
         each: EachCell<'a>,
     ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>>;
+
+    /// Hands each record of a stream's facts in a span to `each`, by event time and then by its place in the log, until
+    /// that has enough. Returns the event days of the span with records that the facts don't have.
+    fn facts<'a>(
+        &'a mut self,
+        stream: &'a Stream,
+        span: Interval,
+        each: EachFact<'a>,
+    ) -> BoxFuture<'a, Result<Vec<EventDay>, BatchError>>;
 
     /// Ends the snapshot.
     fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>>;

@@ -50,6 +50,8 @@ pub struct MetricEntry {
     pub window: Option<String>,
     /// The step of its sliding window.
     pub pane: Option<String>,
+    /// Whether the records behind its values can be read: a stream of it keeps them.
+    pub facts: bool,
     /// Whether its sliding counters are written as plain keys, too.
     pub published: bool,
     /// Hash of all that its values depend on.
@@ -93,13 +95,14 @@ pub struct ColumnEntry {
 impl CatalogReply {
     /// The reply for a catalog.
     pub fn new(catalog: &Catalog) -> CatalogReply {
-        let metrics = catalog.metrics.iter().map(|of| metric(of)).collect();
+        let metrics = catalog.metrics.iter().map(|of| metric(catalog, of)).collect();
         let formulas = catalog.formulas.iter().map(|of| formula(of)).collect();
         CatalogReply { metrics, formulas }
     }
 }
 
-fn metric(metric: &Metric) -> MetricEntry {
+fn metric(catalog: &Catalog, metric: &Metric) -> MetricEntry {
+    let keeps = |stream: &String| catalog.stream(stream).is_some_and(|stream| stream.facts);
     let (aggregate, k, quantiles) = match &metric.aggregate {
         Aggregate::Count => ("count", None, None),
         Aggregate::Sum(_) => ("sum", None, None),
@@ -126,6 +129,7 @@ fn metric(metric: &Metric) -> MetricEntry {
         grain: show_width(metric.grain.width()),
         window: metric.window.map(|window| show_width(window.width)),
         pane: metric.window.map(|window| show_width(window.pane)),
+        facts: metric.bindings.iter().any(|binding| keeps(&binding.stream)),
         published: metric.publish,
         version: metric.version.to_string(),
     }

@@ -16,6 +16,7 @@ pub mod coverage;
 pub mod documents;
 pub mod error;
 mod export;
+pub mod facts;
 pub mod finish;
 mod http;
 pub mod live;

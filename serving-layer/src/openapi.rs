@@ -13,6 +13,7 @@ pub(crate) mod shapes;
 use crate::boards::{BoardAbout, BoardReply, BoardsReply};
 use crate::catalog_reply::CatalogReply;
 use crate::error::{Code, ErrorReply, Readiness};
+use crate::facts::FactsReply;
 use crate::query::Limits;
 use crate::reply::{LiveReply, QueriesReply, QueryReply};
 use schemars::generate::SchemaSettings;
@@ -69,6 +70,7 @@ fn replies() -> Map<String, Json> {
         settings.with(|settings| settings.definitions_path = "/components/schemas".into()).into_generator();
     generator.subschema_for::<QueryReply<'_>>();
     generator.subschema_for::<QueriesReply<'_>>();
+    generator.subschema_for::<FactsReply>();
     generator.subschema_for::<LiveReply>();
     generator.subschema_for::<CatalogReply>();
     generator.subschema_for::<BoardAbout>();

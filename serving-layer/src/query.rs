@@ -21,8 +21,8 @@ pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, lone_test, type_name};
 /// The form of a request, for whoever describes it: the parser's own fields, words and limits.
 pub(crate) mod form {
     pub(crate) use super::parse::{
-        IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_QUERY,
-        OF_REQUEST, OPS, PERIODS,
+        FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_FACTS,
+        OF_QUERY, OF_REQUEST, OPS, PERIODS,
     };
     pub(crate) use super::range::FORMS as RANGES;
 }

@@ -2,13 +2,13 @@
 
 use crate::push::{socket, sse};
 use crate::service::Service;
-use crate::{access, boards, caching, documents, http, page, telemetry};
+use crate::{access, boards, caching, documents, facts, http, page, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
@@ -36,6 +36,7 @@ pub fn router(service: Service) -> Router {
         .route("/api/v1/query", get(http::get_query).post(http::query))
         .route("/api/v1/query/events", get(sse::query))
         .route("/api/v1/subscribe", get(socket::subscribe))
+        .route("/api/v1/facts", post(facts::read))
         .route("/api/v1/audit", get(http::audit))
         .route("/api/v1/boards", get(boards::list))
         .route("/api/v1/boards/{name}", get(boards::read).put(boards::write).delete(boards::delete))

@@ -102,6 +102,18 @@ pub struct Field {
     pub ty: FieldType,
 }
 
+impl Field {
+    /// Its column in `facts.<stream>`: one that has the name of a column of ours gets an underscore.
+    pub fn fact_column(&self) -> String {
+        match self.name.as_str() {
+            "topic" | "partition" | "offset" | "event_time" | "act_prod_time" | "act_load_time" => {
+                format!("{}_", self.name)
+            }
+            name => name.to_owned(),
+        }
+    }
+}
+
 /// A dimension derived from a stream's fields.
 #[derive(Debug, Clone)]
 pub struct Dimension {

@@ -176,6 +176,14 @@ pub const PRODUCED_HEADER: &str = "act_prod_time";
 pub struct Identity(pub u128);
 
 impl Identity {
+    /// Of a stream's record, by its values and its place in the log.
+    pub fn of_record(stream: &Stream, tp: &TopicPartition, offset: i64, values: &[Value]) -> Identity {
+        match stream.identity.is_empty() {
+            true => Identity::of_position(tp, offset),
+            false => Identity::of_values(&stream.name, stream.identity.iter().map(|&field| &values[field])),
+        }
+    }
+
     /// Of a stream's identity values, in the catalog's order.
     pub fn of_values<'a>(stream: &str, values: impl Iterator<Item = &'a Value>) -> Identity {
         let mut framed = Vec::with_capacity(64);
@@ -324,10 +332,6 @@ pub fn from_values(
         let bounds = format!("[{}, {})", time::show(bounds.start), time::show(bounds.end));
         return Err(Reject::OutOfBounds { event_time: time::show(time), bounds });
     }
-    let identity = if stream.identity.is_empty() {
-        Identity::of_position(tp, offset)
-    } else {
-        Identity::of_values(&stream.name, stream.identity.iter().map(|&field| &values[field]))
-    };
+    let identity = Identity::of_record(stream, tp, offset, &values);
     Ok(Event { time, values, identity })
 }

@@ -12,6 +12,7 @@ use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Millis};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgTransaction};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
@@ -43,7 +44,7 @@ pub(crate) struct Flip<'a> {
     pub(crate) dirty: &'a [EventDay],
     /// All metric versions of the catalog.
     pub(crate) versions: &'a [String],
-    /// Segments whose rows become facts, each with its file on this machine.
+    /// Segments whose rows become facts, each with its file on this machine: all of a stream that keeps them.
     pub(crate) facts: &'a [(facts::Table, PathBuf)],
     /// Days and rows of the run, for its record.
     pub(crate) days: usize,
@@ -128,8 +129,9 @@ async fn once(connection: &mut PgConnection, flip: &Flip<'_>) -> Result<()> {
 /// Writes the ledger. A path that is there already is a fault that must not be hidden: its rows would count twice.
 async fn take_in(transaction: &mut PgTransaction<'_>, flip: &Flip<'_>) -> Result<()> {
     let sql = "insert into tidemark.segment (path, stream, topic, partition, from_offset, to_offset, event_day, rows,
-                   bytes, checksum, import_id, generation)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+                   bytes, checksum, import_id, generation, facts)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+    let with_facts: BTreeSet<&String> = flip.facts.iter().map(|(table, _)| &table.stream.name).collect();
     for Entry { stream, tp, import, segment } in flip.entries {
         sqlx::query(sql)
             .bind(&segment.path)
@@ -144,6 +146,7 @@ async fn take_in(transaction: &mut PgTransaction<'_>, flip: &Flip<'_>) -> Result
             .bind(&segment.checksum)
             .bind(import)
             .bind(flip.next.generation)
+            .bind(with_facts.contains(stream))
             .execute(&mut **transaction)
             .await?;
     }

@@ -251,6 +251,19 @@ impl Scoped {
         }
     }
 
+    /// Refuses what only an admin of a metric may see: records show every field, not the metric's alone.
+    ///
+    /// # Errors
+    /// [`ServeError::Forbidden`]
+    pub(crate) fn administers(&self, metric: &Metric) -> Result<(), ServeError> {
+        match &self.holder {
+            Some(holder) if !holder.key.grants.administers(metric) => {
+                Err(ServeError::Forbidden(format!("this key is no admin of metric {}", metric.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What a client is told that asked for a metric which its key doesn't know: the same whether or not there is one.
     pub(crate) fn refused(&self, error: ServeError) -> ServeError {
         let restricted = self.holder.as_ref().is_some_and(|holder| {

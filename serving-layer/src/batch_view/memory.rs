@@ -1,12 +1,12 @@
 //! The batch view in memory: the reference that tests hold the real one against.
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, Lost, Position, Scan, Snapshot, StoredLayout, VersionOf,
-    Versions,
+    AtTidemark, BatchError, BatchView, EachCell, EachFact, Fact, Lost, Position, Scan, Snapshot,
+    StoredLayout, VersionOf, Versions,
 };
 use crate::merge::{Cell, FoldError};
 use futures::future::BoxFuture;
-use shared_model::catalog::Layout;
+use shared_model::catalog::{Layout, Stream};
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::tidemark::Tidemark;
 use shared_model::time::{EventDay, Interval};
@@ -22,6 +22,7 @@ struct Held {
     days: BTreeSet<(String, EventDay)>,
     versions: Vec<Arc<MemoryVersion>>,
     lost: Vec<Lost>,
+    facts: Vec<(String, Fact)>,
     audits: Vec<serde_json::Value>,
 }
 
@@ -73,6 +74,18 @@ impl MemoryBatchView {
     /// Notes offsets that never reached the archive.
     pub fn lose(&self, lost: Lost) {
         self.with(|held| held.get_or_insert_default().lost.push(lost));
+    }
+
+    /// Keeps records of a stream as facts.
+    pub fn keep(&self, stream: &str, facts: impl IntoIterator<Item = Fact>) {
+        let facts = facts.into_iter().map(|fact| (stream.to_owned(), fact));
+        self.with(|held| {
+            let held = &mut held.get_or_insert_default().facts;
+            held.extend(facts);
+            held.sort_by(|(_, a), (_, b)| {
+                (a.event_time, &a.tp, a.offset).cmp(&(b.event_time, &b.tp, b.offset))
+            });
+        });
     }
 
     /// Drops what a run left behind.
@@ -196,6 +209,25 @@ impl Snapshot for MemorySnapshot {
             }
             Ok(Ok(()))
         })
+    }
+
+    fn facts<'a>(
+        &'a mut self,
+        stream: &'a Stream,
+        span: Interval,
+        each: EachFact<'a>,
+    ) -> BoxFuture<'a, Result<Vec<EventDay>, BatchError>> {
+        let kept: Vec<&Fact> =
+            self.0.facts.iter().filter(|(of, _)| *of == stream.name).map(|(_, fact)| fact).collect();
+        let has = |day: &EventDay| kept.iter().any(|fact| day.interval().contains(fact.event_time));
+        let days = self.0.days.iter().filter(|(of, day)| *of == stream.name && day.interval().overlaps(&span));
+        let missing = days.map(|(_, day)| *day).filter(|day| !has(day)).collect();
+        for fact in kept.iter().filter(|fact| span.contains(fact.event_time)) {
+            if !each((*fact).clone()) {
+                break;
+            }
+        }
+        Box::pin(async move { Ok(missing) })
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {

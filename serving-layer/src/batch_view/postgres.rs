@@ -4,17 +4,19 @@
 //! version ids, so that the planner leaves out every other version's table. A snapshot that is dropped before its end
 //! closes its connection, which the server looks at once a second: a query that nobody waits for any more ends there too.
 
+mod facts;
 mod select;
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, Lost, Position, Scan, Snapshot, StoredLayout, VersionOf,
-    Versions,
+    AtTidemark, BatchError, BatchView, EachCell, EachFact, Lost, Position, Scan, Snapshot, StoredLayout,
+    VersionOf, Versions,
 };
 use crate::merge::FoldError;
 use chrono::NaiveDate;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use select::{Select, bind, cell, timestamp};
+use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::{StoredCut, Tidemark};
@@ -328,6 +330,18 @@ impl Snapshot for PostgresSnapshot {
             let parent = format!("{}_{}", scan.column.metric.name, scan.column.metric.version);
             let mut each = each;
             self.read_rows(scan, &parent, &mut each).await.map_err(unavailable)
+        })
+    }
+
+    fn facts<'a>(
+        &'a mut self,
+        stream: &'a Stream,
+        span: Interval,
+        each: EachFact<'a>,
+    ) -> BoxFuture<'a, Result<Vec<EventDay>, BatchError>> {
+        Box::pin(async move {
+            facts::read(&mut self.connection, stream, span, each).await.map_err(unavailable)?;
+            facts::missing(&mut self.connection, stream, span).await.map_err(unavailable)
         })
     }
 

@@ -56,6 +56,7 @@ pub(super) fn paths(catalog: &Catalog, about: About<'_>) -> Map<String, Json> {
                 answers(ok("A query's answer", rows()), &OF_QUERIES, about)),
         }),
     );
+    add("/api/v1/facts", json!({ "post": facts(about) }));
     for (path, item) in super::boards::paths(about) {
         add(path, item);
     }
@@ -155,6 +156,26 @@ fn query_in_address(catalog: &Catalog) -> Json {
     json!({ "name": "q", "in": "query", "required": true, "description": "The request, as JSON: a `QueryBody`.",
             "schema": { "type": "string", "contentMediaType": "application/json", "contentSchema": of("QueryBody") },
             "example": example(catalog).to_string() })
+}
+
+/// The records behind a value.
+fn facts(about: About<'_>) -> Json {
+    let errors = [
+        &OF_VIEWS[..],
+        &[Code::InvalidRequest, Code::InvalidBody, Code::UnknownMetric, Code::Unanswerable],
+        &[Code::TooManyRequests, Code::Incomplete, Code::Unavailable],
+    ];
+    let content = |name: &str| json!({ "application/json": { "schema": of(name) } });
+    operation(
+        "facts",
+        "queries",
+        "The records behind a metric's value",
+        "What the metric counts in a span, record by record, as far as the batch view reaches: where a stream of it keeps its \
+         records (`facts = true` in the catalog). A key must be an admin of the metric, since records show every field.",
+        vec![],
+        Some(json!({ "required": true, "content": content("FactsRequest") })),
+        answers(ok("The records", content("FactsReply")), &errors.concat(), about),
+    )
 }
 
 /// The live value of one metric.

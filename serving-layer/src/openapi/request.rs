@@ -6,8 +6,8 @@
 
 use crate::query::Limits;
 use crate::query::form::{
-    IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_QUERY, OF_REQUEST,
-    OPS, PERIODS, RANGES,
+    FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_FACTS, OF_QUERY,
+    OF_REQUEST, OPS, PERIODS, RANGES,
 };
 use crate::table::Format;
 use serde_json::{Map, Value as Json, json};
@@ -47,7 +47,19 @@ pub(super) fn schemas(catalog: &Catalog, limits: &Limits) -> Map<String, Json> {
     let mut part = object(&OF_QUERY);
     part["description"] = json!("One of several queries.");
     part["required"] = json!(["metrics"]);
+    let (usual, most) = FACTS;
+    let mut facts = object(&OF_FACTS);
+    facts["description"] = json!("The records of one metric. Their span is `from` and `to`, or `time_range`.");
+    facts["required"] = json!(["metrics"]);
+    spanned(&mut facts);
+    facts["properties"]["metrics"] = json!({ "type": "array", "minItems": 1, "maxItems": 1,
+        "items": text(MAX_NAME), "description": "The metric." });
+    facts["properties"]["limit"] = json!({ "type": "integer", "minimum": 0, "maximum": most.min(limits.max_rows),
+        "default": usual, "description": "The most records to return." });
+    facts["properties"]["offset"]["description"] =
+        json!("How many records to pass over; a run that takes in more of the span moves them.");
     let mut all = Map::new();
+    all.insert("FactsRequest".to_owned(), facts);
     all.insert(
         "QueryBody".to_owned(),
         json!({ "description": "One query, or several.",

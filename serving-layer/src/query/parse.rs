@@ -14,7 +14,7 @@ mod values;
 
 pub(crate) use fields::{MAX_FAULTS, MAX_NAME};
 pub use request::{At, Request};
-pub(crate) use request::{IN_COMMON, MAX_QUERIES, OF_REQUEST};
+pub(crate) use request::{FACTS, IN_COMMON, MAX_QUERIES, OF_FACTS, OF_REQUEST};
 pub(crate) use test::{OPS, lone_test, type_name};
 
 use super::buckets::Buckets;

@@ -5,7 +5,8 @@ use super::over_http::Served;
 use super::world::{NOW, START, World, fixed, span};
 use crate::Service;
 use crate::batch_view::{
-    AtTidemark, BatchError, BatchView, EachCell, Lost, MemoryBatchView, Position, Scan, Snapshot, Versions,
+    AtTidemark, BatchError, BatchView, EachCell, EachFact, Lost, MemoryBatchView, Position, Scan, Snapshot,
+    Versions,
 };
 use crate::merge::FoldError;
 use crate::realtime_view::MemoryRealtimeView;
@@ -15,9 +16,10 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use futures::future::BoxFuture;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
+use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
-use shared_model::time::{Interval, show};
+use shared_model::time::{EventDay, Interval, show};
 use shared_model::view::{Looked, Mark};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -168,6 +170,15 @@ impl Snapshot for CountingSnapshot {
     ) -> BoxFuture<'a, Result<Result<(), FoldError>, BatchError>> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.rows(scan, each)
+    }
+
+    fn facts<'a>(
+        &'a mut self,
+        stream: &'a Stream,
+        span: Interval,
+        each: EachFact<'a>,
+    ) -> BoxFuture<'a, Result<Vec<EventDay>, BatchError>> {
+        self.0.facts(stream, span, each)
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {

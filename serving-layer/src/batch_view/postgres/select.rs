@@ -186,7 +186,7 @@ fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnT
     metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
 }
 
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -14,6 +14,11 @@ use shared_model::time::Millis;
 pub(crate) const IN_COMMON: [&str; 6] = ["filters", "from", "to", "time_range", "now", "time_zone"];
 /// The fields of a request beside those of its query, or of what its queries have in common.
 pub(crate) const OF_REQUEST: [&str; 5] = ["queries", "strict", "at_run", "as_of", "format"];
+/// The fields of a request for records: those of a query that choose them.
+pub(crate) const OF_FACTS: [&str; 10] =
+    ["metrics", "filters", "from", "to", "time_range", "now", "time_zone", "limit", "offset", "strict"];
+/// How many records a reply has unless asked otherwise, and at most.
+pub(crate) const FACTS: (usize, usize) = (100, 10_000);
 /// The most queries of one request.
 pub(crate) const MAX_QUERIES: usize = 20;
 
@@ -62,6 +67,51 @@ impl Request {
         Request::read(&json, accepted, catalog, limits, now)
     }
 
+    /// Reads and validates a request for the records of one metric, as a query of it that is not grouped.
+    ///
+    /// # Errors
+    /// See [`Request::parse`]; also where no stream of the metric keeps its records.
+    pub fn facts(
+        body: &[u8],
+        catalog: &Catalog,
+        limits: &Limits,
+        now: Millis,
+    ) -> Result<Request, ServeError> {
+        let json: Json = serde_json::from_slice(body).map_err(|error| ServeError::Body(error.to_string()))?;
+        let object = object(&json)?;
+        let mut faults = Faults::default();
+        let request = Fields::new(object, "");
+        request.refuse_unknown(&OF_FACTS, &mut faults);
+        let strict = request.flag("strict", &mut faults);
+        let mut query = read(&request, catalog, limits, now, &mut faults);
+        if let Some(query) = &mut query {
+            let (usual, most) = FACTS;
+            if !request.has("limit") {
+                query.limit = usual;
+            }
+            if query.limit > most {
+                let message =
+                    format!("{} is more than the limit of {most} records: page by offset", query.limit);
+                faults.unanswerable(request.at("limit"), message);
+            }
+            if query.columns.len() > 1 || !query.computed.is_empty() || query.formula.is_some() {
+                faults.unanswerable(request.at("metrics"), "records are those of one metric: name it alone");
+            }
+            let metric = &query.columns[0].metric;
+            let keeps = |stream: &String| catalog.stream(stream).is_some_and(|stream| stream.facts);
+            if !metric.bindings.iter().any(|binding| keeps(&binding.stream)) {
+                let name = &metric.name;
+                let message = format!(
+                    "no stream of {name} keeps its records: say facts = true of it in the catalog, and they \
+                     are kept from the next run on"
+                );
+                faults.unanswerable(request.at("metrics"), message);
+            }
+        }
+        let (names, at, format) = (None, At::Now, Format::Json);
+        faults.or(query.map(|query| Request { queries: vec![query], names, strict, at, format }))
+    }
+
     /// The same of a request that is JSON already.
     ///
     /// # Errors
@@ -73,11 +123,7 @@ impl Request {
         limits: &Limits,
         now: Millis,
     ) -> Result<Request, ServeError> {
-        let Json::Object(object) = json else {
-            return Err(ServeError::Body(
-                "expected a JSON object with \"metrics\", \"from\" and \"to\"".into(),
-            ));
-        };
+        let object = object(json)?;
         let mut faults = Faults::default();
         let request = Fields::new(object, "");
         let strict = request.flag("strict", &mut faults);
@@ -100,6 +146,11 @@ impl Request {
         };
         faults.or(queries.map(|queries| Request { queries, names, strict, at, format }))
     }
+}
+
+fn object(json: &Json) -> Result<&Map<String, Json>, ServeError> {
+    let expected = "expected a JSON object with \"metrics\", \"from\" and \"to\"";
+    json.as_object().ok_or_else(|| ServeError::Body(expected.to_owned()))
 }
 
 fn at(request: &Fields<'_>, faults: &mut Faults) -> At {
