@@ -4,6 +4,7 @@ mod access;
 mod boards;
 mod caching;
 mod export;
+mod facts;
 mod formats;
 mod law;
 mod limits;

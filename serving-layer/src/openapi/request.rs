@@ -51,6 +51,7 @@ pub(super) fn schemas(catalog: &Catalog, limits: &Limits) -> Map<String, Json> {
     let mut facts = object(&OF_FACTS);
     facts["description"] = json!("The records of one metric. Their span is `from` and `to`, or `time_range`.");
     facts["required"] = json!(["metrics"]);
+    facts["dependentSchemas"] = json!({ "time_range": { "properties": { "from": false, "to": false } } });
     spanned(&mut facts);
     facts["properties"]["metrics"] = json!({ "type": "array", "minItems": 1, "maxItems": 1,
         "items": text(MAX_NAME), "description": "The metric." });

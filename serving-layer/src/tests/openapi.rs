@@ -365,6 +365,12 @@ async fn every_reply_is_as_the_document_says() {
             check("ErrorReply", &reply, &request.to_string());
         }
     }
+    served.keep(&["page_views"]);
+    for metric in ["user_view_cnt", "geo_top"] {
+        let (status, reply) = served.post_to("/api/v1/facts", span(json!({ "metrics": [metric] }))).await;
+        assert!(status == 200 && reply["row_count"].as_u64() > Some(10), "{reply}");
+        check("FactsReply", &reply, metric);
+    }
     check("CatalogReply", &served.get("/api/v1/metrics").await.1, "the catalog");
     check("Readiness", &served.get("/readyz").await.1, "readiness");
     for path in [
@@ -409,6 +415,19 @@ async fn every_error_is_one_that_the_document_has_there() {
     ] {
         let (status, reply) = served.post(request).await;
         check("/api/v1/query", "post", status, &reply);
+    }
+    for request in [
+        with("metrics", json!(["nonsense"])),
+        with("metrics", json!(["features_20m"])),
+        with("metrics", json!(["user_view_cnt", "user_click_cnt"])),
+        with("from", json!(1)),
+        with("group_by", json!(["uuid"])),
+        with("limit", json!(10_001)),
+        with("strict", json!(true)),
+        json!([1]),
+    ] {
+        let (status, reply) = served.post_to("/api/v1/facts", request).await;
+        check("/api/v1/facts", "post", status, &reply);
     }
     for (path, asked) in [
         ("/api/v1/live/doc_cnt_5m", "?document_id=x"),

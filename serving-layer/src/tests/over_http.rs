@@ -54,7 +54,17 @@ impl Served {
     }
 
     pub(crate) async fn post(&self, request: Json) -> (u16, Json) {
-        self.send(Request::post("/api/v1/query").body(Body::from(request.to_string())).unwrap()).await
+        self.post_to("/api/v1/query", request).await
+    }
+
+    pub(crate) async fn post_to(&self, path: &str, request: Json) -> (u16, Json) {
+        self.send(Request::post(path).body(Body::from(request.to_string())).unwrap()).await
+    }
+
+    /// Keeps the records of streams below the tidemark as facts.
+    pub(crate) fn keep(&self, streams: &[&str]) {
+        let tidemark = self.world.tidemark(1, 3);
+        streams.iter().for_each(|stream| self.batch.keep(stream, self.world.facts(stream, &tidemark)));
     }
 
     /// Adds the audit of a run.

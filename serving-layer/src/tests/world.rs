@@ -1,7 +1,7 @@
 //! A small log and both views of it, cut where a test says: each record folded by the one definition, naively.
 
 use crate::answer::Views;
-use crate::batch_view::{MemoryBatchView, MemoryVersion};
+use crate::batch_view::{Fact, MemoryBatchView, MemoryVersion};
 use crate::merge::Cell;
 use crate::query::{Limits, Query, Request};
 use crate::realtime_view::MemoryRealtimeView;
@@ -156,6 +156,24 @@ impl World {
                 .collect::<Vec<_>>()
         };
         self.logs.iter().flat_map(of).collect()
+    }
+
+    /// The records of a stream below a tidemark.
+    pub(crate) fn facts(&self, stream: &str, tidemark: &Tidemark) -> Vec<Fact> {
+        let of_stream = self.logs.iter().filter(|(tp, _)| &*tp.topic == stream);
+        let of_partition = |(tp, log): (&TopicPartition, &Vec<Record>)| {
+            let below = log.iter().take_while(|record| record.offset < tidemark.cut(tp).offset);
+            let fact = |record: &Record| Fact {
+                values: record.values.clone(),
+                tp: tp.clone(),
+                offset: record.offset,
+                event_time: record.time,
+                produced: None,
+                loaded: NOW,
+            };
+            below.map(fact).collect::<Vec<_>>()
+        };
+        of_stream.flat_map(of_partition).collect()
     }
 
     /// Every group of the realtime view from the boundary of `epoch` on, to the end of the log.
