@@ -4,7 +4,8 @@
 
 use chrono::{DateTime, Utc};
 use local::oracle::{self, Logged, Oracle};
-use serde_json::Value;
+use local::probe::Serving;
+use serde_json::{Value, json};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
 use simulator::generate::{Delivery, Generator, Options};
@@ -171,6 +172,7 @@ async fn runs_imports_views_and_facts() {
     a_second_run_changes_nothing(&stack, &pool).await;
     the_views_are_for_people(&pool).await;
     facts_hold_each_delivery_once(&stack, &pool).await;
+    records_are_those_that_a_value_counts(&serving, &pool).await;
     let loaded = facts(&pool).await;
 
     let mut oracle = stack.oracle();
@@ -195,6 +197,49 @@ async fn runs_imports_views_and_facts() {
     let later = facts(&pool).await;
     assert!(later.len() > loaded.len());
     assert!(loaded.iter().all(|(place, times)| later.get(place) == Some(times)), "facts are never changed");
+    records_are_those_that_a_value_counts(&serving, &pool).await;
+}
+
+/// All records that the API tells for a request, page by page.
+async fn records(serving: &Serving, mut request: Value) -> Vec<Value> {
+    let mut found = Vec::new();
+    loop {
+        (request["limit"], request["offset"]) = (3_000.into(), found.len().into());
+        let mut reply = serving.facts(&request).await.expect("records");
+        assert_eq!(reply["complete"], true, "{}", reply["incomplete_because"]);
+        found.extend(reply["rows"].as_array_mut().expect("rows").drain(..));
+        if reply["more"] == false {
+            return found;
+        }
+    }
+}
+
+/// Each record is there once, at its place; its events are as many as the run counted, of all users and of one.
+async fn records_are_those_that_a_value_counts(serving: &Serving, pool: &PgPool) {
+    let run = number(pool, "select run_id from tidemark.tidemark order by generation desc limit 1").await;
+    let of_all = json!({ "metrics": ["user_view_cnt"], "from": "2016-06-01", "to": "2016-07-01" });
+    let found = records(serving, of_all.clone()).await;
+    let place = |row: &Value| {
+        let whole = |name: &str| row[name].as_i64().expect("a number");
+        (row["topic"].as_str().expect("a topic").to_owned(), whole("partition") as i32, whole("offset"))
+    };
+    let places: BTreeSet<_> = found.iter().map(place).collect();
+    assert!(places.len() == found.len() && found.len() > 3_000, "{} records", found.len());
+    assert!(places.iter().eq(facts(pool).await.keys()), "the records are the facts");
+    let mut of_one = of_all.clone();
+    let user = found.iter().map(|row| &row["fields"]["uuid"]).find(|uuid| uuid.is_string());
+    of_one["filters"] = json!([{ "dimension": "uuid", "value": user }]);
+    for (request, found) in [(of_all, found), (of_one.clone(), records(serving, of_one).await)] {
+        let mut counted = request.clone();
+        counted["at_run"] = run.into();
+        let counted = serving.query(&counted).await.expect("an answer");
+        let events: BTreeSet<&str> = found.iter().filter_map(|row| row["event"].as_str()).collect();
+        assert_eq!(
+            counted["rows"][0]["values"]["user_view_cnt"].as_u64(),
+            Some(events.len() as u64),
+            "{request}"
+        );
+    }
 }
 
 fn logged(topic: &str, value: &[u8]) -> Logged {
@@ -691,6 +736,12 @@ async fn a_late_event_of_a_removed_day_is_merged_into_the_live_version() {
     let versions: Vec<(String, bool)> = sqlx::query_as(VERSIONS).fetch_all(&pool).await.expect("versions");
     let day = |day: &str, partial| (format!("2016-06-{day}"), partial);
     assert_eq!(versions, [day("14", true), day("15", false), day("16", false), day("17", false)]);
+    let (_process, serving) = stack.serving().await;
+    let since = |day: &str| json!({ "metrics": ["user_view_cnt"], "from": day, "to": "2016-06-18" });
+    assert_eq!(serving.facts(&since("2016-06-15")).await.expect("records")["complete"], true);
+    let lacking = serving.facts(&since("2016-06-14")).await.expect("records");
+    let why = "stream page_views has records in the archive that its facts lack (2016-06-14)";
+    assert_eq!(lacking["incomplete_because"], json!([why]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,8 @@ impl Guarded {
     /// A stack whose servers admit just the shipped roles.
     async fn start(topology: Topology) -> Guarded {
         let servers = Servers { topology, ..Servers::default() };
-        let stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
+        let catalog = outbrain().replace("topic = \"page_views\"", "topic = \"page_views\"\nfacts = true");
+        let stack = Stack::with_servers(LAYERS, 2, &catalog, servers).await;
         let mut owner = sqlx::PgConnection::connect(&stack.database).await.expect("postgres");
         // Twice: the second time changes nothing.
         for _ in 0..2 {
@@ -229,6 +230,9 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
     let log = guarded.batch().await;
     assert!(log.contains("unexplained error 0.000000, 0 repeats healed\n"), "{log}");
     guarded.stack.compare(&serving, &guarded.oracle(), "after the second run").await;
+    let views = json!({ "metrics": ["user_view_cnt"], "from": 0, "to": "2100-01-01" });
+    let records = serving.facts(&views).await.expect("records");
+    assert!(records["row_count"] == 100 && records["complete"] == true, "{records}");
     let audits = reqwest::get(format!("{address}/api/v1/audit")).await.expect("an answer");
     assert!(audits.status().is_success(), "{}", audits.text().await.unwrap_or_default());
     one_line_a_message(&speed);

@@ -32,18 +32,22 @@ create schema if not exists access authorization tidemark_access;
 -- To see the snapshots of other roles' readers before a version that they may use is dropped.
 grant pg_read_all_stats to tidemark_batch;
 
--- The speed layer reads the ledger, the serving layer also the versions' rows, a reader just what is made for reading.
+-- The speed layer reads the ledger, the serving layer also the versions' rows and the facts, a reader just what is made for
+-- reading.
 grant usage on schema tidemark to tidemark_speed, tidemark_serving;
 grant usage on schema views to tidemark_serving;
+grant usage on schema facts to tidemark_serving;
 grant usage on schema metrics, facts to tidemark_reader;
 grant select on all tables in schema tidemark to tidemark_speed, tidemark_serving;
 grant select on all tables in schema views to tidemark_serving;
+grant select on all tables in schema facts to tidemark_serving;
 grant select on all tables in schema metrics, facts to tidemark_reader;
 alter default privileges for role tidemark_batch in schema tidemark
     grant select on tables to tidemark_speed, tidemark_serving;
 alter default privileges for role tidemark_batch in schema views grant select on tables to tidemark_serving;
 alter default privileges for role tidemark_batch in schema metrics grant select on tables to tidemark_reader;
-alter default privileges for role tidemark_batch in schema facts grant select on tables to tidemark_reader;
+alter default privileges for role tidemark_batch in schema facts
+    grant select on tables to tidemark_serving, tidemark_reader;
 
 alter role tidemark_speed set default_transaction_read_only = on;
 alter role tidemark_serving set default_transaction_read_only = on;

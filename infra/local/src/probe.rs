@@ -259,6 +259,15 @@ impl Serving {
         Serving::answer(request).await.with_context(|| format!("query {query}"))
     }
 
+    /// Asks for the records behind a value.
+    ///
+    /// # Errors
+    /// When it is refused, with the answer's text.
+    pub async fn facts(&self, request: &Value) -> Result<Value> {
+        let asked = self.http.post(format!("{}/api/v1/facts", self.url)).json(request);
+        Serving::answer(asked).await.with_context(|| format!("facts {request}"))
+    }
+
     /// Asks for a sliding counter by its key.
     ///
     /// # Errors

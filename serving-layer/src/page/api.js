@@ -57,12 +57,13 @@ async function json(reply) {
 }
 
 export const get = async (path) => json(await ask(path));
-export const query = async (body, signal) => json(await ask('/api/v1/query', {
+const post = (path, body, signal) => ask(path, {
   method: 'POST', body: JSON.stringify(body), signal, headers: { 'content-type': 'application/json' },
-}));
-export const csv = async (body) => (await ask('/api/v1/query', {
-  method: 'POST', body: JSON.stringify({ ...body, format: 'csv' }), headers: { 'content-type': 'application/json' },
-})).blob();
+});
+export const query = async (body, signal) => json(await post('/api/v1/query', body, signal));
+export const csv = async (body) => (await post('/api/v1/query', { ...body, format: 'csv' })).blob();
+// The records behind a metric's value.
+export const facts = async (body) => json(await post('/api/v1/facts', body));
 
 // Applies a JSON Patch as the API sends them: `add` at the end of a list, `replace` and `remove`.
 function patched(document, operations) {

@@ -99,7 +99,10 @@ async fn what_facts_lack_is_said() {
     assert_eq!(served.post_to(FACTS, asked("user_view_cnt")).await.1["complete"], true);
     let (_, reply) = served.post_to(FACTS, asked("geo_top")).await;
     let why = reply["incomplete_because"][0].as_str().unwrap();
-    assert!(why.contains("stream events has records in the archive that its facts lack (2016-06-15"), "{why}");
+    assert!(
+        why.contains("stream events has records in the archive that its facts lack (2016-06-15"),
+        "{why}"
+    );
     assert!(reply["row_count"].as_u64() > Some(10), "{reply}");
     let strict = with(&asked("geo_top"), &json!({ "strict": true }));
     assert_eq!(served.post_to(FACTS, strict).await.1["error"]["code"], "incomplete");
@@ -107,7 +110,10 @@ async fn what_facts_lack_is_said() {
     // A stream that keeps none.
     let text = include_str!("catalog.toml").replace("topic = \"events\"\nfacts = true", "topic = \"events\"");
     served.service.views.catalog = Arc::new(Catalog::from_toml(&text).unwrap());
-    assert!(catalog().stream("events").unwrap().facts && !served.service.views.catalog.stream("events").unwrap().facts);
+    assert!(
+        catalog().stream("events").unwrap().facts
+            && !served.service.views.catalog.stream("events").unwrap().facts
+    );
     let (_, reply) = served.post_to(FACTS, asked("geo_top")).await;
     let why = "stream events keeps no records (facts = true in the catalog)";
     assert_eq!(reply["incomplete_because"], json!([why]));
