@@ -12,6 +12,7 @@ use simulator::generate::{Delivery, Generator, Options};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use tidemark_tests::grafana;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
 
@@ -171,6 +172,7 @@ async fn runs_imports_views_and_facts() {
     a_dry_run_shows_and_writes_nothing(&stack, &pool).await;
     a_second_run_changes_nothing(&stack, &pool).await;
     the_views_are_for_people(&pool).await;
+    a_dashboard_asks_what_is_right(&stack, &pool).await;
     facts_hold_each_delivery_once(&stack, &pool).await;
     records_are_those_that_a_value_counts(&serving, &pool).await;
     let loaded = facts(&pool).await;
@@ -344,6 +346,18 @@ async fn the_views_are_for_people(pool: &PgPool) {
     let plan = plan.join("\n");
     let index = plan.lines().any(|line| line.contains("Index Scan") && line.contains("by_key_"));
     assert!(index && plan.contains("Index Cond: ((uuid = "), "{plan}");
+}
+
+/// Each panel has rows, and none for a key that there isn't; sums are those of the whole view.
+async fn a_dashboard_asks_what_is_right(stack: &Stack, pool: &PgPool) {
+    let rows = grafana::rows(stack, pool, "").await;
+    assert!(rows.len() == 9 && rows.values().all(|rows| *rows > 0), "{rows:?}");
+    for (title, rows) in grafana::rows(stack, pool, "nobody").await {
+        assert_eq!(rows > 0, title == "active_user", "{title}: it alone has no key");
+    }
+    let sql = &grafana::statements(stack, "").await["user_view_cnt"];
+    let sum = number(pool, &format!("select sum(user_view_cnt)::bigint from ({sql}) panel")).await;
+    assert_eq!(sum, number(pool, "select sum(value)::bigint from metrics.user_view_cnt").await);
 }
 
 async fn facts_hold_each_delivery_once(stack: &Stack, pool: &PgPool) {

@@ -88,3 +88,48 @@ fn the_shipped_catalog_is_where_the_image_expects_it() {
     assert!(dockerfile.contains("TIDEMARK_CATALOG=/etc/tidemark/catalog/outbrain.toml"));
     assert!(dockerfile.contains("COPY infra/catalog /etc/tidemark/catalog"));
 }
+
+/// The dashboard asks the data sources that are provisioned, for figures that the layers have.
+#[test]
+fn grafana_has_what_its_dashboard_asks() {
+    let sources = include_str!("../infra/grafana/provisioning/datasources/tidemark.yaml");
+    let sources = Yaml::load_from_str(sources).expect("YAML");
+    let sources = sources[0].as_mapping_get("datasources").and_then(Yaml::as_sequence).expect("data sources");
+    let text = |source: &Yaml<'_>, name: &str| {
+        source.as_mapping_get(name).and_then(Yaml::as_str).expect("a text").to_owned()
+    };
+    let known: Vec<[String; 2]> = sources.iter().map(|of| [text(of, "type"), text(of, "uid")]).collect();
+    let dashboard = include_str!("../infra/grafana/dashboards/tidemark.json");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).expect("JSON");
+    let code = [
+        include_str!("../speed-layer/src/telemetry.rs"),
+        include_str!("../batch-layer/src/telemetry.rs"),
+        include_str!("../serving-layer/src/telemetry.rs"),
+    ]
+    .concat();
+    let panels = dashboard["panels"].as_array().expect("panels").iter().filter(|of| of["type"] != "row");
+    let (mut asked, mut figures) = (Vec::new(), 0);
+    for panel in panels {
+        let source =
+            ["type", "uid"].map(|name| panel["datasource"][name].as_str().expect("a text").to_owned());
+        assert!(known.contains(&source), "{source:?} is not provisioned");
+        assert_eq!(panel["targets"][0]["datasource"], panel["datasource"]);
+        asked.push(source);
+        let words = panel["targets"][0]["expr"].as_str().unwrap_or_default();
+        for word in words.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()) {
+            if word.starts_with("tidemark_") {
+                figures += 1;
+                assert!(
+                    code.contains(&format!("\"{}\"", word.trim_end_matches("_bucket"))),
+                    "no layer has {word}"
+                );
+            }
+        }
+    }
+    assert!(known.iter().all(|source| asked.contains(source)) && figures > 5);
+    let grafana = service("grafana");
+    let mounted = grafana.as_mapping_get("volumes").and_then(Yaml::as_sequence).expect("volumes");
+    assert!(mounted.iter().any(|of| of.as_str() == Some("./grafana/dashboards:/etc/grafana/dashboards:ro")));
+    let provider = include_str!("../infra/grafana/provisioning/dashboards/tidemark.yaml");
+    assert!(provider.contains("/etc/grafana/dashboards"));
+}

@@ -3,6 +3,7 @@
 
 use local::probe::Serving;
 use serde_json::{Value, json};
+use tidemark_tests::grafana;
 use tidemark_tests::redis_client::{self, Connection, connect};
 use tidemark_tests::shop::CATALOG;
 use tidemark_tests::shop::ask::{Parts, Query, check, check_live, time};
@@ -129,6 +130,9 @@ async fn every_aggregate_equals_the_oracle_in_realtime_across_the_seam_and_in_ba
     }
     assert_eq!(speed.stop().await, 0, "the speed layer stops cleanly");
     assert_eq!(process.stop().await, 0, "the serving layer stops cleanly");
+    let pool = sqlx::PgPool::connect(&stack.database).await.expect("postgres");
+    let panels = grafana::rows(&stack, &pool, "").await;
+    assert!(panels.len() >= metrics().len() && panels.values().all(|rows| *rows > 0), "{panels:?}");
 }
 
 /// The value of a plain key: a string, or a sorted set's best.

@@ -377,6 +377,12 @@ pub enum CatalogCommand {
     },
     /// Print the JSON Schema of catalogs, for editors.
     Schema,
+    /// Print a Grafana dashboard with a panel for each metric and formula.
+    Grafana {
+        /// The catalog: a TOML file.
+        #[arg(env = "TIDEMARK_CATALOG")]
+        catalog: PathBuf,
+    },
     /// Print the catalog that a run worked with, as it is stored with it.
     Of(CatalogOfArgs),
 }

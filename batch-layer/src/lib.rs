@@ -17,6 +17,7 @@ mod audit;
 mod facts;
 mod retention;
 mod views;
+mod grafana;
 mod run;
 mod schedule;
 mod history;

@@ -8,7 +8,7 @@ use crate::config::{
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{audit, history, ledger, preview, replace, retention};
+use crate::{audit, grafana, history, ledger, preview, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -362,6 +362,7 @@ async fn catalog(command: &CatalogCommand) -> Result<()> {
             say(&history::catalog(&pool, args.run).await?)
         }
         CatalogCommand::Schema => say(&shared_model::catalog::json_schema()),
+        CatalogCommand::Grafana { catalog } => say(&format!("{:#}", grafana::dashboard(&load(catalog)?))),
         CatalogCommand::Validate { catalog } => {
             let valid = load(catalog)?;
             let (streams, metrics) = (valid.streams.len(), valid.metrics.len());

@@ -7,6 +7,7 @@
 pub mod brokers;
 pub mod browser;
 pub mod events;
+pub mod grafana;
 pub mod kafka;
 pub mod letters;
 pub mod load;
