@@ -63,6 +63,7 @@ fn aggregates() -> Vec<Aggregate> {
         Aggregate::Distinct,
         Aggregate::TopK { k: 3 },
         Aggregate::Quantile { ty: FieldType::Int, quantiles },
+        Aggregate::Sessions { of: 0, idle: 30 },
     ]
 }
 

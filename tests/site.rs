@@ -263,6 +263,7 @@ impl Site {
         let expected = naive(views, span, |_| span[0], |view| vec![Some(view.service.to_owned())], &rate);
         same(&found, &expected, equal, &of("error rate"));
 
+        self.sessions(views, when).await;
         let pages = self.ask("services_and_pages").await;
         let (found, span) = rows(&pages["answers"]["services"], "page_view_cnt");
         let expected = naive(views, span, |_| span[0], |view| vec![Some(view.service.to_owned())], &count);
@@ -280,6 +281,44 @@ impl Site {
         };
         let expected = best.into_values().flat_map(three).collect();
         same(&found, &expected, equal, &of("pages"));
+    }
+
+    async fn sessions(&self, views: &[View], when: &str) {
+        let answers = self.ask("sessions").await["answers"].clone();
+        let number = |views: &[&View]| {
+            let mut times: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+            for view in views {
+                view.visitor.iter().for_each(|visitor| times.entry(visitor).or_default().push(view.time));
+            }
+            let of_one = |times: &mut Vec<i64>| {
+                times.sort_unstable();
+                times.chunk_by(|a, b| b - a <= 30 * MINUTE).count()
+            };
+            times.values_mut().map(of_one).sum::<usize>()
+        };
+        let count = |views: &[&View]| json!(number(views));
+        let each = |views: &[&View]| {
+            json!(views.iter().filter(|view| view.visitor.is_some()).count() as f64 / number(views) as f64)
+        };
+        let (found, span) = rows(&answers["all"], "session_cnt");
+        let of = |what: &str| format!("{what}, {when}");
+        same(&found, &naive(views, span, |_| span[0], |_| vec![], &count), equal, &of("sessions"));
+        let (found, _) = rows(&answers["all"], "views_per_session");
+        same(&found, &naive(views, span, |_| span[0], |_| vec![], &each), equal, &of("views per session"));
+
+        let (found, span) = rows(&answers["by_service"], "session_cnt");
+        let bucket = |time: i64| (time.div_euclid(6 * HOUR) * 6 * HOUR).max(span[0]);
+        let mut expected = naive(views, span, bucket, |view| vec![Some(view.service.to_owned())], &count);
+        expected.retain(|_, count| *count != json!(0));
+        same(&found, &expected, equal, &of("sessions by service"));
+
+        let (found, span) = rows(&answers["weekly"], "session_cnt");
+        let mut expected = Rows::new();
+        for start in (span[0].div_euclid(DAY) * DAY..span[1]).step_by(DAY as usize) {
+            let end = (start + DAY).min(span[1]);
+            expected.extend(naive(views, [end - 7 * DAY, end], |_| start, |_| vec![], &count));
+        }
+        same(&found, &expected, equal, &of("weekly sessions"));
     }
 
     async fn tops(&self, views: &[View], when: &str) {

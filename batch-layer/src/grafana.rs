@@ -173,6 +173,11 @@ fn of_metric(metric: &Metric) -> Shown {
         Aggregate::Distinct if metric.by.is_empty() => {
             Shown::Series(format!("select bucket as \"time\", estimate as {name} {from} order by 1"))
         }
+        // Of each one's buckets, of which a session may lie in two.
+        Aggregate::Sessions { .. } => Shown::Table(format!(
+            "select {listed}, max(sessions) as \"most in a bucket\" {from} group by {listed} \
+             order by max(sessions) desc, {listed} limit 20"
+        )),
         // Estimates of several buckets can't be added.
         Aggregate::Distinct => Shown::Table(format!(
             "select {listed}, max(estimate) as \"most in a bucket\" {from} group by {listed} \

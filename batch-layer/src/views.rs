@@ -142,6 +142,9 @@ fn column_comment(metric: &Metric, column: &str) -> String {
              DataSketches library, then estimate. It does NOT add up"
             .to_owned(),
         (Aggregate::Quantile { .. }, _) => format!("A quantile{unit}. It does NOT add up"),
+        (Aggregate::Sessions { .. }, _) => {
+            "How many sessions were under way. It does NOT add up over buckets: one may go on in the next".to_owned()
+        }
         (Aggregate::Mean(_), "value") => format!("The mean{unit}. It does NOT add up: use sum / count"),
         (Aggregate::Mean(_), "sum") => format!("The sum{unit}, in units of the value's last decimal place"),
         (Aggregate::Mean(_), _) => "How many values".to_owned(),

@@ -112,6 +112,7 @@ fn metric(catalog: &Catalog, metric: &Metric) -> MetricEntry {
         Aggregate::Distinct => ("distinct", None, None),
         Aggregate::TopK { k } => ("top_k", Some(*k), None),
         Aggregate::Quantile { quantiles, .. } => ("quantile", None, Some(quantiles.clone())),
+        Aggregate::Sessions { .. } => ("sessions", None, None),
     };
     MetricEntry {
         name: metric.name.clone(),

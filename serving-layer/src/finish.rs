@@ -255,6 +255,11 @@ fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
     let aggregate = &query.columns[column].metric.aggregate;
     match slot {
         Some(Slot::One(state)) => state.finish(aggregate),
+        // Each visitor's own.
+        Some(Slot::Items(items)) if matches!(aggregate, Aggregate::Sessions { .. }) => {
+            let count = |state: &State| if let State::Sessions(runs) = state { runs.count() } else { 0 };
+            Finished::integer(items.values().map(|state| i128::from(count(state))).sum())
+        }
         // In a formula a missing sum is 0, like a missing count; of nothing there is no mean, least or quantile.
         _ if query.formula.is_some() && matches!(aggregate, Aggregate::Sum(_)) => Finished::Int(0),
         _ => State::empty(aggregate).finish(aggregate),

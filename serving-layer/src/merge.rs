@@ -5,7 +5,7 @@
 
 use crate::query::Query;
 use hashbrown::{DefaultHashBuilder, HashTable};
-use shared_model::aggregate::State;
+use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::time::Millis;
@@ -77,6 +77,7 @@ pub(crate) struct Merged {
 #[derive(Clone)]
 pub(crate) enum Slot {
     One(State),
+    /// Of a top-k by item; of sessions by visitor.
     Items(BTreeMap<Value, State>),
 }
 
@@ -126,7 +127,11 @@ impl<'q> Fold<'q> {
         let place = self.place(buckets.start_of(cell.bucket), &plan.group, &cell.by);
         let slot = &mut self.merged[place].states[column];
         let before = self.cells;
-        let target = match (&cell.item, slot) {
+        let item = match plan.metric.aggregate {
+            Aggregate::Sessions { of, .. } => cell.by.get(of),
+            _ => cell.item.as_ref(),
+        };
+        let target = match (item, slot) {
             (None, slot) => match slot.get_or_insert_with(|| {
                 self.cells += 1;
                 Slot::One(State::empty(&plan.metric.aggregate))

@@ -65,7 +65,10 @@ struct Window {
 
 impl Window {
     fn push(&mut self, start: Millis, mut states: Slots) -> Result<(), FoldError> {
-        if let Some(Some(Slot::Items(items))) = states.first_mut() {
+        let is_count = |state: &State| matches!(state, State::Count(_));
+        if let Some(Some(Slot::Items(items))) = states.first_mut()
+            && items.values().all(is_count)
+        {
             let counted = |(item, state)| match state {
                 State::Count(count) => Ok((item, count)),
                 _ => Err(CodecError::Invalid("state of a top-k")),
@@ -110,12 +113,18 @@ impl Window {
         }
     }
 
-    /// How many cells it has: a value column with a state, or an item, is one.
+    /// How many cells it has, or more: a value column with a state, or an item, is one; a visitor who is among the older
+    /// pieces and the newer ones is two.
     fn cells(&self) -> usize {
         let of_old = self.old.last().map_or(&[][..], |(_, old)| old);
-        let has = |slots: &[Option<Slot>], at: usize| slots.get(at).is_some_and(Option::is_some);
-        let columns = of_old.len().max(self.sum.len());
-        (0..columns).filter(|at| has(of_old, *at) || has(&self.sum, *at)).count() + self.counts.len()
+        let cells = |at: usize| match [of_old, &self.sum].map(|slots| slots.get(at).and_then(Option::as_ref)) {
+            [None, None] => 0,
+            parts => {
+                let items = |slot: &Slot| if let Slot::Items(items) = slot { items.len() } else { 0 };
+                parts.into_iter().flatten().map(items).sum::<usize>().max(1)
+            }
+        };
+        (0..of_old.len().max(self.sum.len())).map(cells).sum::<usize>() + self.counts.len()
     }
 
     /// The merge of all.
@@ -135,6 +144,14 @@ fn merge(into: &mut Slots, from: &Slots) -> Result<(), FoldError> {
     for (into, from) in into.iter_mut().zip(from) {
         match (into, from) {
             (Some(Slot::One(into)), Some(Slot::One(from))) => into.merge(from)?,
+            (Some(Slot::Items(into)), Some(Slot::Items(from))) => {
+                for (item, from) in from {
+                    match into.get_mut(item) {
+                        Some(into) => into.merge(from)?,
+                        None => drop(into.insert(item.clone(), from.clone())),
+                    }
+                }
+            }
             (into @ None, Some(from)) => *into = Some(from.clone()),
             _ => {}
         }

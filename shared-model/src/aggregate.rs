@@ -10,6 +10,7 @@ pub mod distinct;
 pub mod extrema;
 pub mod mean;
 pub mod quantile;
+pub mod sessions;
 pub mod sum;
 pub mod top_k;
 
@@ -44,6 +45,14 @@ pub enum Aggregate {
         /// Which quantiles are served.
         quantiles: Vec<f64>,
     },
+    /// How many sessions: a cell is kept for each visitor, and its state is the runs of that one's event times; what is
+    /// counted over several visitors is the sum of each one's.
+    Sessions {
+        /// The key's column that tells visitors apart, by its place.
+        of: usize,
+        /// The longest pause within a session, in the unit of the event times.
+        idle: i64,
+    },
 }
 
 /// The state of one cell.
@@ -68,6 +77,8 @@ pub enum State {
     Distinct(distinct::Distinct),
     /// A histogram.
     Quantile(quantile::Histogram),
+    /// Runs of times.
+    Sessions(sessions::Runs),
 }
 
 /// A state's value as a reader gets it.
@@ -139,6 +150,7 @@ impl State {
             Aggregate::Mean(_) => State::Mean { sum: 0, count: 0 },
             Aggregate::Distinct => State::Distinct(distinct::Distinct::default()),
             Aggregate::Quantile { .. } => State::Quantile(quantile::Histogram::default()),
+            Aggregate::Sessions { idle, .. } => State::Sessions(sessions::Runs::new(*idle)),
         }
     }
 
@@ -154,6 +166,7 @@ impl State {
             State::Mean { sum, count } => mean::add(sum, count, value),
             State::Distinct(distinct) => distinct.add(value),
             State::Quantile(histogram) => histogram.add(value),
+            State::Sessions(runs) => runs.add(value),
         }
     }
 
@@ -183,6 +196,7 @@ impl State {
                 Ok(())
             }
             (State::Quantile(histogram), State::Quantile(other)) => histogram.merge(other),
+            (State::Sessions(runs), State::Sessions(other)) => runs.merge(other),
             _ => Err(CodecError::Invalid("pair of states to merge: their kinds differ")),
         }
     }
@@ -198,6 +212,7 @@ impl State {
             State::Mean { sum, count } => mean::encode(*sum, *count, out),
             State::Distinct(distinct) => distinct.encode(out),
             State::Quantile(histogram) => histogram.encode(out),
+            State::Sessions(runs) => runs.encode(out),
         }
     }
 
@@ -224,6 +239,7 @@ impl State {
             }
             Aggregate::Distinct => State::Distinct(distinct::Distinct::decode(input)?),
             Aggregate::Quantile { .. } => State::Quantile(quantile::Histogram::decode(input)?),
+            Aggregate::Sessions { idle, .. } => State::Sessions(sessions::Runs::decode(*idle, input)?),
         })
     }
 
@@ -242,6 +258,7 @@ impl State {
                 Aggregate::Quantile { quantiles, .. } => Finished::List(histogram.finish(quantiles, scale)),
                 _ => Finished::Null(()),
             },
+            State::Sessions(runs) => Finished::integer(i128::from(runs.count())),
         }
     }
 
@@ -266,6 +283,9 @@ impl State {
                 }
                 _ => vec![self.to_bytes()],
             },
+            State::Sessions(runs) => {
+                vec![self.to_bytes(), Column::BigInt(i64::try_from(runs.count()).ok())]
+            }
         }
     }
 
@@ -285,7 +305,11 @@ impl State {
                 let (sum, count) = mean::bounded(sum, count)?;
                 State::Mean { sum, count }
             }
-            (Aggregate::Distinct | Aggregate::Quantile { .. }, Some(Column::Bytes(Some(bytes))), _) => {
+            (
+                Aggregate::Distinct | Aggregate::Quantile { .. } | Aggregate::Sessions { .. },
+                Some(Column::Bytes(Some(bytes))),
+                _,
+            ) => {
                 let mut input = &bytes[..];
                 let state = State::decode(aggregate, &mut input)?;
                 if !input.is_empty() {
@@ -314,6 +338,7 @@ impl State {
             State::Mean { .. } => 5,
             State::Distinct(_) => 6,
             State::Quantile(_) => 7,
+            State::Sessions(_) => 8,
         }
     }
 }
@@ -340,6 +365,7 @@ impl Aggregate {
                 let for_people = quantiles.iter().map(|&q| (quantile::column_name(q), ColumnType::Double));
                 [("state", ColumnType::Bytes)].into_iter().chain(for_people).collect()
             }
+            Aggregate::Sessions { .. } => vec![("state", ColumnType::Bytes), ("sessions", ColumnType::BigInt)],
         }
     }
 
@@ -379,7 +405,8 @@ impl Column {
 }
 
 impl Finished {
-    fn integer(value: i128) -> Finished {
+    /// A whole number; as a float where it has more than 64 bits.
+    pub fn integer(value: i128) -> Finished {
         i64::try_from(value).map_or(Finished::Float(value as f64), Finished::Int)
     }
 }

@@ -42,6 +42,7 @@ pub fn aggregates() -> impl Strategy<Value = Aggregate> {
         1 => (1..20usize).prop_map(|k| Aggregate::TopK { k }),
         1 => (prop_oneof![number(), Just(FieldType::Float)], quantiles())
             .prop_map(|(ty, quantiles)| Aggregate::Quantile { ty, quantiles }),
+        1 => (1..100i64).prop_map(|idle| Aggregate::Sessions { of: 0, idle }),
     ]
 }
 
@@ -74,6 +75,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
             Aggregate::Count | Aggregate::Distinct | Aggregate::TopK { .. } => FieldType::String,
             Aggregate::Sum(ty) | Aggregate::Min(ty) | Aggregate::Max(ty) | Aggregate::Mean(ty) => *ty,
             Aggregate::Quantile { ty, .. } => *ty,
+            Aggregate::Sessions { .. } => FieldType::Int,
         };
         let most: usize = if aggregate == Aggregate::Distinct { 1200 } else { 60 };
         (Just(aggregate), (0..=most).prop_flat_map(move |length| vec(values(ty), length)))

@@ -125,6 +125,7 @@ fn amount(state: Option<&State>) -> f64 {
         Some(State::Mean { count, .. }) => *count as f64,
         Some(State::Distinct(distinct)) => distinct.estimate() as f64,
         Some(State::Quantile(histogram)) => histogram.count() as f64,
+        Some(State::Sessions(runs)) => runs.count() as f64,
     }
 }
 

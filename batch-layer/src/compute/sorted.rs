@@ -109,7 +109,7 @@ fn size(cell: &Cell) -> usize {
         |value: &Value| size_of::<Value>() + if let Value::Str(text) = value { text.len() + 32 } else { 0 };
     let state = match &cell.state {
         State::Min(Value::Str(text)) | State::Max(Value::Str(text)) => text.len() + 32,
-        State::Distinct(_) | State::Quantile(_) => {
+        State::Distinct(_) | State::Quantile(_) | State::Sessions(_) => {
             let mut bytes = Vec::new();
             cell.state.encode(&mut bytes);
             2 * bytes.len()

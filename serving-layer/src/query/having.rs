@@ -32,7 +32,9 @@ impl Having {
 /// The type that an aggregate's values are compared as; `None` where they are lists.
 pub fn type_of(aggregate: &Aggregate) -> Option<FieldType> {
     match aggregate {
-        Aggregate::Count | Aggregate::Distinct | Aggregate::TopK { .. } => Some(FieldType::Int),
+        Aggregate::Count | Aggregate::Distinct | Aggregate::TopK { .. } | Aggregate::Sessions { .. } => {
+            Some(FieldType::Int)
+        }
         Aggregate::Mean(_) => Some(FieldType::Float),
         Aggregate::Sum(ty) | Aggregate::Min(ty) | Aggregate::Max(ty) => Some(match ty {
             FieldType::Decimal(0) => FieldType::Int,

@@ -71,7 +71,11 @@ fn formula(
 fn misfit(column: &str, metric: &Metric, first: &Metric) -> Option<String> {
     let (name, other) = (&metric.name, &first.name);
     let number = match &metric.aggregate {
-        Aggregate::Count | Aggregate::Distinct | Aggregate::Sum(_) | Aggregate::Mean(_) => true,
+        Aggregate::Count
+        | Aggregate::Distinct
+        | Aggregate::Sum(_)
+        | Aggregate::Mean(_)
+        | Aggregate::Sessions { .. } => true,
         Aggregate::Min(ty) | Aggregate::Max(ty) => !matches!(ty, FieldType::String | FieldType::Bool),
         Aggregate::TopK { .. } | Aggregate::Quantile { .. } => false,
     };

@@ -5,7 +5,7 @@ mod aggregate;
 use super::check::Check;
 use super::fault::nearest;
 use super::literal::{is_name, show_duration};
-use super::raw::RawMetric;
+use super::raw::{RawAggregate, RawMetric};
 use super::streams::{bad_name, column_problem, field_expression};
 use super::validate::{Known, duration_of};
 use super::{Layout, Stream, version};
@@ -64,7 +64,7 @@ impl Reading<'_, '_, '_> {
         for stream in fed.iter().flatten() {
             bindings.push(self.binding(stream, &by, item.as_ref(), &mut value_type));
         }
-        let aggregate = self.aggregate(value_type);
+        let aggregate = self.aggregate(value_type, fed.as_deref());
         self.distinct_columns(&by, aggregate.as_ref());
         let mut metric = Metric {
             name: name.to_owned(),
@@ -264,7 +264,12 @@ impl Reading<'_, '_, '_> {
                 format!("is {}; a filter is bool, like platform = 1", filter.ty.name()),
             );
         }
-        let value = self.expression("value", self.raw.value.as_deref(), stream);
+        let value = match self.raw.aggregate {
+            Some(RawAggregate::Sessions) => {
+                field_expression(&stream.fields, &stream.fields[stream.event_time.field].name)
+            }
+            _ => self.expression("value", self.raw.value.as_deref(), stream),
+        };
         if let Some(value) = &value {
             match *value_type {
                 Some(other) if other != value.ty => {

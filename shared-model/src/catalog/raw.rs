@@ -153,6 +153,11 @@ pub struct RawMetric {
     pub k: Option<i64>,
     /// Which quantiles are served, each from 0 to 1; default [0.5, 0.95, 0.99].
     pub quantiles: Option<Vec<f64>>,
+    /// Of sessions: the column of `by` that tells visitors apart.
+    pub of: Option<String>,
+    /// Of sessions: the longest pause within one; default 30m.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
+    pub idle: Option<String>,
     /// The sliding window, a multiple of the pane; none: not served live.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub window: Option<String>,
@@ -193,6 +198,8 @@ pub enum RawAggregate {
     TopK,
     /// `quantiles` of `value`, a number.
     Quantile,
+    /// How many sessions there were `of` a column of `by`: of records with no pause longer than `idle` between them.
+    Sessions,
 }
 
 /// A formula: metrics of one key and grain side by side; where one has no value, it is 0.

@@ -86,6 +86,7 @@ fn aggregate_text(aggregate: &Aggregate) -> String {
         Aggregate::TopK { .. } => "top_k".to_owned(),
         // Which quantiles are served decides the columns of the stored view.
         Aggregate::Quantile { ty, quantiles } => format!("quantile {} {quantiles:?}", ty.name()),
+        Aggregate::Sessions { of, idle } => format!("sessions {of} {idle}"),
     }
 }
 
