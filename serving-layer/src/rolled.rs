@@ -117,13 +117,14 @@ impl Window {
     /// pieces and the newer ones is two.
     fn cells(&self) -> usize {
         let of_old = self.old.last().map_or(&[][..], |(_, old)| old);
-        let cells = |at: usize| match [of_old, &self.sum].map(|slots| slots.get(at).and_then(Option::as_ref)) {
-            [None, None] => 0,
-            parts => {
-                let items = |slot: &Slot| if let Slot::Items(items) = slot { items.len() } else { 0 };
-                parts.into_iter().flatten().map(items).sum::<usize>().max(1)
-            }
-        };
+        let cells =
+            |at: usize| match [of_old, &self.sum[..]].map(|slots| slots.get(at).and_then(Option::as_ref)) {
+                [None, None] => 0,
+                parts => {
+                    let items = |slot: &Slot| if let Slot::Items(items) = slot { items.len() } else { 0 };
+                    parts.into_iter().flatten().map(items).sum::<usize>().max(1)
+                }
+            };
         (0..of_old.len().max(self.sum.len())).map(cells).sum::<usize>() + self.counts.len()
     }
 

@@ -365,7 +365,9 @@ impl Aggregate {
                 let for_people = quantiles.iter().map(|&q| (quantile::column_name(q), ColumnType::Double));
                 [("state", ColumnType::Bytes)].into_iter().chain(for_people).collect()
             }
-            Aggregate::Sessions { .. } => vec![("state", ColumnType::Bytes), ("sessions", ColumnType::BigInt)],
+            Aggregate::Sessions { .. } => {
+                vec![("state", ColumnType::Bytes), ("sessions", ColumnType::BigInt)]
+            }
         }
     }
 

@@ -80,7 +80,10 @@ impl Reading<'_, '_, '_> {
         let idle = duration_of(idle, 1_800_000, &path, 1_000..=DAY, self.check);
         let place = self.raw.by.iter().position(|by| by == of);
         if place.is_none() {
-            self.fault(Some("of"), format!("{of:?} is no column of by; add it there: sessions are each one's own"));
+            self.fault(
+                Some("of"),
+                format!("{of:?} is no column of by; add it there: sessions are each one's own"),
+            );
         }
         let clock = |stream: &Arc<Stream>| (stream.event_time.unit, stream.event_time.offset);
         let (unit, _) = fed.first().map(clock)?;
