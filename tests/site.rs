@@ -319,6 +319,24 @@ impl Site {
             expected.extend(naive(views, [end - 7 * DAY, end], |_| start, |_| vec![], &count));
         }
         same(&found, &expected, equal, &of("weekly sessions"));
+
+        let (found, span) = rows(&self.ask("retention").await, "session_cnt");
+        let day = |time: i64| time.div_euclid(DAY) * DAY;
+        let mut days: BTreeMap<i64, BTreeSet<&str>> = BTreeMap::new();
+        for view in views.iter().filter(|view| (span[0]..span[1]).contains(&view.time)) {
+            let visitors = days.entry(day(view.time)).or_default();
+            visitors.extend(view.visitor.as_deref());
+        }
+        let mut expected = Rows::new();
+        for (start, visitors) in &days {
+            let again = |behind: i64| match start + behind * DAY {
+                later if later >= span[1] => Value::Null,
+                later => json!(days.get(&later).map_or(0, |came| visitors.intersection(came).count()) as f64),
+            };
+            expected.insert((*start, vec![]), (0..=7).map(again).collect());
+        }
+        assert!(expected.len() >= 8 && expected.values().any(|row| row[1].as_f64() > Some(0.0)));
+        same(&found, &expected, equal, &of("retention"));
     }
 
     async fn tops(&self, views: &[View], when: &str) {

@@ -8,7 +8,7 @@ use crate::merge::{Budget, Fold, FoldError, Merged, Slot};
 use crate::query::buckets::MAX_STARTS;
 use crate::query::computed::{Computed, Of, share};
 use crate::query::{LimitBy, OrderBy, Query};
-use crate::rolled;
+use crate::{retained, rolled};
 use shared_model::aggregate::{Aggregate, Finished, State, quantile, top_k};
 use shared_model::event::Value;
 use shared_model::time::Millis;
@@ -88,9 +88,13 @@ fn rows(fold: Fold<'_>, k: usize, budget: &Budget, error_bounds: &mut [f64]) -> 
             rows.push(Row { bucket, key, ranked: None, values: values.collect(), previous: Vec::new() });
         }
     };
-    match &query.rolling {
-        None => fold.into_merged().into_iter().for_each(each),
-        Some(rolling) => rolled::roll(rolling, fold.into_merged(), budget, each)?,
+    match (&query.rolling, query.retention) {
+        (_, Some(periods)) => {
+            rows = retained::rows(query, periods, fold.into_merged())?;
+            by_place(&mut rows);
+        }
+        (None, None) => fold.into_merged().into_iter().for_each(each),
+        (Some(rolling), None) => rolled::roll(rolling, fold.into_merged(), budget, each)?,
     }
     rows.iter_mut().for_each(|row| compute(query, &mut row.values));
     if query.rolling.is_some() {

@@ -27,6 +27,7 @@ pub mod push;
 pub mod query;
 pub mod realtime_view;
 pub mod reply;
+mod retained;
 mod rolled;
 pub mod router;
 pub mod service;

@@ -21,8 +21,8 @@ pub(crate) use parse::{MAX_FAULTS, MAX_TEXT, lone_test, type_name};
 /// The form of a request, for whoever describes it: the parser's own fields, words and limits.
 pub(crate) mod form {
     pub(crate) use super::parse::{
-        FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_FACTS,
-        OF_QUERY, OF_REQUEST, OPS, PERIODS,
+        FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_RETENTION, MAX_TEXT,
+        MAX_VALUES, OF_FACTS, OF_QUERY, OF_REQUEST, OPS, PERIODS,
     };
     pub(crate) use super::range::FORMS as RANGES;
 }
@@ -34,7 +34,7 @@ use computed::Computed;
 use filter::{Condition, Filter, Test};
 use having::Having;
 use rolling::Rolling;
-use shared_model::aggregate::Aggregate;
+use shared_model::aggregate::{Aggregate, quantile};
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Interval;
@@ -66,6 +66,8 @@ pub struct Query {
     pub buckets: Buckets,
     /// Where a bucket counts more than what lies in it: the windows.
     pub rolling: Option<Rolling>,
+    /// Where a row's value is who of its bucket came again: in how many buckets behind it.
+    pub retention: Option<usize>,
     /// What its rows are compared with.
     pub compared: Option<Box<Compared>>,
     /// Whether each key has a row in every bucket.
@@ -163,6 +165,17 @@ impl Query {
     /// Whether the one column is a top-k, whose rows are ranked items.
     pub fn ranked(&self) -> bool {
         matches!(self.columns[0].metric.aggregate, Aggregate::TopK { .. })
+    }
+
+    /// The names of the parts of a column's values; none where they aren't lists.
+    pub fn parts(&self, column: &Column) -> Vec<String> {
+        match (&column.metric.aggregate, self.retention) {
+            (Aggregate::Quantile { quantiles, .. }, _) => {
+                quantiles.iter().map(|&q| quantile::column_name(q).to_owned()).collect()
+            }
+            (_, Some(periods)) => (0..=periods).map(|behind| behind.to_string()).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The names of a row's values.

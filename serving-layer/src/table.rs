@@ -11,7 +11,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
-use shared_model::aggregate::{Aggregate, Finished, quantile};
+use shared_model::aggregate::Finished;
 use shared_model::event::Value;
 use std::cmp::Reverse;
 use std::convert::Infallible;
@@ -189,12 +189,10 @@ pub(crate) fn titles(query: &Query) -> Vec<String> {
     let before = ["", "previous."];
     for before in &before[..1 + usize::from(query.compared.is_some())] {
         for column in &query.columns {
-            match &column.metric.aggregate {
-                Aggregate::Quantile { quantiles, .. } => {
-                    let each = quantiles.iter().map(|&q| quantile::column_name(q));
-                    titles.extend(each.map(|q| format!("{before}{}.{q}", column.name)));
-                }
-                _ => titles.push(format!("{before}{}", column.name)),
+            let parts = query.parts(column);
+            match parts.is_empty() {
+                true => titles.push(format!("{before}{}", column.name)),
+                false => titles.extend(parts.iter().map(|part| format!("{before}{}.{part}", column.name))),
             }
         }
         titles.extend(query.computed.iter().map(|computed| format!("{before}{}", computed.name)));

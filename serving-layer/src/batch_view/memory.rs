@@ -220,7 +220,8 @@ impl Snapshot for MemorySnapshot {
         let kept: Vec<&Fact> =
             self.0.facts.iter().filter(|(of, _)| *of == stream.name).map(|(_, fact)| fact).collect();
         let has = |day: &EventDay| kept.iter().any(|fact| day.interval().contains(fact.event_time));
-        let days = self.0.days.iter().filter(|(of, day)| *of == stream.name && day.interval().overlaps(&span));
+        let days =
+            self.0.days.iter().filter(|(of, day)| *of == stream.name && day.interval().overlaps(&span));
         let missing = days.map(|(_, day)| *day).filter(|day| !has(day)).collect();
         for fact in kept.iter().filter(|fact| span.contains(fact.event_time)) {
             if !each((*fact).clone()) {

@@ -16,7 +16,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
-use shared_model::aggregate::{Aggregate, Finished};
+use shared_model::aggregate::Finished;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::KeyColumn;
 use std::sync::Arc;
@@ -63,11 +63,12 @@ fn columns(query: &Query, rows: &[Row]) -> Result<Vec<ArrayRef>> {
     for of in &of[..1 + usize::from(query.compared.is_some())] {
         for (i, column) in query.columns.iter().enumerate() {
             let column_of = || rows.iter().map(|row| of(row).get(i));
-            match (&column.metric.aggregate, type_of(&column.metric.aggregate)) {
-                (Aggregate::Quantile { quantiles, .. }, _) => {
-                    columns.extend((0..quantiles.len()).map(|q| quantile(column_of(), q)));
+            match query.parts(column).len() {
+                0 => {
+                    let ty = type_of(&column.metric.aggregate);
+                    columns.push(values(ty.unwrap_or(FieldType::Float), column_of()));
                 }
-                (_, ty) => columns.push(values(ty.unwrap_or(FieldType::Float), column_of())),
+                parts => columns.extend((0..parts).map(|at| part(column_of(), at))),
             }
         }
         for (i, computed) in (query.columns.len()..).zip(&query.computed) {
@@ -113,9 +114,10 @@ fn keys<'a>(column: &KeyColumn, values: impl Iterator<Item = Option<&'a Value>>)
     })
 }
 
-fn quantile<'a>(values: impl Iterator<Item = Option<&'a Finished>>, q: usize) -> ArrayRef {
+/// A part of values that are lists.
+fn part<'a>(values: impl Iterator<Item = Option<&'a Finished>>, at: usize) -> ArrayRef {
     let one = |value: Option<&Finished>| match value {
-        Some(Finished::List(list)) => list.get(q).copied().flatten(),
+        Some(Finished::List(list)) => list.get(at).copied().flatten(),
         _ => None,
     };
     Arc::new(values.map(one).collect::<Float64Array>())

@@ -6,8 +6,8 @@
 
 use crate::query::Limits;
 use crate::query::form::{
-    FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_TEXT, MAX_VALUES, OF_FACTS, OF_QUERY,
-    OF_REQUEST, OPS, PERIODS, RANGES,
+    FACTS, IN_COMMON, MAX_FILTERS, MAX_METRICS, MAX_NAME, MAX_QUERIES, MAX_RETENTION, MAX_TEXT, MAX_VALUES,
+    OF_FACTS, OF_QUERY, OF_REQUEST, OPS, PERIODS, RANGES,
 };
 use crate::table::Format;
 use serde_json::{Map, Value as Json, json};
@@ -49,7 +49,8 @@ pub(super) fn schemas(catalog: &Catalog, limits: &Limits) -> Map<String, Json> {
     part["required"] = json!(["metrics"]);
     let (usual, most) = FACTS;
     let mut facts = object(&OF_FACTS);
-    facts["description"] = json!("The records of one metric. Their span is `from` and `to`, or `time_range`.");
+    facts["description"] =
+        json!("The records of one metric. Their span is `from` and `to`, or `time_range`.");
     facts["required"] = json!(["metrics"]);
     facts["dependentSchemas"] = json!({ "time_range": { "properties": { "from": false, "to": false } } });
     spanned(&mut facts);
@@ -112,6 +113,7 @@ fn property(name: &str, catalog: &Catalog, limits: &Limits) -> Json {
                                  "examples": ["grain", "20m", "hour", "day", "month"] }),
         "rolling" => json!({ "type": "string", "pattern": length(), "examples": ["7 days", "month"] }),
         "fill" | "strict" | "cumulative" => json!({ "type": "boolean", "default": false }),
+        "retention" => json!({ "type": "integer", "minimum": 1, "maximum": MAX_RETENTION }),
         "compare" => json!({ "type": "string", "enum": PERIODS.map(|(name, _)| name) }),
         "order" => json!({ "type": "array", "items": of("Order"), "maxItems": MAX_FILTERS }),
         "limit_by" => json!({ "type": "object", "properties": {
@@ -159,6 +161,10 @@ fn about(name: &str) -> Option<&'static str> {
         "rolling" => {
             "Each bucket counts what lies in a window of this length, by the zone's clock, which ends with the bucket: \
              weekly active users by day."
+        }
+        "retention" => {
+            "Of a metric of sessions: each row's value is a list of how many came in its bucket, and how many of them in each \
+             of so many buckets behind it; null beyond the span."
         }
         "cumulative" => "Each bucket counts all from the span's start to the bucket's end.",
         "fill" => "Each key of the answer has a row in every bucket, with the values of nothing.",

@@ -37,7 +37,7 @@ impl JsonSchema for Value {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "A value: a number, a text or truth value (min, max, a formula) as text, the list of a \
-                            quantile metric's quantiles in the catalog's order, or null where there is none.",
+                            quantile metric's quantiles in the catalog's order, or with `retention` of who came again, or null where there is none.",
             "type": ["integer", "number", "string", "array", "null"],
             "items": { "type": ["number", "null"] },
         })

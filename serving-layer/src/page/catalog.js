@@ -99,6 +99,10 @@ export function firstBoard(catalog) {
     add({ title: `${wide.unit} by ${name}`, kind: 'bars', metrics: [wide.name], group_by: [name], limit: 8 });
   }
   for (const metric of of('quantile').slice(0, 2)) add({ title: title(metric), kind: 'line', metrics: [metric.name] });
+  for (const metric of of('sessions').slice(0, 1)) {
+    add({ title: `${metric.unit} a day`, kind: 'line', metrics: [metric.name], range: 'last 7 days', granularity: 'day' });
+    add({ title: 'Who came again, days later', kind: 'grid', metrics: [metric.name], range: 'last 8 days', granularity: 'day' });
+  }
   // Hours of every zone, those at :30 and :45 too, if there is such a grain.
   const hourly = [900, 3600].map((width) => counts.find((metric) => width % seconds(metric.grain) === 0)).find(Boolean);
   if (hourly) add({ title: `${hourly.unit} by hour and weekday`, kind: 'heat', metrics: [hourly.name], range: 'last 7 days' });

@@ -7,6 +7,7 @@ const NULL = '∅';
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
+const part = new Intl.NumberFormat('en', { style: 'percent', maximumFractionDigits: 0 });
 const percent = new Intl.NumberFormat('en', { style: 'percent', maximumFractionDigits: 1, signDisplay: 'always' });
 
 export function show(value) {
@@ -214,7 +215,26 @@ function heat(chart, reply, catalog) {
     h('thead', {}, h('tr', {}, h('td'), hours)), h('tbody', {}, days));
 }
 
-const DRAWN = { number, line, bars, heat };
+// Who came again: a row for each bucket, a column for each of those behind it, as a share of who came in the bucket itself.
+function grid(chart, reply) {
+  const [name] = chart.metrics;
+  const rows = reply.rows.map((row) => [label(row) === 'all' ? row.bucket.slice(0, 10) : `${row.bucket.slice(0, 10)} ${label(row)}`, row.values[name]]);
+  if (rows.length === 0) return h('p', { class: 'empty' }, 'nothing in this span');
+  const cell = ([first], value) => {
+    if (value === null) return h('td');
+    const share = first > 0 ? value / first : 0;
+    const of = h('td', { title: show(value) }, part.format(share));
+    of.style.setProperty('--heat', share);
+    return of;
+  };
+  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': chart.title },
+    h('table', { class: 'heat grid' }, h('caption', { class: 'unseen' }, 'who came again, by how much later'),
+      h('thead', {}, h('tr', {}, h('td'), h('th', { scope: 'col' }, 'came'), rows[0][1].slice(1).map((_, i) => h('th', { scope: 'col' }, `+${i + 1}`)))),
+      h('tbody', {}, rows.map(([text, values]) => h('tr', {}, h('th', { scope: 'row' }, text),
+        h('td', { class: 'of-number' }, show(values[0])), values.slice(1).map((value) => cell(values, value)))))));
+}
+
+const DRAWN = { number, line, bars, heat, grid };
 const LIVE = { number, bars };
 
 // What a chart shows of a reply. `ended` on the element, where there is one, is to be called when it goes; `goesOn` takes a

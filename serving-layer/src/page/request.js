@@ -58,6 +58,7 @@ export function queryOf(chart, board, catalog, now) {
   const orders = catalog.of(chart)[0]?.aggregate !== 'quantile';
   const ranked = isRanked(chart, catalog);
   if (ranked) query.k = chart.limit ?? 10;
+  if (chart.kind === 'grid') return { ...query, granularity: granularity(chart, range, catalog), retention: chart.retention ?? 7 };
   for (const option of ['rolling', 'cumulative', 'compare']) if (chart[option]) query[option] = chart[option];
   if (chart.kind === 'line') {
     query.granularity = granularity(chart, range, catalog);

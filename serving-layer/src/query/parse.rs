@@ -43,7 +43,7 @@ pub(crate) const MAX_VALUES: usize = 1_000;
 pub(crate) const MAX_TEXT: usize = 8_192;
 
 /// The fields of a query.
-pub(crate) const OF_QUERY: [&str; 19] = [
+pub(crate) const OF_QUERY: [&str; 20] = [
     "metrics",
     "group_by",
     "filters",
@@ -55,6 +55,7 @@ pub(crate) const OF_QUERY: [&str; 19] = [
     "granularity",
     "rolling",
     "cumulative",
+    "retention",
     "fill",
     "compare",
     "having",
@@ -90,6 +91,9 @@ fn read(
         _ => None,
     });
     let period = request.word("compare", &PERIODS, faults);
+    let retention = request.count("retention", faults);
+    // Of whom came again it is a list.
+    let type_of = |aggregate: &Aggregate| if retention.is_some() { None } else { type_of(aggregate) };
     let columns = metrics.iter().map(|(name, metric)| (name.clone(), type_of(&metric.aggregate)));
     let mut values = Values { columns: columns.collect(), compared: period.is_some() };
     let computed = computed::computed(request, &metrics, &group_by, &values, faults);
@@ -135,6 +139,7 @@ fn read(
         span,
         buckets,
         rolling,
+        retention,
         compared: None,
         fill,
         having,
@@ -144,6 +149,9 @@ fn read(
         offset,
         k,
     };
+    if retention.is_some() {
+        retained(request, &query, period.is_some(), faults);
+    }
     if let Some(period) = period {
         match Compared::new(&query, period, grain) {
             Ok(compared) => query.compared = Some(Box::new(compared)),
@@ -151,6 +159,35 @@ fn read(
         }
     }
     Some(query)
+}
+
+/// The most buckets behind its own in which it is counted who came again.
+pub(crate) const MAX_RETENTION: usize = 366;
+
+/// What must hold of a query that asks who came again.
+fn retained(request: &Fields<'_>, query: &Query, compared: bool, faults: &mut Faults) {
+    let at = request.at("retention");
+    if !(1..=MAX_RETENTION).contains(&query.retention.unwrap_or_default()) {
+        faults.unanswerable(&at, format!("1 to {MAX_RETENTION} buckets can be looked at"));
+    }
+    let of_sessions = |column: &Column| matches!(column.metric.aggregate, Aggregate::Sessions { .. });
+    if query.columns.len() > 1 || !query.computed.is_empty() || !query.columns.iter().all(of_sessions) {
+        faults.unanswerable(request.at("metrics"), "who came again is known of one metric of sessions alone");
+    }
+    if matches!(query.buckets, Buckets::One(_)) {
+        faults.unanswerable(&at, "it needs buckets: say their width as granularity, such as day");
+    } else if let Err(message) = query.buckets.starts(query.span) {
+        faults.unanswerable(&at, message);
+    }
+    let beside = [
+        ("rolling or cumulative", query.rolling.is_some()),
+        ("compare", compared),
+        ("fill", query.fill),
+        ("having", query.having.is_some()),
+    ];
+    for (name, _) in beside.iter().filter(|(_, given)| *given) {
+        faults.unanswerable(&at, format!("it doesn't go with {name}"));
+    }
 }
 
 /// What a query may be compared with.

@@ -27,6 +27,10 @@ pub(crate) fn queries() -> Vec<Json> {
         json!({ "metrics": ["features_20m"], "group_by": ["uuid"], "granularity": "1h", "cumulative": true }),
         json!({ "metrics": ["doc_cnt", "active_user"], "cumulative": true }),
         json!({ "metrics": ["geo_top_doc"], "group_by": ["geo_location"], "granularity": "day" }),
+        json!({ "metrics": ["session_cnt", "user_view_cnt"], "granularity": "12h" }),
+        json!({ "metrics": ["session_cnt", "active_user"], "granularity": "6h", "rolling": "day" }),
+        json!({ "metrics": ["session_cnt"], "group_by": ["uuid"], "granularity": "day", "retention": 1 }),
+        json!({ "metrics": ["session_cnt"], "granularity": "12h", "retention": 3 }),
         json!({ "metrics": ["geo_top_doc"], "filters": [{ "dimension": "geo_location", "op": "is_null" }] }),
         json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "filters": [
                 { "dimension": "document_id", "op": "in", "values": [1, 2, 3] },

@@ -64,15 +64,17 @@ impl World {
             (0..PARTITIONS).for_each(|p| drop(logs.insert(TopicPartition::new(topic, p), Vec::new())));
         }
         for event in events {
+            let time = START + event.time;
             let topic = if event.click { "events" } else { "page_views" };
             let log = logs.get_mut(&TopicPartition::new(topic, event.partition)).unwrap();
             let clock = log.last().map_or(EPOCH, |last| last.clock) + event.pause;
-            let (offset, time) = (log.len() as i64, START + event.time);
+            let offset = log.len() as i64;
             let stream = catalog.stream(topic).unwrap();
             let value = |name: &str| match name {
                 "uuid" => Value::str(&format!("u{}", event.user)),
                 "document_id" => Value::Int(event.document),
                 "display_id" => Value::Int(event.document * 10),
+                "timestamp" => Value::Int(time),
                 "geo_location" => event.geo.map_or(Value::Null, |geo| Value::str(&format!("US>{geo}"))),
                 _ => Value::Int(1),
             };
