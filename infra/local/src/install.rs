@@ -7,6 +7,7 @@ mod apt;
 mod cache;
 mod find;
 mod jars;
+mod python;
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ pub use find::{BrowserAt, JavaAt, PostgresAt, RedisAt};
 use cache::FileLock;
 use find::Survey;
 
-/// A server that the caller needs, or a browser.
+/// A server that the caller needs, or what tests need beside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Need {
     /// Redis 7 or later, or Valkey.
@@ -28,6 +29,8 @@ pub enum Need {
     Kafka,
     /// Chromium or Chrome, and a chromedriver: for tests alone.
     Browser,
+    /// Python 3.11 or later, with the packages of `infra/notebook/requirements.txt`: for tests alone.
+    Python,
 }
 
 /// Whether missing packages may be installed.
@@ -49,6 +52,7 @@ pub(crate) enum Missing {
     Java,
     Maven,
     Browser,
+    Python,
 }
 
 /// Where the needed servers are. What wasn't asked for is `None`.
@@ -62,6 +66,8 @@ pub struct Found {
     pub kafka: Option<KafkaAt>,
     /// Chromium or Chrome.
     pub browser: Option<BrowserAt>,
+    /// The Python that has the notebook's packages.
+    pub python: Option<PathBuf>,
 }
 
 /// Where Kafka is.
@@ -105,7 +111,8 @@ pub fn ensure(which: &[Need], policy: Installing, say: &mut dyn FnMut(&str)) -> 
         }
         None => None,
     };
-    Ok(Found { redis: survey.redis, postgres: survey.postgres, kafka, browser: survey.browser })
+    let python = survey.python.as_ref().map(|at| python::ensure(&cache, at, say)).transpose()?;
+    Ok(Found { redis: survey.redis, postgres: survey.postgres, kafka, browser: survey.browser, python })
 }
 
 /// What matters about this machine for installing.
@@ -154,6 +161,7 @@ fn names(missing: &[Missing]) -> String {
         Missing::Java => "java 17 or later",
         Missing::Maven => "mvn",
         Missing::Browser => "chromium (or google-chrome) and a chromedriver of its version",
+        Missing::Python => "python 3.11 or later with ensurepip",
     };
     missing.iter().map(name).collect::<Vec<_>>().join(", ")
 }
@@ -169,6 +177,7 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
             Missing::Java => machine.java,
             Missing::Maven => "maven",
             Missing::Browser => "chromium chromium-driver",
+            Missing::Python => "python3-venv",
         });
         return format!("as root: apt-get update && apt-get install --no-install-recommends {packages}");
     }
@@ -178,6 +187,7 @@ fn advice(missing: &[Missing], machine: &Machine) -> String {
         Missing::Java => "openjdk@17",
         Missing::Maven => "maven",
         Missing::Browser => "chromium chromedriver",
+        Missing::Python => "python",
     });
     if machine.brew {
         format!("install with Homebrew: brew install {formulas}")

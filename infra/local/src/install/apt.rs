@@ -38,6 +38,7 @@ pub(super) fn install(missing: &[Missing], say: &mut dyn FnMut(&str)) -> anyhow:
             let version = if oldest > 0 { format!(" of version {oldest} or later") } else { String::new() };
             let instead = match what {
                 Missing::Browser => ", with the browser of its version",
+                Missing::Python => "",
                 _ => ", or give a running server by URL (--kafka, --redis, --postgres)",
             };
             format!("apt-get offers none of {names}{version}; install one by hand{instead}")
@@ -60,6 +61,7 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
         Missing::Maven => &["maven"],
         // It depends on chromium of its version. Ubuntu has neither: there they come as snaps.
         Missing::Browser => &["chromium-driver"],
+        Missing::Python => &["python3-venv"],
     }
 }
 
@@ -67,7 +69,7 @@ fn candidates(missing: Missing) -> &'static [&'static str] {
 fn oldest(missing: Missing) -> u32 {
     match missing {
         Missing::Redis => OLDEST_REDIS,
-        Missing::Postgres | Missing::Java | Missing::Maven | Missing::Browser => 0,
+        Missing::Postgres | Missing::Java | Missing::Maven | Missing::Browser | Missing::Python => 0,
     }
 }
 

@@ -1,10 +1,11 @@
 //! The folder for downloads, and locks between processes.
 //!
 //! Invariant: what lies in the cache can be deleted at any time that no server runs, at the cost of fetching it
-//! again.
+//! again; a folder of it appears whole or not at all.
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -39,6 +40,33 @@ fn choose(env: &dyn Fn(&str) -> Option<OsString>, target: Option<PathBuf>) -> Op
         .or_else(|| Some(PathBuf::from(env("HOME")?).join(".cache/tidemark")))
 }
 
+/// Makes a folder of the cache, unless it is there: `fill` is given an empty one beside it, under a lock, which is then
+/// renamed. Its name must say what it is made of, and have no dot.
+pub(super) fn once(
+    folder: &Path,
+    say: &mut dyn FnMut(&str),
+    fill: impl FnOnce(&Path, &mut dyn FnMut(&str)) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let _one_at_a_time = FileLock::wait(&folder.with_extension("lock"), say)?;
+    // Another session may have made it meanwhile.
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let partial = folder.with_extension("partial");
+    match std::fs::remove_dir_all(&partial) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't empty {}", partial.display()));
+        }
+        _ => {}
+    }
+    std::fs::create_dir_all(&partial).with_context(|| format!("can't make {}", partial.display()))?;
+    fill(&partial, say)?;
+    std::fs::rename(&partial, folder).with_context(|| format!("can't rename to {}", folder.display()))
+}
+
 /// An exclusive lock among processes, held until dropped (or until the process ends).
 #[derive(Debug)]
 pub(super) struct FileLock {
@@ -61,6 +89,25 @@ impl FileLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_made_once_and_only_whole() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("made-0123");
+        let failed = once(&folder, &mut |_| {}, |partial, _| {
+            std::fs::write(partial.join("half"), "")?;
+            anyhow::bail!("no more")
+        });
+        assert!(failed.is_err() && !folder.exists());
+        once(&folder, &mut |_| {}, |partial, _| {
+            std::fs::write(partial.join("whole"), "")?;
+            Ok(())
+        })
+        .unwrap();
+        let names: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["whole"]);
+        once(&folder, &mut |_| {}, |_, _| panic!("it is there")).unwrap();
+    }
 
     #[test]
     fn order_of_choice() {

@@ -1,6 +1,6 @@
-//! Looking for the servers' programs, and for a browser, where systems keep them.
+//! Looking for the servers' programs, for a browser and for Python, where systems keep them.
 //!
-//! Invariant: only looks (`--version` at most); a program counts as found only if what it says about itself is
+//! Invariant: only looks (asks for a version at most); a program counts as found only if what it says about itself is
 //! new enough.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +12,10 @@ use super::{Missing, Need};
 const OLDEST_JAVA: u32 = 17;
 /// The oldest Redis that has what the speed layer needs (functions).
 pub(super) const OLDEST_REDIS: u32 = 7;
+/// The oldest Python 3 that the notebook's packages are made for.
+const OLDEST_PYTHON: u32 = 11;
+/// Has a Python tell its version, if it can make environments: Debian's needs a package more for that.
+const ITS_VERSION: &str = "-cimport ensurepip, sys; print('Python 3.%d' % sys.version_info[1])";
 
 /// Redis or Valkey.
 #[derive(Debug, Clone)]
@@ -51,6 +55,15 @@ pub struct BrowserAt {
     pub major: u32,
 }
 
+/// Python 3.
+#[derive(Debug, Clone)]
+pub(super) struct PythonAt {
+    /// The `python3` program.
+    pub(super) python: PathBuf,
+    /// Of its version 3.11 the 11.
+    pub(super) minor: u32,
+}
+
 /// What was found for some needs, and what not.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
@@ -59,6 +72,7 @@ pub(super) struct Survey {
     pub(super) java: Option<JavaAt>,
     pub(super) maven: Option<PathBuf>,
     pub(super) browser: Option<BrowserAt>,
+    pub(super) python: Option<PythonAt>,
     pub(super) missing: Vec<Missing>,
 }
 
@@ -86,6 +100,10 @@ impl Survey {
             survey.browser = browser();
             survey.note(survey.browser.is_none(), Missing::Browser);
         }
+        if which.contains(&Need::Python) {
+            survey.python = python();
+            survey.note(survey.python.is_none(), Missing::Python);
+        }
         survey
     }
 
@@ -95,7 +113,7 @@ impl Survey {
         }
     }
 
-    /// A line for each server and browser found.
+    /// A line for each thing found.
     pub(super) fn lines(&self) -> Vec<String> {
         let redis = self.redis.as_ref().map(|at| format!("redis {} at {}", at.major, at.server.display()));
         let postgres =
@@ -103,7 +121,9 @@ impl Survey {
         let java = self.java.as_ref().map(|at| format!("java {} at {}", at.major, at.java.display()));
         let browser =
             self.browser.as_ref().map(|at| format!("chromium {} at {}", at.major, at.browser.display()));
-        [redis, postgres, java, browser].into_iter().flatten().collect()
+        let python =
+            self.python.as_ref().map(|at| format!("python 3.{} at {}", at.minor, at.python.display()));
+        [redis, postgres, java, browser, python].into_iter().flatten().collect()
     }
 }
 
@@ -153,6 +173,14 @@ fn browser() -> Option<BrowserAt> {
     Some(BrowserAt { browser, driver, major })
 }
 
+fn python() -> Option<PythonAt> {
+    let brew = homebrew("python@3").into_iter().map(|keg| keg.join("bin/python3"));
+    on_path("python3").into_iter().chain([PathBuf::from("/usr/bin/python3")]).chain(brew).find_map(|python| {
+        let minor = major_after(&said(&python, ITS_VERSION)?, "Python 3.")?;
+        (minor >= OLDEST_PYTHON).then_some(PythonAt { python, minor })
+    })
+}
+
 /// A program on PATH, or in `bin` of a Homebrew formula whose name starts with one of these.
 fn program(name: &str, formulas: &[&str]) -> Option<PathBuf> {
     let brew = formulas.iter().flat_map(|formula| homebrew(formula)).map(|keg| keg.join("bin").join(name));
@@ -182,7 +210,7 @@ fn children(folder: &Path, start: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// What a program says when asked for its version, on either stream.
+/// What a program says when asked for its version, on either stream; nothing where that fails.
 fn said(program: &Path, flag: &str) -> Option<String> {
     let output = Command::new(program).arg(flag).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
@@ -223,6 +251,7 @@ mod tests {
             ("Chromium 140.0.7339.185 built on Debian GNU/Linux 12 (bookworm)", "Chromium ", Some(140)),
             ("Google Chrome 140.0.7339.185", "Chrome ", Some(140)),
             ("ChromeDriver 140.0.7339.185 (8a9b)", "ChromeDriver ", Some(140)),
+            ("Python 3.13\n", "Python 3.", Some(13)),
         ] {
             assert_eq!(major_after(text, mark), expected, "{text}");
         }

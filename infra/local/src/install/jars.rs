@@ -1,7 +1,6 @@
 //! Kafka's jars, resolved once by Maven.
 //!
-//! Invariant: the jar folder appears whole or not at all: Maven fills a folder beside it, under a lock, which is
-//! then renamed. Its name holds a hash of the pom, so another pom gets another folder.
+//! Invariant: the name of the jars' folder holds a hash of the pom, so another pom gets another folder.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::cache::FileLock;
+use super::cache;
 use super::find::JavaAt;
 use crate::process::last_lines;
 
@@ -30,25 +29,11 @@ pub(super) fn ensure(
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<PathBuf> {
     let jars = folder(cache);
-    if jars.is_dir() {
-        return Ok(jars);
-    }
-    let _one_at_a_time = FileLock::wait(&cache.join("jars.lock"), say)?;
-    if jars.is_dir() {
-        return Ok(jars);
-    }
-    let maven = maven.context("mvn not found; install maven")?;
-    let partial = jars.with_extension("partial");
-    match std::fs::remove_dir_all(&partial) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't empty {}", partial.display()));
-        }
-        _ => {}
-    }
-    std::fs::create_dir_all(&partial).with_context(|| format!("can't make {}", partial.display()))?;
-    say(&format!("fetching Apache Kafka with {} to {}", maven.display(), jars.display()));
-    resolve(&partial, java, maven)?;
-    std::fs::rename(&partial, &jars).with_context(|| format!("can't rename to {}", jars.display()))?;
+    cache::once(&jars, say, |partial, say| {
+        let maven = maven.context("mvn not found; install maven")?;
+        say(&format!("fetching Apache Kafka with {} to {}", maven.display(), jars.display()));
+        resolve(partial, java, maven)
+    })?;
     Ok(jars)
 }
 
