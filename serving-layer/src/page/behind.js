@@ -2,7 +2,7 @@
 
 import { query } from './api.js';
 import { table, tableOf } from './charts.js';
-import { h } from './dom.js';
+import { fault, h } from './dom.js';
 import { tell } from './editor.js';
 import { testsOf } from './request.js';
 
@@ -36,6 +36,6 @@ export async function behind(chart, from, to, board, catalog) {
     const part = (name, answer) => h('section', {}, h('h3', {}, name), table(tableOf({ ...chart, metrics: [first], kind: 'table' }, answer, catalog), name));
     tell(title, part('In all', answers.all), keys.map((name, i) => part(`By ${name}`, answers[`by${i}`])));
   } catch (error) {
-    tell(title, h('p', { class: 'fault' }, error.message), h('ul', {}, (error.details ?? []).map(({ message }) => h('li', {}, message))));
+    tell(title, fault(error));
   }
 }
