@@ -174,7 +174,7 @@ impl Browser {
         self.must("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await
     }
 
-    /// What assistive technology is told of, in the order of the document: roles, such as `button`, and names.
+    /// What assistive technology is told of: roles, such as `button`, and names.
     pub async fn accessible(&self) -> Vec<(String, String)> {
         let tree = self.devtools("Accessibility.getFullAXTree", json!({})).await;
         let nodes = tree["nodes"].as_array().expect("a tree's nodes").iter();

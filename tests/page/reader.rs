@@ -6,13 +6,12 @@ use tidemark_tests::browser::{Browser, ENTER, ESCAPE, TAB};
 
 use crate::board::NO_DIALOG;
 
-/// The roles of what must have a name, as the browser calls them.
-const NAMED: [&str; 19] = [
+/// The roles of what must have a name, as the browser calls them. What it makes up inside of a field is its own.
+const NAMED: [&str; 15] = [
     "alertdialog",
     "button",
     "checkbox",
     "combobox",
-    "DateTime",
     "dialog",
     "image",
     "img",
@@ -23,13 +22,10 @@ const NAMED: [&str; 19] = [
     "radio",
     "region",
     "searchbox",
-    "slider",
-    "spinbutton",
-    "switch",
     "textbox",
 ];
 
-/// What a page is made of, as its elements say: pictures that are none but for the eye are told of.
+/// What a page is made of, as its elements say, and which fields and pictures go without a word.
 const PARTS: &str = "const many = css => document.querySelectorAll(css).length;
     const pictures = [...document.querySelectorAll('canvas, img, svg')];
     return {
@@ -37,7 +33,10 @@ const PARTS: &str = "const many = css => document.querySelectorAll(css).length;
         landmarks: [many('body > header'), many('main')], ids: many('[id]') - new Set(
             [...document.querySelectorAll('[id]')].map(({ id }) => id)).size,
         untitled: many('section.chart') - many('section.chart h2'),
-        untold: pictures.filter(one => !one.closest('[role=img][aria-label], [alt]')).map(one => one.outerHTML),
+        untold: [
+            ...[...document.querySelectorAll('input, select, textarea')].filter(one => !one.labels.length && !one.ariaLabel),
+            ...pictures.filter(one => !one.closest('[role=img][aria-label], [alt]')),
+        ].map(one => one.outerHTML),
         expanded: [...document.querySelectorAll('[aria-expanded]')].filter(button =>
             button.ariaExpanded !== String(!button.parentElement.querySelector('.items').hidden)).length,
     }";

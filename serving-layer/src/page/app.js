@@ -354,14 +354,18 @@ function askForKey(refused) {
   modal({ 'aria-label': 'API key' }, form);
 }
 
-// What the serving layer doesn't let in: nobody without a key, or a key that it doesn't know, or not any more.
-const unknown = () => askForKey(key.get() && 'This key is not valid, or not any more.');
+// Without a key, or with one that isn't known, or not any more, nothing is answered.
+const unknown = () => askForKey(key.get() && 'this key is not valid, or not any more');
 
 async function start() {
   try {
     catalog = new Catalog(await get('/api/v1/metrics'));
   } catch (error) {
-    if (error.status === 401) { unknown(); return; }
+    if (error.status === 401) {
+      say('nothing is shown without a key: load the page anew to give one');
+      unknown();
+      return;
+    }
     say(error.message);
     timer = setTimeout(start, 5000);
     return;
