@@ -27,24 +27,24 @@ const NAMED: [&str; 15] = [
 
 /// What a page is made of, as its elements say, and which fields and pictures go without a word.
 const PARTS: &str = "const many = css => document.querySelectorAll(css).length;
-    const pictures = [...document.querySelectorAll('canvas, img, svg')];
+    const all = css => [...document.querySelectorAll(css)];
     return {
         language: document.documentElement.lang, title: document.title, first: many('h1'),
-        landmarks: [many('body > header'), many('main')], ids: many('[id]') - new Set(
-            [...document.querySelectorAll('[id]')].map(({ id }) => id)).size,
+        landmarks: [many('body > header'), many('main')],
+        ids: many('[id]') - new Set(all('[id]').map(({ id }) => id)).size,
         untitled: many('section.chart') - many('section.chart h2'),
         untold: [
-            ...[...document.querySelectorAll('input, select, textarea')].filter(one => !one.labels.length && !one.ariaLabel),
-            ...pictures.filter(one => !one.closest('[role=img][aria-label], [alt]')),
+            ...all('input, select, textarea').filter(one => !one.labels.length && !one.ariaLabel),
+            ...all('canvas, img, svg').filter(one => !one.closest('[role=img][aria-label], [alt]')),
         ].map(one => one.outerHTML),
-        expanded: [...document.querySelectorAll('[aria-expanded]')].filter(button =>
+        expanded: all('[aria-expanded]').filter(button =>
             button.ariaExpanded !== String(!button.parentElement.querySelector('.items').hidden)).length,
     }";
 
 /// All that can be used or looked at has a name, whatever is open. Gives how many there are of each role.
 pub(crate) async fn everything_is_named(browser: &Browser) -> BTreeMap<String, usize> {
     let told = browser.accessible().await;
-    let mut roles = BTreeMap::new();
+    let mut roles: BTreeMap<String, usize> = BTreeMap::new();
     let mut nameless = Vec::new();
     for (role, name) in told.iter().filter(|(role, _)| NAMED.contains(&role.as_str())) {
         *roles.entry(role.clone()).or_default() += 1;
