@@ -4,6 +4,12 @@
 
 #[path = "page/board.rs"]
 mod board;
+#[path = "page/chart.rs"]
+mod chart;
+#[path = "page/keys.rs"]
+mod keys;
+#[path = "page/reader.rs"]
+mod reader;
 
 use board::{Board, Chart, READY};
 use local::oracle::METRICS;
@@ -14,7 +20,7 @@ use shared_model::catalog::SITE;
 use simulator::generate::{Data, Delivery, Generator, Options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tidemark_tests::browser::{Browser, ENTER, ESCAPE, TAB};
+use tidemark_tests::browser::{Browser, ENTER, TAB};
 use tidemark_tests::events::town;
 use tidemark_tests::stack::{LAYOUT, Stack};
 use tidemark_tests::{now, wait_for};
@@ -64,6 +70,15 @@ async fn the_documentation(browser: &Browser, serving: &Serving) {
     browser.select("select", "b c").await;
     let filled = "return ['input', 'select'].map(name => document.querySelector(name).value)";
     assert_eq!(browser.script(filled, json!([])).await, json!(["some text", "b c"]));
+    browser.clear("input").await;
+    browser.script("addEventListener('click', click => { window.clicked = click.clientX })", json!([])).await;
+    browser.click_at("input", [7, 0]).await;
+    let near = "const { left, width } = document.querySelector('input').getBoundingClientRect();
+        return [document.querySelector('input').value, Math.abs(clicked - left - width / 2 - 7) < 1]";
+    assert_eq!(browser.script(near, json!([])).await, json!(["", true]));
+    browser.script("document.querySelector('select').ariaLabel = 'Which one'", json!([])).await;
+    let told = browser.accessible().await;
+    assert!(told.iter().any(|(role, name)| !role.is_empty() && name == "Which one"), "{told:?}");
     browser.script("console.error('broken'); console.debug('fine')", json!([])).await;
     let console = browser.console().await;
     let said = |level, text| console.iter().any(|(of, said)| of == level && said.contains(text));
@@ -272,47 +287,6 @@ async fn a_filter_is_in_every_chart_that_has_its_dimension_and_in_the_address() 
     board.is_sound().await;
 }
 
-/// All that the keyboard must reach, in the order of the document.
-const CONTROLS: &str = "window.controls =
-    [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex]')].filter(control =>
-        control.tabIndex >= 0 && !control.disabled && !control.closest('[inert]')
-        && control.checkVisibility({ visibilityProperty: true }));
-    return controls.map(control => control.outerHTML.slice(0, 120))";
-
-/// Whether a menu is open.
-const OPEN: &str = "[...document.querySelectorAll('#board button.edit')]
-    .some(item => item.checkVisibility({ visibilityProperty: true }))";
-
-/// Tab by tab through the whole page, and a menu that opens and closes.
-async fn the_keyboard(browser: &Browser) {
-    let controls = browser.script(CONTROLS, json!([])).await;
-    let controls: Vec<String> = serde_json::from_value(controls).expect("controls");
-    for css in ["#board-menu", "#range", "#zone", "#filter-dimension", "#filter-value", "#filter-add"] {
-        let is_one =
-            browser.script("return controls.some(of => of.matches(arguments[0]))", json!([css])).await;
-        assert_eq!(is_one, true, "{css}");
-    }
-    let mut reached = Vec::new();
-    // What can be scrolled may have a stop of its own.
-    for _ in 0..2 * controls.len() {
-        browser.press(TAB).await;
-        let at = browser.script("return controls.indexOf(document.activeElement)", json!([])).await;
-        reached.extend(at.as_u64());
-        if at == controls.len() - 1 {
-            break;
-        }
-    }
-    assert!(reached.iter().copied().eq(0..controls.len() as u64), "{reached:?} of {controls:#?}");
-
-    browser.script("document.querySelector('#board button.menu').focus()", json!([])).await;
-    browser.press(ENTER).await;
-    browser.until("a menu that opens", OPEN).await;
-    browser.press(ESCAPE).await;
-    browser.until("a menu that closes", &format!("!{OPEN}")).await;
-    let focus = "return document.activeElement === document.querySelector('#board button.menu')";
-    assert_eq!(browser.script(focus, json!([])).await, true, "the focus is back where it was");
-}
-
 /// The page's own files are small, and it asks for nothing from elsewhere.
 async fn the_files(board: &Board) {
     let entries = "return ['navigation', 'resource'].flatMap(type => performance.getEntriesByType(type))
@@ -377,7 +351,7 @@ async fn a_board_is_small_and_for_the_keyboard_the_dark_and_a_frame() {
     assert!(brightness[0] > 0.7 && brightness[1] < 0.3, "{brightness:?}");
     // Drawn once: what is drawn anew while the keyboard is there, is another element.
     board.load("#every=0").await;
-    the_keyboard(&board.browser).await;
+    reader::the_keyboard(&board.browser).await;
     board.is_sound().await;
     the_frame(&board).await;
 }

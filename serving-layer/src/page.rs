@@ -33,6 +33,7 @@ static FILES: LazyLock<BTreeMap<&str, Text>> = LazyLock::new(|| {
         ("dom.js", SCRIPT, include_str!("page/dom.js")),
         ("editor.js", SCRIPT, include_str!("page/editor.js")),
         ("health.js", SCRIPT, include_str!("page/health.js")),
+        ("menu.js", SCRIPT, include_str!("page/menu.js")),
         ("request.js", SCRIPT, include_str!("page/request.js")),
         ("state.js", SCRIPT, include_str!("page/state.js")),
         // uPlot 1.6.32, as it is published.

@@ -11,7 +11,7 @@ use local::servers::chromedriver::BY_PIPE;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
 /// The escape key.
 pub const ESCAPE: &str = "\u{e00c}";
+/// The key of the arrow that points down.
+pub const DOWN: &str = "\u{e015}";
 
 /// Under what name the protocol passes an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -116,14 +118,39 @@ impl Browser {
         self.script(body, json!([css, name])).await.as_str().map(str::to_owned)
     }
 
+    /// The first element that a selector finds, as the protocol passes it.
+    async fn found(&self, css: &str) -> Value {
+        self.must("element", json!({ "using": "css selector", "value": css })).await
+    }
+
     async fn element(&self, css: &str) -> String {
-        let found = self.must("element", json!({ "using": "css selector", "value": css })).await;
-        format!("element/{}", found[ELEMENT].as_str().expect("its id"))
+        format!("element/{}", self.found(css).await[ELEMENT].as_str().expect("its id"))
     }
 
     /// Clicks in the middle of the first element that a selector finds; it must be what is to be seen there.
     pub async fn click(&self, css: &str) {
         self.must(&format!("{}/click", self.element(css).await), json!({})).await;
+    }
+
+    /// Moves the mouse so many pixels from the middle of the first element that a selector finds, to the right and down,
+    /// and clicks on whatever is there.
+    pub async fn click_at(&self, css: &str, [right, down]: [i64; 2]) {
+        self.script("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", json!([css]))
+            .await;
+        let origin = self.found(css).await;
+        let moved = json!({ "type": "pointerMove", "duration": 0, "origin": origin, "x": right, "y": down });
+        let actions =
+            json!([moved, { "type": "pointerDown", "button": 0 }, { "type": "pointerUp", "button": 0 }]);
+        self.must(
+            "actions",
+            json!({ "actions": [{ "type": "pointer", "id": "mouse", "actions": actions }] }),
+        )
+        .await;
+    }
+
+    /// Empties the first field that a selector finds.
+    pub async fn clear(&self, css: &str) {
+        self.must(&format!("{}/clear", self.element(css).await), json!({})).await;
     }
 
     /// Types a text into the first element that a selector finds, behind what is there.
@@ -145,6 +172,24 @@ impl Browser {
     /// A command of the DevTools protocol.
     async fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.must("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await
+    }
+
+    /// What assistive technology is told of: roles, such as `button`, and names.
+    pub async fn accessible(&self) -> Vec<(String, String)> {
+        let tree = self.devtools("Accessibility.getFullAXTree", json!({})).await;
+        let nodes = tree["nodes"].as_array().expect("a tree's nodes").iter();
+        let text = |node: &Value, of: &str| node[of]["value"].as_str().unwrap_or_default().to_owned();
+        let told = nodes.filter(|node| node["ignored"] != true);
+        told.map(|node| (text(node, "role"), text(node, "name"))).collect()
+    }
+
+    /// Has it keep what is downloaded from now on; gives the folder.
+    pub async fn keep_downloads(&self) -> PathBuf {
+        let folder = self.home().join("downloads");
+        std::fs::create_dir_all(&folder).expect("a folder for downloads");
+        let behavior = json!({ "behavior": "allow", "downloadPath": folder });
+        self.devtools("Browser.setDownloadBehavior", behavior).await;
+        folder
     }
 
     /// Has pages see a user who likes `dark` or `light` colours.

@@ -28,8 +28,11 @@ pub(crate) struct Chart {
     pub(crate) content: String,
 }
 
+/// Whether no dialog is open.
+pub(crate) const NO_DIALOG: &str = "document.querySelector('dialog') === null";
+
 /// The selector of something in a chart.
-fn css(chart: &str, inside: &str) -> String {
+pub(crate) fn css(chart: &str, inside: &str) -> String {
     format!("#board section.chart[data-chart={}] {inside}", json!(chart))
 }
 
@@ -44,14 +47,19 @@ pub(crate) struct Board {
 impl Board {
     /// Starts the layers, and opens the page once the realtime view holds all that was sent.
     pub(crate) async fn open(stack: Stack) -> Board {
+        let board = Board::start(stack).await;
+        board.load("").await;
+        board
+    }
+
+    /// The same with a browser that is yet to open the page.
+    pub(crate) async fn start(stack: Stack) -> Board {
         stack.batch(&["run"]).await;
         let speed = stack.speed();
         let (process, serving) = stack.serving().await;
         stack.settle().await;
         let browser = Browser::start().await;
-        let board = Board { browser, url: format!("{}/", serving.url), _layers: [speed, process], stack };
-        board.load("").await;
-        board
+        Board { browser, url: format!("{}/", serving.url), _layers: [speed, process], stack }
     }
 
     /// Loads the page anew, in the state that an address has.
@@ -82,25 +90,46 @@ impl Board {
         self.browser.until(&format!("{chart} showing {number}"), &is_it).await;
     }
 
-    /// What each chart asks, by the command line that its menu gives. Those that are pushed have none.
-    pub(crate) async fn requests(&self) -> BTreeMap<String, Value> {
-        let take = "navigator.clipboard.writeText = async text => { window.copied = text }";
+    /// Chooses an item of a chart's menu.
+    pub(crate) async fn choose(&self, chart: &str, item: &str) {
+        self.browser.click(&css(chart, "button.menu")).await;
+        self.browser.click(&css(chart, &format!(".items .{item}"))).await;
+    }
+
+    /// Chooses an item of the board's own menu.
+    pub(crate) async fn choose_of_board(&self, item: &str) {
+        self.browser.click("#board-menu").await;
+        self.browser.click(&format!("#board-menu + .items .{item}")).await;
+    }
+
+    /// What an item of a chart's menu copies.
+    pub(crate) async fn copied(&self, chart: &str, item: &str) -> String {
+        let take =
+            "window.copied = null; navigator.clipboard.writeText = async text => { window.copied = text }";
         self.browser.script(take, json!([])).await;
+        self.choose(chart, item).await;
+        self.browser.until(&format!("what {item} of {chart} copies"), "window.copied").await;
+        let copied = self.browser.script("return window.copied", json!([])).await;
+        copied.as_str().expect("a text").to_owned()
+    }
+
+    /// What a chart asks, by the command line that its menu gives.
+    pub(crate) async fn request(&self, chart: &str) -> Value {
+        let copied = self.copied(chart, "copy-curl").await;
+        let body = copied.split_once(" -d '").and_then(|(_, body)| body.strip_suffix('\''));
+        let body = body.unwrap_or_else(|| panic!("{copied}")).replace("'\\''", "'");
+        serde_json::from_str(&body).expect("a request")
+    }
+
+    /// What each chart asks. Those that are pushed have no command line.
+    pub(crate) async fn requests(&self) -> BTreeMap<String, Value> {
         let mut requests = BTreeMap::new();
         for Chart { id, .. } in self.charts().await {
-            let command = css(&id, ".copy-curl");
-            let is_there = "window.copied = null; return document.querySelector(arguments[0]) !== null";
-            if self.browser.script(is_there, json!([command])).await == false {
-                continue;
+            let is_there = "return document.querySelector(arguments[0]) !== null";
+            if self.browser.script(is_there, json!([css(&id, ".copy-curl")])).await == true {
+                let request = self.request(&id).await;
+                requests.insert(id, request);
             }
-            self.browser.click(&css(&id, "button.menu")).await;
-            self.browser.click(&command).await;
-            self.browser.until(&format!("the command of {id}"), "window.copied").await;
-            let copied = self.browser.script("return window.copied", json!([])).await;
-            let copied = copied.as_str().expect("a command line");
-            let body = copied.split_once(" -d '").and_then(|(_, body)| body.strip_suffix('\''));
-            let body = body.unwrap_or_else(|| panic!("{copied}")).replace("'\\''", "'");
-            requests.insert(id, serde_json::from_str(&body).expect("a request"));
         }
         requests
     }
@@ -116,8 +145,15 @@ impl Board {
 
     /// Nothing has failed in the page, nor is anything missing of it.
     pub(crate) async fn is_sound(&self) {
+        self.is_sound_but_for(&[]).await;
+    }
+
+    /// The same where requests were to be refused, with these statuses: the browser tells of each.
+    pub(crate) async fn is_sound_but_for(&self, refused: &[u16]) {
         let console = self.browser.console().await;
         let severe: Vec<_> = console.iter().filter(|(level, _)| level == "SEVERE").collect();
-        assert!(severe.is_empty(), "{severe:#?}");
+        let is =
+            |(said, status): (&&(String, String), &u16)| said.1.contains(&format!("a status of {status} "));
+        assert!(severe.len() == refused.len() && severe.iter().zip(refused).all(is), "{severe:#?}");
     }
 }

@@ -8,9 +8,10 @@ import { choose as chooseBoard } from './boards.js';
 import { Catalog, firstBoard } from './catalog.js';
 import { buckets, draw, show } from './charts.js';
 import { showControls, wireControls } from './controls.js';
-import { $, download, h } from './dom.js';
+import { $, download, fault, h, modal } from './dom.js';
 import { edit, tell } from './editor.js';
 import { strip } from './health.js';
+import { item, opens } from './menu.js';
 import { columnsOf, curl, filtersOf, queryOf, sql } from './request.js';
 import { FIRST, fromAddress, merged, toAddress } from './state.js';
 
@@ -94,35 +95,6 @@ function card(chart) {
   return of;
 }
 
-// An item of a menu.
-const item = (name, text, onclick) => h('button', { type: 'button', class: name, onclick }, text);
-
-// A button that opens a menu: the arrows move in it, Escape and a click elsewhere close it.
-function opens(button, items) {
-  const set = (open) => { items.hidden = !open; button.setAttribute('aria-expanded', String(open)); };
-  const move = (by) => {
-    const all = [...items.querySelectorAll('button')];
-    all[(all.indexOf(document.activeElement) + by + all.length) % all.length]?.focus();
-  };
-  button.addEventListener('click', () => { set(items.hidden); if (!items.hidden) $('button', items)?.focus(); });
-  // Before the item's own work, which may move the focus elsewhere.
-  items.addEventListener('click', ({ target }) => { if (target !== items) { set(false); button.focus(); } }, true);
-  button.parentElement.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape' && !items.hidden) { set(false); button.focus(); }
-    if (event.key === 'ArrowDown' && !items.hidden) { event.preventDefault(); move(1); }
-    if (event.key === 'ArrowUp' && !items.hidden) { event.preventDefault(); move(-1); }
-  });
-}
-
-// A click elsewhere closes menus.
-document.addEventListener('click', ({ target }) => {
-  for (const items of document.querySelectorAll('.menu-of .items:not([hidden])')) {
-    if (items.parentElement.contains(target)) continue;
-    items.hidden = true;
-    $('[aria-expanded]', items.parentElement).setAttribute('aria-expanded', 'false');
-  }
-});
-
 // The way to what lies behind a bucket for who doesn't point at it.
 function choose(of) {
   if (!of.reply) return;
@@ -139,7 +111,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     say('copied');
   } catch {
-    tell('To copy', h('textarea', { class: 'copied', rows: '12', cols: '80', readonly: true }, text));
+    tell('To copy', h('textarea', { class: 'copied', rows: '12', cols: '80', readonly: true, 'aria-label': 'What to copy' }, text));
   }
 }
 
@@ -187,12 +159,12 @@ function note(of, reply) {
 function failed(of, error) {
   of.reply = undefined;
   of.section.dataset.state = 'error';
-  const faults = error.details?.map(({ field, message }) => (field ? `${field}: ${message}` : message)) ?? [];
-  const said = [error.message, ...faults].join('\n');
+  const [old] = of.body.children;
+  const shown = fault(error);
   // Said once.
-  if ($('.fault', of.body)?.dataset.said === said) return;
-  of.body.firstElementChild?.ended?.();
-  of.body.replaceChildren(h('div', { class: 'fault', role: 'alert', 'data-said': said }, h('p', {}, error.message), faults.length > 0 && h('ul', {}, faults.map((fault) => h('li', {}, fault)))));
+  if (old?.isEqualNode(shown)) return;
+  old?.ended?.();
+  of.body.replaceChildren(shown);
 }
 
 function showAll() {
@@ -206,7 +178,11 @@ function showAll() {
     if (same) known.delete(chart.id);
   }
   known.forEach((of) => of.body.firstElementChild?.ended?.());
+  const focused = document.activeElement;
+  const chart = focused?.closest('[data-chart]')?.dataset.chart;
   $('#board').replaceChildren(...[...cards.values()].map(({ section }) => section));
+  // Who is at a chart stays there, and without it on the board.
+  if (chart) (focused.isConnected ? focused : cards.has(chart) ? $('.menu', cards.get(chart).section) : $('#board')).focus({ preventScroll: true });
   follow();
   refresh();
 }
@@ -284,7 +260,7 @@ async function together(of, signal, found) {
   } catch (error) {
     if (signal.aborted || error.name === 'AbortError') return;
     if (!(error instanceof Refused)) throw error;
-    if (error.status === 401) { askForKey(); return; }
+    if (error.status === 401) { unknown(); return; }
     const named = (one) => error.details.filter(({ field }) => field?.startsWith(`queries.${one.chart.id}.`));
     const faulty = of.filter((one) => named(one).length > 0);
     faulty.forEach((one) => refused(one, new Refused(error.status, { ...error, message: 'this can\'t be asked', details: named(one) })));
@@ -359,33 +335,37 @@ function boardMenu() {
   opens(button, items);
 }
 
-// Asks for an API key, and begins anew with it.
-function askForKey() {
+// Asks for an API key, and begins anew with it. `refused` says why the one that is there won't do.
+function askForKey(refused) {
   if ($('#api-key')) return;
   const input = h('input', { type: 'password', size: '70', autocomplete: 'off', value: key.get(), id: 'api-key' });
-  const fault = h('p', { class: 'fault', role: 'alert' });
+  const said = h('p', { class: 'fault', role: 'alert' }, refused);
   const form = h('form', { method: 'dialog' }, h('h2', {}, 'API key'), h('p', {}, 'It is kept in this tab alone, until that is closed.'),
-    h('label', {}, 'Key ', input), fault, h('p', { class: 'actions' }, h('button', { class: 'main' }, 'Use it')));
-  const dialog = h('dialog', { 'aria-label': 'API key' }, form);
+    h('label', {}, 'Key ', input), said, h('p', { class: 'actions' }, h('button', { class: 'main' }, 'Use it')));
   form.addEventListener('submit', (event) => {
     event.preventDefault();
     try {
       key.set(input.value);
       location.reload();
     } catch (error) {
-      fault.textContent = error.message;
+      said.textContent = error.message;
     }
   });
-  dialog.addEventListener('close', () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
+  modal({ 'aria-label': 'API key' }, form);
 }
+
+// Without a key, or with one that isn't known, or not any more, nothing is answered.
+const unknown = () => askForKey(key.get() && 'this key is not valid, or not any more');
 
 async function start() {
   try {
     catalog = new Catalog(await get('/api/v1/metrics'));
   } catch (error) {
-    if (error.status === 401) { askForKey(); return; }
+    if (error.status === 401) {
+      say('nothing is shown without a key: load the page anew to give one');
+      unknown();
+      return;
+    }
     say(error.message);
     timer = setTimeout(start, 5000);
     return;

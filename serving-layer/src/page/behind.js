@@ -3,7 +3,7 @@
 
 import { facts, query } from './api.js';
 import { showOne, table, tableOf } from './charts.js';
-import { h } from './dom.js';
+import { fault, h } from './dom.js';
 import { tell } from './editor.js';
 import { testsOf } from './request.js';
 
@@ -25,7 +25,7 @@ async function records({ metrics, from, to, time_zone, filters }) {
     const reply = await facts({ metrics, from, to, time_zone, filters, limit: ROWS });
     const fields = [...new Set(reply.rows.flatMap((row) => Object.keys(row.fields)))];
     const rows = reply.rows.map((row) => [
-      row.event_time.replace('T', ' '), row.stream, ...fields.map((name) => (name in row.fields ? String(showOne(row.fields[name])) : '')),
+      row.event_time.replace('T', ' '), row.stream, ...fields.map((name) => (name in row.fields ? showOne(row.fields[name]) : '')),
       `${row.topic}/${row.partition}/${row.offset}`,
     ]);
     return [
@@ -58,6 +58,6 @@ export async function behind(chart, from, to, board, catalog) {
     tell(title, part('In all', answers.all), keys.map((name, i) => part(`By ${name}`, answers[`by${i}`])),
       kept && h('section', {}, h('h3', {}, 'Records'), kept));
   } catch (error) {
-    tell(title, h('p', { class: 'fault' }, error.message), h('ul', {}, (error.details ?? []).map(({ message }) => h('li', {}, message))));
+    tell(title, fault(error));
   }
 }

@@ -3,7 +3,7 @@
 // A board is saved from the version that was opened: whoever was faster meanwhile is not written over.
 
 import { ask, get } from './api.js';
-import { $, h } from './dom.js';
+import { h, modal } from './dom.js';
 
 const path = (name) => `/api/v1/boards/${encodeURIComponent(name)}`;
 
@@ -27,7 +27,6 @@ export async function choose(shown, show) {
   const list = h('ul', { class: 'boards' });
   const name = h('input', { id: 'board-name', maxlength: '100', required: true, value: opened?.name ?? '' });
   const shared = h('input', { type: 'checkbox', id: 'board-shared', checked: Boolean(opened?.shared) });
-  const dialog = h('dialog', { 'aria-label': 'Boards' });
   const tried = async (work) => {
     try {
       said.textContent = '';
@@ -44,7 +43,7 @@ export async function choose(shown, show) {
   });
   const row = (one) => h('li', {},
     h('button', { type: 'button', class: 'plain', onclick: () => open(one) }, one.name), one.shared ? ' (for everyone) ' : ' ',
-    one.own && h('button', { type: 'button', class: 'remove', 'aria-label': `Delete ${one.name}`, onclick: () => tried(async () => { await remove(one); await relist(); }) }, '×'));
+    one.own && h('button', { type: 'button', class: 'remove', 'aria-label': `Delete ${one.name}`, onclick: () => tried(async () => { await remove(one); await relist(); name.focus(); }) }, '×'));
   const relist = async () => list.replaceChildren(...(await get('/api/v1/boards')).boards.map(row));
   const form = h('form', {}, h('h2', {}, 'Boards'), list,
     h('p', {}, h('label', {}, 'Name ', name), ' ', h('label', {}, shared, ' for everyone'), ' ', h('button', { class: 'main save' }, 'Save what is shown')),
@@ -53,10 +52,7 @@ export async function choose(shown, show) {
     event.preventDefault();
     tried(async () => { await save(name.value.trim(), shown, shared.checked); await relist(); });
   });
-  dialog.append(form);
-  dialog.addEventListener('close', () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
+  const dialog = modal({ 'aria-label': 'Boards' }, form);
   await tried(relist);
-  $('#board-name')?.focus();
+  name.focus();
 }

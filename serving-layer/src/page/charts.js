@@ -17,7 +17,8 @@ export function show(value) {
   return Number.isInteger(value) || Math.abs(value) >= 1000 ? whole.format(value) : fine.format(value);
 }
 
-export const showOne = (value) => (value === '' ? '(empty)' : value ?? NULL);
+// Part of a key is a text, whatever its type: a document's number isn't cut by thousands.
+export const showOne = (value) => (value === '' ? '(empty)' : String(value ?? NULL));
 const showKey = (key) => Object.values(key ?? {}).map(showOne).join(' · ');
 // What a row is about: its key and, of a top-k, its item.
 const label = (row) => [showKey(row.key), row.item && showKey(row.item)].filter(Boolean).join(' · ') || 'all';

@@ -82,7 +82,10 @@ export function wireControls(page) {
   $('#every').addEventListener('change', ({ target }) => change({ ...page.state, every: Number(target.value) }));
   $('#chips').addEventListener('click', ({ target }) => {
     const at = Number(target.dataset.at);
-    if (target.dataset.at) change({ ...page.state, filters: page.state.filters.filter((_, i) => i !== at) });
+    if (!target.dataset.at) return;
+    change({ ...page.state, filters: page.state.filters.filter((_, i) => i !== at) });
+    // What had the focus is gone.
+    $('#filter-dimension').focus();
   });
 }
 

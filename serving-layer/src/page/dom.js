@@ -22,6 +22,21 @@ export function options(list, chosen) {
   });
 }
 
+// Shows a dialog that goes once it is closed, by Escape or whatever is in it; the focus goes back to where it was.
+export function modal(attributes, ...children) {
+  const dialog = h('dialog', attributes, children);
+  dialog.addEventListener('close', () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+// An error, with its faults.
+export function fault({ message, details }) {
+  const faults = (details ?? []).map((one) => (one.field ? `${one.field}: ${one.message}` : one.message));
+  return h('div', { class: 'fault', role: 'alert' }, h('p', {}, message), faults.length > 0 && h('ul', {}, faults.map((text) => h('li', {}, text))));
+}
+
 export function download(name, blob) {
   const url = URL.createObjectURL(blob);
   h('a', { href: url, download: name }).click();

@@ -1,8 +1,8 @@
 // Dialogs: the form in which a chart is made or changed, which gives back a chart or nothing, and one that tells something.
 
-import { $, h, options } from './dom.js';
+import { $, h, modal, options } from './dom.js';
 
-const KINDS = [['number', 'a number'], ['line', 'lines'], ['bars', 'bars'], ['table', 'a table'], ['heat', 'hours by weekday']];
+const KINDS = [['number', 'a number'], ['line', 'lines'], ['bars', 'bars'], ['table', 'a table'], ['heat', 'hours by weekday'], ['grid', 'who came again']];
 const GRANULARITIES = ['auto', 'grain', 'minute', '5m', '15m', '30m', 'hour', '6h', 'day', 'week', 'month'];
 const COMPARISONS = [['', 'nothing'], ['previous_period', 'the span before'], ['previous_day', 'a day before'], ['previous_week', 'a week before'], ['previous_month', 'a month before'], ['previous_year', 'a year before']];
 const ROLLING = [['', 'no'], ['day', 'a day'], ['7 days', '7 days'], ['30 days', '30 days']];
@@ -35,6 +35,10 @@ function read(form, chart, catalog) {
     const sums = catalog.of(made).every((metric) => ['count', 'sum'].includes(metric.aggregate));
     const plain = sums && !made.show && !made.rolling && !made.cumulative;
     if (made.kind === 'heat' && !plain) throw new Error('hours by weekday are added up: choose counts or sums alone, neither rolling nor cumulative');
+    const [metric, ...others] = catalog.of(made);
+    if (made.kind === 'grid' && (metric?.aggregate !== 'sessions' || others.length > 0 || made.show || made.rolling || made.cumulative || made.compare)) {
+      throw new Error('who came again is known of one metric of sessions: choose it alone, neither compared nor rolling nor cumulative');
+    }
     if (chart.filters) made.filters = chart.filters;
   }
   const limit = Number(text('limit'));
@@ -86,12 +90,11 @@ export function edit(chart, catalog) {
     keys.replaceChildren(...by.map(({ name }) => field(name, h('input', { name: `key.${name}`, value: chart.key?.[name] ?? '', required: true }))));
   };
   form.addEventListener('change', ({ target }) => ['live', 'metrics'].includes(target.name) && grown());
-  const dialog = h('dialog', { class: 'editor', 'aria-label': 'A chart' }, form);
-  document.body.append(dialog);
   grown();
+  const dialog = modal({ class: 'editor', 'aria-label': 'A chart' }, form);
   return new Promise((resolve) => {
     let made;
-    dialog.addEventListener('close', () => { dialog.remove(); resolve(made); });
+    dialog.addEventListener('close', () => resolve(made));
     $('.cancel', form).addEventListener('click', () => dialog.close());
     form.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -102,16 +105,11 @@ export function edit(chart, catalog) {
         said.textContent = error.message;
       }
     });
-    dialog.showModal();
   });
 }
 
 // Shows a text or elements in a dialog that Escape and its button close.
 export function tell(title, ...children) {
-  const dialog = h('dialog', { 'aria-label': title }, h('h2', {}, title), children,
+  return modal({ 'aria-label': title }, h('h2', {}, title), children,
     h('form', { method: 'dialog', class: 'actions' }, h('button', { class: 'main' }, 'Close')));
-  dialog.addEventListener('close', () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
-  return dialog;
 }
