@@ -48,7 +48,7 @@ fn metric(aggregate: &Aggregate) -> Metric {
     Metric { aggregate: aggregate.clone(), ..SHIPPED.clone() }
 }
 
-fn aggregates() -> [Aggregate; 8] {
+fn aggregates() -> [Aggregate; 9] {
     let int = || FieldType::Int;
     let quantile = Aggregate::Quantile { ty: int(), quantiles: vec![0.5] };
     [
@@ -60,6 +60,7 @@ fn aggregates() -> [Aggregate; 8] {
         Aggregate::Distinct,
         Aggregate::TopK { k: 3 },
         quantile,
+        Aggregate::Sessions { of: 0, idle: 2 },
     ]
 }
 

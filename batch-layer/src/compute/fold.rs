@@ -356,7 +356,8 @@ fn folded(
 
 /// Adds a value `n` times, by doubling where that pays.
 fn add_times(aggregate: &Aggregate, state: &mut State, value: &Value, mut n: usize) -> Result<()> {
-    if n == 1 || matches!(aggregate, Aggregate::Min(_) | Aggregate::Max(_)) {
+    let once = matches!(aggregate, Aggregate::Min(_) | Aggregate::Max(_) | Aggregate::Sessions { .. });
+    if n == 1 || once {
         state.add(value);
         return Ok(());
     }
