@@ -20,7 +20,7 @@ const LAYERS: (&str, &str) = ("prometheus", "tidemark-layers");
 const OF_LAYERS: [(&str, &str, &str); 6] = [
     ("Records read", "cps", "sum(rate(tidemark_speed_records_total[1m]))"),
     ("Records not read yet", "short", "sum(tidemark_speed_lag_records)"),
-    ("Records refused", "cps", "sum by (stream) (rate(tidemark_speed_rejects_total[5m]))"),
+    ("Records refused", "cps", "sum by (topic) (rate(tidemark_speed_rejects_total[5m]))"),
     ("Requests", "reqps", "sum by (status) (rate(tidemark_serving_requests_total[1m]))"),
     (
         "Requests, 99 % within",
@@ -47,7 +47,7 @@ enum Shown {
 }
 
 /// The dashboard, as JSON for Grafana's provisioning or import.
-pub fn dashboard(catalog: &Catalog) -> Json {
+pub(crate) fn dashboard(catalog: &Catalog) -> Json {
     let mut panels = Panels::default();
     panels.row("The layers");
     for (title, unit, expression) in OF_LAYERS {

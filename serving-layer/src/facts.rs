@@ -146,6 +146,9 @@ async fn records(views: &Views, query: &Query) -> Result<Records, ServeError> {
             continue;
         }
         let mut each = |fact: Fact| {
+            if records.more {
+                return false;
+            }
             records.read += 1;
             let value = |expression: &Expression| expression.value(&fact.values).into_owned();
             let mut key: Vec<Value> = binding.by.iter().map(value).collect();
@@ -158,7 +161,7 @@ async fn records(views: &Views, query: &Query) -> Result<Records, ServeError> {
         };
         let lacking = snapshot.facts(stream, query.span, &mut each).await?;
         for day in lacking {
-            let why = format!("stream {} has records in the archive that its facts lack", stream.name);
+            let why = format!("stream {} has records that its facts lack", stream.name);
             records.coverage.doubt_of(why, day);
         }
     }

@@ -10,10 +10,9 @@ use std::collections::BTreeMap;
 ///
 /// # Panics
 /// Where the dashboard can't be made, or a statement has anything that Grafana is not told here to replace.
-pub async fn statements(stack: &Stack, in_boxes: &str) -> BTreeMap<String, String> {
-    let layer = stack.process("batch-layer", &["catalog", "grafana"], &["catalog"]);
-    assert_eq!(layer.ended().await, 0, "{}", layer.logged());
-    let dashboard: Value = serde_json::from_str(&layer.logged()).expect("a dashboard");
+pub fn statements(stack: &Stack, in_boxes: &str) -> BTreeMap<String, String> {
+    let dashboard: Value =
+        serde_json::from_str(&stack.printed("batch-layer", &["catalog", "grafana"])).expect("a dashboard");
     let boxes = dashboard["templating"]["list"].as_array().expect("text boxes").iter();
     let boxes: Vec<&str> = boxes.map(|of| of["name"].as_str().expect("a name")).collect();
     let mut found = BTreeMap::new();
@@ -37,7 +36,7 @@ pub async fn statements(stack: &Stack, in_boxes: &str) -> BTreeMap<String, Strin
 /// Where Postgres refuses a statement.
 pub async fn rows(stack: &Stack, pool: &PgPool, in_boxes: &str) -> BTreeMap<String, usize> {
     let mut rows = BTreeMap::new();
-    for (title, sql) in statements(stack, in_boxes).await {
+    for (title, sql) in statements(stack, in_boxes) {
         let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch_all(pool).await;
         rows.insert(title, asked.unwrap_or_else(|error| panic!("{sql}: {error}")).len());
     }

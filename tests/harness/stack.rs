@@ -184,6 +184,18 @@ impl Stack {
         Layer::start_in(&self.program, layer, &arguments, &self.environment, &log).expect("a layer's process")
     }
 
+    /// What a command of a layer that needs nothing but the catalog prints.
+    ///
+    /// # Panics
+    /// Where it fails, with what it says.
+    pub fn printed(&self, layer: &str, command: &[&str]) -> String {
+        let mut program = std::process::Command::new(&self.program);
+        program.arg(layer).args(command).env("TIDEMARK_CATALOG", self.folder.join("catalog.toml"));
+        let done = program.output().expect("the program starts");
+        assert!(done.status.success(), "{layer} {command:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("a text")
+    }
+
     /// The same with variables of its own.
     pub fn process_in(
         &self,

@@ -57,7 +57,7 @@ pub(super) fn schemas(catalog: &Catalog, limits: &Limits) -> Map<String, Json> {
     facts["properties"]["metrics"] = json!({ "type": "array", "minItems": 1, "maxItems": 1,
         "items": text(MAX_NAME), "description": "The metric." });
     facts["properties"]["limit"] = json!({ "type": "integer", "minimum": 0, "maximum": most.min(limits.max_rows),
-        "default": usual, "description": "The most records to return." });
+        "default": usual.min(limits.max_rows), "description": "The most records to return." });
     facts["properties"]["offset"]["description"] =
         json!("How many records to pass over; a run that takes in more of the span moves them.");
     let mut all = Map::new();

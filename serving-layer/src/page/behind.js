@@ -53,7 +53,7 @@ export async function behind(chart, from, to, board, catalog) {
   keys.forEach((name, i) => { queries[`by${i}`] = { ...shared, ...best(metric, value, name) }; });
   const title = `${first}, ${span.map((at) => at.toLocaleString('en-GB', { timeZone: board.zone })).join(' to ')}`;
   try {
-    const [{ answers }, kept] = await Promise.all([query({ queries }), metric?.facts && records(shared)]);
+    const [{ answers }, kept] = await Promise.all([query({ queries }), metric?.name === first && metric.facts && records(shared)]);
     const part = (name, answer) => h('section', {}, h('h3', {}, name), table(tableOf({ ...chart, metrics: [first], kind: 'table' }, answer, catalog), name));
     tell(title, part('In all', answers.all), keys.map((name, i) => part(`By ${name}`, answers[`by${i}`])),
       kept && h('section', {}, h('h3', {}, 'Records'), kept));

@@ -100,7 +100,7 @@ async fn what_facts_lack_is_said() {
     let (_, reply) = served.post_to(FACTS, asked("geo_top")).await;
     let why = reply["incomplete_because"][0].as_str().unwrap();
     assert!(
-        why.contains("stream events has records in the archive that its facts lack (2016-06-15"),
+        why.contains("stream events has records that its facts lack (2016-06-15"),
         "{why}"
     );
     assert!(reply["row_count"].as_u64() > Some(10), "{reply}");

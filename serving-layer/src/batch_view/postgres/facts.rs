@@ -13,8 +13,9 @@ use shared_model::time::{EventDay, Interval};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-/// How many records are read at once.
-const AT_ONCE: usize = 10_000;
+/// How many records are read at first, and at most at once: who wants a few isn't sent many, and who looks for a few among
+/// many asks seldom.
+const AT_ONCE: std::ops::RangeInclusive<usize> = 200..=10_000;
 
 /// Hands each record in a span to `each`, by event time and then by its place in the log, until that has enough.
 pub(super) async fn read(
@@ -24,21 +25,22 @@ pub(super) async fn read(
     each: EachFact<'_>,
 ) -> Result<(), sqlx::Error> {
     let (Some(from), Some(to)) = (timestamp(span.start), timestamp(span.end)) else { return Ok(()) };
-    if !is_there(connection, stream).await? {
+    let there = columns(connection, stream).await?;
+    if there.is_empty() {
         return Ok(());
     }
-    let fields: String = stream.fields.iter().map(|field| selected(field) + ", ").collect();
+    let fields: String = stream.fields.iter().map(|field| selected(field, &there) + ", ").collect();
     let sql = format!(
         "select {fields}topic, \"partition\", \"offset\", event_time, act_prod_time, act_load_time from facts.{}
          where event_time >= $1 and event_time < $2 and (event_time, topic, \"partition\", \"offset\") > ($1, $3, $4, $5)
-         order by event_time, topic, \"partition\", \"offset\" limit {AT_ONCE}",
+         order by event_time, topic, \"partition\", \"offset\" limit $6",
         quoted(&stream.name)
     );
     // No topic has an empty name: all of the span's records lie behind this place.
-    let mut behind = (from, String::new(), 0, 0);
+    let (mut behind, mut at_once) = ((from, String::new(), 0, 0), *AT_ONCE.start());
     loop {
         let query = sqlx::query(AssertSqlSafe(sql.clone())).persistent(false).bind(behind.0).bind(to);
-        let query = query.bind(behind.1.clone()).bind(behind.2).bind(behind.3);
+        let query = query.bind(behind.1.clone()).bind(behind.2).bind(behind.3).bind(at_once as i64);
         let (mut rows, mut read) = (query.fetch(&mut *connection), 0);
         while let Some(row) = rows.try_next().await? {
             let fact = fact(stream, &row)?;
@@ -49,9 +51,10 @@ pub(super) async fn read(
                 return Ok(());
             }
         }
-        if read < AT_ONCE {
+        if read < at_once {
             return Ok(());
         }
+        at_once = (2 * at_once).min(*AT_ONCE.end());
     }
 }
 
@@ -75,21 +78,28 @@ pub(super) async fn missing(
     Ok(days.into_iter().map(EventDay::from_date).collect())
 }
 
-/// Whether the stream has facts at all: no run has made the table of one that the catalog has just got.
-async fn is_there(connection: &mut PgConnection, stream: &Stream) -> Result<bool, sqlx::Error> {
-    let sql = "select to_regclass(format('facts.%I', $1::text)) is not null";
-    sqlx::query_scalar(sql).bind(&stream.name).fetch_one(connection).await
+/// The columns of the stream's facts: none where no run has made them yet.
+async fn columns(connection: &mut PgConnection, stream: &Stream) -> Result<Vec<String>, sqlx::Error> {
+    let sql = "select attname::text from pg_attribute
+               where attrelid = to_regclass(format('facts.%I', $1::text)) and attnum > 0 and not attisdropped";
+    sqlx::query_scalar(sql).bind(&stream.name).fetch_all(connection).await
 }
 
-/// A field's column, as the type that the catalog says; a decimal in its units.
-fn selected(field: &Field) -> String {
-    let column = quoted(&field.fact_column());
+/// A field's column, as the type that the catalog says; a decimal in its units. Of a field that no run has brought a record of
+/// yet all values are NULL.
+fn selected(field: &Field, there: &[String]) -> String {
+    let column = match field.fact_column() {
+        column if there.contains(&column) => quoted(&column),
+        _ => "null".to_owned(),
+    };
     match field.ty {
         FieldType::String => format!("{column}::text"),
         FieldType::Int => format!("{column}::bigint"),
         FieldType::Float => format!("{column}::double precision"),
         FieldType::Bool => format!("{column}::boolean"),
-        FieldType::Decimal(scale) => format!("({column} * 1{})::bigint", "0".repeat(usize::from(scale))),
+        FieldType::Decimal(scale) => {
+            format!("({column}::numeric * 1{})::bigint", "0".repeat(usize::from(scale)))
+        }
     }
 }
 

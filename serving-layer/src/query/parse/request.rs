@@ -4,7 +4,7 @@ use super::fields::{Faults, Fields, MAX_NAME};
 use super::span::time_zone;
 use super::{OF_QUERY, read};
 use crate::error::ServeError;
-use crate::query::{Limits, Query, range};
+use crate::query::{Column, Limits, Query, range};
 use crate::table::Format;
 use serde_json::{Map, Value as Json};
 use shared_model::catalog::Catalog;
@@ -87,7 +87,7 @@ impl Request {
         if let Some(query) = &mut query {
             let (usual, most) = FACTS;
             if !request.has("limit") {
-                query.limit = usual;
+                query.limit = usual.min(limits.max_rows);
             }
             if query.limit > most {
                 let message =
@@ -97,9 +97,11 @@ impl Request {
             if query.columns.len() > 1 || !query.computed.is_empty() || query.formula.is_some() {
                 faults.unanswerable(request.at("metrics"), "records are those of one metric: name it alone");
             }
-            let metric = &query.columns[0].metric;
             let keeps = |stream: &String| catalog.stream(stream).is_some_and(|stream| stream.facts);
-            if !metric.bindings.iter().any(|binding| keeps(&binding.stream)) {
+            // A name that isn't known has a fault already.
+            if let Some(Column { metric, .. }) = query.columns.first()
+                && !metric.bindings.iter().any(|binding| keeps(&binding.stream))
+            {
                 let name = &metric.name;
                 let message = format!(
                     "no stream of {name} keeps its records: say facts = true of it in the catalog, and they \
