@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use tidemark_tests::browser::{Browser, DOWN, ENTER, TAB};
 use tidemark_tests::events::town;
-use tidemark_tests::stack::Stack;
+use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
 
 use crate::board::{Board, NO_DIALOG, READY, css};
@@ -259,6 +259,14 @@ async fn behind_a_bucket(board: &Board, oracle: &Oracle) {
         let expected = counted(oracle, "doc_cnt", [from, from + 5 * MINUTE]);
         assert_eq!(parts["In all"], json!([[expected.values().sum::<i64>().to_string()]]));
         are_the_greatest(&rows_of(&parts["By document_id"]), &expected, 20);
+        let records = parts["Records"].as_array().expect("records");
+        let most = expected.values().sum::<i64>().min(20) as usize;
+        assert!((most..=20).contains(&records.len()), "{records:?}");
+        for cells in records.iter().map(|row| row.as_array().expect("cells")) {
+            let is_counted =
+                cells.iter().any(|cell| cell.as_str().is_some_and(|text| expected.contains_key(text)));
+            assert!(cells[1] == "events" && is_counted, "{cells:?}");
+        }
         let title = browser.text("dialog h2").await;
         let times =
             [bucket, bucket + 1].map(|bucket| format!("{:02}:{:02}:00", 4 + bucket / 12, bucket % 12 * 5));
@@ -304,7 +312,8 @@ async fn without_a_clipboard(board: &Board) {
 async fn a_chart_is_made_changed_taken_along_and_removed() {
     let deliveries: Vec<_> = Generator::new(town(3_000), SEED).collect();
     let (first, rest) = deliveries.split_at(deliveries.len() - 100);
-    let stack = Stack::start(LAYERS, 2).await;
+    let keeps = outbrain().replace("topic = \"events\"", "topic = \"events\"\nfacts = true");
+    let stack = Stack::with_catalog(LAYERS, 2, &keeps).await;
     stack.send(first);
     let board = Board::start(stack).await;
     let oracle = board.stack.oracle();
@@ -316,9 +325,10 @@ async fn a_chart_is_made_changed_taken_along_and_removed() {
     bars_become_a_table(&board, &oracle).await;
     three_metrics_are_three_lines(&board, &oracle).await;
     the_csv(&board).await;
-    behind_a_bucket(&board, &oracle).await;
     without_a_clipboard(&board).await;
     the_sql(&board, &oracle).await;
+    // All of it lies below the tidemark by now.
+    behind_a_bucket(&board, &oracle).await;
 
     // What is removed is in the way back.
     board.choose(USERS, "remove").await;
