@@ -520,5 +520,5 @@ fn the_document_of_the_shipped_catalog() {
         "{path} is no longer what is served: write it anew with UPDATE_GOLDEN=1, and review what has changed"
     );
     let html = page(&document);
-    assert!(html.len() < 150_000, "{} bytes", html.len());
+    assert!(html.len() < 160_000, "{} bytes", html.len());
 }

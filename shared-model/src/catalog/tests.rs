@@ -298,7 +298,7 @@ fn every_fault_has_its_line_and_a_remedy() {
             "aggregate = \"count\"",
             "aggregate = \"cuont\"",
             &[
-                "20: metrics.view_cnt.aggregate: unknown word \"cuont\", expected one of \"count\", \"sum\", \"min\", \"max\", \"mean\", \"distinct\", \"top_k\", \"quantile\"; did you mean \"count\"?",
+                "20: metrics.view_cnt.aggregate: unknown word \"cuont\", expected one of \"count\", \"sum\", \"min\", \"max\", \"mean\", \"distinct\", \"top_k\", \"quantile\", \"sessions\"; did you mean \"count\"?",
             ],
         ),
         (
@@ -315,6 +315,19 @@ fn every_fault_has_its_line_and_a_remedy() {
             "aggregate = \"count\"",
             "aggregate = \"quantile\"\nvalue = \"score\"\nquantiles = [0.5, 1.5]",
             &["22: metrics.view_cnt.quantiles: 1.5 is not within 0 and 1"],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"sessions\"",
+            &["16: metrics.view_cnt: of is missing; this aggregate is taken of it"],
+        ),
+        (
+            "aggregate = \"count\"",
+            "aggregate = \"sessions\"\nof = \"nobody\"\nvalue = \"score\"",
+            &[
+                "21: metrics.view_cnt.of: \"nobody\" is no column of by; add it there: sessions are each one's own",
+                "22: metrics.view_cnt.value: value does not go with this aggregate; take it out",
+            ],
         ),
         (
             "window = \"5m\"",
