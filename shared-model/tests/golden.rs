@@ -78,7 +78,7 @@ fn states() -> Vec<(&'static str, Aggregate, State)> {
         of("quantile, ints", quantile(FieldType::Int), ints(&[-1000, -1, 0, 0, 1, 2, 3, 1_000_000])),
         of("quantile, floats", quantile(FieldType::Float), vec![Value::Float(0.1), Value::Float(1e300)]),
         of("sessions, empty", Aggregate::Sessions { of: 0, idle: 30 }, vec![]),
-        of("sessions, 2", Aggregate::Sessions { of: 0, idle: 30 }, ints(&[60, 1_000, 90, -5, 30, 970])),
+        of("sessions, 3", Aggregate::Sessions { of: 0, idle: 30 }, ints(&[60, 1_000, 90, -5, 30, 970])),
     ]
 }
 
