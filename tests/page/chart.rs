@@ -141,7 +141,8 @@ async fn bars_become_a_table(board: &Board, oracle: &Oracle) {
     everything_is_named(&board.browser).await;
 
     board.choose(USERS, "edit").await;
-    fill(&board.browser, " listed", "table", &[]).await;
+    board.browser.clear("dialog.editor input[name=title]").await;
+    fill(&board.browser, "Users listed", "table", &[]).await;
     board.browser.type_in("dialog.editor input[name=limit]", "3").await;
     take(&board.browser).await;
     has_focus(&board.browser, &css(USERS, "button.menu")).await;
