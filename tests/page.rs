@@ -226,11 +226,36 @@ async fn split(board: &Board, requests: &BTreeMap<String, Value>, dimension: &st
     [with, without]
 }
 
+/// The grid of who came again has the API's numbers: how many came on a day, and of them as a share who came later.
+async fn who_came_again(board: &Board, requests: &BTreeMap<String, Value>) {
+    let request = requests.values().find(|request| request["retention"] == 7).expect("a grid");
+    let asked = reqwest::Client::new().post(format!("{}api/v1/query", board.url)).json(request);
+    let answer: Value = asked.send().await.expect("a reply").json().await.expect("JSON");
+    let shown = |row: &Value| {
+        let came: Vec<Option<f64>> =
+            serde_json::from_value(row["values"]["session_cnt"].clone()).expect("a list");
+        let share = |later: &Option<f64>| {
+            later
+                .map_or(String::new(), |later| format!("{:.0}%", 100.0 * later / came[0].unwrap_or_default()))
+        };
+        let day = row["bucket"].as_str().expect("a time")[..10].to_owned();
+        let all = came[0].map_or(String::new(), |came| came.to_string());
+        [day, all].into_iter().chain(came[1..].iter().map(share)).collect()
+    };
+    let expected: Vec<Vec<String>> = answer["rows"].as_array().expect("rows").iter().map(shown).collect();
+    let cells = "return [...document.querySelectorAll('.chart.grid tbody tr')].map(row => \
+                 [...row.children].map(cell => cell.textContent))";
+    let found: Vec<Vec<String>> =
+        serde_json::from_value(board.browser.script(cells, json!([])).await).expect("rows");
+    assert!(found == expected && !expected.is_empty(), "{found:?} for {expected:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_is_in_every_chart_that_has_its_dimension_and_in_the_address() {
     let views = site_views();
     let board = site(&views).await;
     let (charts, requests) = (board.charts().await, board.requests().await);
+    who_came_again(&board, &requests).await;
     let [with, without] = split(&board, &requests, "service").await;
     let numbers = board.numbers(&requests).await;
     let of_all_views = |(id, metric): &(&String, &String)| {
