@@ -92,8 +92,7 @@ pub(crate) async fn append(
     let (stream, path) = (table.stream.clone(), file.to_owned());
     let encoded = tokio::task::spawn_blocking(move || encode(&stream, &path, now)).await?;
     let encoded = encoded.with_context(|| format!("facts of {}", file.display()))?;
-    let fields: String =
-        table.stream.fields.iter().map(|field| quote(&field.fact_column()) + ", ").collect();
+    let fields: String = table.stream.fields.iter().map(|field| quote(&field.fact_column()) + ", ").collect();
     let statement = format!(
         "copy facts.{} ({fields}topic, \"partition\", \"offset\", event_time, act_prod_time, act_load_time) \
          from stdin (format binary)",

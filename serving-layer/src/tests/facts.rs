@@ -99,10 +99,7 @@ async fn what_facts_lack_is_said() {
     assert_eq!(served.post_to(FACTS, asked("user_view_cnt")).await.1["complete"], true);
     let (_, reply) = served.post_to(FACTS, asked("geo_top")).await;
     let why = reply["incomplete_because"][0].as_str().unwrap();
-    assert!(
-        why.contains("stream events has records that its facts lack (2016-06-15"),
-        "{why}"
-    );
+    assert!(why.contains("stream events has records that its facts lack (2016-06-15"), "{why}");
     assert!(reply["row_count"].as_u64() > Some(10), "{reply}");
     let strict = with(&asked("geo_top"), &json!({ "strict": true }));
     assert_eq!(served.post_to(FACTS, strict).await.1["error"]["code"], "incomplete");
