@@ -137,11 +137,13 @@ fn from<'a>(view: &str, keys: impl Iterator<Item = &'a KeyColumn>) -> String {
     format!("from metrics.{} where $__timeFilter(bucket){filters}", quote(view))
 }
 
-/// Values added up over keys and time.
-fn series(values: &str, from: &str) -> Shown {
-    Shown::Series(format!(
-        "select $__timeGroup(bucket, $__interval) as \"time\", {values} {from} group by 1 order by 1"
-    ))
+/// Values added up over keys and time: by whole multiples of the grain, so that each point has as many buckets.
+fn series(values: &str, grain: Grain, from: &str) -> Shown {
+    let width = grain.width();
+    let time = format!(
+        "date_bin(ceil($__interval_ms / {width}.0) * interval '{width} milliseconds', bucket, 'epoch')"
+    );
+    Shown::Series(format!("select {time} as \"time\", {values} {from} group by 1 order by 1"))
 }
 
 fn of_metric(metric: &Metric) -> Shown {
@@ -152,10 +154,13 @@ fn of_metric(metric: &Metric) -> Shown {
         columns.map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ")
     };
     match &metric.aggregate {
-        Aggregate::Count => series(&format!("sum(value) as {name}"), &from),
-        Aggregate::Sum(ty) => series(&format!("{} as {name}", scaled("sum(value)", *ty)), &from),
+        Aggregate::Count => series(&format!("sum(value) as {name}"), metric.grain, &from),
+        Aggregate::Sum(ty) => {
+            series(&format!("{} as {name}", scaled("sum(value)", *ty)), metric.grain, &from)
+        }
         Aggregate::Mean(ty) => {
-            series(&format!("{} as {name}", scaled("sum(sum) / nullif(sum(count), 0)", *ty)), &from)
+            let mean = scaled("sum(sum) / nullif(sum(count), 0)", *ty);
+            series(&format!("{mean} as {name}"), metric.grain, &from)
         }
         Aggregate::Min(ty) | Aggregate::Max(ty) => {
             let extremum = if matches!(metric.aggregate, Aggregate::Min(_)) { "min" } else { "max" };
@@ -164,7 +169,11 @@ fn of_metric(metric: &Metric) -> Shown {
                     let keys: String = key_columns(metric).map(|key| quote(&key.name) + ", ").collect();
                     Shown::Table(format!("select bucket, {keys}value {from} order by bucket desc limit 20"))
                 }
-                _ => series(&format!("{} as {name}", scaled(&format!("{extremum}(value)"), *ty)), &from),
+                _ => series(
+                    &format!("{} as {name}", scaled(&format!("{extremum}(value)"), *ty)),
+                    metric.grain,
+                    &from,
+                ),
             }
         }
         Aggregate::TopK { .. } => Shown::Table(format!(
@@ -209,7 +218,8 @@ fn of_formula(catalog: &Catalog, formula: &Formula) -> Option<Shown> {
     };
     let columns = formula.columns.iter().filter(|(_, metric)| adds_up(metric));
     let sums: Vec<String> = columns.map(|(name, _)| format!("sum({0}) as {0}", quote(name))).collect();
-    (!sums.is_empty()).then(|| series(&sums.join(", "), &from(&formula.name, formula.by.iter())))
+    (!sums.is_empty())
+        .then(|| series(&sums.join(", "), formula.grain, &from(&formula.name, formula.by.iter())))
 }
 
 #[cfg(test)]

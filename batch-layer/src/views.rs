@@ -143,7 +143,7 @@ fn column_comment(metric: &Metric, column: &str) -> String {
             .to_owned(),
         (Aggregate::Quantile { .. }, _) => format!("A quantile{unit}. It does NOT add up"),
         (Aggregate::Sessions { .. }, _) => {
-            "How many sessions were under way. It does NOT add up over buckets: one may go on in the next".to_owned()
+            "How many sessions have a record in the bucket. It does NOT add up over buckets: one may go on in the next".to_owned()
         }
         (Aggregate::Mean(_), "value") => format!("The mean{unit}. It does NOT add up: use sum / count"),
         (Aggregate::Mean(_), "sum") => format!("The sum{unit}, in units of the value's last decimal place"),

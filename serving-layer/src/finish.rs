@@ -90,11 +90,16 @@ fn rows(fold: Fold<'_>, k: usize, budget: &Budget, error_bounds: &mut [f64]) -> 
     };
     match (&query.rolling, query.retention) {
         (_, Some(periods)) => {
-            rows = retained::rows(query, periods, fold.into_merged())?;
+            rows = retained::rows(query, periods, fold.into_merged(), budget)?;
             by_place(&mut rows);
         }
         (None, None) => fold.into_merged().into_iter().for_each(each),
-        (Some(rolling), None) => rolled::roll(rolling, fold.into_merged(), budget, each)?,
+        (Some(rolling), None) => {
+            let of_sessions =
+                |at: &usize| matches!(query.columns[*at].metric.aggregate, Aggregate::Sessions { .. });
+            let sessions: Vec<usize> = (0..query.columns.len()).filter(of_sessions).collect();
+            rolled::roll(rolling, &sessions, fold.into_merged(), budget, each)?;
+        }
     }
     rows.iter_mut().for_each(|row| compute(query, &mut row.values));
     if query.rolling.is_some() {
@@ -259,6 +264,7 @@ fn finished(query: &Query, column: usize, slot: Option<Slot>) -> Finished {
     let aggregate = &query.columns[column].metric.aggregate;
     match slot {
         Some(Slot::One(state)) => state.finish(aggregate),
+        Some(Slot::Sum(sum)) => Finished::integer(i128::from(sum)),
         // Each visitor's own.
         Some(Slot::Items(items)) if matches!(aggregate, Aggregate::Sessions { .. }) => {
             let count = |state: &State| if let State::Sessions(runs) = state { runs.count() } else { 0 };

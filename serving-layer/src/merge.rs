@@ -79,6 +79,8 @@ pub(crate) enum Slot {
     One(State),
     /// Of a top-k by item; of sessions by visitor.
     Items(BTreeMap<Value, State>),
+    /// How many sessions there are, of all visitors.
+    Sum(u64),
 }
 
 /// The fold of one answer.
@@ -128,7 +130,11 @@ impl<'q> Fold<'q> {
         let slot = &mut self.merged[place].states[column];
         let before = self.cells;
         let item = match plan.metric.aggregate {
-            Aggregate::Sessions { of, .. } => cell.by.get(of),
+            // NULL is nobody, whose records are no sessions.
+            Aggregate::Sessions { of, .. } => match cell.by.get(of) {
+                Some(visitor) if !visitor.is_null() => Some(visitor),
+                _ => return Ok(false),
+            },
             _ => cell.item.as_ref(),
         };
         let target = match (item, slot) {
@@ -137,14 +143,14 @@ impl<'q> Fold<'q> {
                 Slot::One(State::empty(&plan.metric.aggregate))
             }) {
                 Slot::One(state) => state,
-                Slot::Items(_) => return Err(CodecError::Invalid("cell key").into()),
+                Slot::Items(_) | Slot::Sum(_) => return Err(CodecError::Invalid("cell key").into()),
             },
             (Some(item), slot) => match slot.get_or_insert_with(|| Slot::Items(BTreeMap::new())) {
                 Slot::Items(items) => items.entry(item.clone()).or_insert_with(|| {
                     self.cells += 1;
                     State::empty(&plan.metric.aggregate)
                 }),
-                Slot::One(_) => return Err(CodecError::Invalid("cell key").into()),
+                Slot::One(_) | Slot::Sum(_) => return Err(CodecError::Invalid("cell key").into()),
             },
         };
         target.merge(&cell.state)?;

@@ -1,9 +1,9 @@
-//! Retention: of the visitors of each bucket, how many came again in each of those behind it.
+//! Who came again: of the visitors of each bucket, how many in each of those behind it.
 //!
 //! Who came is known by name, of each bucket and key, so that the numbers are exact.
 
 use crate::finish::Row;
-use crate::merge::{FoldError, Merged, Slot};
+use crate::merge::{Budget, FoldError, Merged, Slot};
 use crate::query::Query;
 use crate::query::buckets::MAX_STARTS;
 use shared_model::aggregate::{Finished, State};
@@ -17,8 +17,14 @@ type Visitors = BTreeMap<Value, State>;
 /// it; NULL of a bucket beyond the span.
 ///
 /// # Errors
-/// [`FoldError::TooManyCells`] where the span has more buckets than can be listed.
-pub(crate) fn rows(query: &Query, periods: usize, merged: Vec<Merged>) -> Result<Vec<Row>, FoldError> {
+/// [`FoldError::TooManyCells`] where the span has more buckets than can be listed, or the rows hold more numbers than the
+/// budget has left.
+pub(crate) fn rows(
+    query: &Query,
+    periods: usize,
+    merged: Vec<Merged>,
+    budget: &Budget,
+) -> Result<Vec<Row>, FoldError> {
     let starts = query.buckets.starts(query.span).map_err(|_| FoldError::TooManyCells(MAX_STARTS))?;
     let mut keys: BTreeMap<Vec<Value>, BTreeMap<usize, Visitors>> = BTreeMap::new();
     for Merged { bucket, key, mut states } in merged {
@@ -30,10 +36,10 @@ pub(crate) fn rows(query: &Query, periods: usize, merged: Vec<Merged>) -> Result
     let mut rows = Vec::new();
     for (key, of) in keys {
         for (place, visitors) in &of {
-            let again = |behind: usize| {
-                let later = of.get(&(place + behind));
-                let came = visitors.keys().filter(|one| later.is_some_and(|later| later.contains_key(one)));
-                (place + behind < starts.len()).then(|| came.count() as f64)
+            budget.take(periods + 1)?;
+            let again = |behind: usize| match of.get(&(place + behind)) {
+                Some(later) => Some(visitors.keys().filter(|one| later.contains_key(one)).count() as f64),
+                None => (place + behind < starts.len()).then_some(0.0),
             };
             let values = vec![Finished::List((0..=periods).map(again).collect())];
             let bucket = starts[*place];

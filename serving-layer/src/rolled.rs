@@ -2,7 +2,7 @@
 //!
 //! States can be merged but not taken apart, so the pieces of a window lie in two stacks, of which one keeps the merges from
 //! each piece to its end: every state is merged twice at most, and once for each window, however long windows are. A top-k's
-//! counts can be taken apart, and are. What is given for a window is the merge of exactly the pieces that lie in it; one
+//! counts can be taken apart, and are; sessions are rolled visitor by visitor. What is given for a window is the merge of exactly the pieces that lie in it; one
 //! window of one key is held at a time.
 
 use crate::merge::{Budget, FoldError, Merged, Slot};
@@ -10,18 +10,21 @@ use crate::query::rolling::Rolling;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
-use shared_model::time::Millis;
+use shared_model::time::{Interval, Millis};
 use std::collections::{BTreeMap, VecDeque};
+use std::iter::Peekable;
 
 /// The states of one key and piece: one slot for each value column.
 type Slots = Vec<Option<Slot>>;
 
-/// Gives each bucket's states, for each key that has any in the bucket's window; by key and bucket.
+/// Gives each bucket's states, for each key that has any in the bucket's window; by key and bucket. `sessions`: the columns
+/// that are of sessions.
 ///
 /// # Errors
 /// [`FoldError::TooManyCells`] where the buckets hold more than the budget has left.
 pub(crate) fn roll(
     rolling: &Rolling,
+    sessions: &[usize],
     pieces: Vec<Merged>,
     budget: &Budget,
     mut each: impl FnMut(Merged),
@@ -31,21 +34,57 @@ pub(crate) fn roll(
     for Merged { bucket, key, states } in pieces {
         keys.entry(key).or_default().push((bucket, states));
     }
-    for (key, pieces) in keys {
+    for (key, mut pieces) in keys {
+        let sessions =
+            sessions.iter().map(|column| Ok((*column, count(rolling, &mut pieces, *column, budget)?)));
+        let sessions = sessions.collect::<Result<Vec<_>, FoldError>>()?;
         let (mut pieces, mut window) = (pieces.into_iter().peekable(), Window::default());
-        for (bucket, within) in &rolling.windows {
-            while let Some((start, states)) = pieces.next_if(|(start, _)| *start < within.end) {
-                window.push(start, states)?;
-            }
-            window.leave(within.start)?;
+        for (at, (bucket, within)) in rolling.windows.iter().enumerate() {
+            window.go_on(&mut pieces, within)?;
             let cells = window.cells();
-            if cells > 0 {
+            let counted = || sessions.iter().filter_map(|(column, counts)| Some((*column, counts[at]?)));
+            if cells > 0 || counted().next().is_some() {
                 budget.take(cells)?;
-                each(Merged { bucket: *bucket, key: key.clone(), states: window.merged()? });
+                let mut states = window.merged()?;
+                for (column, sum) in counted() {
+                    states.resize_with(states.len().max(column + 1), || None);
+                    states[column] = Some(Slot::Sum(sum));
+                }
+                each(Merged { bucket: *bucket, key: key.clone(), states });
             }
         }
     }
     Ok(())
+}
+
+/// Of a column of sessions, taken out of its pieces: how many there are in each window, each visitor's rolled alone; `None`
+/// where nobody came.
+fn count(
+    rolling: &Rolling,
+    pieces: &mut [(Millis, Slots)],
+    column: usize,
+    budget: &Budget,
+) -> Result<Vec<Option<u64>>, FoldError> {
+    let mut visitors: BTreeMap<Value, Vec<(Millis, Slots)>> = BTreeMap::new();
+    for (start, states) in pieces {
+        if let Some(Slot::Items(items)) = states.get_mut(column).and_then(Option::take) {
+            for (visitor, state) in items {
+                visitors.entry(visitor).or_default().push((*start, vec![Some(Slot::One(state))]));
+            }
+        }
+    }
+    let mut counts = vec![None; rolling.windows.len()];
+    for pieces in visitors.into_values() {
+        let (mut pieces, mut window) = (pieces.into_iter().peekable(), Window::default());
+        for ((_, within), sum) in rolling.windows.iter().zip(&mut counts) {
+            window.go_on(&mut pieces, within)?;
+            budget.take(window.cells())?;
+            if let Some(Some(Slot::One(State::Sessions(runs)))) = window.merged()?.first() {
+                *sum.get_or_insert(0) += runs.count();
+            }
+        }
+    }
+    Ok(counts)
 }
 
 /// The pieces of a window, in order. Those of a top-k, which stands alone, are in `items`, all others in the stacks.
@@ -64,11 +103,20 @@ struct Window {
 }
 
 impl Window {
+    /// Takes in the pieces that begin before the end of a window, and lets go of those before its start.
+    fn go_on(
+        &mut self,
+        pieces: &mut Peekable<impl Iterator<Item = (Millis, Slots)>>,
+        within: &Interval,
+    ) -> Result<(), FoldError> {
+        while let Some((start, states)) = pieces.next_if(|(start, _)| *start < within.end) {
+            self.push(start, states)?;
+        }
+        self.leave(within.start)
+    }
+
     fn push(&mut self, start: Millis, mut states: Slots) -> Result<(), FoldError> {
-        let is_count = |state: &State| matches!(state, State::Count(_));
-        if let Some(Some(Slot::Items(items))) = states.first_mut()
-            && items.values().all(is_count)
-        {
+        if let Some(Some(Slot::Items(items))) = states.first_mut() {
             let counted = |(item, state)| match state {
                 State::Count(count) => Ok((item, count)),
                 _ => Err(CodecError::Invalid("state of a top-k")),
@@ -113,19 +161,12 @@ impl Window {
         }
     }
 
-    /// How many cells it has, or more: a value column with a state, or an item, is one; a visitor who is among the older
-    /// pieces and the newer ones is two.
+    /// How many cells it has: a value column with a state, or an item, is one.
     fn cells(&self) -> usize {
         let of_old = self.old.last().map_or(&[][..], |(_, old)| old);
-        let cells =
-            |at: usize| match [of_old, &self.sum[..]].map(|slots| slots.get(at).and_then(Option::as_ref)) {
-                [None, None] => 0,
-                parts => {
-                    let items = |slot: &Slot| if let Slot::Items(items) = slot { items.len() } else { 0 };
-                    parts.into_iter().flatten().map(items).sum::<usize>().max(1)
-                }
-            };
-        (0..of_old.len().max(self.sum.len())).map(cells).sum::<usize>() + self.counts.len()
+        let has = |slots: &[Option<Slot>], at: usize| slots.get(at).is_some_and(Option::is_some);
+        let columns = of_old.len().max(self.sum.len());
+        (0..columns).filter(|at| has(of_old, *at) || has(&self.sum, *at)).count() + self.counts.len()
     }
 
     /// The merge of all.
@@ -145,14 +186,6 @@ fn merge(into: &mut Slots, from: &Slots) -> Result<(), FoldError> {
     for (into, from) in into.iter_mut().zip(from) {
         match (into, from) {
             (Some(Slot::One(into)), Some(Slot::One(from))) => into.merge(from)?,
-            (Some(Slot::Items(into)), Some(Slot::Items(from))) => {
-                for (item, from) in from {
-                    match into.get_mut(item) {
-                        Some(into) => into.merge(from)?,
-                        None => drop(into.insert(item.clone(), from.clone())),
-                    }
-                }
-            }
             (into @ None, Some(from)) => *into = Some(from.clone()),
             _ => {}
         }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 use std::collections::BTreeMap;
 
-/// The statement of each panel of the batch view, by its title: over all times, in steps of an hour, with something in each
+/// The statement of each panel of the batch view, by its title: over all times, in steps of half an hour or the grain's next, with something in each
 /// text box.
 ///
 /// # Panics
@@ -19,7 +19,7 @@ pub fn statements(stack: &Stack, in_boxes: &str) -> BTreeMap<String, String> {
     for panel in dashboard["panels"].as_array().expect("panels") {
         let Some(sql) = panel["targets"][0]["rawSql"].as_str() else { continue };
         let mut sql = sql
-            .replace("$__timeGroup(bucket, $__interval)", "date_bin('1 hour', bucket, 'epoch')")
+            .replace("$__interval_ms", "1800000")
             .replace("$__timeFilter(bucket)", "bucket between '2000-01-01' and '2100-01-01'");
         for name in &boxes {
             sql = sql.replace(&format!("${{{name}:sqlstring}}"), &format!("'{in_boxes}'"));

@@ -217,9 +217,9 @@ function heat(chart, reply, catalog) {
 }
 
 // Who came again: a row for each bucket, a column for each of those behind it, as a share of who came in the bucket itself.
-function grid(chart, reply) {
-  const [name] = chart.metrics;
-  const rows = reply.rows.map((row) => [label(row) === 'all' ? row.bucket.slice(0, 10) : `${row.bucket.slice(0, 10)} ${label(row)}`, row.values[name]]);
+function grid(chart, reply, catalog) {
+  const name = catalog.firstValue(chart);
+  const rows = reply.rows.map((row) => [row.bucket.slice(0, 10), row.values[name]]);
   if (rows.length === 0) return h('p', { class: 'empty' }, 'nothing in this span');
   const cell = ([first], value) => {
     if (value === null) return h('td');

@@ -52,7 +52,7 @@ export function queryOf(chart, board, catalog, now) {
   const query = { metrics: chart.metrics, ...span(range), ...clock(range, now), time_zone: board.zone };
   const filters = testsOf(chart, board, catalog);
   if (filters.length > 0) query.filters = filters;
-  const group = ['number', 'heat'].includes(chart.kind) ? [] : chart.group_by ?? [];
+  const group = ['number', 'heat', 'grid'].includes(chart.kind) ? [] : chart.group_by ?? [];
   if (group.length > 0) query.group_by = group;
   const first = catalog.firstValue(chart);
   const orders = catalog.of(chart)[0]?.aggregate !== 'quantile';
@@ -115,7 +115,7 @@ function condition(filter) {
 const SUMS = { count: 'sum(value)', sum: 'sum(value)', top_k: 'sum(value)', mean: 'sum("sum") / nullif(sum("count"), 0)' };
 const TRUNCATED = ['minute', 'hour', 'day', 'week', 'month'];
 const WIDE = { '5m': '5 minutes', '15m': '15 minutes', '30m': '30 minutes', '6h': '6 hours' };
-const UNSAID = ['rolling', 'cumulative', 'compare', 'fill', 'limit_by', 'now'];
+const UNSAID = ['rolling', 'cumulative', 'retention', 'compare', 'fill', 'limit_by', 'now'];
 
 function bucketOf({ granularity, time_zone: zone }) {
   const local = `bucket at time zone ${quoted(zone)}`;

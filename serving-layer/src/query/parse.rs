@@ -162,7 +162,7 @@ fn read(
 }
 
 /// The most buckets behind its own in which it is counted who came again.
-pub(crate) const MAX_RETENTION: usize = 366;
+pub(crate) const MAX_RETENTION: usize = 60;
 
 /// What must hold of a query that asks who came again.
 fn retained(request: &Fields<'_>, query: &Query, compared: bool, faults: &mut Faults) {
@@ -171,7 +171,9 @@ fn retained(request: &Fields<'_>, query: &Query, compared: bool, faults: &mut Fa
         faults.unanswerable(&at, format!("1 to {MAX_RETENTION} buckets can be looked at"));
     }
     let of_sessions = |column: &Column| matches!(column.metric.aggregate, Aggregate::Sessions { .. });
-    if query.columns.len() > 1 || !query.computed.is_empty() || !query.columns.iter().all(of_sessions) {
+    let alone = query.columns.iter().all(of_sessions) && query.columns.len() == 1;
+    let beside = !query.computed.is_empty() || query.formula.is_some();
+    if (!alone || beside) && !query.columns.is_empty() {
         faults.unanswerable(request.at("metrics"), "who came again is known of one metric of sessions alone");
     }
     if matches!(query.buckets, Buckets::One(_)) {
@@ -179,13 +181,13 @@ fn retained(request: &Fields<'_>, query: &Query, compared: bool, faults: &mut Fa
     } else if let Err(message) = query.buckets.starts(query.span) {
         faults.unanswerable(&at, message);
     }
-    let beside = [
+    let options = [
         ("rolling or cumulative", query.rolling.is_some()),
         ("compare", compared),
         ("fill", query.fill),
         ("having", query.having.is_some()),
     ];
-    for (name, _) in beside.iter().filter(|(_, given)| *given) {
+    for (name, _) in options.iter().filter(|(_, given)| *given) {
         faults.unanswerable(&at, format!("it doesn't go with {name}"));
     }
 }

@@ -153,7 +153,7 @@ pub struct RawMetric {
     pub k: Option<i64>,
     /// Which quantiles are served, each from 0 to 1; default [0.5, 0.95, 0.99].
     pub quantiles: Option<Vec<f64>>,
-    /// Of sessions: the column of `by` that tells visitors apart.
+    /// Of sessions: the column of `by` that tells visitors apart; where it is NULL, it is nobody.
     pub of: Option<String>,
     /// Of sessions: the longest pause within one; default 30m.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]

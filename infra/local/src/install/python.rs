@@ -24,7 +24,11 @@ pub(super) fn ensure(cache: &Path, at: &PythonAt, say: &mut dyn FnMut(&str)) -> 
         fill(partial, at)
     })?;
     // It finds its packages by its own place, unlike the scripts beside it, which name the folder that was renamed.
-    Ok(environment.join("bin/python"))
+    let python = environment.join("bin/python");
+    if !python.exists() {
+        bail!("{} leads to a Python that is gone: remove {}", python.display(), environment.display());
+    }
+    Ok(python)
 }
 
 fn fill(folder: &Path, at: &PythonAt) -> anyhow::Result<()> {
