@@ -232,8 +232,7 @@ pub fn unknown_topics(
     metrics: &[&Metric],
     known: &BTreeSet<TopicPartition>,
 ) -> BTreeSet<String> {
-    let streams =
-        metrics.iter().flat_map(|metric| &metric.bindings).filter_map(|b| catalog.stream(&b.stream));
+    let streams = metrics.iter().flat_map(|metric| catalog.streams_of(metric));
     let unknown = |topic: &&str| !known.iter().any(|tp| &*tp.topic == *topic);
     streams.map(|stream| &*stream.topic).filter(unknown).map(str::to_owned).collect()
 }

@@ -117,7 +117,7 @@ impl Envelope {
         for metric in metrics {
             let (name, unit) = (metric.name.clone(), metric.unit.clone());
             versions.insert(&metric.name, MetricReply { name, version: metric.version.to_string(), unit });
-            for stream in metric.bindings.iter().filter_map(|binding| catalog.stream(&binding.stream)) {
+            for stream in catalog.streams_of(metric) {
                 dedup_horizon.insert(stream.name.clone(), coverage.horizon(stream));
             }
         }
