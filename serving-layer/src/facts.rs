@@ -88,11 +88,11 @@ pub(crate) async fn read(
         let request = Request::facts(&body, &views.catalog, &views.limits, (service.clock)());
         let request = scoped.restricted(request)?;
         let query = &request.queries[0];
+        // Who is let pass sees every row, so that nothing of the reply is veiled.
         scoped.administers(&query.columns[0].metric)?;
         Ok((records(views, query).await?.reply(views, query), request.strict))
     };
-    let (mut reply, strict) = service.in_turn(work).await?;
-    scoped.veil(&mut reply.envelope);
+    let (reply, strict) = service.in_turn(work).await?;
     telemetry::answered("facts", reply.envelope.complete);
     if strict && !reply.envelope.complete {
         return Err(ServeError::Incomplete(reply.envelope.incomplete_because));
