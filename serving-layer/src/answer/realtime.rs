@@ -132,7 +132,7 @@ fn want<'k>(
                 None => Some((i, None)),
                 Some(keys) => Some((i, Some(&keys.get(&group)?[..]))),
             };
-            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
+            let feeds = |i: usize| coverage::feeds(&views.catalog, &[&query.columns[i].metric], tp);
             let columns = keys.iter().enumerate().filter_map(of_group);
             let columns: Vec<_> = columns.filter(|(i, _)| feeds(*i)).collect();
             if !columns.is_empty() {
