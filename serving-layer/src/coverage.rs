@@ -61,6 +61,20 @@ impl Coverage {
         group.header.as_ref().ok()
     }
 
+    /// Notes the topics of metrics' streams of which no partition is among `known`.
+    pub fn unknown_topics(
+        &mut self,
+        catalog: &Catalog,
+        metrics: &[&Metric],
+        known: &BTreeSet<TopicPartition>,
+    ) {
+        for stream in metrics.iter().flat_map(|metric| catalog.streams_of(metric)) {
+            if !known.iter().any(|tp| tp.topic == stream.topic) {
+                self.doubt(format!("no partition of topic {} is known yet", stream.topic));
+            }
+        }
+    }
+
     /// Judges one group against its partition's cut, for the metrics that are asked of it. Whether its cells from the
     /// cut's epoch on are to be merged.
     pub fn judge(
@@ -229,17 +243,6 @@ pub fn partitions(
 pub fn feeds(catalog: &Catalog, metrics: &[&Metric], tp: &TopicPartition) -> bool {
     let Some(stream) = catalog.stream_of_topic(&tp.topic) else { return false };
     metrics.iter().flat_map(|metric| &metric.bindings).any(|binding| binding.stream == stream.name)
-}
-
-/// The topics of a metric's streams of which no partition is among `known`.
-pub fn unknown_topics(
-    catalog: &Catalog,
-    metrics: &[&Metric],
-    known: &BTreeSet<TopicPartition>,
-) -> BTreeSet<String> {
-    let streams = metrics.iter().flat_map(|metric| catalog.streams_of(metric));
-    let unknown = |topic: &&str| !known.iter().any(|tp| &*tp.topic == *topic);
-    streams.map(|stream| &*stream.topic).filter(unknown).map(str::to_owned).collect()
 }
 
 /// Reasons, like ones together.

@@ -38,9 +38,7 @@ pub(super) async fn add(
     for asked in &mut *asked {
         let metrics = asked.metrics();
         let known = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
-        for topic in coverage::unknown_topics(&views.catalog, &metrics, &known) {
-            asked.coverage.doubt(format!("no partition of topic {topic} is known yet"));
-        }
+        asked.coverage.unknown_topics(&views.catalog, &metrics, &known);
         keys.push(by_group(views, asked.query));
         partitions.push(known);
     }
