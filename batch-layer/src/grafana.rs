@@ -146,6 +146,14 @@ fn series(values: &str, grain: Grain, from: &str) -> Shown {
     Shown::Series(format!("select {time} as \"time\", {values} {from} group by 1 order by 1"))
 }
 
+/// The keys with the greatest values of a column that can't be added up over buckets, each by its greatest.
+fn most_in_a_bucket(column: &str, keys: &str, from: &str) -> Shown {
+    Shown::Table(format!(
+        "select {keys}, max({column}) as \"most in a bucket\" {from} group by {keys} \
+         order by max({column}) desc, {keys} limit 20"
+    ))
+}
+
 fn of_metric(metric: &Metric) -> Shown {
     let (name, from) = (quote(&metric.name), from(&metric.name, key_columns(metric)));
     let listed = key_columns(metric).map(|key| quote(&key.name)).collect::<Vec<_>>().join(", ");
@@ -182,16 +190,10 @@ fn of_metric(metric: &Metric) -> Shown {
         Aggregate::Distinct if metric.by.is_empty() => {
             Shown::Series(format!("select bucket as \"time\", estimate as {name} {from} order by 1"))
         }
-        // Of each one's buckets, of which a session may lie in two.
-        Aggregate::Sessions { .. } => Shown::Table(format!(
-            "select {listed}, max(sessions) as \"most in a bucket\" {from} group by {listed} \
-             order by max(sessions) desc, {listed} limit 20"
-        )),
         // Estimates of several buckets can't be added.
-        Aggregate::Distinct => Shown::Table(format!(
-            "select {listed}, max(estimate) as \"most in a bucket\" {from} group by {listed} \
-             order by max(estimate) desc, {listed} limit 20"
-        )),
+        Aggregate::Distinct => most_in_a_bucket("estimate", &listed, &from),
+        // Nor can sessions, of which one may lie in two buckets.
+        Aggregate::Sessions { .. } => most_in_a_bucket("sessions", &listed, &from),
         Aggregate::Quantile { .. } if metric.by.is_empty() => {
             Shown::Series(format!("select bucket as \"time\", {} {from} order by 1", quantiles()))
         }
