@@ -137,18 +137,16 @@ pub struct ServeArgs {
     #[arg(long, env = "TIDEMARK_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
     /// Merged metrics by SQL.
-    #[cfg(feature = "sql")]
     #[command(flatten)]
     pub sql: SqlArgs,
 }
 
-/// Flags of SQL.
-#[cfg(feature = "sql")]
+/// Flags of SQL, which a program has that is built with `--features sql`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SqlArgs {
     /// The address on which Postgres' protocol is spoken, such as 127.0.0.1:5433: each metric is a table whose rows merge
     /// both views. With --access a key is the password, which crosses the wire as it is: beyond this machine put it behind
-    /// a proxy that speaks TLS.
+    /// a proxy that speaks TLS. Refused by a program that is built without SQL (--features sql).
     #[arg(long, env = "TIDEMARK_SQL_LISTEN")]
     pub sql_listen: Option<String>,
     /// The most connections for SQL.

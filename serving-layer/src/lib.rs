@@ -92,6 +92,12 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     }
     let open = keys.is_some() || args.without_keys;
     let listener = listen(&args.listen, "--listen", open).await?;
+    #[cfg(not(feature = "sql"))]
+    if args.sql.sql_listen.is_some() {
+        bail!(
+            "--sql-listen (TIDEMARK_SQL_LISTEN): this program is built without SQL; build it with --features sql"
+        );
+    }
     #[cfg(feature = "sql")]
     let sql_listener = match &args.sql.sql_listen {
         Some(address) => Some(listen(address, "--sql-listen", open).await?),
