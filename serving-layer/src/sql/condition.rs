@@ -34,11 +34,12 @@ impl Asked {
     /// Of conditions that must all hold, over buckets of a grain (milliseconds) and key columns.
     pub(super) fn new(conditions: &[Expr], keys: &[KeyColumn], grain: Millis) -> Asked {
         let floor = |time: Millis| time.div_euclid(grain) * grain;
-        let (mut start, mut end) = (floor(EVER.start) + grain, floor(EVER.end));
+        let ceil = |time: Millis| -floor(time.saturating_neg());
+        let (mut start, mut end) = (ceil(EVER.start), floor(EVER.end));
         let (mut filters, mut tests) = (Vec::new(), 0);
         for condition in conditions {
             if let Some((first, last)) = times(condition) {
-                start = start.max(first.map_or(start, floor));
+                start = start.max(first.map_or(start, ceil));
                 end = end.min(last.map_or(end, |last| floor(last).saturating_add(grain)));
             } else if let Some((filter, count)) = filter(condition, keys)
                 && tests + count <= MAX_TESTS
@@ -56,28 +57,33 @@ impl Asked {
     }
 }
 
-/// The first and the last time that a condition on the bucket lets pass, to the millisecond or a little beyond.
+/// The first and the last time that a condition on the bucket lets pass, to the millisecond.
 fn times(condition: &Expr) -> Option<(Option<Millis>, Option<Millis>)> {
     match condition {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
-            let (op, time) = match (is_bucket(left), is_bucket(right)) {
+            let (op, [floor, ceil]) = match (is_bucket(left), is_bucket(right)) {
                 (true, false) => (*op, time(right)?),
                 (false, true) => (op.swap()?, time(left)?),
                 _ => return None,
             };
             match op {
-                Operator::Eq => Some((Some(time), Some(time))),
-                Operator::Gt | Operator::GtEq => Some((Some(time), None)),
-                Operator::Lt | Operator::LtEq => Some((None, Some(time))),
+                Operator::Eq => Some((Some(ceil), Some(floor))),
+                Operator::Gt => Some((Some(floor.checked_add(1)?), None)),
+                Operator::GtEq => Some((Some(ceil), None)),
+                Operator::Lt => Some((None, Some(ceil.checked_sub(1)?))),
+                Operator::LtEq => Some((None, Some(floor))),
                 _ => None,
             }
         }
         Expr::Between(Between { expr, negated: false, low, high }) if is_bucket(expr) => {
-            Some((Some(time(low)?), Some(time(high)?)))
+            let ([_, first], [last, _]) = (time(low)?, time(high)?);
+            Some((Some(first), Some(last)))
         }
         Expr::InList(InList { expr, list, negated: false }) if is_bucket(expr) => {
             let times = list.iter().map(time).collect::<Option<Vec<_>>>()?;
-            Some((Some(*times.iter().min()?), Some(*times.iter().max()?)))
+            let (first, last) =
+                (times.iter().map(|[_, ceil]| ceil).min()?, times.iter().map(|[floor, _]| floor).max()?);
+            Some((Some(*first), Some(*last)))
         }
         _ => None,
     }
@@ -94,14 +100,18 @@ fn is_bucket(expr: &Expr) -> bool {
     }
 }
 
-/// A time that is written out, in milliseconds since 1970, rounded down.
-fn time(expr: &Expr) -> Option<Millis> {
+/// A time that is written out, in milliseconds since 1970: rounded down, and up.
+fn time(expr: &Expr) -> Option<[Millis; 2]> {
     let Expr::Literal(value, _) = expr else { return None };
+    let units = |time: i64, of_one: i64| {
+        let floor = time.div_euclid(of_one);
+        [floor, floor + i64::from(time.rem_euclid(of_one) > 0)]
+    };
     match value {
-        ScalarValue::TimestampSecond(Some(time), Some(_)) => time.checked_mul(1_000),
-        ScalarValue::TimestampMillisecond(Some(time), Some(_)) => Some(*time),
-        ScalarValue::TimestampMicrosecond(Some(time), Some(_)) => Some(time.div_euclid(1_000)),
-        ScalarValue::TimestampNanosecond(Some(time), Some(_)) => Some(time.div_euclid(1_000_000)),
+        ScalarValue::TimestampSecond(Some(time), Some(_)) => time.checked_mul(1_000).map(|time| [time; 2]),
+        ScalarValue::TimestampMillisecond(Some(time), Some(_)) => Some([*time; 2]),
+        ScalarValue::TimestampMicrosecond(Some(time), Some(_)) => Some(units(*time, 1_000)),
+        ScalarValue::TimestampNanosecond(Some(time), Some(_)) => Some(units(*time, 1_000_000)),
         _ => None,
     }
 }
@@ -222,8 +232,13 @@ mod tests {
         let bucket = || col(BUCKET);
         let seconds = DataType::Timestamp(datafusion::arrow::datatypes::TimeUnit::Second, Some("UTC".into()));
         let cast = |expr| Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(expr), seconds.clone()));
-        assert_eq!(span(&[bucket().gt_eq(at(T)), bucket().lt(at(T + GRAIN))]), Some((0, 2 * GRAIN)));
-        assert_eq!(span(&[at(T + 1).lt_eq(bucket()), at(T + 2).gt(bucket())]), Some((0, GRAIN)));
+        assert_eq!(span(&[bucket().gt_eq(at(T)), bucket().lt(at(T + GRAIN))]), Some((0, GRAIN)));
+        assert_eq!(span(&[bucket().gt(at(T)), bucket().lt_eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
+        assert_eq!(span(&[at(T - 1).lt_eq(bucket()), at(T + 2).gt(bucket())]), Some((0, GRAIN)));
+        let nanos = |time: i64| lit(ScalarValue::TimestampNanosecond(Some(time), Some("UTC".into())));
+        let (before, behind) = (nanos(T * 1_000_000 - 1), nanos(T * 1_000_000 + 1));
+        assert_eq!(span(&[bucket().gt(before), bucket().lt(behind.clone())]), Some((0, GRAIN)));
+        assert_eq!(span(&[bucket().eq(behind)]), None);
         assert_eq!(span(&[cast(bucket()).eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
         assert_eq!(span(&[bucket().between(at(T), at(T + 1))]), Some((0, GRAIN)));
         assert_eq!(span(&[bucket().in_list(vec![at(T + GRAIN), at(T)], false)]), Some((0, 2 * GRAIN)));
