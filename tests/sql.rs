@@ -23,7 +23,7 @@ const STARTUP: &str = include_str!("sql/startup.sql");
 /// A Tidemark that has records on both sides of the tidemark, and where its SQL is served.
 struct Merged {
     stack: Stack,
-    _speed: Layer,
+    speed: Layer,
     _layer: Layer,
     serving: Serving,
     /// `postgres://tidemark@...`
@@ -45,7 +45,7 @@ impl Merged {
         let address = format!("127.0.0.1:{}", free_port());
         let (layer, serving) = stack.serving_with(&["--sql-listen", &address]).await;
         let sql = format!("postgres://anyone@{address}/tidemark");
-        Merged { stack, _speed: speed, _layer: layer, serving, sql }
+        Merged { stack, speed, _layer: layer, serving, sql }
     }
 
     async fn connect(&self) -> PgConnection {
@@ -157,6 +157,10 @@ async fn every_table_has_the_api_s_rows_for_whatever_speaks_to_postgres() {
 async fn what_is_incomplete_fails_unless_asked_for(mut merged: Merged) {
     let metric = "\n[metrics.hour_cnt]\nstream = \"page_views\"\naggregate = \"count\"\ngrain = \"1h\"\n";
     merged.stack.rewrite_catalog(&(outbrain() + metric));
+    assert_eq!(merged.speed.stop().await, 0);
+    let _speed = merged.stack.speed();
+    merged.stack.send(&Generator::new(town(500), 154).collect::<Vec<_>>());
+    merged.stack.settle().await;
     let address = format!("127.0.0.1:{}", free_port());
     let (_layer, _) = merged.stack.serving_with(&["--sql-listen", &address]).await;
     let mut connection =
