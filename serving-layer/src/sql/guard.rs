@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use datafusion::common::ParamValues;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
-use datafusion::sql::sqlparser::ast::{Query, Set, SetExpr, Statement};
+use datafusion::sql::sqlparser::ast::{Declare, Query, Set, SetExpr, Statement};
 use datafusion_postgres::QueryHook;
 use datafusion_postgres::hooks::HookClient;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
@@ -58,7 +58,11 @@ fn way(statement: &Statement) -> Way {
             Way::Read => Way::Read,
             _ => Way::Refuse(READ_ONLY),
         },
-        Statement::Declare { .. } | Statement::Fetch { .. } => Way::Read,
+        Statement::Declare { stmts } => {
+            let reads = |one: &Declare| one.for_query.as_ref().is_some_and(|query| reads(query));
+            if stmts.iter().all(reads) { Way::Read } else { Way::Refuse(READ_ONLY) }
+        }
+        Statement::Fetch { .. } => Way::Read,
         Statement::Set(set) => self::set(set),
         Statement::Discard { .. } => Way::Discard,
         Statement::ShowVariable { .. }
@@ -247,6 +251,7 @@ mod tests {
             "insert into doc_cnt values (1)",
             "with a as (insert into doc_cnt values (1) returning *) select * from a",
             "select 1 into t",
+            "declare c cursor for select 1 into t",
             "update doc_cnt set value = 1",
             "delete from doc_cnt",
             "create table t (a int)",
