@@ -288,6 +288,8 @@ async fn nothing_is_written(connection: &mut PgConnection) {
         "copy doc_cnt to '/tmp/tidemark-must-not-be'",
         "create external table t stored as csv location '/etc/passwd'",
         "set datafusion.execution.target_partitions = 8",
+        "set \"datafusion\".\"runtime\".\"memory_limit\" = '100G'",
+        "declare c cursor for select 1 into t",
     ] {
         let said = refused(connection, sql).await;
         assert!(
@@ -301,7 +303,16 @@ async fn nothing_is_written(connection: &mut PgConnection) {
     assert!(!std::path::Path::new("/tmp/tidemark-must-not-be").exists());
     let said = refused(connection, "select * from nothing_of_the_kind").await;
     assert!(said.contains("nothing_of_the_kind"), "{said}");
-    // Far more work than a statement may do, and more than it may keep.
+    for (sql, why) in [
+        ("select repeat('x', 2000000000)".to_owned(), "repeat"),
+        (format!("select {}1", "1 + ".repeat(20_000)), "longer than the limit of 65536"),
+    ] {
+        let said = refused(connection, &sql).await;
+        assert!(said.contains(why), "{why}: {said}");
+    }
+    // As deep as it may nest.
+    let chain = format!("select {}1 as n", "1+".repeat(30_000));
+    assert_eq!(rows(connection, &chain).await[0]["n"], json!(30_001));
     sqlx::raw_sql("set tidemark.strict = off").execute(&mut *connection).await.expect("an option");
     let said = refused(connection, "set tidemark.strict = perhaps").await;
     assert!(said.contains("expected true or false"), "{said}");
@@ -345,7 +356,8 @@ async fn a_key_is_the_password() {
     stack.send(&Generator::new(town(800), 153).collect::<Vec<_>>());
     stack.settle().await;
     let address = format!("127.0.0.1:{}", free_port());
-    let (layer, _) = stack.serving_with(&["--sql-listen", &address]).await;
+    let bounds = ["--sql-listen", &address, "--time-limit", "3s", "--sql-memory", "16"];
+    let (layer, _) = stack.serving_with(&bounds).await;
     let key = async |options: &[&str]| {
         let command = [&["keys", "create", "someone"], options].concat();
         let made = stack.process_named("serving-layer", "keys", &command, &["catalog"]);
@@ -366,6 +378,11 @@ async fn a_key_is_the_password() {
         rows(&mut reader, "select uuid, sum(value) as views from user_view_cnt group by uuid order by 1")
             .await;
     assert!(users.len() > 5);
+    // More work than a statement may do, and more rows than it may hold.
+    let said = refused(&mut reader, "select count(*) from generate_series(1, 1000000000000)").await;
+    assert!(said.contains("worked longer than the limit of 3 s"), "{said}");
+    let said = refused(&mut reader, "select * from generate_series(1, 1000000000)").await;
+    assert!(said.contains("Resources exhausted"), "{said}");
     // A partner sees its own rows, and what it may not read isn't there.
     let own = json!([{ "dimension": "uuid", "value": users[0]["uuid"] }]).to_string();
     let mut partner = key(&["--read", "user_view_cnt", "--rows", &own]).await;

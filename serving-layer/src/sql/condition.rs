@@ -3,7 +3,7 @@
 //! The views are asked for every row that the conditions are true for, and maybe for more: the engine tests each row
 //! again. So a condition that can't be written as a filter is merely left to the engine.
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::expr::{InList, Like};
 use datafusion::logical_expr::{Between, BinaryExpr, Expr, Operator};
@@ -93,9 +93,12 @@ fn times(condition: &Expr) -> Option<(Option<Millis>, Option<Millis>)> {
 fn is_bucket(expr: &Expr) -> bool {
     match expr {
         Expr::Column(column) => column.name == BUCKET,
-        Expr::Cast(cast) if matches!(cast.field.data_type(), DataType::Timestamp(_, Some(_))) => {
-            is_bucket(&cast.expr)
-        }
+        // Seconds would cut off what grains may have.
+        Expr::Cast(cast) => match cast.field.data_type() {
+            DataType::Timestamp(TimeUnit::Second, _) | DataType::Timestamp(_, None) => false,
+            DataType::Timestamp(..) => is_bucket(&cast.expr),
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -230,8 +233,10 @@ mod tests {
             span.map(|span| (span.start - T, span.end - T))
         };
         let bucket = || col(BUCKET);
-        let seconds = DataType::Timestamp(datafusion::arrow::datatypes::TimeUnit::Second, Some("UTC".into()));
-        let cast = |expr| Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(expr), seconds.clone()));
+        let cast = |expr, unit| {
+            let ty = DataType::Timestamp(unit, Some("UTC".into()));
+            Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(expr), ty))
+        };
         assert_eq!(span(&[bucket().gt_eq(at(T)), bucket().lt(at(T + GRAIN))]), Some((0, GRAIN)));
         assert_eq!(span(&[bucket().gt(at(T)), bucket().lt_eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
         assert_eq!(span(&[at(T - 1).lt_eq(bucket()), at(T + 2).gt(bucket())]), Some((0, GRAIN)));
@@ -239,13 +244,14 @@ mod tests {
         let (before, behind) = (nanos(T * 1_000_000 - 1), nanos(T * 1_000_000 + 1));
         assert_eq!(span(&[bucket().gt(before), bucket().lt(behind.clone())]), Some((0, GRAIN)));
         assert_eq!(span(&[bucket().eq(behind)]), None);
-        assert_eq!(span(&[cast(bucket()).eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
+        assert_eq!(span(&[cast(bucket(), TimeUnit::Nanosecond).eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
         assert_eq!(span(&[bucket().between(at(T), at(T + 1))]), Some((0, GRAIN)));
         assert_eq!(span(&[bucket().in_list(vec![at(T + GRAIN), at(T)], false)]), Some((0, 2 * GRAIN)));
         assert_eq!(span(&[bucket().gt(at(T + GRAIN)), bucket().lt(at(T))]), None);
         // What isn't understood narrows nothing.
         let ever = span(&[]);
         assert!(ever.is_some_and(|(start, end)| start % GRAIN == -T % GRAIN && end > 200 * 365 * 86_400_000));
+        assert_eq!(span(&[cast(bucket(), TimeUnit::Second).eq(at(T))]), ever);
         assert_eq!(span(&[bucket().not_eq(at(T)), bucket().in_list(vec![at(T)], true)]), ever);
         assert_eq!(span(&[bucket().lt(at(T)).or(bucket().gt(at(T + GRAIN)))]), ever);
     }

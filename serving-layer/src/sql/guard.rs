@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use datafusion::common::ParamValues;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
-use datafusion::sql::sqlparser::ast::{Declare, Query, Set, SetExpr, Statement};
+use datafusion::sql::sqlparser::ast::{
+    Declare, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value, ValueWithSpan,
+};
 use datafusion_postgres::QueryHook;
 use datafusion_postgres::hooks::HookClient;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
@@ -28,8 +30,8 @@ const ENGINE: &str = "datafusion.";
 #[derive(Default)]
 pub(super) struct Guard {
     scoped: OnceLock<Scoped>,
-    /// The log's entry of the last statement, which is over when the next comes.
-    under_way: Mutex<Pending>,
+    /// The log's entry of the statement that is under way.
+    under_way: Mutex<Option<Pending>>,
 }
 
 /// What statements pass through, in order.
@@ -46,8 +48,8 @@ enum Way {
     Pass,
     /// It sets an option of ours.
     Set(String, String),
-    /// It lets go of what the session has prepared.
-    Discard,
+    /// It says that the session begins anew, or lets go of a statement; by the tag of the answer.
+    Discard(&'static str),
     Refuse(&'static str),
 }
 
@@ -62,18 +64,38 @@ fn way(statement: &Statement) -> Way {
             let reads = |one: &Declare| one.for_query.as_ref().is_some_and(|query| reads(query));
             if stmts.iter().all(reads) { Way::Read } else { Way::Refuse(READ_ONLY) }
         }
+        Statement::Fetch { direction, .. } if most(direction) > MAX_FETCHED => Way::Refuse(TOO_MANY),
         Statement::Fetch { .. } => Way::Read,
         Statement::Set(set) => self::set(set),
-        Statement::Discard { .. } => Way::Discard,
+        Statement::Discard { .. } => Way::Discard("DISCARD ALL"),
+        Statement::Deallocate { .. } => Way::Discard("DEALLOCATE"),
         Statement::ShowVariable { .. }
         | Statement::ShowStatus { .. }
         | Statement::ShowCatalogs { .. }
         | Statement::StartTransaction { .. }
         | Statement::Commit { .. }
         | Statement::Rollback { .. }
-        | Statement::Close { .. }
-        | Statement::Deallocate { .. } => Way::Pass,
+        | Statement::Close { .. } => Way::Pass,
         _ => Way::Refuse(READ_ONLY),
+    }
+}
+
+/// The most rows that are fetched at once, since as much room is made for them.
+const MAX_FETCHED: u64 = 10_000;
+const TOO_MANY: &str = "FETCH takes 10,000 rows at once at most";
+
+/// How many rows a cursor is asked for.
+fn most(direction: &FetchDirection) -> u64 {
+    let count = |limit: &ValueWithSpan| match &limit.value {
+        Value::Number(digits, _) => digits.parse().unwrap_or(u64::MAX),
+        _ => u64::MAX,
+    };
+    match direction {
+        FetchDirection::Count { limit } => count(limit),
+        FetchDirection::Forward { limit: Some(limit) } => count(limit),
+        FetchDirection::Next | FetchDirection::First => 1,
+        // The library reads these as it likes, or not at all.
+        _ => u64::MAX,
     }
 }
 
@@ -96,19 +118,29 @@ fn body_reads(body: &SetExpr) -> bool {
 }
 
 fn set(set: &Set) -> Way {
-    if let Set::SingleAssignment { variable, values, .. } = set {
-        let name = variable.to_string().to_ascii_lowercase();
-        if let (Some(name), [value]) = (name.strip_prefix(OURS), &values[..]) {
-            let value = value.to_string();
-            return Way::Set(name.to_owned(), value.trim_matches(['\'', '"']).to_ascii_lowercase());
-        }
-    }
-    match set.to_string().to_ascii_lowercase() {
-        text if text.contains(ENGINE) => Way::Refuse("the engine's own options can't be changed here"),
-        text if text.contains(OURS) => Way::Refuse("expected SET tidemark.<option> = <value>"),
+    // Of however many parts a name is written, and whatever is in quotes.
+    let name = |name: &ObjectName| {
+        let parts =
+            name.0.iter().map(|part| part.as_ident().map_or(String::new(), |ident| ident.value.clone()));
+        parts.collect::<Vec<_>>().join(".").to_ascii_lowercase()
+    };
+    match set {
+        Set::SingleAssignment { variable, values, .. } => match (name(variable), &values[..]) {
+            (name, _) if name.starts_with(ENGINE) => Way::Refuse(NOT_YOURS),
+            (name, [value]) if name.starts_with(OURS) => {
+                let value = value.to_string();
+                let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
+                Way::Set(name[OURS.len()..].to_owned(), value)
+            }
+            _ => Way::Pass,
+        },
+        Set::MultipleAssignments { .. } | Set::ParenthesizedAssignments { .. } => Way::Refuse(ONE_AT_A_TIME),
         _ => Way::Pass,
     }
 }
+
+const NOT_YOURS: &str = "the engine's own options can't be changed here";
+const ONE_AT_A_TIME: &str = "SET takes one option at a time";
 
 impl Guard {
     /// Whose statements these are, from now on.
@@ -123,30 +155,35 @@ impl Guard {
             Way::Pass => None,
             Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
             Way::Set(name, value) => Some(option(&name, &value, context)),
-            Way::Discard => Some(Ok(Response::Execution(Tag::new("DISCARD ALL")))),
+            Way::Discard(tag) => {
+                Some(option("strict", "true", context).map(|_| Response::Execution(Tag::new(tag))))
+            }
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
         }
     }
 
     fn count(&self, statement: &Statement) -> Result<(), ServeError> {
         let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
+        scoped.count()?;
         let pending = scoped.asks("SQL", SQL, &statement.to_string())?;
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *under_way, pending).end(200);
-        drop(under_way);
-        scoped.count()
+        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+        Ok(())
+    }
+
+    /// Whether a client was let in.
+    pub(super) fn is_open(&self) -> bool {
+        self.scoped.get().is_some()
+    }
+
+    /// Notes in the log how the statement ended that was under way, if there was one.
+    pub(super) fn end(&self, well: bool) {
+        let pending = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take();
+        pending.into_iter().for_each(|pending| pending.end(if well { 200 } else { 400 }));
     }
 }
 
 /// Where statements come in, as the log names it.
 const SQL: &str = "sql";
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let under_way = self.under_way.get_mut().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(under_way).end(200);
-    }
-}
 
 /// Sets an option of a session.
 fn option(name: &str, value: &str, context: &SessionContext) -> PgWireResult<Response> {
@@ -207,6 +244,7 @@ impl QueryHook for Guard {
         _: &(dyn ClientInfo + Send + Sync),
     ) -> Option<PgWireResult<LogicalPlan>> {
         match way(statement) {
+            _ if !self.is_open() => Some(Err(refused(ServeError::NoKey))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
             _ => None,
         }
@@ -264,11 +302,17 @@ mod tests {
         }
         check("set tidemark.strict = off", &Way::Set("strict".to_owned(), "off".to_owned()));
         check("set tidemark.strict to 'false'", &Way::Set("strict".to_owned(), "false".to_owned()));
-        for sql in ["set datafusion.runtime.memory_limit = '1T'", "set local \"datafusion.x\" = 1"] {
-            assert!(matches!(
-                way(&Parser::parse_sql(&PostgreSqlDialect {}, sql).unwrap()[0]),
-                Way::Refuse(_)
-            ));
+        check("fetch 100 from c", &Way::Read);
+        check("fetch forward 100000000000 from c", &Way::Refuse(TOO_MANY));
+        check("fetch all from c", &Way::Refuse(TOO_MANY));
+        check("discard all", &Way::Discard("DISCARD ALL"));
+        for sql in [
+            "set datafusion.runtime.memory_limit = '1T'",
+            "set \"datafusion\".\"runtime\".\"memory_limit\" = '1T'",
+            "set session DataFusion.runtime.temp_directory = '/tmp'",
+            "set local \"datafusion.x\" = 1",
+        ] {
+            check(sql, &Way::Refuse(NOT_YOURS));
         }
     }
 }

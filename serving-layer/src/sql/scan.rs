@@ -16,6 +16,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult as _, TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -28,7 +29,9 @@ use futures::TryStreamExt as _;
 use shared_model::time::show;
 use std::fmt;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The most scans of one statement, as many as one request may have queries.
 const MAX_SCANS: usize = 20;
@@ -43,6 +46,8 @@ struct Part {
 /// What a statement asks of the views.
 struct Statement {
     scoped: Scoped,
+    /// Where the views are read: not on the threads that statements compute on.
+    main: Handle,
     parts: Vec<Part>,
     strict: bool,
     /// The rows of each part, or why there are none.
@@ -51,8 +56,15 @@ struct Statement {
 
 impl Statement {
     /// The rows of a part; the first that asks reads those of all.
-    async fn rows(&self, part: usize) -> Result<RecordBatch> {
-        let answered = self.answered.get_or_init(|| async { self.answer().await.map_err(Arc::new) }).await;
+    async fn rows(self: &Arc<Self>, part: usize) -> Result<RecordBatch> {
+        let answer = || async {
+            let statement = self.clone();
+            // Whoever stops waiting ends it.
+            let read = self.main.spawn(async move { statement.answer().await });
+            let read = AbortOnDropHandle::new(read).await;
+            read.unwrap_or_else(|died| Err(DataFusionError::External(died.into()))).map_err(Arc::new)
+        };
+        let answered = self.answered.get_or_init(answer).await;
         match answered {
             Ok(batches) => Ok(batches[part].clone()),
             Err(error) => Err(DataFusionError::Shared(error.clone())),
@@ -60,6 +72,10 @@ impl Statement {
     }
 
     async fn answer(&self) -> Result<Vec<RecordBatch>> {
+        // A cursor may have outlived its key.
+        if self.scoped.has_ended() {
+            return Err(failed(ServeError::NoKey));
+        }
         let service = &self.scoped.service;
         let queries = self.parts.iter().map(|part| part.query.clone()).collect();
         let (names, at, format) = (None, At::Now, Format::Json);
@@ -88,7 +104,7 @@ pub(super) struct MergedScan {
 impl MergedScan {
     /// A scan of a statement of its own, which is one until it is bound to others.
     pub(super) fn new(
-        scoped: Scoped,
+        (scoped, main): (Scoped, Handle),
         request: Request,
         shape: Arc<Shape>,
         projection: Option<Vec<usize>>,
@@ -102,7 +118,7 @@ impl MergedScan {
             EmissionType::Final,
             Boundedness::Bounded,
         );
-        let statement = Arc::new(Statement { scoped, parts, strict, answered: OnceCell::new() });
+        let statement = Arc::new(Statement { scoped, main, parts, strict, answered: OnceCell::new() });
         MergedScan { statement, part: 0, projection, properties: Arc::new(properties) }
     }
 
@@ -160,13 +176,19 @@ impl ExecutionPlan for MergedScan {
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = self.clone();
         let most = context.session_config().batch_size();
+        let held = MemoryConsumer::new("merged rows").register(context.memory_pool());
         let read = async move {
             let mut rows = scan.statement.rows(scan.part).await?;
+            held.try_grow(rows.get_array_memory_size())?;
             if let Some(columns) = &scan.projection {
                 rows = rows.project(columns)?;
             }
             let starts = (0..rows.num_rows()).step_by(most);
-            let pieces = starts.map(move |start| Ok(rows.slice(start, most.min(rows.num_rows() - start))));
+            let pieces = starts.map(move |start| {
+                // As long as there are pieces to come, all rows are there.
+                let _ = &held;
+                Ok(rows.slice(start, most.min(rows.num_rows() - start)))
+            });
             Ok::<_, DataFusionError>(futures::stream::iter(pieces))
         };
         let rows = futures::stream::once(read).try_flatten();
@@ -193,6 +215,7 @@ impl PhysicalOptimizerRule for OneTidemark {
         }
         let statement = Arc::new(Statement {
             scoped: first.statement.scoped.clone(),
+            main: first.statement.main.clone(),
             parts: scans.iter().map(|scan| scan.asked().clone()).collect(),
             strict: scans.iter().any(|scan| scan.statement.strict),
             answered: OnceCell::new(),

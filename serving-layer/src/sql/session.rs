@@ -17,6 +17,12 @@ use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContex
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+/// Functions that make as much of a few bytes as they are told to, beside the memory that statements are given.
+const BOUNDLESS: [&str; 7] =
+    ["repeat", "lpad", "rpad", "array_repeat", "array_resize", "range", "generate_series"];
 
 /// The database, whatever a client calls it.
 const DATABASE: &str = "tidemark";
@@ -33,18 +39,18 @@ pub(super) struct Session {
 ///
 /// # Errors
 /// Where the library refuses it.
-pub(super) fn runtime(memory: usize) -> Result<Arc<RuntimeEnv>> {
+pub(super) fn engine(memory: usize) -> Result<Arc<RuntimeEnv>> {
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
     Ok(RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).with_disk_manager_builder(disk).build_arc()?)
 }
 
 impl Session {
-    /// A session whose statements may each work for so long.
+    /// A session whose statements may each work for so long, and end when they are told to.
     ///
     /// # Errors
     /// Where the library refuses it.
-    pub(super) fn new(runtime: Arc<RuntimeEnv>, limit: Duration) -> Result<Session> {
-        // One thread a statement: many connections share this process with the API.
+    pub(super) fn new(engine: Arc<RuntimeEnv>, limit: Duration, cancel: Arc<Notify>) -> Result<Session> {
+        // One thread a statement: many connections share a few.
         let mut config = SessionConfig::new()
             .with_information_schema(true)
             .with_create_default_catalog_and_schema(false)
@@ -53,16 +59,17 @@ impl Session {
         config.options_mut().extensions.insert(Options::default());
         let state = SessionStateBuilder::new()
             .with_config(config)
-            .with_runtime_env(runtime)
+            .with_runtime_env(engine)
             .with_default_features()
             .with_physical_optimizer_rule(Arc::new(OneTidemark))
-            .with_physical_optimizer_rule(Arc::new(WithinLimit(limit)))
+            .with_physical_optimizer_rule(Arc::new(WithinLimit { limit, cancel }))
             .build();
         let context = SessionContext::new_with_state(state);
         let (database, tables) = (MemoryCatalogProvider::new(), Arc::new(MemorySchemaProvider::new()));
         database.register_schema(SCHEMA, tables.clone())?;
         context.register_catalog(DATABASE, Arc::new(database));
         setup_pg_catalog(&context, DATABASE, EmptyContextProvider).map_err(|error| *error)?;
+        BOUNDLESS.iter().for_each(|name| context.deregister_udf(name));
         Ok(Session { context: Arc::new(context), tables })
     }
 
@@ -74,8 +81,8 @@ impl Session {
     ///
     /// # Errors
     /// Where a metric can't be a table.
-    pub(super) fn open(&self, scoped: &Scoped) -> Result<(), DataFusionError> {
-        for (name, table) in tables(scoped)? {
+    pub(super) fn open(&self, scoped: &Scoped, main: &Handle) -> Result<(), DataFusionError> {
+        for (name, table) in tables(scoped, main)? {
             self.tables.register_table(name, table)?;
         }
         Ok(())

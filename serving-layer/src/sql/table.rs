@@ -27,10 +27,10 @@ use shared_model::metric::KeyColumn;
 use shared_model::time::{Interval, Millis};
 use std::fmt;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 
-/// The columns of what is promised, behind all others.
-const AS_OF: &str = "as_of";
-const COMPLETE: &str = "complete";
+/// The columns of what is promised, behind all others, and whether they may be NULL.
+const PROMISED: [(&str, bool); 2] = [("as_of", true), ("complete", false)];
 
 datafusion::common::extensions_options! {
     /// The options of a session: `SET tidemark.strict = false`.
@@ -61,6 +61,8 @@ pub(super) struct Shape {
 pub(super) struct Merged {
     shape: Arc<Shape>,
     scoped: Scoped,
+    /// Where the views are read.
+    main: Handle,
 }
 
 impl fmt::Debug for Merged {
@@ -73,7 +75,7 @@ impl fmt::Debug for Merged {
 ///
 /// # Errors
 /// Where a metric can't be asked for at all, which would be a fault of ours.
-pub(super) fn tables(scoped: &Scoped) -> Result<Vec<(String, Arc<Merged>)>> {
+pub(super) fn tables(scoped: &Scoped, main: &Handle) -> Result<Vec<(String, Arc<Merged>)>> {
     let views = &scoped.service.views;
     let catalog = &views.catalog;
     let metrics = catalog.metrics.iter().map(|metric| {
@@ -84,7 +86,8 @@ pub(super) fn tables(scoped: &Scoped) -> Result<Vec<(String, Arc<Merged>)>> {
         Shape::new(&formula.name, formula.by.clone(), formula.grain.width(), catalog, &views.limits)
     });
     let table = |shape: Shape| {
-        (shape.name.clone(), Arc::new(Merged { shape: Arc::new(shape), scoped: scoped.clone() }))
+        let (name, shape) = (shape.name.clone(), Arc::new(shape));
+        (name, Arc::new(Merged { shape, scoped: scoped.clone(), main: main.clone() }))
     };
     metrics.chain(formulas).map(|shape| shape.map(table)).collect()
 }
@@ -114,9 +117,12 @@ impl Shape {
             let nullable = title != BUCKET;
             fields.push(Field::new(shown(query, title), ty, nullable));
         }
-        let promised = promised(None, false, 0);
-        fields.push(Field::new(AS_OF, promised[0].data_type().clone(), true));
-        fields.push(Field::new(COMPLETE, promised[1].data_type().clone(), false));
+        for ((title, nullable), column) in PROMISED.iter().zip(promised(None, false, 0)) {
+            // A key of that name comes first.
+            let has = keys.iter().any(|key| key.name == *title);
+            let title = if has { format!("tidemark_{title}") } else { (*title).to_owned() };
+            fields.push(Field::new(title, column.data_type().clone(), *nullable));
+        }
         Ok(Shape { name: name.to_owned(), keys, grain, places, schema: Arc::new(Schema::new(fields)) })
     }
 
@@ -244,7 +250,7 @@ impl TableProvider for Merged {
         let options = session.config_options().extensions.get::<Options>();
         request.strict = options.is_none_or(|options| options.strict);
         Ok(Arc::new(MergedScan::new(
-            self.scoped.clone(),
+            (self.scoped.clone(), self.main.clone()),
             request,
             self.shape.clone(),
             projection.cloned(),
