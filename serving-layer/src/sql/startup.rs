@@ -49,6 +49,12 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Cancels(Mutex<HashMap<(i32, i32), Arc<Notify>>>);
 
+impl Cancels {
+    fn learn(&self, known_by: (i32, i32), cancel: &Arc<Notify>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(known_by, cancel.clone());
+    }
+}
+
 #[async_trait]
 impl CancelHandler for Cancels {
     async fn on_cancel_request(&self, request: CancelRequest) {
@@ -102,9 +108,7 @@ impl Startup {
     {
         let known_by = (rand::random::<i32>(), rand::random::<i32>());
         self.entry.lock().unwrap_or_else(PoisonError::into_inner).known_by = Some(known_by);
-        let mut cancels = self.cancels.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cancels.insert(known_by, self.cancel.clone());
-        drop(cancels);
+        self.cancels.learn(known_by, &self.cancel);
         client.set_pid_and_secret_key(known_by.0, SecretKey::I32(known_by.1));
         let mut parameters = DefaultServerParameterProvider::default();
         parameters.search_path = session::SCHEMA.to_owned();
