@@ -40,8 +40,8 @@ pub(crate) struct SqlLimits {
 
 /// How many threads statements run on.
 const THREADS: usize = 2;
-/// How much a thread's stack may grow (it is not taken before): a statement of the longest text nests as deep as it is long.
-const STACK: usize = 256 << 20;
+/// How much a thread's stack may grow (it is not taken before): a statement nests as deep as it has operators.
+const STACK: usize = 64 << 20;
 
 /// What all connections share.
 #[derive(Clone)]

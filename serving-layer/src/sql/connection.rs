@@ -21,8 +21,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::timeout;
 
-/// The longest text of a statement: it nests no deeper than the threads' stacks allow.
+/// The longest text of a statement.
 const MAX_TEXT: usize = 64 << 10;
+/// The most operators of a statement: a chain of them nests as deep, which takes the planner stack, and time by its square.
+const MAX_OPERATORS: usize = 1_000;
 /// The longest message, with a statement's parameters; of who isn't let in yet much less.
 const MAX_MESSAGE: usize = 1 << 20;
 const MAX_OF_STRANGERS: usize = 16 << 10;
@@ -115,18 +117,66 @@ impl Connection {
 /// A message that asks for no more than it may.
 fn within_limits(mut message: PgWireFrontendMessage) -> Result<PgWireFrontendMessage, PgWireError> {
     let text = match &mut message {
-        PgWireFrontendMessage::Query(query) => query.query.len(),
-        PgWireFrontendMessage::Parse(parse) => parse.query.len(),
+        PgWireFrontendMessage::Query(query) => query.query.as_str(),
+        PgWireFrontendMessage::Parse(parse) => parse.query.as_str(),
         PgWireFrontendMessage::Execute(execute) => {
             // 0 is all of them. Of fewer than were asked for, the client asks on.
             execute.max_rows = execute.max_rows.clamp(0, MAX_FETCHED);
-            0
+            ""
         }
-        _ => 0,
+        _ => "",
     };
-    if text > MAX_TEXT {
-        let why = format!("a statement of {text} bytes is longer than the limit of {MAX_TEXT}");
-        return Err(PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".into(), "54000".into(), why))));
+    let (length, operators) = (text.len(), operators(text));
+    let why = if length > MAX_TEXT {
+        format!("a statement of {length} bytes is longer than the limit of {MAX_TEXT}")
+    } else if operators > MAX_OPERATORS {
+        format!(
+            "a statement of {operators} operators has more than the limit of {MAX_OPERATORS}: use IN for lists"
+        )
+    } else {
+        return Ok(message);
+    };
+    Err(PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".into(), "54000".into(), why))))
+}
+
+/// How many operators a text has at most, those in its texts and names left out.
+fn operators(text: &str) -> usize {
+    let (mut count, mut quote) = (0, None);
+    let bare: String = text
+        .chars()
+        .map(|c| match quote {
+            Some(open) => {
+                quote = (c != open).then_some(open);
+                ' '
+            }
+            None if c == '\'' || c == '"' => {
+                quote = Some(c);
+                ' '
+            }
+            None => c.to_ascii_lowercase(),
+        })
+        .collect();
+    count += bare.chars().filter(|c| "+-*/%|&^~<>=!(:[".contains(*c)).count();
+    let words = bare.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let joins = ["and", "or", "not", "union", "except", "intersect", "like", "between", "is", "in", "join"];
+    count + words.filter(|word| joins.contains(word)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operators;
+
+    #[test]
+    fn operators_are_counted_outside_of_texts_and_names() {
+        for (text, expected) in [
+            ("", 0),
+            ("select a from b", 0),
+            ("select 1+1 - 1", 2),
+            ("select 'a + b or c', \"x-y\" from t", 0),
+            ("select a from t where a = 'it''s' AND b in (1, 2) or not c", 6),
+            ("select 1 union all select 2", 1),
+        ] {
+            assert_eq!(operators(text), expected, "{text}");
+        }
     }
-    Ok(message)
 }
