@@ -4,15 +4,18 @@
 use chrono::{DateTime, Utc};
 use local::layers::Layer;
 use local::probe::Serving;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use shared_model::time::show;
 use simulator::generate::Generator;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Column as _, Connection as _, PgConnection, Row as _, TypeInfo as _};
 use std::collections::BTreeMap;
+use std::process::Stdio;
 use tidemark_tests::events::town;
 use tidemark_tests::stack::{Stack, free_port, outbrain};
 use tidemark_tests::{grafana, wait_for};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -148,6 +151,7 @@ async fn every_table_has_the_api_s_rows_for_whatever_speaks_to_postgres() {
     }
     conditions_are_pushed_down(&merged, &mut connection).await;
     tools_find_their_way(&merged, &mut connection).await;
+    a_statement_is_taken_back(&merged).await;
     nothing_is_written(&mut connection).await;
     all_tables_of_a_statement_are_of_one_tidemark(&merged).await;
     what_is_incomplete_fails_unless_asked_for(merged).await;
@@ -280,6 +284,35 @@ async fn tools_find_their_way(merged: &Merged, connection: &mut PgConnection) {
     assert_eq!(panels, merged.stack.catalog.metrics.len() + merged.stack.catalog.formulas.len());
 }
 
+/// Ctrl-C in psql.
+async fn a_statement_is_taken_back(merged: &Merged) {
+    let mut psql = Command::new("psql");
+    psql.arg(&merged.sql).args(["-X", "-A", "-t", "-c", "select 1"]);
+    psql.args(["-c", "select count(*) from generate_series(1, 100000000000)"]);
+    psql.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut psql = psql.spawn().expect("psql runs");
+    let mut first = [0; 2];
+    psql.stdout
+        .as_mut()
+        .expect("its output")
+        .read_exact(&mut first)
+        .await
+        .expect("the first statement's row");
+    let pid = Pid::from_raw(psql.id().expect("it runs") as i32).expect("a process");
+    // As long as a person would: the statement may not have begun.
+    wait_for("psql's end", async || match psql.try_wait().expect("its state") {
+        Some(_) => Ok(()),
+        None => {
+            kill_process(pid, Signal::INT).expect("a signal");
+            Err("still at work")
+        }
+    })
+    .await;
+    let mut said = String::new();
+    psql.stderr.take().expect("its errors").read_to_string(&mut said).await.expect("a text");
+    assert!(said.contains("canceling statement due to user request"), "{said}");
+}
+
 async fn nothing_is_written(connection: &mut PgConnection) {
     for sql in [
         "insert into doc_cnt values (now(), 1, 1, now(), true)",
@@ -306,14 +339,19 @@ async fn nothing_is_written(connection: &mut PgConnection) {
     for (sql, why) in [
         ("select repeat('x', 2000000000)".to_owned(), "repeat"),
         (format!("select '{}'", "x".repeat(70_000)), "longer than the limit of 65536"),
-        (format!("select {}1", "1+".repeat(1_001)), "more than the limit of 1000"),
+        (format!("select /*'*/ {}1 /*'*/", "1+".repeat(1_001)), "more than the limit of 1000"),
     ] {
         let said = refused(connection, &sql).await;
         assert!(said.contains(why), "{why}: {said}");
     }
     // As deep as it may nest.
-    let chain = format!("select {}1 as n", "1+".repeat(1_000));
-    assert_eq!(rows(connection, &chain).await[0]["n"], json!(1_001));
+    let chain = format!("select {}1 as n", "1+".repeat(990));
+    assert_eq!(rows(connection, &chain).await[0]["n"], json!(991));
+    // A list of times reaches the views as their span.
+    let listed =
+        "explain select * from doc_cnt where bucket in ('2016-06-14T04:00:00Z', '2016-06-14T05:00:00Z')";
+    let plan = rows(connection, listed).await.iter().map(|row| row["plan"].to_string()).collect::<String>();
+    assert!(plan.contains("buckets=[2016-06-14T04:00:00.000Z, 2016-06-14T05:05:00.000Z)"), "{plan}");
     sqlx::raw_sql("set tidemark.strict = off").execute(&mut *connection).await.expect("an option");
     let said = refused(connection, "set tidemark.strict = perhaps").await;
     assert!(said.contains("expected true or false"), "{said}");

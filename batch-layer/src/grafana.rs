@@ -1,8 +1,8 @@
 //! A Grafana dashboard made from a catalog: how the layers are, and each metric and formula, live and as the batch view has
 //! them.
 //!
-//! Each panel asks what is right of its metric: counts and sums add up over keys and time, a mean is sum by count, and what
-//! doesn't add up is shown as it is. One text box for each key column filters every panel that has it.
+//! Each panel asks what is right of its metric: counts and sums add up over keys and time, a mean is sum by count where these
+//! are kept, and what doesn't add up is shown as it is. One text box for each key column filters every panel that has it.
 
 use crate::replace::names::{key_columns, quote};
 use serde_json::{Value as Json, json};

@@ -152,8 +152,7 @@ pub struct SqlArgs {
     /// The most connections for SQL.
     #[arg(long, default_value_t = 64)]
     pub sql_connections: usize,
-    /// The most memory that statements take together for sorting, joining and grouping, in MiB, beside the rows that they
-    /// read of the views (--max-cells).
+    /// The most memory that statements take together for rows read, sorting, joining, grouping and rows to be sent, in MiB.
     #[arg(long, default_value_t = 256)]
     pub sql_memory: usize,
 }

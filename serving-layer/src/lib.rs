@@ -122,13 +122,18 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     });
     let stop = shutdown.child_token();
     #[cfg(feature = "sql")]
-    let sql = sql_listener
-        .map(|listener| tokio::spawn(sql::run(listener, service.clone(), args.sql.limits(), stop.clone())));
+    let sql = match sql_listener {
+        Some(listener) => {
+            let server = sql::Server::new(listener, service.clone(), args.sql.limits())?;
+            Some(tokio::spawn(server.run(stop.clone())))
+        }
+        None => None,
+    };
     let served = run(listener, service, stop.clone()).await;
     stop.cancel();
     #[cfg(feature = "sql")]
     if let Some(sql) = sql {
-        sql.await.context("the task that serves SQL ended early")??;
+        sql.await.context("the task that serves SQL ended early")?;
     }
     ended.cancel();
     if let Some(keeping) = keeping {

@@ -19,7 +19,6 @@ mod table;
 
 use crate::service::Service;
 use anyhow::{Context as _, Result};
-use connection::Connection;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use startup::Cancels;
 use std::sync::Arc;
@@ -34,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct SqlLimits {
     /// The most connections.
     pub(crate) connections: usize,
-    /// The most memory that statements take together for sorting, joining and grouping, and for rows to be sent, in bytes.
+    /// The most memory that statements take together for rows read, sorting, joining, grouping and rows to be sent, in bytes.
     pub(crate) memory: usize,
 }
 
@@ -58,32 +57,41 @@ struct Shared {
     main: Handle,
 }
 
-/// Serves SQL until `shutdown`, which ends all connections.
-///
-/// # Errors
-/// Where the engine can't be set up.
-pub(crate) async fn run(
+/// What serves SQL, set up and not begun.
+pub(crate) struct Server {
     listener: TcpListener,
-    service: Service,
-    limits: SqlLimits,
-    shutdown: CancellationToken,
-) -> Result<()> {
-    let address = listener.local_addr().context("reading the address that is listened on (--sql-listen)")?;
-    tracing::info!(%address, "serving SQL");
-    let shared = Shared {
-        service,
-        limits,
-        engine: session::engine(limits.memory)?,
-        cancels: Arc::default(),
-        places: Arc::new(Semaphore::new(limits.connections)),
-        arriving: Arc::new(Semaphore::new(limits.connections)),
-        main: Handle::current(),
-    };
-    let threads = threads().context("starting the threads that SQL runs on")?;
-    accept(&listener, &shared, &threads, &shutdown).await;
-    // Not waited for: this is no place to block, and what they do is for nobody any more.
-    threads.shutdown_background();
-    Ok(())
+    shared: Shared,
+    threads: Runtime,
+}
+
+impl Server {
+    /// On a socket that is listened to.
+    ///
+    /// # Errors
+    /// Where the engine or its threads can't be set up.
+    pub(crate) fn new(listener: TcpListener, service: Service, limits: SqlLimits) -> Result<Server> {
+        let shared = Shared {
+            service,
+            limits,
+            engine: session::engine(limits.memory)?,
+            cancels: Arc::default(),
+            places: Arc::new(Semaphore::new(limits.connections)),
+            arriving: Arc::new(Semaphore::new(limits.connections)),
+            main: Handle::current(),
+        };
+        let threads = threads().context("starting the threads that SQL runs on (--sql-listen)")?;
+        Ok(Server { listener, shared, threads })
+    }
+
+    /// Serves until `shutdown`, which ends all connections.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let Server { listener, shared, threads } = self;
+        let address = listener.local_addr().map(|address| address.to_string());
+        tracing::info!(address = address.unwrap_or_default(), "serving SQL");
+        accept(&listener, &shared, &threads, &shutdown).await;
+        // This is no place to block.
+        threads.shutdown_background();
+    }
 }
 
 fn threads() -> std::io::Result<Runtime> {
@@ -117,7 +125,7 @@ async fn accept(listener: &TcpListener, shared: &Shared, threads: &Runtime, shut
         threads.spawn(async move {
             let served = async {
                 let socket = tokio::net::TcpStream::from_std(socket)?;
-                Connection::new(&shared, arriving)?.serve(socket).await
+                connection::serve(&shared, arriving, socket).await
             };
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -1,8 +1,9 @@
 //! From a statement's conditions to what the views are asked for: a span of time, and filters on keys.
 //!
 //! The views are asked for every row that the conditions are true for, and maybe for more: the engine tests each row
-//! again. So a condition that can't be written as a filter is merely left to the engine.
+//! again. So a condition that can't be written as a filter, or would pass a request's limits, is merely left to the engine.
 
+use crate::query::form::{MAX_FILTERS, MAX_TEXT, MAX_VALUES};
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::expr::{InList, Like};
@@ -16,11 +17,6 @@ use shared_model::time::{Interval, Millis};
 pub(super) const BUCKET: &str = "bucket";
 /// The years 1 to 9999, which are asked for where nothing is said of time.
 const EVER: Interval = Interval { start: -62_135_596_800_000, end: 253_402_300_800_000 };
-/// More tests than this, and more values of one, are left to the engine; so are longer texts. A request has these limits.
-const MAX_TESTS: usize = 50;
-const MAX_VALUES: usize = 1_000;
-const MAX_TEXT: usize = 8_192;
-
 /// What the views are asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
@@ -42,7 +38,7 @@ impl Asked {
                 start = start.max(first.map_or(start, ceil));
                 end = end.min(last.map_or(end, |last| floor(last).saturating_add(grain)));
             } else if let Some((filter, count)) = filter(condition, keys)
-                && tests + count <= MAX_TESTS
+                && tests + count <= MAX_FILTERS
             {
                 tests += count;
                 filters.push(filter);
@@ -60,6 +56,12 @@ impl Asked {
 /// The first and the last time that a condition on the bucket lets pass, to the millisecond.
 fn times(condition: &Expr) -> Option<(Option<Millis>, Option<Millis>)> {
     match condition {
+        // As the engine writes lists of a few.
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+            let ((first, last), (or_first, or_last)) = (times(left)?, times(right)?);
+            let earliest = first.zip(or_first).map(|(a, b)| a.min(b));
+            Some((earliest, last.zip(or_last).map(|(a, b)| a.max(b))))
+        }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
             let (op, [floor, ceil]) = match (is_bucket(left), is_bucket(right)) {
                 (true, false) => (*op, time(right)?),
@@ -247,6 +249,8 @@ mod tests {
         assert_eq!(span(&[cast(bucket(), TimeUnit::Nanosecond).eq(at(T + GRAIN))]), Some((GRAIN, 2 * GRAIN)));
         assert_eq!(span(&[bucket().between(at(T), at(T + 1))]), Some((0, GRAIN)));
         assert_eq!(span(&[bucket().in_list(vec![at(T + GRAIN), at(T)], false)]), Some((0, 2 * GRAIN)));
+        let either = bucket().eq(at(T)).or(bucket().eq(at(T + 2 * GRAIN)));
+        assert_eq!(span(&[either]), Some((0, 3 * GRAIN)));
         assert_eq!(span(&[bucket().gt(at(T + GRAIN)), bucket().lt(at(T))]), None);
         // What isn't understood narrows nothing.
         let ever = span(&[]);
@@ -293,7 +297,7 @@ mod tests {
 
     #[test]
     fn more_tests_than_a_request_may_have_are_left_to_the_engine() {
-        let conditions = vec![col("geo").eq(lit("US")); MAX_TESTS + 5];
-        assert_eq!(Asked::new(&conditions, &keys(), GRAIN).filters.len(), MAX_TESTS);
+        let conditions = vec![col("geo").eq(lit("US")); MAX_FILTERS + 5];
+        assert_eq!(Asked::new(&conditions, &keys(), GRAIN).filters.len(), MAX_FILTERS);
     }
 }

@@ -1,15 +1,17 @@
 //! What stands before every statement: it must only read, its key must still be of use and not ask too often, and who
 //! asked what is logged.
 
+use super::connection::MAX_FETCHED;
 use super::table::Options;
 use crate::access::{Pending, Scoped};
 use crate::error::ServeError;
 use async_trait::async_trait;
-use datafusion::common::ParamValues;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::{DFSchema, ParamValues};
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{
     Declare, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value, ValueWithSpan,
+    visit_relations,
 };
 use datafusion_postgres::QueryHook;
 use datafusion_postgres::hooks::HookClient;
@@ -19,6 +21,7 @@ use datafusion_postgres::hooks::transactions::TransactionStatementHook;
 use datafusion_postgres::pgwire::api::ClientInfo;
 use datafusion_postgres::pgwire::api::results::{Response, Tag};
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Where a session's options begin.
@@ -30,8 +33,8 @@ const ENGINE: &str = "datafusion.";
 #[derive(Default)]
 pub(super) struct Guard {
     scoped: OnceLock<Scoped>,
-    /// The log's entry of the statement that is under way.
-    under_way: Mutex<Option<Pending>>,
+    /// The log's entries of the statements of the message that is under way.
+    under_way: Mutex<Vec<Pending>>,
 }
 
 /// What statements pass through, in order.
@@ -48,13 +51,21 @@ enum Way {
     Pass,
     /// It sets an option of ours.
     Set(String, String),
-    /// It says that the session begins anew, or lets go of a statement; by the tag of the answer.
-    Discard(&'static str),
+    /// The session begins anew.
+    Discard,
+    /// A statement is let go of, which ends with the connection anyway.
+    Deallocate,
     Refuse(&'static str),
 }
 
 fn way(statement: &Statement) -> Way {
+    let mut named = 0;
+    let _ = visit_relations(statement, |_| {
+        named += 1;
+        ControlFlow::<()>::Continue(())
+    });
     match statement {
+        _ if named > MAX_NAMED => Way::Refuse(TOO_WIDE),
         Statement::Query(query) if reads(query) => Way::Read,
         Statement::Explain { statement, .. } => match way(statement) {
             Way::Read => Way::Read,
@@ -67,8 +78,8 @@ fn way(statement: &Statement) -> Way {
         Statement::Fetch { direction, .. } if most(direction) > MAX_FETCHED => Way::Refuse(TOO_MANY),
         Statement::Fetch { .. } => Way::Read,
         Statement::Set(set) => self::set(set),
-        Statement::Discard { .. } => Way::Discard("DISCARD ALL"),
-        Statement::Deallocate { .. } => Way::Discard("DEALLOCATE"),
+        Statement::Discard { .. } => Way::Discard,
+        Statement::Deallocate { .. } => Way::Deallocate,
         Statement::ShowVariable { .. }
         | Statement::ShowStatus { .. }
         | Statement::ShowCatalogs { .. }
@@ -80,9 +91,10 @@ fn way(statement: &Statement) -> Way {
     }
 }
 
-/// The most rows that are fetched at once, since as much room is made for them.
-const MAX_FETCHED: u64 = 10_000;
-const TOO_MANY: &str = "FETCH takes 10,000 rows at once at most";
+const TOO_MANY: &str = "FETCH takes 1,000,000 rows at once at most";
+/// The most tables that a statement may name, however often: to join them is planned in time by the square of their columns.
+const MAX_NAMED: usize = 64;
+const TOO_WIDE: &str = "a statement names at most 64 tables";
 
 /// How many rows a cursor is asked for.
 fn most(direction: &FetchDirection) -> u64 {
@@ -155,9 +167,11 @@ impl Guard {
             Way::Pass => None,
             Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
             Way::Set(name, value) => Some(option(&name, &value, context)),
-            Way::Discard(tag) => {
-                Some(option("strict", "true", context).map(|_| Response::Execution(Tag::new(tag))))
+            Way::Discard => {
+                let strict = option("strict", "true", context);
+                Some(strict.map(|_| Response::Execution(Tag::new("DISCARD ALL"))))
             }
+            Way::Deallocate => Some(Ok(Response::Execution(Tag::new("DEALLOCATE")))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
         }
     }
@@ -166,7 +180,7 @@ impl Guard {
         let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
         scoped.count()?;
         let pending = scoped.asks("SQL", SQL, &statement.to_string())?;
-        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).push(pending);
         Ok(())
     }
 
@@ -175,10 +189,12 @@ impl Guard {
         self.scoped.get().is_some()
     }
 
-    /// Notes in the log how the statement ended that was under way, if there was one.
+    /// Notes in the log how the message's statements ended, of which the last may have failed.
     pub(super) fn end(&self, well: bool) {
-        let pending = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take();
-        pending.into_iter().for_each(|pending| pending.end(if well { 200 } else { 400 }));
+        let mut ended = std::mem::take(&mut *self.under_way.lock().unwrap_or_else(PoisonError::into_inner));
+        let last = ended.pop();
+        ended.into_iter().for_each(|pending| pending.end(200));
+        last.into_iter().for_each(|pending| pending.end(if well { 200 } else { 400 }));
     }
 }
 
@@ -246,7 +262,13 @@ impl QueryHook for Guard {
         match way(statement) {
             _ if !self.is_open() => Some(Err(refused(ServeError::NoKey))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
-            _ => None,
+            // To plan is work, too, and tells which tables there are.
+            Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
+            Way::Discard | Way::Deallocate => {
+                let schema = Arc::new(DFSchema::empty());
+                Some(Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema })))
+            }
+            Way::Pass | Way::Set(..) => None,
         }
     }
 
@@ -305,7 +327,9 @@ mod tests {
         check("fetch 100 from c", &Way::Read);
         check("fetch forward 100000000000 from c", &Way::Refuse(TOO_MANY));
         check("fetch all from c", &Way::Refuse(TOO_MANY));
-        check("discard all", &Way::Discard("DISCARD ALL"));
+        check("discard all", &Way::Discard);
+        check("deallocate all", &Way::Deallocate);
+        check(&format!("select * from t{}", ", t".repeat(MAX_NAMED)), &Way::Refuse(TOO_WIDE));
         for sql in [
             "set datafusion.runtime.memory_limit = '1T'",
             "set \"datafusion\".\"runtime\".\"memory_limit\" = '1T'",

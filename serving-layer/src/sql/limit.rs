@@ -3,20 +3,21 @@
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions,
-};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt as _;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::timeout;
 
 /// Puts a plan under a limit of time.
@@ -49,13 +50,6 @@ struct Limited {
     cancel: Arc<Notify>,
 }
 
-impl Limited {
-    fn over(&self, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Arc<dyn ExecutionPlan> {
-        let input = children.pop().unwrap_or_else(|| self.input.clone());
-        Arc::new(Limited { input, limit: self.limit, cancel: self.cancel.clone() })
-    }
-}
-
 impl DisplayAs for Limited {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Limited: {} s", self.limit.as_secs_f64())
@@ -86,48 +80,55 @@ impl ExecutionPlan for Limited {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self.over(children))
-    }
-
     fn with_new_children(
         self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self.over(children))
+        let input = children.pop().unwrap_or_else(|| self.input.clone());
+        Ok(Arc::new(Limited { input, limit: self.limit, cancel: self.cancel.clone() }))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let (schema, limit, cancel) = (self.schema(), self.limit, self.cancel.clone());
-        // Rows wait in this process until their client has taken them.
-        let held = MemoryConsumer::new("rows").register(context.memory_pool());
-        let rows = self.input.execute(partition, context)?;
-        let next = move |(mut rows, held, left): Waiting| {
-            let cancel = cancel.clone();
-            async move {
-                let left = left?;
-                let begun = Instant::now();
-                let next = tokio::select! {
-                    next = timeout(left, rows.next()) => next.unwrap_or_else(|_| Some(Err(too_long(limit)))),
-                    () = cancel.notified() => Some(Err(taken_back())),
-                };
-                let next =
-                    next?.and_then(|batch| held.try_grow(batch.get_array_memory_size()).map(|()| batch));
-                let left = next.is_ok().then(|| left.saturating_sub(begun.elapsed()));
-                Some((next, (rows, held, left)))
-            }
+        let (schema, limit) = (self.schema(), self.limit);
+        let waiting = Waiting {
+            rows: self.input.execute(partition, context.clone())?,
+            // From now on: also between two rows, while the client takes its time.
+            cancelled: Box::pin(self.cancel.clone().notified_owned()),
+            counter: RecordBatchMemoryCounter::new(),
+            held: MemoryConsumer::new("rows").register(context.memory_pool()),
+            left: Some(limit),
         };
-        let rows = futures::stream::unfold((rows, held, Some(limit)), next);
+        let next = move |mut waiting: Waiting| async move {
+            let left = waiting.left?;
+            let begun = Instant::now();
+            let next = tokio::select! {
+                biased;
+                () = &mut waiting.cancelled => Some(Err(taken_back())),
+                next = timeout(left, waiting.rows.next()) => next.unwrap_or_else(|_| Some(Err(too_long(limit)))),
+            };
+            let next = next?.and_then(|batch| {
+                waiting.held.try_grow(waiting.counter.count_batch(&batch))?;
+                Ok(batch)
+            });
+            waiting.left = next.is_ok().then(|| left.saturating_sub(begun.elapsed()));
+            Some((next, waiting))
+        };
+        let rows = futures::stream::unfold(waiting, next);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 }
 
-/// Rows to come, the memory of those that came, and for how long the statement may work on; `None` once it has failed.
-type Waiting = (SendableRecordBatchStream, MemoryReservation, Option<Duration>);
+/// Rows to come.
+struct Waiting {
+    rows: SendableRecordBatchStream,
+    /// The client has taken the statement back.
+    cancelled: Pin<Box<OwnedNotified>>,
+    /// What came takes so much; of a statement whose rows are asked for all at once, all of them wait to be sent.
+    counter: RecordBatchMemoryCounter,
+    held: MemoryReservation,
+    /// For how long the statement may work on; `None` once it has failed.
+    left: Option<Duration>,
+}
 
 fn too_long(limit: Duration) -> DataFusionError {
     DataFusionError::ResourcesExhausted(format!(

@@ -8,6 +8,7 @@ use crate::access::Scoped;
 use crate::answer::{Answer, answer};
 use crate::error::ServeError;
 use crate::http::heads;
+use crate::query::form::MAX_QUERIES;
 use crate::query::{At, Query, Request};
 use crate::reply::Head;
 use crate::table::Format;
@@ -22,9 +23,7 @@ use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExp
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions,
-};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::TryStreamExt as _;
 use shared_model::time::show;
 use std::fmt;
@@ -32,9 +31,6 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
-
-/// The most scans of one statement, as many as one request may have queries.
-const MAX_SCANS: usize = 20;
 
 /// One query of a statement, and the table that it fills.
 #[derive(Debug, Clone)]
@@ -161,14 +157,6 @@ impl ExecutionPlan for MergedScan {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn replace_children(
-        self: Arc<Self>,
-        _: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
     fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
     }
@@ -208,9 +196,9 @@ impl PhysicalOptimizerRule for OneTidemark {
             Ok(TreeNodeRecursion::Continue)
         })?;
         let Some(first) = scans.first() else { return Ok(plan) };
-        if scans.len() > MAX_SCANS {
+        if scans.len() > MAX_QUERIES {
             let why =
-                format!("{} tables in one statement are more than the limit of {MAX_SCANS}", scans.len());
+                format!("{} tables in one statement are more than the limit of {MAX_QUERIES}", scans.len());
             return Err(failed(ServeError::Limit(why)));
         }
         let statement = Arc::new(Statement {

@@ -58,7 +58,7 @@ impl Cancels {
 #[async_trait]
 impl CancelHandler for Cancels {
     async fn on_cancel_request(&self, request: CancelRequest) {
-        let SecretKey::I32(secret) = request.secret_key else { return };
+        let Some(secret) = request.secret_key.as_i32() else { return };
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&(request.pid, secret)).into_iter().for_each(|cancel| cancel.notify_waiters());
     }
