@@ -304,7 +304,7 @@ async fn a_statement_is_taken_back(merged: &Merged) {
         Some(_) => Ok(()),
         None => {
             kill_process(pid, Signal::INT).expect("a signal");
-            Err("still at work")
+            Err("still at work".to_owned())
         }
     })
     .await;
