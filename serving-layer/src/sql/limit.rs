@@ -1,9 +1,9 @@
 //! A statement's end: once it has worked for too long (what its client takes to read the rows doesn't count), once its
 //! rows take more memory than there is, or when its client takes it back.
 
+use datafusion::arrow::array::RecordBatch;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -94,7 +94,6 @@ impl ExecutionPlan for Limited {
             rows: self.input.execute(partition, context.clone())?,
             // From now on: also between two rows, while the client takes its time.
             cancelled: Box::pin(self.cancel.clone().notified_owned()),
-            counter: RecordBatchMemoryCounter::new(),
             held: MemoryConsumer::new("rows").register(context.memory_pool()),
             left: Some(limit),
         };
@@ -107,7 +106,7 @@ impl ExecutionPlan for Limited {
                 next = timeout(left, waiting.rows.next()) => next.unwrap_or_else(|_| Some(Err(too_long(limit)))),
             };
             let next = next?.and_then(|batch| {
-                waiting.held.try_grow(waiting.counter.count_batch(&batch))?;
+                waiting.held.try_grow(size(&batch)?)?;
                 Ok(batch)
             });
             waiting.left = next.is_ok().then(|| left.saturating_sub(begun.elapsed()));
@@ -124,10 +123,18 @@ struct Waiting {
     /// The client has taken the statement back.
     cancelled: Pin<Box<OwnedNotified>>,
     /// What came takes so much; of a statement whose rows are asked for all at once, all of them wait to be sent.
-    counter: RecordBatchMemoryCounter,
     held: MemoryReservation,
     /// For how long the statement may work on; `None` once it has failed.
     left: Option<Duration>,
+}
+
+/// What a row takes beside its values, once it waits to be sent.
+const ROW: usize = 64;
+
+/// What a batch's rows take: of its buffers just the part that is theirs, since batches may be slices of one.
+fn size(batch: &RecordBatch) -> Result<usize> {
+    let values = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    Ok(values.sum::<std::result::Result<usize, _>>()? + batch.num_rows() * ROW)
 }
 
 fn too_long(limit: Duration) -> DataFusionError {
