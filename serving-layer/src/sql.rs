@@ -96,7 +96,10 @@ impl Server {
 
 fn threads() -> std::io::Result<Runtime> {
     let mut threads = Builder::new_multi_thread();
-    threads.worker_threads(THREADS).thread_stack_size(STACK).thread_name("sql").enable_all().build()
+    threads.worker_threads(THREADS).thread_stack_size(STACK).thread_name("sql").enable_all();
+    // A statement works for long between two times that it lets others have their turn: who cancels it, and its time limit,
+    // are looked at each time.
+    threads.event_interval(1).build()
 }
 
 async fn accept(listener: &TcpListener, shared: &Shared, threads: &Runtime, shutdown: &CancellationToken) {
