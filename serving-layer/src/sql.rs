@@ -19,7 +19,7 @@ mod table;
 
 use crate::service::Service;
 use anyhow::{Context as _, Result};
-use datafusion::execution::runtime_env::RuntimeEnv;
+use session::Engine;
 use startup::Cancels;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,8 +47,7 @@ const STACK: usize = 64 << 20;
 struct Shared {
     service: Service,
     limits: SqlLimits,
-    /// The memory that statements may take.
-    engine: Arc<RuntimeEnv>,
+    engine: Arc<Engine>,
     cancels: Arc<Cancels>,
     /// Places of connections that were let in, and of those that are not yet.
     places: Arc<Semaphore>,
@@ -73,7 +72,7 @@ impl Server {
         let shared = Shared {
             service,
             limits,
-            engine: session::engine(limits.memory)?,
+            engine: Arc::new(Engine::new(limits.memory)?),
             cancels: Arc::default(),
             places: Arc::new(Semaphore::new(limits.connections)),
             arriving: Arc::new(Semaphore::new(limits.connections)),

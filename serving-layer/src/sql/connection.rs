@@ -12,9 +12,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, TokenizerError};
 use datafusion_postgres::DfSessionService;
 use datafusion_postgres::pgwire::api::NoopHandler;
+use datafusion_postgres::pgwire::api::cancel::CancelHandler as _;
+use datafusion_postgres::pgwire::api::query::ExtendedQueryHandler;
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError};
 use datafusion_postgres::pgwire::messages::PgWireFrontendMessage;
-use datafusion_postgres::pgwire::tokio::server::{negotiate_tls, process_error, process_message};
+use datafusion_postgres::pgwire::tokio::server::{
+    MaybeTls, PgWireMessageServerCodec, negotiate_tls, process_error, process_message,
+};
 use futures::{Stream as _, future::poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::timeout;
+use tokio_util::codec::Framed;
 
 /// The longest text of a statement.
 const MAX_TEXT: usize = 64 << 10;
@@ -36,6 +41,9 @@ const MAX_OF_STRANGERS: usize = 16 << 10;
 const WITHIN: Duration = Duration::from_secs(60);
 /// The most rows that may be asked for at once, since as much room is made for them.
 pub(super) const MAX_FETCHED: u64 = 1_000_000;
+
+type Socket =
+    Framed<MaybeTls, PgWireMessageServerCodec<<DfSessionService as ExtendedQueryHandler>::Statement>>;
 
 /// What serves one connection.
 struct Connection {
@@ -52,25 +60,15 @@ struct Connection {
 /// Where the socket fails, what comes is not of the protocol, or an engine can't be made.
 pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socket: TcpStream) -> Result<()> {
     let Some(mut socket) = timeout(WITHIN, negotiate_tls(socket, None)).await?? else { return Ok(()) };
-    // An engine is made for who says something.
+    let mut received = receive(&mut socket, false).await?;
+    if let Some(PgWireFrontendMessage::CancelRequest(request)) = received {
+        shared.cancels.on_cancel_request(request).await;
+        return Ok(());
+    }
     let connection = Connection::new(shared, arriving)?;
-    loop {
-        let is_in = connection.guard.is_open();
-        let most = if is_in { MAX_MESSAGE } else { MAX_OF_STRANGERS };
-        let next = poll_fn(|cx| match Pin::new(&mut socket).poll_next(cx) {
-            Poll::Pending if socket.read_buffer().len() > most => Poll::Ready(Err(most)),
-            polled => polled.map(Ok),
-        });
-        let next = if is_in { next.await } else { timeout(WITHIN, next).await? };
-        let message = match next {
-            Ok(Some(message)) => message?,
-            Ok(None) => return Ok(()),
-            Err(most) => bail!("a message is longer than the limit of {most} bytes"),
-        };
-        let (is_last, is_extended) = (
-            matches!(message, PgWireFrontendMessage::Terminate(_) | PgWireFrontendMessage::CancelRequest(_)),
-            message.is_extended_query(),
-        );
+    while let Some(message) = received {
+        let is_last = matches!(message, PgWireFrontendMessage::Terminate(_));
+        let is_extended = message.is_extended_query();
         let done = match within_limits(message) {
             Ok(message) => {
                 let (startup, statements) = (connection.startup.clone(), connection.statements.clone());
@@ -90,6 +88,22 @@ pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socke
         if is_last {
             return Ok(());
         }
+        received = receive(&mut socket, connection.guard.is_open()).await?;
+    }
+    Ok(())
+}
+
+/// The next message of a client that is let in, or is not yet; none once it has left.
+async fn receive(socket: &mut Socket, is_in: bool) -> Result<Option<PgWireFrontendMessage>> {
+    let most = if is_in { MAX_MESSAGE } else { MAX_OF_STRANGERS };
+    let next = poll_fn(|cx| match Pin::new(&mut *socket).poll_next(cx) {
+        Poll::Pending if socket.read_buffer().len() > most => Poll::Ready(Err(most)),
+        polled => polled.map(Ok),
+    });
+    let next = if is_in { next.await } else { timeout(WITHIN, next).await? };
+    match next {
+        Ok(message) => Ok(message.transpose()?),
+        Err(most) => bail!("a message is longer than the limit of {most} bytes"),
     }
 }
 
@@ -101,7 +115,7 @@ impl Connection {
     fn new(shared: &Shared, arriving: OwnedSemaphorePermit) -> Result<Connection> {
         let cancel = Arc::new(Notify::new());
         let limit = shared.service.views.limits.time_limit;
-        let session = Session::new(shared.engine.clone(), limit, cancel.clone())?;
+        let session = Session::new(&shared.engine, limit, cancel.clone())?;
         let guard = Arc::new(Guard::default());
         let statements = DfSessionService::new_with_hooks(session.context(), guard::hooks(guard.clone()));
         let startup = Startup::new(shared, session, guard.clone(), arriving, cancel);

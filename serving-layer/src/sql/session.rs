@@ -1,4 +1,4 @@
-//! The engine of one connection: its tables, which are those that its key may read, and nothing else.
+//! The session of one connection, on the engine that all share: its tables, which are those that its key may read, and nothing else.
 
 use super::limit::WithinLimit;
 use super::scan::OneTidemark;
@@ -6,15 +6,18 @@ use super::table::{Options, tables};
 use crate::access::Scoped;
 use anyhow::Result;
 use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider as _,
+    CatalogProvider as _, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+    MemorySchemaProvider, SchemaProvider as _,
 };
 use datafusion::common::DataFusionError;
-use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
-use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
+    PgCatalogSchemaProvider, PgCatalogStaticTables, setup_pg_catalog,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -28,28 +31,27 @@ const BOUNDLESS: [&str; 7] =
 const DATABASE: &str = "tidemark";
 /// The schema of the tables: the one that the views in Postgres have.
 pub(super) const SCHEMA: &str = "metrics";
+/// The schema of the system catalog, as Postgres calls it.
+const SYSTEM: &str = "pg_catalog";
 
-/// A connection's engine; it has no table until it is opened to a key.
-pub(super) struct Session {
-    context: Arc<SessionContext>,
-    tables: Arc<MemorySchemaProvider>,
+/// What all sessions share: the functions, what the system catalog holds of itself, and the memory that statements may take.
+/// They write nothing to disk.
+pub(super) struct Engine {
+    model: SessionState,
+    system: Arc<PgCatalogStaticTables>,
 }
 
-/// What all sessions share: the memory that statements may take. They write nothing to disk.
-///
-/// # Errors
-/// Where the library refuses it.
-pub(super) fn engine(memory: usize) -> Result<Arc<RuntimeEnv>> {
-    let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
-    Ok(RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).with_disk_manager_builder(disk).build_arc()?)
-}
-
-impl Session {
-    /// A session whose statements may each work for so long, and end when they are told to.
+impl Engine {
+    /// An engine whose statements together take so many bytes.
     ///
     /// # Errors
     /// Where the library refuses it.
-    pub(super) fn new(engine: Arc<RuntimeEnv>, limit: Duration, cancel: Arc<Notify>) -> Result<Session> {
+    pub(super) fn new(memory: usize) -> Result<Engine> {
+        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
+        let memory = RuntimeEnvBuilder::new()
+            .with_memory_limit(memory, 1.0)
+            .with_disk_manager_builder(disk)
+            .build_arc()?;
         // One thread a statement: many connections share a few.
         let mut config = SessionConfig::new()
             .with_information_schema(true)
@@ -59,18 +61,45 @@ impl Session {
         config.options_mut().extensions.insert(Options::default());
         let state = SessionStateBuilder::new()
             .with_config(config)
-            .with_runtime_env(engine)
+            .with_runtime_env(memory)
             .with_default_features()
             .with_physical_optimizer_rule(Arc::new(OneTidemark))
+            .build();
+        let context = SessionContext::new_with_state(state);
+        context.register_catalog(DATABASE, Arc::new(MemoryCatalogProvider::new()));
+        setup_pg_catalog(&context, DATABASE, EmptyContextProvider).map_err(|error| *error)?;
+        Ok(Engine { model: context.state(), system: Arc::new(PgCatalogStaticTables::try_new()?) })
+    }
+}
+
+/// A connection's session; it has no table until it is opened to a key.
+pub(super) struct Session {
+    context: Arc<SessionContext>,
+    database: Arc<MemoryCatalogProvider>,
+    tables: Arc<MemorySchemaProvider>,
+}
+
+impl Session {
+    /// A session whose statements may each work for so long, and end when they are told to.
+    ///
+    /// # Errors
+    /// Where the library refuses it.
+    pub(super) fn new(engine: &Engine, limit: Duration, cancel: Arc<Notify>) -> Result<Session> {
+        let databases: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
+        let (database, tables) =
+            (Arc::new(MemoryCatalogProvider::new()), Arc::new(MemorySchemaProvider::new()));
+        database.register_schema(SCHEMA, tables.clone())?;
+        let system =
+            PgCatalogSchemaProvider::try_new(databases.clone(), engine.system.clone(), EmptyContextProvider)?;
+        database.register_schema(SYSTEM, Arc::new(system))?;
+        databases.register_catalog(DATABASE.to_owned(), database.clone());
+        let state = SessionStateBuilder::new_from_existing(engine.model.clone())
+            .with_catalog_list(databases)
             .with_physical_optimizer_rule(Arc::new(WithinLimit { limit, cancel }))
             .build();
         let context = SessionContext::new_with_state(state);
-        let (database, tables) = (MemoryCatalogProvider::new(), Arc::new(MemorySchemaProvider::new()));
-        database.register_schema(SCHEMA, tables.clone())?;
-        context.register_catalog(DATABASE, Arc::new(database));
-        setup_pg_catalog(&context, DATABASE, EmptyContextProvider).map_err(|error| *error)?;
         BOUNDLESS.iter().for_each(|name| context.deregister_udf(name));
-        Ok(Session { context: Arc::new(context), tables })
+        Ok(Session { context: Arc::new(context), database, tables })
     }
 
     pub(super) fn context(&self) -> Arc<SessionContext> {
@@ -86,5 +115,27 @@ impl Session {
             self.tables.register_table(name, table)?;
         }
         Ok(())
+    }
+}
+
+/// The system catalog lists all schemas, itself among them: a circle, which nothing else would ever free.
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.database.deregister_schema(SYSTEM, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_session_that_ended_nothing_is_left() {
+        let engine = Engine::new(1 << 20).unwrap();
+        let session = Session::new(&engine, Duration::from_secs(1), Arc::default()).unwrap();
+        let databases = Arc::downgrade(session.context().state().catalog_list());
+        assert!(databases.upgrade().is_some());
+        drop(session);
+        assert!(databases.upgrade().is_none());
     }
 }
