@@ -21,6 +21,7 @@ mod store;
 pub use grants::{Grants, Scope};
 pub(crate) use guard::{SUBSCRIBE, Scoped, guard};
 pub use key::{Key, Token};
+#[cfg(feature = "sql")]
 pub(crate) use log::Pending;
 pub use log::{Entry, Log, WAITING, Writing};
 pub use rows::RowFilter;
