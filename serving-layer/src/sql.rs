@@ -11,6 +11,7 @@
 mod condition;
 mod connection;
 mod guard;
+mod kept;
 mod limit;
 mod scan;
 mod session;

@@ -1,11 +1,12 @@
 //! A statement's end: once it has worked for too long (what its client takes to read the rows doesn't count), once its
 //! rows take more memory than there is, or when its client takes it back.
 
-use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::array::{Array, AsArray as _, RecordBatch};
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result};
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -26,11 +27,15 @@ pub(super) struct WithinLimit {
     pub(super) limit: Duration,
     /// Wakes the statement that is to end.
     pub(super) cancel: Arc<Notify>,
+    /// What the rows take that wait to be sent, all of them of a statement whose rows are asked for at once; it is let go of
+    /// when they are.
+    pub(super) held: Arc<MemoryReservation>,
 }
 
 impl PhysicalOptimizerRule for WithinLimit {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(Limited { input: plan, limit: self.limit, cancel: self.cancel.clone() }))
+        let WithinLimit { limit, cancel, held } = self;
+        Ok(Arc::new(Limited { input: plan, limit: *limit, cancel: cancel.clone(), held: held.clone() }))
     }
 
     fn name(&self) -> &str {
@@ -48,6 +53,7 @@ struct Limited {
     input: Arc<dyn ExecutionPlan>,
     limit: Duration,
     cancel: Arc<Notify>,
+    held: Arc<MemoryReservation>,
 }
 
 impl DisplayAs for Limited {
@@ -85,16 +91,17 @@ impl ExecutionPlan for Limited {
         mut children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = children.pop().unwrap_or_else(|| self.input.clone());
-        Ok(Arc::new(Limited { input, limit: self.limit, cancel: self.cancel.clone() }))
+        let Limited { limit, cancel, held, .. } = &*self;
+        Ok(Arc::new(Limited { input, limit: *limit, cancel: cancel.clone(), held: held.clone() }))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let (schema, limit) = (self.schema(), self.limit);
         let waiting = Waiting {
-            rows: self.input.execute(partition, context.clone())?,
+            rows: self.input.execute(partition, context)?,
             // From now on: also between two rows, while the client takes its time.
             cancelled: Box::pin(self.cancel.clone().notified_owned()),
-            held: MemoryConsumer::new("rows").register(context.memory_pool()),
+            held: self.held.clone(),
             left: Some(limit),
         };
         let next = move |mut waiting: Waiting| async move {
@@ -122,19 +129,27 @@ struct Waiting {
     rows: SendableRecordBatchStream,
     /// The client has taken the statement back.
     cancelled: Pin<Box<OwnedNotified>>,
-    /// What came takes so much; of a statement whose rows are asked for all at once, all of them wait to be sent.
-    held: MemoryReservation,
+    held: Arc<MemoryReservation>,
     /// For how long the statement may work on; `None` once it has failed.
     left: Option<Duration>,
 }
 
-/// What a row takes beside its values, once it waits to be sent.
+/// What a row takes beside its values, once it waits to be sent, and what each of its values does beside its bytes.
 const ROW: usize = 64;
+const VALUE: usize = 24;
 
 /// What a batch's rows take: of its buffers just the part that is theirs, since batches may be slices of one.
 fn size(batch: &RecordBatch) -> Result<usize> {
-    let values = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size());
-    Ok(values.sum::<std::result::Result<usize, _>>()? + batch.num_rows() * ROW)
+    let values = batch.columns().iter().map(|column| {
+        // Texts that lie elsewhere aren't counted with the views of them.
+        let texts = match column.data_type() {
+            DataType::Utf8View => column.as_string_view().total_buffer_bytes_used(),
+            DataType::BinaryView => column.as_binary_view().total_buffer_bytes_used(),
+            _ => 0,
+        };
+        Ok::<_, DataFusionError>(texts + column.to_data().get_slice_memory_size()?)
+    });
+    Ok(values.sum::<Result<usize>>()? + batch.num_rows() * (ROW + batch.num_columns() * VALUE))
 }
 
 fn too_long(limit: Duration) -> DataFusionError {
@@ -146,4 +161,26 @@ fn too_long(limit: Duration) -> DataFusionError {
 
 fn taken_back() -> DataFusionError {
     DataFusionError::Execution("canceling statement due to user request".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::arrow::array::{ArrayRef, Int64Array, NullArray, StringViewArray};
+
+    #[test]
+    fn rows_take_what_is_sent_of_them_and_no_more() {
+        let size = |column: ArrayRef, from: usize, rows: usize| {
+            let batch = RecordBatch::try_from_iter_with_nullable([("a", column, true)]).unwrap();
+            size(&batch.slice(from, rows)).unwrap()
+        };
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1_000));
+        assert_eq!(size(numbers.clone(), 0, 1_000), 1_000 * (8 + ROW + VALUE));
+        assert_eq!(size(numbers, 500, 10), 10 * (8 + ROW + VALUE));
+        assert_eq!(size(Arc::new(NullArray::new(7)), 0, 7), 7 * (ROW + VALUE));
+        let texts: ArrayRef =
+            Arc::new(StringViewArray::from_iter_values(["x".repeat(10_000), "y".repeat(500)]));
+        assert!(size(texts.clone(), 0, 2) >= 10_500);
+        assert!((500..1_000).contains(&size(texts, 1, 1)));
+    }
 }

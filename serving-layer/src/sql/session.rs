@@ -11,6 +11,7 @@ use datafusion::catalog::{
 };
 use datafusion::common::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryConsumer, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -24,8 +25,18 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 /// Functions that make as much of a few bytes as they are told to, beside the memory that statements are given.
-const BOUNDLESS: [&str; 7] =
-    ["repeat", "lpad", "rpad", "array_repeat", "array_resize", "range", "generate_series"];
+const BOUNDLESS: [&str; 9] = [
+    "repeat",
+    "lpad",
+    "rpad",
+    "array_repeat",
+    "array_resize",
+    "range",
+    "generate_series",
+    // To lists of a length, of which there are no other casts (`guard`).
+    "arrow_cast",
+    "arrow_try_cast",
+];
 
 /// The database, whatever a client calls it.
 const DATABASE: &str = "tidemark";
@@ -77,6 +88,7 @@ pub(super) struct Session {
     context: Arc<SessionContext>,
     database: Arc<MemoryCatalogProvider>,
     tables: Arc<MemorySchemaProvider>,
+    held: Arc<MemoryReservation>,
 }
 
 impl Session {
@@ -93,17 +105,24 @@ impl Session {
             PgCatalogSchemaProvider::try_new(databases.clone(), engine.system.clone(), EmptyContextProvider)?;
         database.register_schema(SYSTEM, Arc::new(system))?;
         databases.register_catalog(DATABASE.to_owned(), database.clone());
+        let held = Arc::new(MemoryConsumer::new("rows").register(&engine.model.runtime_env().memory_pool));
+        let within_limit = WithinLimit { limit, cancel, held: held.clone() };
         let state = SessionStateBuilder::new_from_existing(engine.model.clone())
             .with_catalog_list(databases)
-            .with_physical_optimizer_rule(Arc::new(WithinLimit { limit, cancel }))
+            .with_physical_optimizer_rule(Arc::new(within_limit))
             .build();
         let context = SessionContext::new_with_state(state);
         BOUNDLESS.iter().for_each(|name| context.deregister_udf(name));
-        Ok(Session { context: Arc::new(context), database, tables })
+        Ok(Session { context: Arc::new(context), database, tables, held })
     }
 
     pub(super) fn context(&self) -> Arc<SessionContext> {
         self.context.clone()
+    }
+
+    /// What its rows take that wait to be sent: free when they are.
+    pub(super) fn held(&self) -> Arc<MemoryReservation> {
+        self.held.clone()
     }
 
     /// Opens it to a key: with the tables of what it may read.
