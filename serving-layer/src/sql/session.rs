@@ -60,7 +60,8 @@ impl Engine {
     pub(super) fn new(memory: usize) -> Result<Engine> {
         let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
         let memory = RuntimeEnvBuilder::new()
-            .with_memory_limit(memory, 1.0)
+            // A pool whose errors do not tell of what others ask.
+            .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
             .with_disk_manager_builder(disk)
             .build_arc()?;
         // One thread a statement: many connections share a few.
