@@ -16,7 +16,9 @@ mod limit;
 mod scan;
 mod session;
 mod startup;
+mod system;
 mod table;
+mod untold;
 
 use crate::service::Service;
 use anyhow::{Context as _, Result};

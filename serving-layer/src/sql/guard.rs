@@ -4,14 +4,16 @@
 use super::connection::MAX_FETCHED;
 use super::kept::Kept;
 use super::table::Options;
+use super::untold;
 use crate::access::{Pending, Scoped};
 use crate::error::ServeError;
 use async_trait::async_trait;
+use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::common::{DFSchema, ParamValues};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{
-    DataType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value,
+    DataType as SqlType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value,
     ValueWithSpan, visit_expressions, visit_relations,
 };
 use datafusion_postgres::QueryHook;
@@ -20,9 +22,11 @@ use datafusion_postgres::hooks::cursor::CursorStatementHook;
 use datafusion_postgres::hooks::set_show::SetShowHook;
 use datafusion_postgres::hooks::transactions::TransactionStatementHook;
 use datafusion_postgres::pgwire::api::ClientInfo;
-use datafusion_postgres::pgwire::api::results::{Response, Tag};
+use datafusion_postgres::pgwire::api::Type;
+use datafusion_postgres::pgwire::api::results::{FieldFormat, FieldInfo, QueryResponse, Response, Tag};
 use datafusion_postgres::pgwire::api::store::PortalStore as _;
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -117,7 +121,7 @@ const SHOW_WHAT: &str = "SHOW needs the name of an option";
 const TO_LENGTH: &str = "arrays have no fixed length here: cast to bigint[], say";
 
 /// Whether a type is, or has in it, an array of a length, which a cast would fill up.
-fn has_length(data_type: &DataType) -> bool {
+fn has_length(data_type: &SqlType) -> bool {
     let text = data_type.to_string();
     text.split('[').skip(1).any(|behind| behind.starts_with(|first: char| first.is_ascii_digit()))
 }
@@ -324,6 +328,14 @@ fn option(name: &str, value: &str, context: &SessionContext) -> PgWireResult<Res
     Ok(Response::Execution(Tag::new("SET")))
 }
 
+/// A plan of no rows.
+fn nothing(columns: Vec<String>) -> PgWireResult<LogicalPlan> {
+    let fields = columns.into_iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
+    let schema = DFSchema::from_unqualified_fields(fields, HashMap::new());
+    let schema = schema.map_err(|error| PgWireError::ApiError(error.into()))?;
+    Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema) }))
+}
+
 /// What a client is told whose statement isn't let pass.
 fn refused(error: ServeError) -> PgWireError {
     error.note();
@@ -347,23 +359,29 @@ impl QueryHook for Guard {
         context: &SessionContext,
         client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.pass(statement, context, client)
+        if let Some(answer) = self.pass(statement, context, client) {
+            return Some(answer);
+        }
+        let columns = untold::columns(statement, context).await?;
+        let field = |name: String| FieldInfo::new(name, None, None, Type::TEXT, FieldFormat::Text);
+        let fields = Arc::new(columns.into_iter().map(field).collect());
+        Some(Ok(Response::Query(QueryResponse::new(fields, futures::stream::empty()))))
     }
 
     async fn handle_extended_parse_query(
         &self,
         statement: &Statement,
-        _: &SessionContext,
+        context: &SessionContext,
         _: &(dyn ClientInfo + Send + Sync),
     ) -> Option<PgWireResult<LogicalPlan>> {
         match way(statement) {
             _ if !self.is_open() => Some(Err(refused(ServeError::NoKey))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
-            Way::Read => self.prepare(statement).err().map(|error| Err(refused(error))),
-            Way::Discard | Way::Deallocate(_) => {
-                let schema = Arc::new(DFSchema::empty());
-                Some(Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema })))
-            }
+            Way::Read => match self.prepare(statement) {
+                Err(error) => Some(Err(refused(error))),
+                Ok(()) => untold::columns(statement, context).await.map(nothing),
+            },
+            Way::Discard | Way::Deallocate(_) => Some(nothing(Vec::new())),
             Way::Pass | Way::Set(..) => None,
         }
     }

@@ -2,12 +2,13 @@
 
 use super::limit::WithinLimit;
 use super::scan::OneTidemark;
+use super::system::{self, System};
 use super::table::{Options, tables};
 use crate::access::Scoped;
 use anyhow::Result;
 use datafusion::catalog::{
     CatalogProvider as _, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
-    MemorySchemaProvider, SchemaProvider as _,
+    MemorySchemaProvider, SchemaProvider as _, TableProvider as _,
 };
 use datafusion::common::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -39,7 +40,7 @@ const BOUNDLESS: [&str; 9] = [
 ];
 
 /// The database, whatever a client calls it.
-const DATABASE: &str = "tidemark";
+pub(super) const DATABASE: &str = "tidemark";
 /// The schema of the tables: the one that the views in Postgres have.
 pub(super) const SCHEMA: &str = "metrics";
 /// The schema of the system catalog, as Postgres calls it.
@@ -66,7 +67,6 @@ impl Engine {
             .build_arc()?;
         // One thread a statement: many connections share a few.
         let mut config = SessionConfig::new()
-            .with_information_schema(true)
             .with_create_default_catalog_and_schema(false)
             .with_default_catalog_and_schema(DATABASE, SCHEMA)
             .with_target_partitions(1);
@@ -80,6 +80,7 @@ impl Engine {
         let context = SessionContext::new_with_state(state);
         context.register_catalog(DATABASE, Arc::new(MemoryCatalogProvider::new()));
         setup_pg_catalog(&context, DATABASE, EmptyContextProvider).map_err(|error| *error)?;
+        system::functions().into_iter().for_each(|function| context.register_udf(function));
         Ok(Engine { model: context.state(), system: Arc::new(PgCatalogStaticTables::try_new()?) })
     }
 }
@@ -89,6 +90,7 @@ pub(super) struct Session {
     context: Arc<SessionContext>,
     database: Arc<MemoryCatalogProvider>,
     tables: Arc<MemorySchemaProvider>,
+    information: Arc<MemorySchemaProvider>,
     held: Arc<MemoryReservation>,
 }
 
@@ -99,12 +101,13 @@ impl Session {
     /// Where the library refuses it.
     pub(super) fn new(engine: &Engine, limit: Duration, cancel: Arc<Notify>) -> Result<Session> {
         let databases: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
-        let (database, tables) =
-            (Arc::new(MemoryCatalogProvider::new()), Arc::new(MemorySchemaProvider::new()));
+        let database = Arc::new(MemoryCatalogProvider::new());
+        let [tables, information] = [(); 2].map(|()| Arc::new(MemorySchemaProvider::new()));
         database.register_schema(SCHEMA, tables.clone())?;
+        database.register_schema("information_schema", information.clone())?;
         let system =
             PgCatalogSchemaProvider::try_new(databases.clone(), engine.system.clone(), EmptyContextProvider)?;
-        database.register_schema(SYSTEM, Arc::new(system))?;
+        database.register_schema(SYSTEM, Arc::new(System::new(system)?))?;
         databases.register_catalog(DATABASE.to_owned(), database.clone());
         let held = Arc::new(MemoryConsumer::new("rows").register(&engine.model.runtime_env().memory_pool));
         let within_limit = WithinLimit { limit, cancel, held: held.clone() };
@@ -114,7 +117,7 @@ impl Session {
             .build();
         let context = SessionContext::new_with_state(state);
         BOUNDLESS.iter().for_each(|name| context.deregister_udf(name));
-        Ok(Session { context: Arc::new(context), database, tables, held })
+        Ok(Session { context: Arc::new(context), database, tables, information, held })
     }
 
     pub(super) fn context(&self) -> Arc<SessionContext> {
@@ -131,10 +134,12 @@ impl Session {
     /// # Errors
     /// Where a metric can't be a table.
     pub(super) fn open(&self, scoped: &Scoped, main: &Handle) -> Result<(), DataFusionError> {
+        let mut listed = Vec::new();
         for (name, table) in tables(scoped, main)? {
+            listed.push((name.clone(), table.schema()));
             self.tables.register_table(name, table)?;
         }
-        Ok(())
+        system::information_schema(&self.information, &listed)
     }
 }
 
