@@ -56,12 +56,6 @@ struct Told {
     signature: Signature,
 }
 
-impl From<Told> for ScalarUDF {
-    fn from(told: Told) -> ScalarUDF {
-        ScalarUDF::new_from_impl(told)
-    }
-}
-
 impl ScalarUDFImpl for Told {
     fn name(&self) -> &str {
         self.name
