@@ -68,6 +68,8 @@ enum Way {
     Set(String, String),
     /// The session begins anew.
     Discard,
+    /// A point within a transaction is kept, let go of or gone back to: nothing was written since.
+    Savepoint(&'static str),
     /// A prepared statement is let go of; without a name all are.
     Deallocate(Option<String>),
     Refuse(&'static str),
@@ -105,6 +107,9 @@ fn way(statement: &Statement) -> Way {
             let is_all = name.quote_style.is_none() && name.value.eq_ignore_ascii_case("all");
             Way::Deallocate((!is_all).then(|| name.value.clone()))
         }
+        Statement::Savepoint { .. } => Way::Savepoint("SAVEPOINT"),
+        Statement::ReleaseSavepoint { .. } => Way::Savepoint("RELEASE"),
+        Statement::Rollback { savepoint: Some(_), .. } => Way::Savepoint("ROLLBACK"),
         Statement::ShowVariable { variable } if variable.is_empty() => Way::Refuse(SHOW_WHAT),
         Statement::ShowVariable { .. }
         | Statement::ShowStatus { .. }
@@ -212,6 +217,9 @@ impl Guard {
                 let strict = option("strict", "true", context);
                 Some(strict.map(|_| Response::Execution(Tag::new("DISCARD ALL"))))
             }
+            // What failed before it is forgotten, and the transaction goes on.
+            Way::Savepoint("ROLLBACK") => Some(Ok(Response::TransactionStart(Tag::new("ROLLBACK")))),
+            Way::Savepoint(tag) => Some(Ok(Response::Execution(Tag::new(tag)))),
             Way::Deallocate(name) => {
                 self.deallocate(name.as_deref(), client);
                 Some(Ok(Response::Execution(Tag::new("DEALLOCATE"))))
@@ -381,7 +389,7 @@ impl QueryHook for Guard {
                 Err(error) => Some(Err(refused(error))),
                 Ok(()) => untold::columns(statement, context).await.map(nothing),
             },
-            Way::Discard | Way::Deallocate(_) => Some(nothing(Vec::new())),
+            Way::Discard | Way::Deallocate(_) | Way::Savepoint(_) => Some(nothing(Vec::new())),
             Way::Pass | Way::Set(..) => None,
         }
     }
@@ -441,6 +449,9 @@ mod tests {
         check("fetch 100 from c", &Way::Read);
         check("fetch forward 100000000000 from c", &Way::Refuse(TOO_MANY));
         check("fetch all from c", &Way::Refuse(TOO_MANY));
+        check("savepoint a", &Way::Savepoint("SAVEPOINT"));
+        check("release savepoint a", &Way::Savepoint("RELEASE"));
+        check("rollback to savepoint a", &Way::Savepoint("ROLLBACK"));
         check("discard all", &Way::Discard);
         check("deallocate all", &Way::Deallocate(None));
         check("deallocate prepare \"all\"", &Way::Deallocate(Some("all".to_owned())));
