@@ -280,6 +280,14 @@ async fn tools_find_their_way(merged: &Merged, connection: &mut PgConnection) {
         let asked = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).fetch_all(&mut *connection).await;
         asked.unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
+    let sql = "select column_name as name, data_type as type from information_schema.columns \
+               where table_schema = 'metrics' and table_name = 'doc_cnt' order by ordinal_position";
+    let columns = rows(connection, sql).await;
+    let types: Vec<&str> = columns.iter().map(|row| row["type"].as_str().expect("a type")).collect();
+    let time = "timestamp with time zone";
+    assert_eq!(types, [time, "bigint", "bigint", time, "boolean"], "{columns:?}");
+    let version = rows(connection, "select version() as v").await;
+    assert!(version[0]["v"].as_str().expect("a text").starts_with("PostgreSQL 16"), "{version:?}");
     let mut panels = 0;
     for (title, sql) in grafana::statements(&merged.stack, grafana::MERGED, "") {
         let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch_all(&mut *connection).await;
