@@ -328,8 +328,16 @@ impl Member {
         let poll = move || {
             while !stopped.is_cancelled() {
                 // Its partitions are paused: nothing but events comes.
-                if let Some(Err(error)) = polled.poll(Duration::from_millis(100)) {
-                    tracing::debug!("kafka group: {error}");
+                match polled.poll(Duration::from_millis(100)) {
+                    Some(Err(error))
+                        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::InvalidSessionTimeout) =>
+                    {
+                        tracing::warn!(
+                            "kafka group: {error}: the brokers' group.min.session.timeout.ms is longer"
+                        );
+                    }
+                    Some(Err(error)) => tracing::debug!("kafka group: {error}"),
+                    _ => {}
                 }
             }
         };

@@ -136,6 +136,13 @@ impl Stack {
         }
     }
 
+    /// Workers' sessions are as long as they are where nobody says otherwise.
+    #[must_use]
+    pub fn with_usual_sessions(mut self) -> Stack {
+        self.environment.retain(|(name, _)| name != SESSION.0);
+        self
+    }
+
     /// Gives the layers that are started from now on another catalog, of the same streams and layout.
     pub fn rewrite_catalog(&mut self, text: &str) {
         self.catalog = Catalog::from_toml(text).expect("a valid catalog");

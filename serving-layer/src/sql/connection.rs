@@ -4,17 +4,17 @@
 
 use super::Shared;
 use super::guard::{self, Guard};
+use super::limit::Held;
 use super::session::Session;
 use super::startup::{Cancels, Startup};
 use anyhow::{Result, bail};
-use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, TokenizerError};
 use datafusion_postgres::DfSessionService;
-use datafusion_postgres::pgwire::api::NoopHandler;
 use datafusion_postgres::pgwire::api::cancel::CancelHandler as _;
 use datafusion_postgres::pgwire::api::query::ExtendedQueryHandler;
+use datafusion_postgres::pgwire::api::{ClientInfo as _, NoopHandler, PgWireConnectionState};
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError};
 use datafusion_postgres::pgwire::messages::PgWireFrontendMessage;
 use datafusion_postgres::pgwire::tokio::server::{
@@ -53,7 +53,7 @@ struct Connection {
     guard: Arc<Guard>,
     cancels: Arc<Cancels>,
     /// What rows take that wait to be sent.
-    held: Arc<MemoryReservation>,
+    held: Arc<Held>,
 }
 
 /// Serves a connection, which holds one of the places of those that aren't let in yet, until its client leaves, is not let
@@ -74,7 +74,7 @@ pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socke
         let is_extended = message.is_extended_query();
         let done = connection.process(message, &mut socket).await;
         connection.guard.end(done.is_ok());
-        connection.held.free();
+        connection.held.end();
         if let Err(error) = done {
             process_error(&mut socket, error, is_extended).await?;
             if !connection.guard.is_open() {
@@ -128,13 +128,23 @@ impl Connection {
 
     async fn process(&self, message: PgWireFrontendMessage, socket: &mut Socket) -> Result<(), PgWireError> {
         let message = within_limits(message)?;
-        let named = self.guard.kept().take(&message).map_err(over_limit)?;
+        // Until the end of what failed all messages are passed over.
+        let is_taken = !matches!(socket.state(), PgWireConnectionState::AwaitingSync);
+        let change = match is_taken {
+            true => self.guard.kept().take(&message).map_err(over_limit)?,
+            false => None,
+        };
+        self.held.begin(match &message {
+            PgWireFrontendMessage::Execute(_) => true,
+            PgWireFrontendMessage::Query(query) => query.query.to_ascii_lowercase().contains("fetch"),
+            _ => false,
+        });
         let (startup, statements) = (self.startup.clone(), self.statements.clone());
         let (copy, cancels) = (Arc::new(NoopHandler), self.cancels.clone());
         let done =
             process_message(message, socket, startup, statements.clone(), statements, copy, cancels).await;
-        if let (Err(_), Some(name)) = (&done, named) {
-            self.guard.kept().forget(&name);
+        if let (Err(_), Some(change)) = (&done, change) {
+            self.guard.kept().undo(change);
         }
         done
     }

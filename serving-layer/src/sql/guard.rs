@@ -13,8 +13,8 @@ use datafusion::common::{DFSchema, ParamValues};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{
-    DataType as SqlType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value,
-    ValueWithSpan, visit_expressions, visit_relations,
+    CloseCursor, DataType as SqlType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr,
+    Statement, Value, ValueWithSpan, visit_expressions, visit_relations,
 };
 use datafusion_postgres::QueryHook;
 use datafusion_postgres::hooks::HookClient;
@@ -26,6 +26,7 @@ use datafusion_postgres::pgwire::api::Type;
 use datafusion_postgres::pgwire::api::results::{FieldFormat, FieldInfo, QueryResponse, Response, Tag};
 use datafusion_postgres::pgwire::api::store::PortalStore as _;
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::response::TransactionStatus;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -48,9 +49,14 @@ pub(super) struct Guard {
 struct Statements {
     /// Those of the message that is under way.
     under_way: Vec<Pending>,
-    /// That of the text that was prepared last, and not run since: to prepare it was counted, to run it then isn't again.
-    prepared: Option<(String, Pending)>,
+    /// Those of texts that were prepared and not run since: to prepare them was counted, to run them then isn't again.
+    prepared: HashMap<String, Pending>,
+    /// The text that the message prepares.
+    preparing: Option<String>,
 }
+
+/// The most texts that wait to be run; of others it is forgotten that they were counted.
+const MAX_PREPARED: usize = 64;
 
 /// What statements pass through, in order.
 pub(super) fn hooks(guard: Arc<Guard>) -> Vec<Arc<dyn QueryHook>> {
@@ -209,8 +215,21 @@ impl Guard {
         client: &dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
         match way(statement) {
-            Way::Pass => None,
-            Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
+            Way::Pass => {
+                if let Statement::Close { cursor } = statement {
+                    self.kept().close(match cursor {
+                        CloseCursor::All => None,
+                        CloseCursor::Specific { name } => Some(&name.value),
+                    });
+                }
+                None
+            }
+            Way::Read => {
+                if let Err(why) = self.declare(statement) {
+                    return Some(Err(refusal("54000", why)));
+                }
+                self.count(statement).err().map(|error| Err(refused(error)))
+            }
             Way::Set(name, value) => Some(option(&name, &value, context)),
             Way::Discard => {
                 self.deallocate(None, client);
@@ -226,6 +245,14 @@ impl Guard {
             }
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
         }
+    }
+
+    /// Takes in the cursors of a statement that declares some.
+    fn declare(&self, statement: &Statement) -> Result<(), String> {
+        let Statement::Declare { stmts } = statement else { return Ok(()) };
+        let names = stmts.iter().flat_map(|one| &one.names);
+        let bytes = statement.to_string().len();
+        names.into_iter().try_for_each(|name| self.kept().declare(&name.value, bytes))
     }
 
     fn deallocate(&self, name: Option<&str>, client: &dyn HookClient) {
@@ -248,10 +275,9 @@ impl Guard {
         let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
         let text = statement.to_string();
         let mut log = self.log();
-        let pending = match log.prepared.take() {
-            Some((prepared, pending)) if prepared == text => pending,
-            other => {
-                drop(other);
+        let pending = match log.prepared.remove(&text) {
+            Some(pending) => pending,
+            None => {
                 scoped.count()?;
                 scoped.asks("SQL", SQL, &text)?
             }
@@ -266,9 +292,14 @@ impl Guard {
         let text = statement.to_string();
         scoped.count()?;
         let pending = scoped.asks("SQL", SQL, &text)?;
-        if let Some((_, before)) = self.log().prepared.replace((text, pending)) {
+        let mut log = self.log();
+        if log.prepared.len() >= MAX_PREPARED {
+            log.prepared.drain().for_each(|(_, pending)| pending.end(200));
+        }
+        if let Some(before) = log.prepared.insert(text.clone(), pending) {
             before.end(200);
         }
+        log.preparing = Some(text);
         Ok(())
     }
 
@@ -281,8 +312,8 @@ impl Guard {
     pub(super) fn end(&self, well: bool) {
         let mut log = self.log();
         let mut ended = std::mem::take(&mut log.under_way);
-        if !well && ended.is_empty() {
-            ended.extend(log.prepared.take().map(|(_, pending)| pending));
+        if let Some(text) = log.preparing.take().filter(|_| !well) {
+            ended.extend(log.prepared.remove(&text));
         }
         let last = ended.pop();
         ended.into_iter().for_each(|pending| pending.end(200));
@@ -301,9 +332,7 @@ impl Guard {
 /// What was prepared and never run is in the log, too.
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some((_, pending)) = self.log().prepared.take() {
-            pending.end(200);
-        }
+        self.log().prepared.drain().for_each(|(_, pending)| pending.end(200));
     }
 }
 
@@ -370,6 +399,9 @@ impl QueryHook for Guard {
         if let Some(answer) = self.pass(statement, context, client) {
             return Some(answer);
         }
+        if client.transaction_status() == TransactionStatus::Error {
+            return None;
+        }
         let columns = untold::columns(statement, context).await?;
         let field = |name: String| FieldInfo::new(name, None, None, Type::TEXT, FieldFormat::Text);
         let fields = Arc::new(columns.into_iter().map(field).collect());
@@ -380,13 +412,14 @@ impl QueryHook for Guard {
         &self,
         statement: &Statement,
         context: &SessionContext,
-        _: &(dyn ClientInfo + Send + Sync),
+        client: &(dyn ClientInfo + Send + Sync),
     ) -> Option<PgWireResult<LogicalPlan>> {
         match way(statement) {
             _ if !self.is_open() => Some(Err(refused(ServeError::NoKey))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
             Way::Read => match self.prepare(statement) {
                 Err(error) => Some(Err(refused(error))),
+                Ok(()) if client.transaction_status() == TransactionStatus::Error => None,
                 Ok(()) => untold::columns(statement, context).await.map(nothing),
             },
             Way::Discard | Way::Deallocate(_) | Way::Savepoint(_) => Some(nothing(Vec::new())),

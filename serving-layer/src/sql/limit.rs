@@ -6,7 +6,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result};
-use datafusion::execution::memory_pool::MemoryReservation;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -16,6 +16,7 @@ use futures::StreamExt as _;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -53,7 +54,7 @@ struct Limited {
     input: Arc<dyn ExecutionPlan>,
     limit: Duration,
     cancel: Arc<Notify>,
-    held: Arc<MemoryReservation>,
+    held: Arc<Held>,
 }
 
 impl DisplayAs for Limited {
@@ -98,6 +99,7 @@ impl ExecutionPlan for Limited {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let (schema, limit) = (self.schema(), self.limit);
         let waiting = Waiting {
+            in_hand: MemoryConsumer::new("rows in hand").register(context.memory_pool()),
             rows: self.input.execute(partition, context)?,
             // From now on: also between two rows, while the client takes its time.
             cancelled: Box::pin(self.cancel.clone().notified_owned()),
@@ -113,7 +115,8 @@ impl ExecutionPlan for Limited {
                 next = timeout(left, waiting.rows.next()) => next.unwrap_or_else(|_| Some(Err(too_long(limit)))),
             };
             let next = next?.and_then(|batch| {
-                waiting.held.try_grow(size(&batch)?)?;
+                waiting.held.pass(waiting.in_hand.free())?;
+                waiting.in_hand.try_grow(size(&batch)?)?;
                 Ok(batch)
             });
             waiting.left = next.is_ok().then(|| left.saturating_sub(begun.elapsed()));
@@ -129,7 +132,9 @@ struct Waiting {
     rows: SendableRecordBatchStream,
     /// The client has taken the statement back.
     cancelled: Pin<Box<OwnedNotified>>,
-    held: Arc<MemoryReservation>,
+    /// The batch that came last, as long as there may be more: a portal or cursor keeps it.
+    in_hand: MemoryReservation,
+    held: Arc<Held>,
     /// For how long the statement may work on; `None` once it has failed.
     left: Option<Duration>,
 }

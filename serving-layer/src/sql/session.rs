@@ -1,6 +1,6 @@
 //! The session of one connection, on the engine that all share: its tables, which are those that its key may read, and nothing else.
 
-use super::limit::WithinLimit;
+use super::limit::{Held, WithinLimit};
 use super::scan::OneTidemark;
 use super::system::{self, System};
 use super::table::{Options, tables};
@@ -12,7 +12,7 @@ use datafusion::catalog::{
 };
 use datafusion::common::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryConsumer, MemoryReservation};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -91,7 +91,7 @@ pub(super) struct Session {
     database: Arc<MemoryCatalogProvider>,
     tables: Arc<MemorySchemaProvider>,
     information: Arc<MemorySchemaProvider>,
-    held: Arc<MemoryReservation>,
+    held: Arc<Held>,
 }
 
 impl Session {
@@ -109,7 +109,7 @@ impl Session {
             PgCatalogSchemaProvider::try_new(databases.clone(), engine.system.clone(), EmptyContextProvider)?;
         database.register_schema(SYSTEM, Arc::new(System::new(system)?))?;
         databases.register_catalog(DATABASE.to_owned(), database.clone());
-        let held = Arc::new(MemoryConsumer::new("rows").register(&engine.model.runtime_env().memory_pool));
+        let held = Arc::new(Held::new(&engine.model.runtime_env().memory_pool));
         let within_limit = WithinLimit { limit, cancel, held: held.clone() };
         let state = SessionStateBuilder::new_from_existing(engine.model.clone())
             .with_catalog_list(databases)
@@ -124,8 +124,8 @@ impl Session {
         self.context.clone()
     }
 
-    /// What its rows take that wait to be sent: free when they are.
-    pub(super) fn held(&self) -> Arc<MemoryReservation> {
+    /// What its rows take that wait to be sent.
+    pub(super) fn held(&self) -> Arc<Held> {
         self.held.clone()
     }
 

@@ -1,6 +1,7 @@
 //! Statements over nothing but the system catalog that the engine can't run: they find nothing, since of what it knows
 //! nothing (keys, indexes, functions, privileges of columns) there is nothing, so that the tools that ask go on.
 
+use super::session::{DATABASE, SCHEMA};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as Parsed;
 use datafusion::sql::sqlparser::ast::{
@@ -12,7 +13,8 @@ use std::ops::ControlFlow;
 /// The columns of a statement over the system catalog that can't be run; `None` of any other.
 pub(super) async fn columns(statement: &Statement, context: &SessionContext) -> Option<Vec<String>> {
     let Statement::Query(query) = statement else { return None };
-    if !is_of_system(query) {
+    let tables = context.catalog(DATABASE)?.schema(SCHEMA)?;
+    if !is_of_system(query, |name| tables.table_exist(name)) {
         return None;
     }
     let columns = of_query(query)?;
@@ -29,8 +31,8 @@ pub(super) async fn columns(statement: &Statement, context: &SessionContext) -> 
     Some(columns)
 }
 
-/// Whether a query reads some relation of the system catalog, and no other.
-fn is_of_system(query: &Query) -> bool {
+/// Whether a query reads some relation of the system catalog, and no other, least of all a table of the session.
+fn is_of_system(query: &Query, is_table: impl Fn(&str) -> bool) -> bool {
     let (mut some, mut others) = (false, false);
     let own: HashSet<&str> = query
         .with
@@ -42,6 +44,7 @@ fn is_of_system(query: &Query) -> bool {
         let parts: Vec<&str> =
             name.0.iter().filter_map(|part| part.as_ident()).map(|ident| ident.value.as_str()).collect();
         match &parts[..] {
+            [name] if is_table(name) => others = true,
             [.., "pg_catalog" | "information_schema", _] => some = true,
             [name] if name.starts_with("pg_") => some = true,
             [name] if own.contains(name) => {}
@@ -117,8 +120,10 @@ mod tests {
             ("select * from doc_cnt", false),
             ("select * from pg_class where oid in (select value from doc_cnt)", false),
             ("select * from metrics.pg_class", false),
+            ("select * from pg_hits", false),
+            ("with pg_hits as (select oops from pg_hits) select * from pg_hits, pg_class", false),
         ] {
-            assert_eq!(is_of_system(&query(sql)), expected, "{sql}");
+            assert_eq!(is_of_system(&query(sql), |name| name == "pg_hits"), expected, "{sql}");
         }
         let names = |sql| of_query(&query(sql));
         let sql = "select c.relname, null, null, f(a)::text, (a), case a when 1 then 2 end, b as \"B\" from c union select 1";
