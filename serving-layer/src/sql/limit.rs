@@ -28,9 +28,37 @@ pub(super) struct WithinLimit {
     pub(super) limit: Duration,
     /// Wakes the statement that is to end.
     pub(super) cancel: Arc<Notify>,
-    /// What the rows take that wait to be sent, all of them of a statement whose rows are asked for at once; it is let go of
-    /// when they are.
-    pub(super) held: Arc<MemoryReservation>,
+    /// What rows take that wait to be sent.
+    pub(super) held: Arc<Held>,
+}
+
+/// What a session's rows take that wait to be sent: of a message whose rows are collected first, all of them until it is
+/// dealt with. Others are sent as they come.
+#[derive(Debug)]
+pub(super) struct Held {
+    rows: MemoryReservation,
+    collects: AtomicBool,
+}
+
+impl Held {
+    pub(super) fn new(memory: &Arc<dyn MemoryPool>) -> Held {
+        Held { rows: MemoryConsumer::new("rows").register(memory), collects: AtomicBool::new(false) }
+    }
+
+    /// A message is begun.
+    pub(super) fn begin(&self, collects: bool) {
+        self.collects.store(collects, Ordering::Relaxed);
+    }
+
+    /// It is dealt with.
+    pub(super) fn end(&self) {
+        self.rows.free();
+    }
+
+    /// So many bytes of rows are sent, or collected.
+    fn pass(&self, bytes: usize) -> Result<()> {
+        if self.collects.load(Ordering::Relaxed) { self.rows.try_grow(bytes) } else { Ok(()) }
+    }
 }
 
 impl PhysicalOptimizerRule for WithinLimit {
