@@ -1,7 +1,6 @@
 //! API keys on real servers and real processes: made, used, logged and revoked by the role that the schema is for; an address
 //! that others can reach is refused without them.
 
-use local::layers::Layer;
 use local::probe::Serving;
 use serde_json::{Value, json};
 use simulator::generate::{Generator, Options};
@@ -47,19 +46,6 @@ impl Guarded {
             .to_owned()
     }
 
-    async fn serving(&self) -> (Layer, Serving) {
-        let address = format!("127.0.0.1:{}", free_port());
-        let command = ["serve", "--listen", &address];
-        let uses = ["catalog", "redis", "postgres"];
-        let process = self.stack.process("serving-layer", &command, &uses);
-        let serving = Serving::at(format!("http://{address}"));
-        wait_for("serving layer ready", async || {
-            serving.ready().await.map_err(|error| format!("{error:#}\n{}", process.logged()))
-        })
-        .await;
-        (process, serving)
-    }
-
     async fn ask(&self, serving: &Serving, token: &str, query: &Value) -> (u16, Value) {
         let request = self.http.post(format!("{}/api/v1/query", serving.url)).bearer_auth(token).json(query);
         let reply = request.send().await.expect("a reply");
@@ -97,7 +83,7 @@ async fn keys_are_made_used_logged_and_revoked() {
     let options = Options { records: 400, users: 20, ..Options::default() };
     stack.send(&Generator::new(options, 67).collect::<Vec<_>>());
     stack.settle().await;
-    let (process, serving) = guarded.serving().await;
+    let (process, serving) = stack.serving().await;
 
     assert_eq!(
         guarded.http.get(format!("{}/api/v1/metrics", serving.url)).send().await.expect("a reply").status(),
@@ -209,7 +195,7 @@ async fn all_refusals_take_as_long() {
     let mut guarded = Guarded::start().await;
     guarded.stack.batch(&["run"]).await;
     guarded.stack.environment.push(("TIDEMARK_ACCESS".to_owned(), guarded.access.clone()));
-    let (_process, serving) = guarded.serving().await;
+    let (_process, serving) = guarded.stack.serving().await;
     let reader = guarded.key("reader", &["--read", "*"]).await;
     let revoked = guarded.key("revoked", &["--read", "*"]).await;
     let expired = guarded.key("expired", &["--read", "*", "--expires", "2s"]).await;

@@ -271,27 +271,25 @@ impl Guard {
     }
 
     /// Counts a statement, and begins its entry in the log.
-    fn count(&self, statement: &Statement) -> Result<(), ServeError> {
+    fn begin(&self, text: &str) -> Result<Pending, ServeError> {
         let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
+        scoped.count()?;
+        scoped.asks("SQL", SQL, text)
+    }
+
+    /// Counts a statement that is run, unless that was done when it was prepared.
+    fn count(&self, statement: &Statement) -> Result<(), ServeError> {
         let text = statement.to_string();
         let mut log = self.log();
-        let pending = match log.prepared.remove(&text) {
-            Some(pending) => pending,
-            None => {
-                scoped.count()?;
-                scoped.asks("SQL", SQL, &text)?
-            }
-        };
+        let pending = log.prepared.remove(&text).map_or_else(|| self.begin(&text), Ok)?;
         log.under_way.push(pending);
         Ok(())
     }
 
     /// Counts a statement that is only prepared: to plan is work, too, and tells which tables there are.
     fn prepare(&self, statement: &Statement) -> Result<(), ServeError> {
-        let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
         let text = statement.to_string();
-        scoped.count()?;
-        let pending = scoped.asks("SQL", SQL, &text)?;
+        let pending = self.begin(&text)?;
         let mut log = self.log();
         if log.prepared.len() >= MAX_PREPARED {
             log.prepared.drain().for_each(|(_, pending)| pending.end(200));

@@ -23,7 +23,7 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::timeout;
 
 /// Puts a plan under a limit of time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct WithinLimit {
     pub(super) limit: Duration,
     /// Wakes the statement that is to end.
@@ -63,8 +63,7 @@ impl Held {
 
 impl PhysicalOptimizerRule for WithinLimit {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        let WithinLimit { limit, cancel, held } = self;
-        Ok(Arc::new(Limited { input: plan, limit: *limit, cancel: cancel.clone(), held: held.clone() }))
+        Ok(Arc::new(Limited { input: plan, within: self.clone() }))
     }
 
     fn name(&self) -> &str {
@@ -80,14 +79,12 @@ impl PhysicalOptimizerRule for WithinLimit {
 #[derive(Debug)]
 struct Limited {
     input: Arc<dyn ExecutionPlan>,
-    limit: Duration,
-    cancel: Arc<Notify>,
-    held: Arc<Held>,
+    within: WithinLimit,
 }
 
 impl DisplayAs for Limited {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Limited: {} s", self.limit.as_secs_f64())
+        write!(f, "Limited: {} s", self.within.limit.as_secs_f64())
     }
 }
 
@@ -120,18 +117,17 @@ impl ExecutionPlan for Limited {
         mut children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = children.pop().unwrap_or_else(|| self.input.clone());
-        let Limited { limit, cancel, held, .. } = &*self;
-        Ok(Arc::new(Limited { input, limit: *limit, cancel: cancel.clone(), held: held.clone() }))
+        Ok(Arc::new(Limited { input, within: self.within.clone() }))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let (schema, limit) = (self.schema(), self.limit);
+        let (schema, WithinLimit { limit, cancel, held }) = (self.schema(), self.within.clone());
         let waiting = Waiting {
             in_hand: MemoryConsumer::new("rows in hand").register(context.memory_pool()),
             rows: self.input.execute(partition, context)?,
             // From now on: also between two rows, while the client takes its time.
-            cancelled: Box::pin(self.cancel.clone().notified_owned()),
-            held: self.held.clone(),
+            cancelled: Box::pin(cancel.notified_owned()),
+            held,
             left: Some(limit),
         };
         let next = move |mut waiting: Waiting| async move {
