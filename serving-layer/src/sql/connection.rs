@@ -119,7 +119,8 @@ impl Connection {
         let cancel = Arc::new(Notify::new());
         let limit = shared.service.views.limits.time_limit;
         let session = Session::new(&shared.engine, limit, cancel.clone())?;
-        let (guard, held) = (Arc::new(Guard::default()), session.held());
+        let held = session.held();
+        let guard = Arc::new(Guard::new(held.clone()));
         let statements = DfSessionService::new_with_hooks(session.context(), guard::hooks(guard.clone()));
         let startup = Startup::new(shared, session, guard.clone(), arriving, cancel);
         let (statements, startup) = (Arc::new(statements), Arc::new(startup));
@@ -134,11 +135,8 @@ impl Connection {
             true => self.guard.kept().take(&message).map_err(over_limit)?,
             false => None,
         };
-        self.held.begin(match &message {
-            PgWireFrontendMessage::Execute(_) => true,
-            PgWireFrontendMessage::Query(query) => query.query.to_ascii_lowercase().contains("fetch"),
-            _ => false,
-        });
+        // What a portal gives is collected; of the simple protocol's statements the guard says it.
+        self.held.collect(matches!(message, PgWireFrontendMessage::Execute(_)));
         let (startup, statements) = (self.startup.clone(), self.statements.clone());
         let (copy, cancels) = (Arc::new(NoopHandler), self.cancels.clone());
         let done =

@@ -3,6 +3,7 @@
 
 use super::connection::MAX_FETCHED;
 use super::kept::Kept;
+use super::limit::Held;
 use super::table::Options;
 use super::untold;
 use crate::access::{Pending, Scoped};
@@ -37,11 +38,12 @@ const OURS: &str = "tidemark.";
 const ENGINE: &str = "datafusion.";
 
 /// One connection's guard.
-#[derive(Default)]
 pub(super) struct Guard {
     scoped: OnceLock<Scoped>,
     log: Mutex<Statements>,
     kept: Mutex<Kept>,
+    /// What rows take that wait to be sent.
+    held: Arc<Held>,
 }
 
 /// The log's entries of statements that have not ended.
@@ -201,6 +203,11 @@ const NOT_YOURS: &str = "the engine's own options can't be changed here";
 const ONE_AT_A_TIME: &str = "SET takes one option at a time";
 
 impl Guard {
+    /// A guard of statements that are nobody's yet.
+    pub(super) fn new(held: Arc<Held>) -> Guard {
+        Guard { scoped: OnceLock::new(), log: Mutex::default(), kept: Mutex::default(), held }
+    }
+
     /// Whose statements these are, from now on.
     pub(super) fn open(&self, scoped: Scoped) {
         // A client lets itself in once.
@@ -227,6 +234,10 @@ impl Guard {
             Way::Read => {
                 if let Err(why) = self.declare(statement) {
                     return Some(Err(refusal("54000", why)));
+                }
+                // A cursor's rows are collected before any is sent.
+                if matches!(statement, Statement::Fetch { .. }) {
+                    self.held.collect(true);
                 }
                 self.count(statement).err().map(|error| Err(refused(error)))
             }

@@ -45,12 +45,12 @@ impl Held {
         Held { rows: MemoryConsumer::new("rows").register(memory), collects: AtomicBool::new(false) }
     }
 
-    /// A message is begun.
-    pub(super) fn begin(&self, collects: bool) {
+    /// Whether the rows of the message that is under way are collected first.
+    pub(super) fn collect(&self, collects: bool) {
         self.collects.store(collects, Ordering::Relaxed);
     }
 
-    /// It is dealt with.
+    /// The message is dealt with.
     pub(super) fn end(&self) {
         self.rows.free();
     }
