@@ -14,9 +14,13 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, TokenizerError};
 use datafusion_postgres::DfSessionService;
 use datafusion_postgres::pgwire::api::cancel::CancelHandler as _;
 use datafusion_postgres::pgwire::api::query::ExtendedQueryHandler;
-use datafusion_postgres::pgwire::api::{ClientInfo as _, NoopHandler, PgWireConnectionState};
-use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError};
+use datafusion_postgres::pgwire::api::store::PortalStore as _;
+use datafusion_postgres::pgwire::api::{
+    ClientInfo as _, ClientPortalStore as _, DEFAULT_NAME, NoopHandler, PgWireConnectionState,
+};
+use datafusion_postgres::pgwire::error::PgWireError;
 use datafusion_postgres::pgwire::messages::PgWireFrontendMessage;
+use datafusion_postgres::pgwire::messages::extendedquery::Bind;
 use datafusion_postgres::pgwire::tokio::server::{
     MaybeTls, PgWireMessageServerCodec, negotiate_tls, process_error, process_message,
 };
@@ -131,6 +135,9 @@ impl Connection {
         let message = within_limits(message)?;
         // Until the end of what failed all messages are passed over.
         let is_taken = !matches!(socket.state(), PgWireConnectionState::AwaitingSync);
+        if is_taken && let PgWireFrontendMessage::Bind(bind) = &message {
+            formats_fit(bind, columns(socket, bind.statement_name.as_deref()))?;
+        }
         let change = match is_taken {
             true => self.guard.kept().take(&message).map_err(over_limit)?,
             false => None,
@@ -183,7 +190,30 @@ fn within_limits(mut message: PgWireFrontendMessage) -> Result<PgWireFrontendMes
 }
 
 fn over_limit(why: String) -> PgWireError {
-    PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".into(), "54000".into(), why)))
+    guard::refusal("54000", why)
+}
+
+/// How many columns a prepared statement has.
+fn columns(socket: &Socket, statement: Option<&str>) -> usize {
+    let stored = socket.portal_store().get_statement(statement.unwrap_or(DEFAULT_NAME));
+    let stored = stored.as_ref().and_then(|entry| entry.value());
+    let planned = stored.and_then(|stored| stored.statement.1.as_ref());
+    planned.map_or(0, |(_, plan)| plan.schema().fields().len())
+}
+
+/// That there is one format for all parameters, or columns, or one for each: the library takes it for granted, and panics.
+fn formats_fit(bind: &Bind, columns: usize) -> Result<(), PgWireError> {
+    for (what, count, formats) in [
+        ("parameters", bind.parameters.len(), &bind.parameter_format_codes),
+        ("columns", columns, &bind.result_column_format_codes),
+    ] {
+        let formats = formats.len();
+        if formats > 1 && count > 0 && formats != count {
+            let why = format!("{formats} formats for {count} {what}: expected one for all, or one for each");
+            return Err(guard::refusal("08P01", why));
+        }
+    }
+    Ok(())
 }
 
 /// How many operators, keywords and signs a text has, but for commas.
@@ -205,7 +235,7 @@ fn operators(text: &str) -> Result<usize, TokenizerError> {
 
 #[cfg(test)]
 mod tests {
-    use super::operators;
+    use super::*;
 
     #[test]
     fn operators_are_counted_outside_of_texts_names_and_comments() {
@@ -220,6 +250,24 @@ mod tests {
             ("select a from t where a in ('it''s', 'b', 'c')", 6),
         ] {
             assert_eq!(operators(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn formats_are_one_for_all_or_as_many_as_there_are() {
+        for (formats, columns, expected) in [
+            ([0, 0], 3, true),
+            ([1, 1], 3, true),
+            ([2, 3], 3, true),
+            // FETCH is planned without columns.
+            ([0, 3], 0, true),
+            ([3, 0], 3, false),
+            ([0, 2], 3, false),
+            ([0, 4], 3, false),
+        ] {
+            let [of_parameters, of_columns] = formats.map(|count: usize| vec![1; count]);
+            let bind = Bind::new(None, None, of_parameters, vec![None; 2], of_columns);
+            assert_eq!(formats_fit(&bind, columns).is_ok(), expected, "{formats:?} of 2, {columns}");
         }
     }
 }

@@ -393,7 +393,8 @@ fn refused(error: ServeError) -> PgWireError {
     refusal(code, error.line())
 }
 
-fn refusal(code: &str, message: String) -> PgWireError {
+/// An error of a code of Postgres'.
+pub(super) fn refusal(code: &str, message: String) -> PgWireError {
     PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".to_owned(), code.to_owned(), message)))
 }
 
