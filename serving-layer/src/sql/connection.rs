@@ -4,7 +4,7 @@
 
 use super::Shared;
 use super::guard::{self, Guard};
-use super::limit::Held;
+use super::limit::{Ended, Held};
 use super::session::Session;
 use super::startup::{Cancels, Startup};
 use anyhow::{Result, bail};
@@ -80,7 +80,7 @@ pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socke
         connection.guard.end(done.is_ok());
         connection.held.end();
         if let Err(error) = done {
-            process_error(&mut socket, error, is_extended).await?;
+            process_error(&mut socket, told(error), is_extended).await?;
             if !connection.guard.is_open() {
                 return Ok(());
             }
@@ -187,6 +187,12 @@ fn within_limits(mut message: PgWireFrontendMessage) -> Result<PgWireFrontendMes
         }
     };
     Err(over_limit(why))
+}
+
+/// An error as the client is told of it: that its statement was ended has a code of its own.
+fn told(error: PgWireError) -> PgWireError {
+    let ended = Ended::of(&error).map(|why| guard::refusal("57014", why.to_string()));
+    ended.unwrap_or(error)
 }
 
 fn over_limit(why: String) -> PgWireError {

@@ -12,12 +12,14 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion_postgres::pgwire::error::PgWireError;
 use futures::StreamExt as _;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::timeout;
@@ -135,8 +137,10 @@ impl ExecutionPlan for Limited {
             let begun = Instant::now();
             let next = tokio::select! {
                 biased;
-                () = &mut waiting.cancelled => Some(Err(taken_back())),
-                next = timeout(left, waiting.rows.next()) => next.unwrap_or_else(|_| Some(Err(too_long(limit)))),
+                () = &mut waiting.cancelled => Some(Err(Ended::TakenBack.into())),
+                next = timeout(left, waiting.rows.next()) => {
+                    next.unwrap_or_else(|_| Some(Err(Ended::TooLong(limit).into())))
+                }
             };
             let next = next?.and_then(|batch| {
                 waiting.held.pass(waiting.in_hand.free())?;
@@ -181,15 +185,32 @@ fn size(batch: &RecordBatch) -> Result<usize> {
     Ok(values.sum::<Result<usize>>()? + batch.num_rows() * (ROW + batch.num_columns() * VALUE))
 }
 
-fn too_long(limit: Duration) -> DataFusionError {
-    DataFusionError::ResourcesExhausted(format!(
-        "the statement worked longer than the limit of {} s: narrow its time span or its filters",
-        limit.as_secs()
-    ))
+/// What ended a statement that hadn't failed.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(super) enum Ended {
+    /// Its limit of time.
+    #[error("the statement worked longer than the limit of {} s: narrow its time span or its filters", .0.as_secs())]
+    TooLong(Duration),
+    /// Its client, in Postgres' words, which tools know.
+    #[error("canceling statement due to user request")]
+    TakenBack,
 }
 
-fn taken_back() -> DataFusionError {
-    DataFusionError::Execution("canceling statement due to user request".to_owned())
+impl Ended {
+    /// What an error says of that, whatever the engine has wrapped it in.
+    pub(super) fn of(error: &PgWireError) -> Option<&Ended> {
+        let PgWireError::ApiError(cause) = error else { return None };
+        match cause.downcast_ref::<DataFusionError>()?.find_root() {
+            DataFusionError::External(why) => why.downcast_ref::<Ended>(),
+            _ => None,
+        }
+    }
+}
+
+impl From<Ended> for DataFusionError {
+    fn from(why: Ended) -> DataFusionError {
+        DataFusionError::External(Box::new(why))
+    }
 }
 
 #[cfg(test)]
@@ -211,5 +232,17 @@ mod tests {
             Arc::new(StringViewArray::from_iter_values(["x".repeat(10_000), "y".repeat(500)]));
         assert!(size(texts.clone(), 0, 2) >= 10_500);
         assert!((500..1_000).contains(&size(texts, 1, 1)));
+    }
+
+    #[test]
+    fn what_ended_a_statement_is_known_in_whatever_it_is_wrapped() {
+        let of = |error: DataFusionError| {
+            Ended::of(&PgWireError::ApiError(Box::new(error))).map(Ended::to_string)
+        };
+        assert_eq!(of(Ended::TakenBack.into()).as_deref(), Some("canceling statement due to user request"));
+        let shared = DataFusionError::Shared(Arc::new(Ended::TooLong(Duration::from_secs(3)).into()));
+        let said = of(shared.context("somewhere")).unwrap();
+        assert!(said.starts_with("the statement worked longer than the limit of 3 s"), "{said}");
+        assert_eq!(of(DataFusionError::Execution("canceling statement".to_owned())), None);
     }
 }
