@@ -11,7 +11,7 @@ use crate::error::ServeError;
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::common::{DFSchema, ParamValues};
-use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan, Sort, placeholder};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{
     CloseCursor, DataType as SqlType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr,
@@ -374,12 +374,24 @@ fn option(name: &str, value: &str, context: &SessionContext) -> PgWireResult<Res
     Ok(Response::Execution(Tag::new("SET")))
 }
 
-/// A plan of no rows.
-fn nothing(columns: Vec<String>) -> PgWireResult<LogicalPlan> {
+/// A plan of no rows, sorted by its parameters: a Describe tells those that stand in a plan.
+fn nothing(columns: Vec<String>, parameters: Vec<String>) -> PgWireResult<LogicalPlan> {
     let fields = columns.into_iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
     let schema = DFSchema::from_unqualified_fields(fields, HashMap::new());
     let schema = schema.map_err(|error| PgWireError::ApiError(error.into()))?;
-    Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema) }))
+    let none = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema) });
+    if parameters.is_empty() {
+        return Ok(none);
+    }
+    let expr = parameters.into_iter().map(|name| placeholder(name).sort(true, false)).collect();
+    Ok(LogicalPlan::Sort(Sort { expr, input: Arc::new(none), fetch: None }))
+}
+
+/// An answer of no rows.
+fn no_rows(columns: Vec<String>) -> Response {
+    let field = |name: String| FieldInfo::new(name, None, None, Type::TEXT, FieldFormat::Text);
+    let fields = Arc::new(columns.into_iter().map(field).collect());
+    Response::Query(QueryResponse::new(fields, futures::stream::empty()))
 }
 
 /// What a client is told whose statement isn't let pass.
@@ -412,10 +424,7 @@ impl QueryHook for Guard {
         if client.transaction_status() == TransactionStatus::Error {
             return None;
         }
-        let columns = untold::columns(statement, context).await?;
-        let field = |name: String| FieldInfo::new(name, None, None, Type::TEXT, FieldFormat::Text);
-        let fields = Arc::new(columns.into_iter().map(field).collect());
-        Some(Ok(Response::Query(QueryResponse::new(fields, futures::stream::empty()))))
+        untold::columns(statement, context).await.map(|columns| Ok(no_rows(columns)))
     }
 
     async fn handle_extended_parse_query(
@@ -430,9 +439,12 @@ impl QueryHook for Guard {
             Way::Read => match self.prepare(statement) {
                 Err(error) => Some(Err(refused(error))),
                 Ok(()) if client.transaction_status() == TransactionStatus::Error => None,
-                Ok(()) => untold::columns(statement, context).await.map(nothing),
+                Ok(()) => {
+                    let columns = untold::columns(statement, context).await?;
+                    Some(nothing(columns, untold::parameters(statement)))
+                }
             },
-            Way::Discard | Way::Deallocate(_) | Way::Savepoint(_) => Some(nothing(Vec::new())),
+            Way::Discard | Way::Deallocate(_) | Way::Savepoint(_) => Some(nothing(Vec::new(), Vec::new())),
             Way::Pass | Way::Set(..) => None,
         }
     }
@@ -440,12 +452,25 @@ impl QueryHook for Guard {
     async fn handle_extended_query(
         &self,
         statement: &Statement,
-        _: &LogicalPlan,
+        plan: &LogicalPlan,
         _: &ParamValues,
         context: &SessionContext,
         client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.pass(statement, context, client)
+        if let Some(answer) = self.pass(statement, context, client) {
+            return Some(answer);
+        }
+        let is_aborted = client.transaction_status() == TransactionStatus::Error;
+        match plan {
+            // Whatever its parameters are: to put them in fails for a NULL of no type.
+            LogicalPlan::Sort(Sort { input, .. })
+                if !is_aborted && matches!(**input, LogicalPlan::EmptyRelation(_)) =>
+            {
+                let columns = input.schema().fields().iter().map(|field| field.name().clone());
+                Some(Ok(no_rows(columns.collect())))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -516,5 +541,17 @@ mod tests {
         ] {
             check(sql, &Way::Refuse(NOT_YOURS));
         }
+    }
+
+    #[test]
+    fn what_finds_nothing_has_its_columns_and_parameters() {
+        let sql = "select relname from pg_class where oid = $2 and relkind in ($1, $2) limit $3";
+        let parsed = Parser::parse_sql(&PostgreSqlDialect {}, sql).unwrap();
+        let plan = nothing(vec!["relname".to_owned()], untold::parameters(&parsed[0])).unwrap();
+        let mut parameters: Vec<String> = plan.get_parameter_names().unwrap().into_iter().collect();
+        parameters.sort();
+        assert_eq!(parameters, ["$1", "$2", "$3"]);
+        assert_eq!(plan.schema().field_names(), ["relname"]);
+        assert!(nothing(Vec::new(), Vec::new()).unwrap().get_parameter_names().unwrap().is_empty());
     }
 }

@@ -5,7 +5,8 @@ use super::session::{DATABASE, SCHEMA};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as Parsed;
 use datafusion::sql::sqlparser::ast::{
-    Expr, ObjectName, Query, SelectItem, SetExpr, Statement, visit_relations,
+    Expr, ObjectName, Query, SelectItem, SetExpr, Statement, Value, ValueWithSpan, visit_expressions,
+    visit_relations,
 };
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -29,6 +30,18 @@ pub(super) async fn columns(statement: &Statement, context: &SessionContext) -> 
     };
     tracing::info!(%statement, "the system catalog doesn't tell, nothing is found: {error}");
     Some(columns)
+}
+
+/// The parameters of a statement, as often as they stand in it.
+pub(super) fn parameters(statement: &Statement) -> Vec<String> {
+    let mut found = Vec::new();
+    let _ = visit_expressions(statement, |expression| {
+        if let Expr::Value(ValueWithSpan { value: Value::Placeholder(name), .. }) = expression {
+            found.push(name.clone());
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    found
 }
 
 /// Whether a query reads some relation of the system catalog, and no other, least of all a table of the session.
