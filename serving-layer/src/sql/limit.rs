@@ -236,9 +236,8 @@ mod tests {
 
     #[test]
     fn what_ended_a_statement_is_known_in_whatever_it_is_wrapped() {
-        let of = |error: DataFusionError| {
-            Ended::of(&PgWireError::ApiError(Box::new(error))).map(Ended::to_string)
-        };
+        let of =
+            |error: DataFusionError| Ended::of(&PgWireError::ApiError(Box::new(error))).map(Ended::to_string);
         assert_eq!(of(Ended::TakenBack.into()).as_deref(), Some("canceling statement due to user request"));
         let shared = DataFusionError::Shared(Arc::new(Ended::TooLong(Duration::from_secs(3)).into()));
         let said = of(shared.context("somewhere")).unwrap();
