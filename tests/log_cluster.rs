@@ -124,6 +124,8 @@ async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
     pair.stack.batch(&["run"]).await;
     let speed = pair.stack.speed();
     let (_process, serving) = pair.stack.serving().await;
+    // With its topics of dead letters, which need both brokers to be made.
+    caught_up(&pair.stack, &speed).await;
     let phases = [(-90_000, "90 s slow"), (0, "right"), (DAY, "a day ahead"), (0, "right again")];
     for (seed, (wrong_by, name)) in (91..).zip(phases) {
         pair.restart_second(wrong_by, &leaders).await;
