@@ -106,7 +106,7 @@ async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
         json!({ "metrics": ["user_view_cnt"], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" });
     let before = stack.live_hashes().await;
     let mut killed = 0;
-    for wait in (1..).map(|step| Duration::from_millis(300 * step)) {
+    for wait in (0..).map(|step| Duration::from_millis(300 << step)) {
         let run = stack.batch_process(&["run"]);
         if tokio::time::timeout(wait, run.ended()).await.is_ok() {
             assert_eq!(run.exited(), Some(0), "{}", run.logged());
