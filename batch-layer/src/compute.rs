@@ -3,10 +3,11 @@
 //!
 //! First the repeats of each stream are found (`repeats`), then its rows are read once, in chunks, by several threads
 //! that fold them into the cells of all metrics (`fold`); what memory can't hold becomes sorted runs, which are merged
-//! at the end (`sorted`).
+//! at the end (`sorted`), those of several metrics at once.
 //!
 //! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then folding five eighths, shared by the
-//! threads; the rest is for the chunks that are read, and for rows on their way to a table.
+//! threads, and runs that wait to be merged a sixteenth; the rest is for the chunks that are read, and for rows on
+//! their way to a table. Who merges holds a block of each run, but nothing that is folded.
 
 mod cells;
 mod fold;
@@ -27,11 +28,16 @@ use fold::Fold;
 use polars::prelude::{DataFrame, Engine, LazyFrame, PolarsResult};
 use repeats::Gone;
 use rows::Rows;
+use run::BLOCK;
 use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::time::EventDay;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// For each thread so many runs of cells may wait to be merged, those of all metrics together, and 16 of each metric in
+/// any case: most are open files, of which a process has 1,024 where nothing else is said.
+const OPEN_RUNS: u64 = 256;
 
 /// What the computation of one day may take; what that means is said above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +91,11 @@ impl Day {
 
     /// For the cells of one of so many metrics: what is to be merged with the day's is pushed first.
     pub fn sorter(&self, metric: &Arc<Metric>, metrics: usize) -> Sorter {
-        Sorter::new(metric, self.budget.memory / 4 / metrics.max(1) as u64)
+        let metrics = metrics.max(1) as u64;
+        let Budget { memory, threads } = self.budget;
+        // One that is smaller than a block lies in memory.
+        let open = (memory / 16 / BLOCK as u64).min(OPEN_RUNS * threads.max(1) as u64);
+        Sorter::new(metric, memory / 4 / metrics).with_runs(open / metrics)
     }
 
     /// The cells of each metric on this day, and those that were pushed into its sorter. Blocks.
@@ -105,8 +115,11 @@ impl Day {
     /// Finishes sorters, several at once.
     fn finish(&self, sorters: Vec<Mutex<Sorter>>) -> Result<Vec<Cells>> {
         let sorters = sorters.into_iter().map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner));
-        let waiting = Mutex::new(sorters.enumerate());
-        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let mut sorters: Vec<(usize, Sorter)> = sorters.enumerate().collect();
+        // The largest first, which are taken from the end: begun last, one would leave all threads but its own idle.
+        sorters.sort_by_key(|(_, sorter)| sorter.cells());
+        let waiting = Mutex::new(sorters);
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let work = || -> Result<Vec<(usize, Cells)>> {
             let mut done = Vec::new();
             while let Some((at, sorter)) = next() {
@@ -165,7 +178,7 @@ impl Input {
         let memory = budget.memory / 8 * 5 / budget.threads.max(1) as u64;
         let push = |fold: &mut Fold<'_>| -> Result<()> {
             for ((at, ..), run) in fed.iter().zip(fold.cells()?) {
-                sorters[*at].lock().unwrap_or_else(PoisonError::into_inner).push_run(run)?;
+                Sorter::push_shared(&sorters[*at], run)?;
             }
             Ok(())
         };

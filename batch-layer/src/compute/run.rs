@@ -15,11 +15,11 @@ use std::io::{Read as _, Seek as _, Write as _};
 use tempfile::SpooledTempFile;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Larger runs lie on disk.
-const IN_MEMORY: usize = 1 << 18;
+/// Larger runs lie on disk: so one that waits takes no more than one that is read.
+const IN_MEMORY: usize = BLOCK;
 /// A block ends when it has so many bytes. Another size gives all runs another hash: every day that is touched is loaded
 /// anew once, as if it differed.
-const BLOCK: usize = 1 << 16;
+pub(super) const BLOCK: usize = 1 << 16;
 
 /// Cells in order, each once.
 pub(super) struct Run {
@@ -159,7 +159,7 @@ fn common(a: &[u8], b: &[u8]) -> usize {
     from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
 }
 
-/// Merges runs into one.
+/// Merges runs into one. Holds a block of each.
 ///
 /// # Errors
 /// Where one can't be read back, the disk is full, or a count or sum would pass its bound.

@@ -1,5 +1,6 @@
 //! Canonical cells, however many: sorted by key, then bucket, each once. What exceeds the memory given lies in sorted
-//! runs, which are merged into one.
+//! runs, which are merged into one at the end: a cell is written twice, unless there are so many runs that some must be
+//! merged before.
 
 use crate::compute::cells::{Cell, canonical};
 use crate::compute::name;
@@ -8,10 +9,12 @@ use anyhow::{Context, Result, ensure};
 use shared_model::aggregate::State;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// So many runs of one level are merged into one of the next, so that few are open and a cell is rewritten seldom.
-const RUNS: usize = 16;
+/// The fewest runs that are merged before the end: with fewer, cells would be rewritten often.
+const FEWEST: u64 = 16;
+/// The most of one level that wait for it: a block of each must be held.
+const MOST: u64 = 64;
 
 /// Takes cells in any order, several of one key and bucket too.
 pub struct Sorter {
@@ -19,6 +22,8 @@ pub struct Sorter {
     memory: usize,
     held: Vec<Cell>,
     bytes: usize,
+    /// When a level has so many runs, they become one of the next.
+    full: usize,
     /// By level.
     runs: Vec<Vec<Run>>,
 }
@@ -28,7 +33,13 @@ impl Sorter {
     /// temporary files.
     pub fn new(metric: &Arc<Metric>, memory: u64) -> Sorter {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        Sorter { metric: metric.clone(), memory, held: Vec::new(), bytes: 0, runs: Vec::new() }
+        let (metric, full) = (metric.clone(), FEWEST as usize);
+        Sorter { metric, memory, held: Vec::new(), bytes: 0, full, runs: Vec::new() }
+    }
+
+    /// With about so many runs of a level, at least 16 and at most 64, before they are merged into one of the next.
+    pub(super) fn with_runs(self, runs: u64) -> Sorter {
+        Sorter { full: runs.clamp(FEWEST, MOST) as usize, ..self }
     }
 
     /// Takes a cell, whose key's values are of the types of the metric's columns. May block, to write.
@@ -54,28 +65,47 @@ impl Sorter {
     /// # Errors
     /// As [`Sorter::push`].
     pub(super) fn push_run(&mut self, run: Run) -> Result<()> {
-        let mut run = Some(run).filter(|run| run.cells > 0);
-        let mut level = 0;
-        while let Some(more) = run.take() {
-            if self.runs.len() == level {
-                self.runs.push(Vec::new());
-            }
-            self.runs[level].push(more);
-            if self.runs[level].len() == RUNS {
-                let runs = std::mem::take(&mut self.runs[level]);
-                run = Some(self.merge(runs)?);
-            }
-            level += 1;
-        }
-        Ok(())
+        push(run, |run, level| self.put(run, level))
     }
 
-    fn merge(&self, mut runs: Vec<Run>) -> Result<Run> {
-        merge(&mut runs, &self.metric.aggregate).with_context(|| format!("metric {}", self.metric.name))
+    /// The same of a sorter that several threads push into: what one of them has to merge keeps no other waiting.
+    ///
+    /// # Errors
+    /// As [`Sorter::push`].
+    pub(super) fn push_shared(sorter: &Mutex<Sorter>, run: Run) -> Result<()> {
+        push(run, |run, level| sorter.lock().unwrap_or_else(PoisonError::into_inner).put(run, level))
+    }
+
+    /// Takes a run of a level. Gives all of that level, which are no longer its own, when they are too many.
+    fn put(&mut self, run: Run, level: usize) -> Option<TooMany> {
+        if run.cells == 0 {
+            return None;
+        }
+        if self.runs.len() <= level {
+            self.runs.resize_with(level + 1, Vec::new);
+        }
+        self.runs[level].push(run);
+        if self.runs[level].len() < self.full {
+            return None;
+        }
+        let runs = std::mem::take(&mut self.runs[level]);
+        Some(TooMany { metric: self.metric.clone(), runs, level })
+    }
+
+    /// How many cells it has, counting each as often as it was taken.
+    pub(super) fn cells(&self) -> u64 {
+        let runs = self.runs.iter().flatten().map(|run| run.cells);
+        self.held.len() as u64 + runs.sum::<u64>()
+    }
+
+    /// Has what is held lie in a run.
+    fn spill(&mut self) -> Result<()> {
+        let run = self.write()?;
+        self.push_run(run)
     }
 
     /// Writes what is held, in order, as a run.
-    fn spill(&mut self) -> Result<()> {
+    fn write(&mut self) -> Result<Run> {
         let mut run = RunWriter::new();
         let (mut name, mut state) = (Vec::new(), Vec::new());
         for cell in self.held.drain(..) {
@@ -87,7 +117,7 @@ impl Sorter {
             run.push(&name, &state)?;
         }
         self.bytes = 0;
-        self.push_run(run.finish()?)
+        run.finish()
     }
 
     /// All that was taken. Blocks.
@@ -96,11 +126,39 @@ impl Sorter {
     /// As [`Sorter::push`].
     pub fn finish(mut self) -> Result<Cells> {
         self.held = canonical(std::mem::take(&mut self.held))?;
-        self.spill()?;
-        let mut runs: Vec<Run> = std::mem::take(&mut self.runs).into_iter().flatten().collect();
-        let run = if runs.len() == 1 { runs.swap_remove(0) } else { self.merge(runs)? };
+        let held = self.write()?;
+        let runs = self.runs.into_iter().flatten().chain([held]);
+        let mut runs: Vec<Run> = runs.filter(|run| run.cells > 0).collect();
+        let run = if runs.len() == 1 { runs.swap_remove(0) } else { merged(&self.metric, runs)? };
         Ok(Cells { metric: self.metric, run })
     }
+}
+
+/// Runs of one level that are too many.
+struct TooMany {
+    metric: Arc<Metric>,
+    runs: Vec<Run>,
+    level: usize,
+}
+
+impl TooMany {
+    /// One run of them, and its level.
+    fn merge(self) -> Result<(Run, usize)> {
+        Ok((merged(&self.metric, self.runs)?, self.level + 1))
+    }
+}
+
+/// Puts a run into a sorter, and what becomes of those that are too many then.
+fn push(run: Run, mut put: impl FnMut(Run, usize) -> Option<TooMany>) -> Result<()> {
+    let mut next = Some((run, 0));
+    while let Some((run, level)) = next {
+        next = put(run, level).map(TooMany::merge).transpose()?;
+    }
+    Ok(())
+}
+
+fn merged(metric: &Metric, mut runs: Vec<Run>) -> Result<Run> {
+    merge(&mut runs, &metric.aggregate).with_context(|| format!("metric {}", metric.name))
 }
 
 /// About how many bytes a cell takes while it is held.
@@ -157,5 +215,79 @@ impl Cells {
             Ok(Some(Cell { key, bucket, state }))
         };
         Ok(std::iter::from_fn(move || next().transpose()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_model::catalog::{Catalog, OUTBRAIN};
+    use shared_model::time::Millis;
+
+    fn metric() -> Arc<Metric> {
+        Catalog::from_toml(OUTBRAIN).unwrap().metric("user_view_cnt").unwrap().clone()
+    }
+
+    /// A count of 1 for a user in each of some buckets.
+    fn run(buckets: std::ops::Range<Millis>) -> Run {
+        let mut run = RunWriter::new();
+        for bucket in buckets {
+            let (mut name, mut state) = (Vec::new(), Vec::new());
+            name::put(&Value::str("user"), &mut name);
+            name::put_bucket(bucket, &mut name);
+            State::Count(1).encode(&mut state);
+            run.push(&name, &state).unwrap();
+        }
+        run.finish().unwrap()
+    }
+
+    fn counts(sorter: Sorter) -> Vec<(Millis, State)> {
+        let mut cells = sorter.finish().unwrap();
+        cells.read().unwrap().map(|cell| cell.map(|cell| (cell.bucket, cell.state)).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_being_merged_is_no_longer_the_sorter_s() {
+        let mut sorter = Sorter::new(&metric(), 0).with_runs(0);
+        for at in 1..FEWEST {
+            assert!(sorter.put(run(0..3), 0).is_none(), "run {at}");
+        }
+        let many = sorter.put(run(0..3), 0).unwrap();
+        assert_eq!((many.runs.len(), sorter.cells()), (16, 0));
+        // Another thread's, meanwhile.
+        assert!(sorter.put(run(2..4), 0).is_none());
+        let (merged, level) = many.merge().unwrap();
+        assert_eq!((merged.cells, level), (3, 1));
+        assert!(sorter.put(merged, level).is_none());
+        assert!(sorter.put(run(0..0), 0).is_none());
+        assert_eq!((sorter.cells(), sorter.runs.len()), (5, 2));
+        let expected: [(Millis, u64); 4] = [(0, 16), (1, 16), (2, 17), (3, 1)];
+        assert_eq!(counts(sorter), expected.map(|(bucket, count)| (bucket, State::Count(count))));
+    }
+
+    #[test]
+    fn runs_wait_for_the_end_unless_they_are_very_many() {
+        for (runs, full) in [(0, 16), (16, 16), (40, 40), (64, 64), (u64::MAX, 64)] {
+            assert_eq!(Sorter::new(&metric(), 0).with_runs(runs).full, full);
+        }
+        let mut sorter = Sorter::new(&metric(), 0).with_runs(40);
+        (0..39).for_each(|_| sorter.push_run(run(0..2)).unwrap());
+        assert_eq!(sorter.cells(), 78);
+        sorter.push_run(run(0..2)).unwrap();
+        assert_eq!(sorter.cells(), 2);
+    }
+
+    /// 300 of each thread: runs of three levels.
+    #[test]
+    fn what_several_threads_push_is_counted_once() {
+        let sorter = Mutex::new(Sorter::new(&metric(), 0));
+        let push = |at: Millis| Sorter::push_shared(&sorter, run(at..at + 2)).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..300).for_each(push));
+            }
+        });
+        let expected = |bucket: Millis| (bucket, State::Count(if bucket % 300 == 0 { 3 } else { 6 }));
+        assert_eq!(counts(sorter.into_inner().unwrap()), (0..301).map(expected).collect::<Vec<_>>());
     }
 }
