@@ -6,7 +6,7 @@
 //! at the end (`sorted`), those of several metrics at once.
 //!
 //! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then folding five eighths, shared by the
-//! threads, and runs that wait to be merged a sixteenth; the rest is for the chunks that are read, and for rows on
+//! threads, the chunks that are read a quarter, and runs that wait to be merged a sixteenth; the rest is for rows on
 //! their way to a table. Who merges holds a block of each run, but nothing that is folded.
 
 mod cells;
@@ -148,7 +148,7 @@ impl Input {
             "the files have {count} rows, the ledger {}: fetch them anew",
             source.rows
         );
-        let rows = Rows::new(segments, budget.threads);
+        let rows = Rows::new(segments, budget);
         // Without an identity each delivery is an event of its own.
         let gone = match source.stream.identity.is_empty() {
             true => vec![Vec::new(); rows.chunks.len()],

@@ -26,8 +26,8 @@ pub(crate) const EVENT_TIME: &str = "_event_time";
 pub(crate) struct Segments {
     /// Their paths; not empty.
     pub(crate) files: Vec<PathBuf>,
-    /// How many rows each has.
-    pub(crate) rows: Vec<u64>,
+    /// How many rows each row group of each has.
+    pub(crate) groups: Vec<Vec<u64>>,
     /// Indices of the stream's fields that they lack: fields declared after they were written.
     pub(crate) missing: Vec<usize>,
 }

@@ -1,6 +1,8 @@
-//! The rows of a stream's day, read in chunks by several threads: a part of a large file, or several small files at once,
-//! since what a plan costs by itself is many times what it costs to read the rows of one.
+//! The rows of a stream's day, read in chunks by several threads: a row group of a large file, since what two chunks
+//! share of one (dictionaries, and the pages between them) would be decoded twice; or several small files at once, since
+//! what a plan costs by itself is many times what it costs to read the rows of one.
 
+use crate::compute::Budget;
 use crate::plan::{self, Segments};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use polars::prelude::{DataFrame, Expr, LazyFrame};
@@ -8,9 +10,11 @@ use shared_model::catalog::Stream;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many rows are read at once; a row group of the archive's files has no more. In unit tests few, so that files have
-/// several chunks.
+/// So many rows are read at once whatever memory there is, and where there is enough up to twice as many: a row group of
+/// the archive's files has fewer than that. In unit tests few, so that files have several chunks.
 const ROWS: u64 = if cfg!(test) { 7 } else { 1 << 18 };
+/// About how many bytes a row takes that is read.
+const BYTES_OF_ROW: u64 = 128;
 /// The most files that are read at once.
 const FILES: usize = 256;
 /// So many chunks for each thread, where small files make it possible, so that all threads end at about the same time.
@@ -25,7 +29,7 @@ pub(super) struct Rows {
     threads: usize,
 }
 
-/// Some rows of a file, or all rows of several.
+/// The rows of a row group, or some of them where they are too many at once; or all rows of several files.
 #[derive(Debug)]
 pub(super) struct Chunk {
     alike: usize,
@@ -37,27 +41,31 @@ pub(super) struct Chunk {
 }
 
 impl Rows {
-    /// Of segments, to be read by so many threads.
-    pub(super) fn new(segments: Vec<Segments>, threads: usize) -> Rows {
-        let threads = threads.max(1);
-        let all: u64 = segments.iter().flat_map(|segments| &segments.rows).sum();
-        let most = ROWS.min(all.div_ceil(CHUNKS * threads as u64));
+    /// Of segments, to be read by the budget's threads, which have a quarter of its memory for that.
+    pub(super) fn new(segments: Vec<Segments>, budget: Budget) -> Rows {
+        let threads = budget.threads.max(1);
+        let most = (budget.memory / 4 / threads as u64 / BYTES_OF_ROW).clamp(ROWS, 2 * ROWS);
+        let all: u64 = segments.iter().flat_map(|segments| &segments.groups).flatten().sum();
+        let joined = most.min(all.div_ceil(CHUNKS * threads as u64));
         let mut chunks: Vec<Chunk> = Vec::new();
         for (alike, segments) in segments.iter().enumerate() {
             // A file of several chunks is never joined with another.
             let mut open = false;
-            for (at, rows) in segments.rows.iter().copied().enumerate() {
+            for (at, groups) in segments.groups.iter().enumerate() {
+                let (before, rows) = (chunks.len(), groups.iter().sum::<u64>());
                 match chunks.last_mut().filter(|_| open) {
-                    Some(last) if last.rows + rows <= most && last.files.len() < FILES => {
+                    Some(last) if last.rows + rows <= joined && last.files.len() < FILES => {
                         last.files.end = at + 1;
                         last.rows += rows;
                     }
                     _ => {
-                        let starts = (0..rows).step_by(ROWS as usize);
-                        let part =
-                            |from| Chunk { alike, files: at..at + 1, from, rows: ROWS.min(rows - from) };
-                        chunks.extend(starts.map(part));
-                        open = (1..=ROWS).contains(&rows);
+                        chunks.extend(parts(groups, most).map(|part| Chunk {
+                            alike,
+                            files: at..at + 1,
+                            from: part.start,
+                            rows: part.end - part.start,
+                        }));
+                        open = chunks.len() == before + 1;
                     }
                 }
             }
@@ -83,9 +91,9 @@ impl Rows {
         chunk: &Chunk,
         select: impl FnOnce(LazyFrame) -> LazyFrame,
     ) -> Result<DataFrame> {
-        let Segments { files, rows, missing } = &self.segments[chunk.alike];
-        let (files, rows) = (&files[chunk.files.clone()], &rows[chunk.files.clone()]);
-        let read = Segments { files: files.to_vec(), rows: rows.to_vec(), missing: missing.clone() };
+        let Segments { files, groups, missing } = &self.segments[chunk.alike];
+        let (files, groups) = (&files[chunk.files.clone()], &groups[chunk.files.clone()]);
+        let read = Segments { files: files.to_vec(), groups: groups.to_vec(), missing: missing.clone() };
         self.finish(chunk, select(plan::deliveries(stream, &[read])?))
     }
 
@@ -145,5 +153,58 @@ impl Rows {
             let died = |_| Err(anyhow!("a reader of the archive died"));
             joined.into_iter().map(|done| done.unwrap_or_else(died)).collect()
         })
+    }
+}
+
+/// The rows of a file in parts of at most so many, of which none has rows of two row groups.
+fn parts(groups: &[u64], most: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut end = 0;
+    groups.iter().flat_map(move |&rows| {
+        let (from, parts) = (end, rows.div_ceil(most));
+        end += rows;
+        (0..parts).map(move |part| from + rows * part / parts..from + rows * (part + 1) / parts)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// Files, the first row and the number of rows of the chunks that files become, which have such row groups.
+    fn chunks(groups: &[&[u64]], memory: u64, threads: usize) -> Vec<(Range<usize>, u64, u64)> {
+        let files = (0..groups.len()).map(|at| PathBuf::from(format!("{at}.parquet"))).collect();
+        let groups = groups.iter().map(|groups| groups.to_vec()).collect();
+        let rows =
+            Rows::new(vec![Segments { files, groups, missing: Vec::new() }], Budget { memory, threads });
+        let parts = |chunk: Chunk| (chunk.files, chunk.from, chunk.rows);
+        rows.chunks.into_iter().map(parts).collect()
+    }
+
+    #[test]
+    fn chunks_are_row_groups_or_parts_of_them() {
+        let groups: [&[u64]; 3] = [&[10, 9, 0, 14], &[40, 1], &[]];
+        let expected = [
+            (0..1, 0, 10),
+            (0..1, 10, 9),
+            (0..1, 19, 14),
+            (1..2, 0, 13),
+            (1..2, 13, 13),
+            (1..2, 26, 14),
+            (1..2, 40, 1),
+        ];
+        assert_eq!(chunks(&groups, u64::MAX, 1), expected);
+        let expected = [(0..1, 0, 5), (0..1, 5, 5), (0..1, 10, 4), (0..1, 14, 5), (1..2, 0, 7)];
+        assert_eq!(chunks(&[&[10, 9], &[7]], 0, 1), expected);
+    }
+
+    #[test]
+    fn small_files_are_joined_but_none_of_several_chunks() {
+        let groups: [&[u64]; 6] = [&[3], &[2, 4], &[5], &[20], &[1], &[0]];
+        // A quarter of 35 rows at once, with one thread.
+        let expected = [(0..2, 0, 9), (2..3, 0, 5), (3..4, 0, 10), (3..4, 10, 10), (4..6, 0, 1)];
+        assert_eq!(chunks(&groups, u64::MAX, 1), expected);
+        let alone = [(0..1, 0, 3), (1..2, 0, 2), (1..2, 2, 4), (2..3, 0, 5), (3..4, 0, 10), (3..4, 10, 10)];
+        assert_eq!(chunks(&groups, u64::MAX, 9)[..6], alone);
     }
 }

@@ -1,4 +1,4 @@
-//! What the footers of a day's Parquet files say: rows and columns. No row is read.
+//! What the footers of a day's Parquet files say: rows, group by group, and columns. No row is read.
 
 use crate::plan::expression::data_type;
 use crate::plan::{EVENT_TIME, IDENTITY, POSITION, Segments};
@@ -11,31 +11,33 @@ use std::sync::Arc;
 
 /// The segments of a stream's day, grouped by the columns that they have, and how many rows they have together.
 pub(super) fn inspect(stream: &Stream, files: &[PathBuf]) -> Result<(Vec<Segments>, u64)> {
-    let mut groups: Vec<(Arc<ArrowSchema>, Segments)> = Vec::new();
+    let mut found: Vec<(Arc<ArrowSchema>, Segments)> = Vec::new();
     let mut rows = 0;
     for file in files {
-        let (schema, height) = footer(file).with_context(|| format!("segment {}", file.display()))?;
-        rows += height;
-        match groups.iter_mut().find(|(known, _)| *known == schema) {
+        let (schema, groups) = footer(file).with_context(|| format!("segment {}", file.display()))?;
+        rows += groups.iter().sum::<u64>();
+        match found.iter_mut().find(|(known, _)| *known == schema) {
             Some((_, alike)) => {
                 alike.files.push(file.clone());
-                alike.rows.push(height);
+                alike.groups.push(groups);
             }
             None => {
                 let missing =
                     missing(stream, &schema).with_context(|| format!("segment {}", file.display()))?;
-                groups.push((schema, Segments { files: vec![file.clone()], rows: vec![height], missing }));
+                let alike = Segments { files: vec![file.clone()], groups: vec![groups], missing };
+                found.push((schema, alike));
             }
         }
     }
-    Ok((groups.into_iter().map(|(_, alike)| alike).collect(), rows))
+    Ok((found.into_iter().map(|(_, alike)| alike).collect(), rows))
 }
 
-/// The columns and the number of rows of a file.
-fn footer(file: &Path) -> Result<(Arc<ArrowSchema>, u64)> {
+/// The columns of a file, and how many rows each row group has.
+fn footer(file: &Path) -> Result<(Arc<ArrowSchema>, Vec<u64>)> {
     let mut reader = ParquetReader::new(File::open(file).context("can't be opened")?);
     let schema = reader.schema().context("is not a Parquet file")?;
-    Ok((schema, reader.num_rows()? as u64))
+    let groups = reader.get_metadata()?.row_groups.iter().map(|group| group.num_rows() as u64).collect();
+    Ok((schema, groups))
 }
 
 /// The fields that columns lack.

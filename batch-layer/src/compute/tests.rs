@@ -208,9 +208,10 @@ fn write(directory: &Path, rows: &[Row]) -> BTreeMap<String, Vec<PathBuf>> {
     segments
 }
 
+/// In row groups of 9 to 17 rows: chunks have 14 at most, or 7 where memory is short.
 fn write_file(path: &Path, frame: &mut DataFrame) {
     let file = std::fs::File::create(path).expect("a file in a temporary directory");
-    ParquetWriter::new(file).finish(frame).expect("written");
+    ParquetWriter::new(file).with_row_group_size(Some(9)).finish(frame).expect("written");
 }
 
 fn frame(rows: &[&Row]) -> DataFrame {
@@ -424,6 +425,18 @@ fn the_order_of_files_and_deliveries_does_not_change_the_hash() {
     let found = hashes(one.path(), &rows, false);
     assert_eq!(found, hashes(other.path(), &shuffled, true));
     assert!(found.iter().all(|hash| hash.len() == 32));
+}
+
+#[test]
+fn a_footer_tells_the_row_groups() {
+    let catalog = Catalog::from_toml(EVERY_AGGREGATE).expect("valid");
+    let seeds: Vec<Seed> = (0..40usize).map(|at| (0, 0, at, vec![Value::Int(1); 8], None)).collect();
+    let rows = deliveries(&catalog, EventDay(365), &seeds);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("one.parquet");
+    write_file(&path, &mut frame(&rows.iter().collect::<Vec<_>>()));
+    let (found, count) = segments::inspect(&rows[0].stream, std::slice::from_ref(&path)).expect("a segment");
+    assert_eq!((&found[0].groups, count), (&vec![vec![10; 4]], 40));
 }
 
 #[test]
