@@ -26,7 +26,8 @@ pub(super) struct Rows {
     segments: Vec<Segments>,
     /// In no order that matters.
     pub(super) chunks: Vec<Chunk>,
-    threads: usize,
+    /// By so many they are read.
+    pub(super) threads: usize,
 }
 
 /// The rows of a row group, or some of them where they are too many at once; or all rows of several files.
