@@ -8,6 +8,7 @@
 use anyhow::{Context, Result};
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::{put_bytes, put_varint, take_bytes, take_u64};
+use shared_model::view::key_begin;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -166,24 +167,26 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
     let mut heads = BinaryHeap::with_capacity(runs.len());
     for run in runs {
-        let mut reader = RunReader::new(run)?;
-        if reader.advance()? {
-            heads.push(Head(Box::new(reader)));
+        let mut head = Head { begin: 0, reader: Box::new(RunReader::new(run)?) };
+        if head.advance()? {
+            heads.push(head);
         }
     }
     let mut merged = RunWriter::new();
     let (mut name, mut state) = (Vec::new(), Vec::new());
     while let Some(least) = heads.peek() {
+        let begin = least.begin;
         name.clear();
-        name.extend_from_slice(least.0.name());
+        name.extend_from_slice(least.reader.name());
         state.clear();
-        state.extend_from_slice(least.0.state());
+        state.extend_from_slice(least.reader.state());
         advance(&mut heads)?;
         let mut both: Option<State> = None;
         while let Some(next) = heads.peek()
-            && next.0.name() == name
+            && next.begin == begin
+            && next.reader.name() == name
         {
-            let more = State::decode(aggregate, &mut next.0.state())?;
+            let more = State::decode(aggregate, &mut next.reader.state())?;
             match &mut both {
                 Some(both) => both.merge(&more),
                 None => both.insert(State::decode(aggregate, &mut &state[..])?).merge(&more),
@@ -203,19 +206,32 @@ pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
 /// Sends the reader with the least name on.
 fn advance(heads: &mut BinaryHeap<Head<'_>>) -> Result<()> {
     if let Some(mut least) = heads.peek_mut()
-        && !least.0.advance()?
+        && !least.advance()?
     {
         PeekMut::pop(least);
     }
     Ok(())
 }
 
-struct Head<'a>(Box<RunReader<'a>>);
+struct Head<'a> {
+    /// The first 16 bytes of the name, which tell most names apart and never contradict their order.
+    begin: u128,
+    reader: Box<RunReader<'a>>,
+}
+
+impl Head<'_> {
+    /// As [`RunReader::advance`].
+    fn advance(&mut self) -> Result<bool> {
+        let more = self.reader.advance()?;
+        self.begin = key_begin(self.reader.name());
+        Ok(more)
+    }
+}
 
 impl Ord for Head<'_> {
     /// A heap gives the greatest first: that is the one with the least name.
     fn cmp(&self, other: &Self) -> Ordering {
-        other.0.name().cmp(self.0.name())
+        other.begin.cmp(&self.begin).then_with(|| other.reader.name().cmp(self.reader.name()))
     }
 }
 
@@ -236,6 +252,48 @@ impl Eq for Head<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{ProptestConfig, prop, proptest};
+    use std::collections::BTreeMap;
+
+    /// Counts by name.
+    type Counts = BTreeMap<Vec<u8>, u64>;
+
+    fn write(counts: &Counts) -> Run {
+        let mut run = RunWriter::new();
+        for (name, count) in counts {
+            let mut state = Vec::new();
+            State::Count(*count).encode(&mut state);
+            run.push(name, &state).unwrap();
+        }
+        run.finish().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Names of less than 16 bytes and of more, which differ in their last ones, and some in zeros at the end alone.
+        #[test]
+        fn merged_runs_are_the_run_of_all_cells(
+            counts in prop::collection::vec(
+                prop::collection::btree_map(
+                    (0..20usize, prop::collection::vec(prop::sample::select(vec![0u8, 1, 255]), 0..3)),
+                    1..9u64,
+                    0..30,
+                ),
+                0..6,
+            ),
+        ) {
+            let name = |(same, rest): &(usize, Vec<u8>)| [vec![7; *same], rest.clone()].concat();
+            let (mut all, mut runs) = (Counts::new(), Vec::new());
+            for counts in &counts {
+                let counts: Counts = counts.iter().map(|(key, count)| (name(key), *count)).collect();
+                counts.iter().for_each(|(name, count)| *all.entry(name.clone()).or_default() += count);
+                runs.push(write(&counts));
+            }
+            let (merged, expected) = (merge(&mut runs, &Aggregate::Count).unwrap(), write(&all));
+            assert_eq!((merged.cells, merged.hash), (expected.cells, expected.hash));
+        }
+    }
 
     /// What the ledger holds of versions that were stored before is compared with it.
     #[test]
