@@ -105,6 +105,7 @@ pub(crate) async fn stage(
 
 /// Makes the index. A key that is longer than one can hold costs the table its index, not the run.
 async fn index(transaction: &mut PgConnection, metric: &Metric, table: &str, version: i64) -> Result<()> {
+    sqlx::raw_sql(INDEX_MEMORY).execute(&mut *transaction).await?;
     let mut attempt = transaction.begin().await?;
     let create = names::create_index(metric, table, version);
     match sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *attempt).await {
@@ -120,6 +121,11 @@ async fn index(transaction: &mut PgConnection, metric: &Metric, table: &str, ver
     }
     Ok(())
 }
+
+/// What Postgres sorts an index's keys in, until the transaction's end: few keys of a large day fit the 64 MB that it has
+/// by itself. A server that was given more keeps it.
+const INDEX_MEMORY: &str = "select set_config('maintenance_work_mem', '256MB', true)
+     where pg_size_bytes(current_setting('maintenance_work_mem')) < pg_size_bytes('256MB')";
 
 /// Postgres' program_limit_exceeded.
 const TOO_LONG: &str = "54000";
