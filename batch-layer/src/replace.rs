@@ -2,6 +2,10 @@
 //!
 //! A version's table is written whole, in one transaction with its record, before anyone can see it; only the flip
 //! attaches it and moves the pointer. So a run that is killed leaves whole versions, or nothing.
+//!
+//! Rows are written frozen, as they may be in the transaction that made their table, so that Postgres needn't come back to
+//! them to mark them. Frozen rows are there for every snapshot, also one from before their version: what readers see is
+//! decided by the pointers and version ids of their own snapshot, never by which rows a parent has.
 
 pub(crate) mod copy;
 pub(crate) mod flip;
@@ -130,7 +134,8 @@ const INDEX_MEMORY: &str = "select set_config('maintenance_work_mem', '256MB', t
 /// Postgres' program_limit_exceeded.
 const TOO_LONG: &str = "54000";
 
-/// Rows become bytes on a thread of their own, so that they do for several tables at once.
+/// Rows become bytes on a thread of their own, so that they do for several tables at once. The table must have been made
+/// in this transaction, and no savepoint since: else Postgres refuses to freeze.
 async fn copy_cells(
     connection: &mut PgConnection,
     metric: &Arc<Metric>,
@@ -138,7 +143,7 @@ async fn copy_cells(
     version: i64,
     cells: Cells,
 ) -> Result<()> {
-    let statement = format!("copy views.{} from stdin (format binary)", names::quote(table));
+    let statement = format!("copy views.{} from stdin (format binary, freeze)", names::quote(table));
     let mut sink = connection.copy_in_raw(&statement).await?;
     let (chunks, mut received) = tokio::sync::mpsc::channel(2);
     let metric = metric.clone();
