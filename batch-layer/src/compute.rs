@@ -20,6 +20,7 @@ mod segments;
 mod sorted;
 
 pub use cells::Cell;
+pub(crate) use name::ValueRef;
 pub use sorted::{Cells, Sorter};
 
 use crate::plan::Needs;

@@ -264,27 +264,37 @@ impl State {
 
     /// The columns in which the batch view stores the state, as [`Aggregate::columns`] names them.
     pub fn to_columns(&self, aggregate: &Aggregate) -> Vec<Column> {
+        let mut columns = Vec::new();
+        self.each_column(aggregate, |column| columns.push(column));
+        columns
+    }
+
+    /// Hands over what [`State::to_columns`] gives, one after the other: for numbers nothing is allocated.
+    #[inline]
+    pub fn each_column(&self, aggregate: &Aggregate, mut each: impl FnMut(Column)) {
         match self {
-            State::Count(count) => vec![Column::BigInt(i64::try_from(*count).ok())],
-            State::Sum(sum) => vec![Column::Numeric(*sum)],
-            State::Min(value) | State::Max(value) => vec![extrema::to_column(value, aggregate)],
+            State::Count(count) => each(Column::BigInt(i64::try_from(*count).ok())),
+            State::Sum(sum) => each(Column::Numeric(*sum)),
+            State::Min(value) | State::Max(value) => each(extrema::to_column(value, aggregate)),
             State::Mean { sum, count } => {
-                let value = mean::finish(*sum, *count, aggregate.scale());
-                let count = i64::try_from(*count).ok();
-                vec![Column::Numeric(Some(*sum)), Column::BigInt(count), Column::Double(value)]
+                each(Column::Numeric(Some(*sum)));
+                each(Column::BigInt(i64::try_from(*count).ok()));
+                each(Column::Double(mean::finish(*sum, *count, aggregate.scale())));
             }
             State::Distinct(distinct) => {
-                let sketch = Column::Bytes(Some(distinct.to_datasketches()));
-                vec![self.to_bytes(), sketch, Column::BigInt(i64::try_from(distinct.estimate()).ok())]
+                each(self.to_bytes());
+                each(Column::Bytes(Some(distinct.to_datasketches())));
+                each(Column::BigInt(i64::try_from(distinct.estimate()).ok()));
             }
-            State::Quantile(_) => match self.finish(aggregate) {
-                Finished::List(values) => {
-                    [self.to_bytes()].into_iter().chain(values.into_iter().map(Column::Double)).collect()
+            State::Quantile(_) => {
+                each(self.to_bytes());
+                if let Finished::List(values) = self.finish(aggregate) {
+                    values.into_iter().map(Column::Double).for_each(each);
                 }
-                _ => vec![self.to_bytes()],
-            },
+            }
             State::Sessions(runs) => {
-                vec![self.to_bytes(), Column::BigInt(i64::try_from(runs.count()).ok())]
+                each(self.to_bytes());
+                each(Column::BigInt(i64::try_from(runs.count()).ok()));
             }
         }
     }

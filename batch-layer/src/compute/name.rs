@@ -8,8 +8,42 @@ use anyhow::{Context, Result, bail};
 use shared_model::event::{FieldType, Value};
 use shared_model::time::Millis;
 use shared_model::view::key_begin;
+use std::borrow::Cow;
 
 const SIGN: u64 = 1 << 63;
+
+/// A value that lies elsewhere: a text isn't copied, unless a name holds it in other bytes, as it does one with a 0.
+pub(crate) enum ValueRef<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(Cow<'a, str>),
+}
+
+impl<'a> From<&'a Value> for ValueRef<'a> {
+    fn from(value: &'a Value) -> ValueRef<'a> {
+        match value {
+            Value::Null => ValueRef::Null,
+            Value::Bool(truth) => ValueRef::Bool(*truth),
+            Value::Int(int) => ValueRef::Int(*int),
+            Value::Float(float) => ValueRef::Float(*float),
+            Value::Str(text) => ValueRef::Str(Cow::Borrowed(text.as_str())),
+        }
+    }
+}
+
+impl From<ValueRef<'_>> for Value {
+    fn from(value: ValueRef<'_>) -> Value {
+        match value {
+            ValueRef::Null => Value::Null,
+            ValueRef::Bool(truth) => Value::Bool(truth),
+            ValueRef::Int(int) => Value::Int(int),
+            ValueRef::Float(float) => Value::Float(float),
+            ValueRef::Str(text) => Value::str(&text),
+        }
+    }
+}
 
 /// Appends a value.
 pub(super) fn put(value: &Value, out: &mut Vec<u8>) {
@@ -59,46 +93,53 @@ pub(super) fn prefix(value: &[u8]) -> u64 {
     (key_begin(value.get(1..).unwrap_or_default()) >> 64) as u64
 }
 
+/// Parts a name into the key's values and the bucket's start.
+#[inline]
+pub(super) fn split(name: &[u8]) -> Result<(&[u8], Millis)> {
+    let (key, bucket) = name.split_last_chunk::<8>().context(CUT)?;
+    Ok((key, (u64::from_be_bytes(*bucket) ^ SIGN) as i64))
+}
+
 /// Takes a value of a type.
 pub(super) fn take(ty: FieldType, input: &mut &[u8]) -> Result<Value> {
+    Ok(take_ref(ty, input)?.into())
+}
+
+/// Takes a value of a type, without copying it.
+#[inline]
+pub(super) fn take_ref<'a>(ty: FieldType, input: &mut &'a [u8]) -> Result<ValueRef<'a>> {
     if bytes(input, 1)? == [0] {
-        return Ok(Value::Null);
+        return Ok(ValueRef::Null);
     }
     Ok(match ty {
-        FieldType::Bool => Value::Bool(bytes(input, 1)? == [1]),
-        FieldType::Int | FieldType::Decimal(_) => Value::Int(take_bucket(input)?),
+        FieldType::Bool => ValueRef::Bool(bytes(input, 1)? == [1]),
+        FieldType::Int | FieldType::Decimal(_) => ValueRef::Int((word(input)? ^ SIGN) as i64),
         FieldType::Float => {
             let bits = word(input)?;
-            Value::Float(f64::from_bits(if bits & SIGN == 0 { !bits } else { bits ^ SIGN }))
+            ValueRef::Float(f64::from_bits(if bits & SIGN == 0 { !bits } else { bits ^ SIGN }))
         }
-        FieldType::String => take_text(input)?,
+        FieldType::String => ValueRef::Str(take_text(input)?),
     })
 }
 
-/// Takes a bucket's start.
-pub(super) fn take_bucket(input: &mut &[u8]) -> Result<Millis> {
-    Ok((word(input)? ^ SIGN) as i64)
-}
-
-fn take_text(input: &mut &[u8]) -> Result<Value> {
-    let mut escaped: Option<Vec<u8>> = None;
+fn take_text<'a>(input: &mut &'a [u8]) -> Result<Cow<'a, str>> {
+    let mut text: Cow<'a, [u8]> = Cow::Borrowed(&[]);
     loop {
         let end = memchr::memchr(0, input).context(CUT)?;
         let part = bytes(input, end)?;
-        let text = match &mut escaped {
-            None => part,
-            Some(text) => {
-                text.extend_from_slice(part);
-                text
-            }
-        };
-        if bytes(input, 2)? == [0, 0] {
-            return Ok(Value::str(std::str::from_utf8(text)?));
+        match text.is_empty() {
+            true => text = Cow::Borrowed(part),
+            false => text.to_mut().extend_from_slice(part),
         }
-        let mut longer = text.to_vec();
-        longer.push(0);
-        escaped = Some(longer);
+        if bytes(input, 2)? == [0, 0] {
+            break;
+        }
+        text.to_mut().push(0);
     }
+    Ok(match text {
+        Cow::Borrowed(text) => Cow::Borrowed(std::str::from_utf8(text)?),
+        Cow::Owned(text) => Cow::Owned(String::from_utf8(text)?),
+    })
 }
 
 fn word(input: &mut &[u8]) -> Result<u64> {
@@ -155,9 +196,9 @@ mod tests {
             assert_eq!(one.cmp(&other), a.cmp(&b).then(first.cmp(&second)));
             let prefix = |name: &[u8]| prefix(&name[..name.len() - 8]);
             assert!(prefix(&one) == prefix(&other) || prefix(&one).cmp(&prefix(&other)) == a.cmp(&b));
-            let mut input = &one[..];
-            assert_eq!((take(ty, &mut input).unwrap(), take_bucket(&mut input).unwrap()), (a, first));
-            assert!(input.is_empty());
+            let (mut key, bucket) = split(&one).unwrap();
+            assert_eq!((take(ty, &mut key).unwrap(), bucket), (a, first));
+            assert!(key.is_empty());
         }
     }
 
@@ -168,5 +209,6 @@ mod tests {
         for end in 0..name.len() {
             assert!(take(FieldType::String, &mut &name[..end]).is_err());
         }
+        assert!(split(&[0; 7]).is_err());
     }
 }

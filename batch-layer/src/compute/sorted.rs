@@ -3,12 +3,13 @@
 //! merged before.
 
 use crate::compute::cells::{Cell, canonical};
-use crate::compute::name;
+use crate::compute::name::{self, ValueRef};
 use crate::compute::run::{Run, RunReader, RunWriter, merge};
 use anyhow::{Context, Result, ensure};
 use shared_model::aggregate::State;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
+use shared_model::time::Millis;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The fewest runs that are merged before the end: with fewer, cells would be rewritten often.
@@ -200,21 +201,87 @@ impl Cells {
     /// # Errors
     /// Where they can't be read back.
     pub fn read(&mut self) -> Result<impl Iterator<Item = Result<Cell>>> {
-        let columns = self.metric.by.iter().chain(&self.metric.item);
-        let types: Vec<FieldType> = columns.map(|column| column.ty).collect();
-        let (metric, mut reader) = (&self.metric, RunReader::new(&mut self.run)?);
+        let mut raw = self.raw()?;
         let mut next = move || -> Result<Option<Cell>> {
-            if !reader.advance()? {
-                return Ok(None);
-            }
-            let mut input = reader.name();
-            let key = types.iter().map(|ty| name::take(*ty, &mut input)).collect::<Result<_>>()?;
-            let bucket = name::take_bucket(&mut input)?;
-            ensure!(input.is_empty(), "a cell's key has other columns than the metric");
-            let state = State::decode(&metric.aggregate, &mut reader.state())?;
-            Ok(Some(Cell { key, bucket, state }))
+            let Some(cell) = raw.advance()? else { return Ok(None) };
+            Ok(Some(cell.to_cell()?))
         };
         Ok(std::iter::from_fn(move || next().transpose()))
+    }
+
+    /// Reads them in their order, from the first, as they lie in their run.
+    ///
+    /// # Errors
+    /// Where they can't be read back.
+    pub(crate) fn raw(&mut self) -> Result<RawCells<'_>> {
+        let columns = self.metric.by.iter().chain(&self.metric.item);
+        let types = columns.map(|column| column.ty).collect();
+        Ok(RawCells { metric: &self.metric, types, reader: RunReader::new(&mut self.run)? })
+    }
+}
+
+/// Reads cells as they lie in a run.
+pub(crate) struct RawCells<'a> {
+    metric: &'a Metric,
+    /// Of the key's columns, then the item's.
+    types: Vec<FieldType>,
+    reader: RunReader<'a>,
+}
+
+impl RawCells<'_> {
+    /// The next cell, if there is one. Blocks.
+    ///
+    /// # Errors
+    /// Where it can't be read back.
+    #[inline]
+    pub(crate) fn advance(&mut self) -> Result<Option<RawCell<'_>>> {
+        if !self.reader.advance()? {
+            return Ok(None);
+        }
+        let (key, bucket) = name::split(self.reader.name())?;
+        Ok(Some(RawCell { metric: self.metric, types: &self.types, key, bucket, state: self.reader.state() }))
+    }
+}
+
+/// A cell as it lies in a run: nothing was allocated for it.
+pub(crate) struct RawCell<'a> {
+    metric: &'a Metric,
+    types: &'a [FieldType],
+    key: &'a [u8],
+    /// The start of the bucket.
+    pub(crate) bucket: Millis,
+    state: &'a [u8],
+}
+
+impl<'a> RawCell<'a> {
+    /// Hands over the values of the key's columns, then the item's of a top-k.
+    ///
+    /// # Errors
+    /// Where its bytes are not of these columns.
+    #[inline]
+    pub(crate) fn each_value(&self, mut each: impl FnMut(ValueRef<'a>)) -> Result<()> {
+        let mut rest = self.key;
+        for ty in self.types {
+            each(name::take_ref(*ty, &mut rest)?);
+        }
+        ensure!(rest.is_empty(), "a cell's key has other columns than the metric");
+        Ok(())
+    }
+
+    /// What is known of it.
+    ///
+    /// # Errors
+    /// Where its bytes are not of the metric's kind.
+    #[inline]
+    pub(crate) fn state(&self) -> Result<State> {
+        let mut state = self.state;
+        Ok(State::decode(&self.metric.aggregate, &mut state)?)
+    }
+
+    fn to_cell(&self) -> Result<Cell> {
+        let mut key = Vec::with_capacity(self.types.len());
+        self.each_value(|value| key.push(Value::from(value)))?;
+        Ok(Cell { key, bucket: self.bucket, state: self.state()? })
     }
 }
 
@@ -222,7 +289,6 @@ impl Cells {
 mod tests {
     use super::*;
     use shared_model::catalog::{Catalog, OUTBRAIN};
-    use shared_model::time::Millis;
 
     fn metric() -> Arc<Metric> {
         Catalog::from_toml(OUTBRAIN).unwrap().metric("user_view_cnt").unwrap().clone()

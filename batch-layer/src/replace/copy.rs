@@ -2,8 +2,8 @@
 //!
 //! A row is written whole or not at all; the stream ends with its trailer, without which the server refuses it.
 
+use crate::compute::ValueRef;
 use shared_model::aggregate::Column;
-use shared_model::event::Value;
 use shared_model::time::Millis;
 
 /// 2000-01-01 in ms since 1970: where Postgres' timestamps begin.
@@ -23,11 +23,13 @@ impl BinaryCopy {
     }
 
     /// Begins a row of so many fields.
+    #[inline]
     pub(crate) fn row(&mut self, fields: usize) {
         self.bytes.extend_from_slice(&(fields as i16).to_be_bytes());
     }
 
     /// `bigint`.
+    #[inline]
     pub(crate) fn bigint(&mut self, value: Option<i64>) {
         self.field(value.map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]));
     }
@@ -48,6 +50,7 @@ impl BinaryCopy {
     }
 
     /// `text`, which must not contain NUL: decoding refuses records that do.
+    #[inline]
     pub(crate) fn text(&mut self, value: Option<&str>) {
         self.field(value.map(str::as_bytes));
     }
@@ -58,6 +61,7 @@ impl BinaryCopy {
     }
 
     /// `timestamptz` of ms since 1970.
+    #[inline]
     pub(crate) fn timestamp(&mut self, value: Option<Millis>) {
         self.bigint(value.map(|millis| (millis - POSTGRES_EPOCH) * 1_000));
     }
@@ -72,40 +76,46 @@ impl BinaryCopy {
         let Some(value) = value else { return self.field(None) };
         let padding = (4 - scale % 4) % 4;
         let mut rest = value.unsigned_abs();
+        // Filled from the end. An i128 has 39 digits, and the lowest group may hold but one: eleven are enough.
+        let mut groups = [0i16; 11];
+        let mut from = groups.len() - 1;
         // The lowest group holds 4 - padding digits of the units.
         let first = 10u128.pow(4 - u32::from(padding));
-        let mut digits = vec![((rest % first) * 10u128.pow(u32::from(padding))) as i16];
+        groups[from] = ((rest % first) * 10u128.pow(u32::from(padding))) as i16;
         rest /= first;
         while rest > 0 {
-            digits.push((rest % 10_000) as i16);
+            from -= 1;
+            groups[from] = (rest % 10_000) as i16;
             rest /= 10_000;
         }
-        digits.reverse();
-        let mut weight = digits.len() as i16 - 1 - i16::from(scale.div_ceil(4));
-        while digits.last() == Some(&0) {
-            digits.pop();
-        }
-        if digits.is_empty() {
-            weight = 0;
-        }
+        let digits = &groups[from..];
+        let kept = digits.iter().rposition(|digit| *digit != 0).map_or(0, |last| last + 1);
+        let weight = match kept {
+            0 => 0,
+            _ => digits.len() as i16 - 1 - i16::from(scale.div_ceil(4)),
+        };
         let sign: i16 = if value < 0 { 0x4000 } else { 0 };
-        let words = [digits.len() as i16, weight, sign, i16::from(scale)].into_iter().chain(digits);
-        let bytes: Vec<u8> = words.flat_map(i16::to_be_bytes).collect();
-        self.field(Some(&bytes));
+        let words = [kept as i16, weight, sign, i16::from(scale)];
+        self.bytes.extend_from_slice(&(2 * (words.len() + kept) as i32).to_be_bytes());
+        for word in words.iter().chain(&digits[..kept]) {
+            self.bytes.extend_from_slice(&word.to_be_bytes());
+        }
     }
 
     /// A key's value, in a column of its type.
-    pub(crate) fn value(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.field(None),
-            Value::Bool(value) => self.boolean(Some(*value)),
-            Value::Int(value) => self.bigint(Some(*value)),
-            Value::Float(value) => self.double(Some(*value)),
-            Value::Str(value) => self.text(Some(value)),
+    #[inline]
+    pub(crate) fn value(&mut self, value: impl Into<ValueRef<'_>>) {
+        match value.into() {
+            ValueRef::Null => self.field(None),
+            ValueRef::Bool(value) => self.boolean(Some(value)),
+            ValueRef::Int(value) => self.bigint(Some(value)),
+            ValueRef::Float(value) => self.double(Some(value)),
+            ValueRef::Str(value) => self.text(Some(&value)),
         }
     }
 
     /// A state's column.
+    #[inline]
     pub(crate) fn column(&mut self, column: &Column) {
         match column {
             Column::BigInt(value) => self.bigint(*value),
@@ -122,9 +132,10 @@ impl BinaryCopy {
         self.bytes.len()
     }
 
-    /// Takes the bytes so far, to be sent.
+    /// Takes the bytes so far, to be sent. There is room for as many again.
     pub(crate) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+        let room = Vec::with_capacity(self.bytes.capacity());
+        std::mem::replace(&mut self.bytes, room)
     }
 
     /// The last bytes, with the trailer.
@@ -133,6 +144,7 @@ impl BinaryCopy {
         self.bytes
     }
 
+    #[inline]
     fn field(&mut self, bytes: Option<&[u8]>) {
         match bytes {
             None => self.bytes.extend_from_slice(&(-1i32).to_be_bytes()),
@@ -177,6 +189,7 @@ mod tests {
         assert_eq!(words(120_000_000), [2, 2, 0, 0, 1, 2_000]);
         assert_eq!(words(100_000_000), [1, 2, 0, 0, 1]);
         assert_eq!(words(i128::MAX).len(), 4 + 10);
+        assert_eq!(words(i128::MIN)[..5], [10, 9, 0x4000, 0, 170]);
     }
 
     #[test]
@@ -190,6 +203,10 @@ mod tests {
         assert_eq!(words(1, 2), [1, -1, 0, 2, 100]);
         assert_eq!(words(-10, 1), [1, 0, 0x4000, 1, 1]);
         assert_eq!(words(1_234_567_891, 5), [4, 1, 0, 5, 1, 2_345, 6_789, 1_000]);
+        assert_eq!(words(0, 3), [0, 0, 0, 3]);
+        // 17014118346046923173168730371588410572.7
+        assert_eq!(words(i128::MAX, 1)[..5], [11, 9, 0, 1, 17]);
+        assert_eq!(words(i128::MAX, 1)[14], 7_000);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use shared_model::aggregate::ColumnType;
 use shared_model::event::FieldType;
 use shared_model::metric::{KeyColumn, Metric};
-use shared_model::time::EventDay;
+use shared_model::time::{DAY, EventDay};
 
 /// A name as SQL takes it, whatever it holds.
 pub(crate) fn quote(name: &str) -> String {
@@ -80,9 +80,14 @@ pub(crate) fn create_child(parent: &str, table: &str, version: i64) -> String {
 
 /// The index that reading by key and time wants. Named by its version, since the names that Postgres gives, shortened to
 /// what it can hold, may be the same for two days of one metric that are loaded at once.
+///
+/// A bucket as wide as a day is the same in all rows of a table: behind a key it tells none of them apart.
 pub(crate) fn create_index(metric: &Metric, table: &str, version: i64) -> String {
-    let by: String = metric.by.iter().map(|key| format!("{}, ", quote(&key.name))).collect();
-    format!("create index by_key_{version} on views.{} ({by}bucket)", quote(table))
+    let mut columns: Vec<String> = metric.by.iter().map(|key| quote(&key.name)).collect();
+    if columns.is_empty() || metric.grain.width() < DAY {
+        columns.push("bucket".to_owned());
+    }
+    format!("create index by_key_{version} on views.{} ({})", quote(table), columns.join(", "))
 }
 
 /// Makes a child a partition.
@@ -98,6 +103,7 @@ pub(crate) fn attach(parent: &str, table: &str, version: i64) -> String {
 mod tests {
     use super::*;
     use shared_model::catalog::{Catalog, OUTBRAIN};
+    use shared_model::time::Grain;
 
     #[test]
     fn tables_are_as_the_readers_expect_them() {
@@ -114,6 +120,11 @@ mod tests {
         );
         let index = "create index by_key_5 on views.\"t\" (\"geo_location\", bucket)";
         assert_eq!(create_index(metric, "t", 5), index);
+        let mut daily = (**metric).clone();
+        daily.grain = Grain::new(DAY).expect("it divides a day");
+        assert_eq!(create_index(&daily, "t", 5), "create index by_key_5 on views.\"t\" (\"geo_location\")");
+        daily.by.clear();
+        assert_eq!(create_index(&daily, "t", 5), "create index by_key_5 on views.\"t\" (bucket)");
         let day = EventDay(16_966);
         assert_eq!(child_table(metric, day, 5), format!("geo_top_doc_{version}_20160614_5"));
         let long = child_table(metric, day, i64::MAX);

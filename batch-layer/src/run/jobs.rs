@@ -14,6 +14,7 @@ use futures::StreamExt as _;
 use shared_model::metric::Metric;
 use shared_model::time::EventDay;
 use sqlx::{AssertSqlSafe, PgConnection};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -199,7 +200,7 @@ impl Jobs<'_> {
     }
 
     /// Computes metrics from all of a day's files, or from the new ones alone, which are merged into what is live; gives
-    /// those that differ from the live versions, each with its place.
+    /// those that differ from the live versions, each with its place, in no order that matters.
     async fn compute(
         &self,
         input: &Inputs,
@@ -230,14 +231,17 @@ impl Jobs<'_> {
             "computed"
         );
         let begun = Instant::now();
+        // The largest first, and the next as soon as one is done: one that begins late is waited for by all else.
+        let mut tables: Vec<_> = wanted.into_iter().zip(cells).collect();
+        tables.sort_by_key(|(_, cells)| Reverse(cells.rows()));
         // What is computed is stored, even where the work is to stop: the next run uses it.
-        let each = wanted.into_iter().zip(cells).map(async |((place, wanted), cells)| {
+        let each = tables.into_iter().map(async |((place, wanted), cells)| {
             let staged = self.stopping(self.stage(input, wanted, cells)).await?;
             self.bar.inc(1);
             Ok(staged.map(|staged| (place, staged)))
         });
         let done: Vec<Result<Option<_>>> =
-            futures::stream::iter(each).buffered(self.budget.threads).collect().await;
+            futures::stream::iter(each).buffer_unordered(self.budget.threads).collect().await;
         let done: Vec<_> = first_fault(done)?.into_iter().flatten().collect();
         tracing::info!(
             day = %input.day,
