@@ -5,6 +5,7 @@
 
 mod days;
 mod process;
+mod second_day;
 mod watched;
 
 use clap::Parser;
@@ -17,7 +18,8 @@ const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 /// So many bytes are sent at once.
 const CHUNK: usize = 1 << 20;
 
-/// Measures a day's computation and load.
+/// Measures a day's computation and load, beside DuckDB and a bare COPY; or what is named instead, each with servers of
+/// its own.
 #[derive(Parser)]
 struct Args {
     /// Records of the day, one in a hundred there twice.
@@ -41,6 +43,13 @@ struct Args {
     /// Only this many threads compute.
     #[arg(long)]
     workers: Option<u16>,
+    /// Measure a day of as many records, of which one user, document, display and place has half each, beside the uniform
+    /// one.
+    #[arg(long)]
+    skewed: bool,
+    /// Measure a day of so many times the records, in the same memory, beside the usual one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    scale: Option<u64>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -54,7 +63,18 @@ async fn main() -> anyhow::Result<()> {
         "{} records of a day (seed {}), {} MiB; median (min to max) of {} runs",
         args.rows, args.seed, args.memory, args.runs
     );
-    compare(&args).await
+    if !args.skewed && args.scale.is_none() {
+        compare(&args).await?;
+    }
+    if args.skewed {
+        println!("a skewed day beside a uniform one:");
+        second_day::measure(&args, Day { number: 1, rows: args.rows, skewed: true }).await?;
+    }
+    if let Some(scale) = args.scale {
+        println!("a day of {scale} times the records:");
+        second_day::measure(&args, Day { number: 1, rows: args.rows * scale, skewed: false }).await?;
+    }
+    Ok(())
 }
 
 /// What rounds gave, by what it is, in the order in which it was first given.
@@ -85,7 +105,7 @@ impl Figures {
 /// Measures a day's computation and load beside DuckDB and a bare COPY.
 async fn compare(args: &Args) -> anyhow::Result<()> {
     let mut days = Days::start(args).await?;
-    let day = Day { number: 0, rows: args.rows };
+    let day = Day { number: 0, rows: args.rows, skewed: false };
     days.bring(day).await?;
     let mut figures = Figures::default();
     for round in 1..=args.runs {

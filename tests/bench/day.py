@@ -1,7 +1,7 @@
 """Days of records for the batch bench, and DuckDB's way of computing them.
 
-    day.py make FOLDER DATE ROWS SEED     writes a day as Parquet: 1 % of the records are there twice; prints its peak memory in MB
-    day.py reference OUT FILE...          computes a day from the archive's segments; prints JSON
+    day.py make FOLDER DATE ROWS SEED SHAPE   writes a day as Parquet (uniform, skewed); prints its peak memory in MB
+    day.py reference OUT FILE...              computes a day from the archive's segments; prints JSON
 
 Needs the package duckdb (https://pypi.org/project/duckdb).
 """
@@ -29,18 +29,23 @@ GROUPINGS = {
 }
 
 
-def make(folder, date, rows, seed):
-    """Keys by a power law, times spread over the day; every hundredth record comes once more."""
+def make(folder, date, rows, seed, shape):
+    """Keys by a power law, times spread over the day; every hundredth record comes once more.
+
+    Of a skewed day the first user, document, display and place have half of the records, each another half."""
     rows = int(rows)
     start = int(datetime.datetime.fromisoformat(date + "T00:00:00+00:00").timestamp()) * 1000
     connection = duckdb.connect()
     connection.execute("set memory_limit = '1GB'")
     connection.execute(f"set temp_directory = '{folder}/temp'")
 
+    def uniform(salt):
+        # In [0, 1), from a hash, so that a seed gives the same day everywhere.
+        return f"(hash(i * 16 + {salt} + {seed} * 1000003) >> 11) / 9007199254740992.0"
+
     def draw(salt, n, power):
-        # Uniform in [0, 1) from a hash, so that a seed gives the same day everywhere.
-        uniform = f"(hash(i * 16 + {salt} + {seed} * 1000003) >> 11) / 9007199254740992.0"
-        return f"cast(floor({n} * pow({uniform}, {power})) as bigint)"
+        rank = f"cast(floor({n} * pow({uniform(salt)}, {power})) as bigint)"
+        return f"(case when {uniform(salt + 8)} < 0.5 then 0 else {rank} end)" if shape == "skewed" else rank
 
     for begin in range(0, rows, PART):
         connection.execute(f"""
