@@ -4,6 +4,8 @@
 //! whose results every run's are held against: one that differs fails the bench.
 
 mod days;
+mod dirty_days;
+mod disk;
 mod process;
 mod second_day;
 mod watched;
@@ -50,6 +52,9 @@ struct Args {
     /// Measure a day of so many times the records, in the same memory, beside the usual one.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     scale: Option<u64>,
+    /// Measure what runs cost and read where all of so many days, one or none are dirty; the records are spread over them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=17))]
+    days: Option<u64>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -63,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
         "{} records of a day (seed {}), {} MiB; median (min to max) of {} runs",
         args.rows, args.seed, args.memory, args.runs
     );
-    if !args.skewed && args.scale.is_none() {
+    if !args.skewed && args.scale.is_none() && args.days.is_none() {
         compare(&args).await?;
     }
     if args.skewed {
@@ -73,6 +78,10 @@ async fn main() -> anyhow::Result<()> {
     if let Some(scale) = args.scale {
         println!("a day of {scale} times the records:");
         second_day::measure(&args, Day { number: 1, rows: args.rows * scale, skewed: false }).await?;
+    }
+    if let Some(count) = args.days {
+        println!("the records over {count} days:");
+        dirty_days::measure(&args, count).await?;
     }
     Ok(())
 }

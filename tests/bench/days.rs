@@ -1,9 +1,9 @@
 //! Days of records in an archive: made by `day.py`, imported, computed by the batch layer, and what came of it held
 //! against DuckDB's.
 
-use crate::Args;
 use crate::watched::watched;
-use anyhow::{Context as _, ensure};
+use crate::{Args, disk};
+use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::collections::BTreeMap;
@@ -48,10 +48,14 @@ pub(crate) struct Reference {
 /// What a command of the batch layer took: the figures of its process, and the seconds that it says of its parts, those
 /// of several days added up.
 pub(crate) struct Run {
+    /// From its start to its end.
+    pub(crate) seconds: f64,
     pub(crate) computed: f64,
     pub(crate) loaded: f64,
     pub(crate) cpu: f64,
     pub(crate) peak: f64,
+    /// MB that it read from the disk.
+    pub(crate) read: f64,
     /// Its log.
     said: String,
 }
@@ -99,7 +103,8 @@ impl Days {
         ensure!(importing.ended().await == 0, "{}", importing.logged());
         let segments = self.segments(day)?;
         println!(
-            "  {date}: {} {shape} records made in {made_in:.0?} ({peak:.0} MB), imported in {:.0?}: {} segments, {:.0} MB",
+            "  {date}: {} {shape} records made in {made_in:.0?} ({peak:.0} MB), imported in {:.0?}: {} segments, \
+             {:.0} MB",
             day.rows,
             begun.elapsed(),
             segments.len(),
@@ -108,9 +113,14 @@ impl Days {
         Ok(())
     }
 
-    /// The archive's files with rows of a day.
+    /// The archive's files with rows.
+    pub(crate) fn archive(&self) -> anyhow::Result<Vec<PathBuf>> {
+        segments(Path::new(&self.stack.archive["file://".len()..]))
+    }
+
+    /// Those of a day.
     pub(crate) fn segments(&self, day: Day) -> anyhow::Result<Vec<PathBuf>> {
-        let mut found = segments(Path::new(&self.stack.archive["file://".len()..]))?;
+        let mut found = self.archive()?;
         let folder = format!("event_day={}", day.date());
         found.retain(|file| file.parent().is_some_and(|parent| parent.ends_with(&folder)));
         Ok(found)
@@ -143,8 +153,12 @@ impl Days {
     pub(crate) async fn run(&self, command: &[&str], days: usize) -> anyhow::Result<Run> {
         let options = self.options.iter().map(String::as_str);
         let command: Vec<&str> = command.iter().copied().chain(options).collect();
-        let took = watched(self.stack.batch_process(&command)).await?;
-        let (computed, loaded) = (seconds(&took.said, "computed")?, seconds(&took.said, "loaded")?);
+        let begun = Instant::now();
+        let process = self.stack.batch_process(&command);
+        let read = disk::read_by(process.pid());
+        let (took, read) = tokio::join!(watched(process), read);
+        let (took, seconds) = (took?, begun.elapsed().as_secs_f64());
+        let (computed, loaded) = (told(&took.said, "computed")?, told(&took.said, "loaded")?);
         ensure!(
             computed.len() == days,
             "{} days were computed instead of {days}:\n{}",
@@ -152,14 +166,17 @@ impl Days {
             took.said
         );
         let (computed, loaded) = (computed.iter().sum(), loaded.iter().sum());
-        Ok(Run { computed, loaded, cpu: took.cpu, peak: took.peak, said: took.said })
+        let (cpu, peak, said) = (took.cpu, took.peak, took.said);
+        Ok(Run { seconds, computed, loaded, cpu, peak, read, said })
     }
 
-    /// Computes a day again, which must give what is live already: nothing is loaded.
-    pub(crate) async fn compute(&self, day: Day) -> anyhow::Result<Run> {
-        let date = day.date();
-        let run = self.run(&["backfill", "--from", &date, "--to", &date], 1).await?;
-        ensure!(run.said.contains("nothing new"), "{date} has other cells than before:\n{}", run.said);
+    /// Computes days that follow each other again, which must give what is live already: nothing is loaded.
+    pub(crate) async fn recompute(&self, of: &[Day], options: &[&str]) -> anyhow::Result<Run> {
+        let (Some(first), Some(last)) = (of.first(), of.last()) else { bail!("no day is named") };
+        let (from, to) = (first.date(), last.date());
+        let command = [&["backfill", "--from", &from, "--to", &to], options].concat();
+        let run = self.run(&command, of.len()).await?;
+        ensure!(run.said.contains("nothing new"), "{from} to {to}: other cells than before:\n{}", run.said);
         Ok(run)
     }
 
@@ -238,8 +255,8 @@ pub(crate) fn length(files: &[PathBuf]) -> anyhow::Result<f64> {
     Ok(lengths.sum::<anyhow::Result<u64>>()? as f64 / 1e6)
 }
 
-/// The seconds that each line of a log about `what` says.
-fn seconds(log: &str, what: &str) -> anyhow::Result<Vec<f64>> {
+/// The seconds that each line of a log about `what` tells.
+fn told(log: &str, what: &str) -> anyhow::Result<Vec<f64>> {
     let lines = log.lines().filter(|line| line.contains(&format!(" {what} ")));
     let said = lines.map(|line| -> anyhow::Result<f64> {
         let (_, rest) = line.split_once("seconds=").with_context(|| format!("no seconds: {line}"))?;

@@ -17,7 +17,7 @@ pub(crate) async fn measure(args: &Args, second: Day) -> anyhow::Result<()> {
         figures.add(&peak(day), run.peak);
     }
     for round in 1..=args.runs {
-        let runs = [days.compute(both[0]).await?, days.compute(both[1]).await?];
+        let runs = [days.recompute(&both[..1], &[]).await?, days.recompute(&both[1..], &[]).await?];
         for (day, run) in both.iter().zip(&runs) {
             println!("  run {round}, {}: {}", day.date(), shown(run));
             figures.add(&format!("{}: computed, s", day.date()), run.computed);
