@@ -1,0 +1,39 @@
+//! What processes read from the disk, of files that nobody has in memory.
+//!
+//! The batch layer maps segments into memory (Polars does) and asks for the parts that it needs. `rchar` of /proc/PID/io
+//! knows nothing of that; `read_bytes` counts what was brought from the disk for it, each page once, and what the system
+//! brings along around it.
+
+use anyhow::Context as _;
+use rustix::fs::{Advice, fadvise};
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Has the system forget what it keeps of files in memory.
+pub(crate) fn forget(files: &[PathBuf]) -> anyhow::Result<()> {
+    for path in files {
+        let failed = || format!("{} can't be forgotten", path.display());
+        let file = File::open(path).with_context(failed)?;
+        // What isn't written yet stays.
+        file.sync_all().with_context(failed)?;
+        fadvise(&file, 0, None, Advice::DontNeed).with_context(failed)?;
+    }
+    Ok(())
+}
+
+/// Waits until a process has ended; gives the MB that it has read.
+pub(crate) async fn read_by(pid: i32) -> f64 {
+    let mut read = 0.0;
+    while let Ok(bytes) = so_far(pid) {
+        read = bytes as f64 / 1e6;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    read
+}
+
+fn so_far(pid: i32) -> anyhow::Result<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let bytes = io.lines().find_map(|line| line.strip_prefix("read_bytes:")).context("no read_bytes")?;
+    Ok(bytes.trim().parse()?)
+}
