@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 /// One request under way, until it is answered; an answer that is wrong is an error.
 pub(crate) type Call = BoxFuture<'static, anyhow::Result<()>>;
@@ -130,5 +131,28 @@ impl Load {
             taken.push(task??);
         }
         Ok((taken, came))
+    }
+
+    /// Each once in turn, one at a time, each so many times a second; how long they took from when they were asked. At a low
+    /// rate none waits for another, and the timer's millisecond would hide what they differ by.
+    pub(crate) async fn in_turn<const N: usize>(
+        &self,
+        asks: [&Ask; N],
+        rate: f64,
+    ) -> anyhow::Result<[Vec<Duration>; N]> {
+        let mut random = SmallRng::seed_from_u64(self.seed);
+        let mut taken: [Vec<Duration>; N] = std::array::from_fn(|_| Vec::new());
+        let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / (rate * N as f64)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let begun = Instant::now();
+        while begun.elapsed() < self.time {
+            for (ask, taken) in asks.iter().zip(&mut taken) {
+                ticks.tick().await;
+                let asked = Instant::now();
+                ask(&mut random).await?;
+                taken.push(asked.elapsed());
+            }
+        }
+        Ok(taken)
     }
 }

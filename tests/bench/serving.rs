@@ -1,4 +1,4 @@
-//! How many answers the serving layer gives for a CPU-second, and how soon.
+//! How many answers the serving layer gives for a CPU-second, how soon, and what of that time it adds to its calls.
 //!
 //! `cargo bench --workspace --bench serving -- --help`. Servers are real. Thirty days lie in the batch view, the last hour
 //! in the realtime view; answers are held against naive counts of the records, and one that differs fails the bench.
@@ -7,11 +7,13 @@ mod events;
 mod figures;
 mod load;
 mod log;
+mod overhead;
 mod process;
 mod questions;
+mod traffic;
 mod world;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use figures::line;
 use load::{Ask, Latency, Load, Rates};
 use process::machine;
@@ -32,6 +34,9 @@ struct Args {
     /// Partitions of the log.
     #[arg(long, default_value_t = 4)]
     partitions: i32,
+    /// What is measured; all of it where nothing is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    measure: Vec<Measure>,
     /// How many requests are under way at once where as many are asked as are answered.
     #[arg(long, default_value_t = 32)]
     abreast: usize,
@@ -41,6 +46,13 @@ struct Args {
     /// Measured runs of each load.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Requests a second where each is made when no other is under way.
+    #[arg(long, default_value_t = 50.0)]
+    low_rate: f64,
+    /// How much of the realtime view the serving layer may keep, in MiB: of what it keeps it asks whether that has changed,
+    /// and no more.
+    #[arg(long, default_value_t = 1_024)]
+    cache: u32,
     /// The seed of the records and of the requests.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -50,6 +62,21 @@ struct Args {
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Args {
+    fn measures(&self, what: Measure) -> bool {
+        self.measure.is_empty() || self.measure.contains(&what)
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    /// How many requests are answered at most, for a CPU-second too, and how soon they are at half of that rate.
+    Load,
+    /// How long a request takes at a low rate, beside the calls to Redis and Postgres that it is made of.
+    Overhead,
 }
 
 #[tokio::main]
@@ -62,7 +89,12 @@ async fn main() -> anyhow::Result<()> {
         args.history, args.recent, args.seed, args.runs, args.seconds
     );
     let world = World::start(&args).await?;
-    loads(&args, &world).await?;
+    if args.measures(Measure::Load) {
+        loads(&args, &world).await?;
+    }
+    if args.measures(Measure::Overhead) {
+        overhead::measure(&args, &world).await?;
+    }
     world.end().await
 }
 

@@ -68,7 +68,7 @@ impl World {
         stack.kafka.create_topic("events", args.partitions, &[]).await?;
         stack.batch(&["run"]).await;
         let speed = stack.speed();
-        let (process, serving) = stack.serving().await;
+        let (process, serving) = stack.serving_with(&["--cache", &args.cache.to_string()]).await;
         let (partitions, seed) = (args.partitions as u64, args.seed);
         let recent = Records { count: args.recent, start: END - HOUR, length: HOUR, partitions, seed };
         let (start, length) = (END - DAYS * DAY, DAYS * DAY - HOUR);
