@@ -9,6 +9,7 @@ use rand::rngs::SmallRng;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use shared_model::time::{DAY, show};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// So many users with the most records are asked about.
@@ -65,6 +66,20 @@ impl Questions {
         about(&self.frequent, move |user| {
             let request = post(views(&user, END - days * DAY));
             async move { answered(request).await.map(drop) }
+        })
+    }
+
+    /// One key from a time on, merged; an answer is to be what `counts` says of the key.
+    pub(crate) fn counted(&self, from: i64, counts: HashMap<String, u64>) -> Ask {
+        let post = self.post();
+        about(&self.frequent, move |user| {
+            let (request, expected) = (post(views(&user, from)), counts[&user]);
+            async move {
+                let answer: Value = serde_json::from_slice(&answered(request).await?)?;
+                let found = &answer["rows"][0]["values"]["user_view_cnt"];
+                ensure!(*found == expected, "{expected} views of {user}: {answer}");
+                anyhow::Ok(())
+            }
         })
     }
 

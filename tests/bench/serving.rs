@@ -1,10 +1,12 @@
-//! How many answers the serving layer gives for a CPU-second, how soon, and what of that time it adds to its calls.
+//! How many answers the serving layer gives for a CPU-second, how soon, what of that time it adds to its calls, and what a
+//! flip changes.
 //!
 //! `cargo bench --workspace --bench serving -- --help`. Servers are real. Thirty days lie in the batch view, the last hour
 //! in the realtime view; answers are held against naive counts of the records, and one that differs fails the bench.
 
 mod events;
 mod figures;
+mod flip;
 mod load;
 mod log;
 mod overhead;
@@ -49,6 +51,9 @@ struct Args {
     /// Requests a second where each is made when no other is under way.
     #[arg(long, default_value_t = 50.0)]
     low_rate: f64,
+    /// Runs of the batch layer under load. As many records as those of the last hour come after each.
+    #[arg(long, default_value_t = 3)]
+    flips: usize,
     /// How much of the realtime view the serving layer may keep, in MiB: of what it keeps it asks whether that has changed,
     /// and no more.
     #[arg(long, default_value_t = 1_024)]
@@ -77,6 +82,9 @@ enum Measure {
     Load,
     /// How long a request takes at a low rate, beside the calls to Redis and Postgres that it is made of.
     Overhead,
+    /// How soon answers are while a run of the batch layer moves the tidemark, beside a calm span as long; each is held
+    /// against what was sent.
+    Flip,
 }
 
 #[tokio::main]
@@ -88,12 +96,15 @@ async fn main() -> anyhow::Result<()> {
          median (min to max)",
         args.history, args.recent, args.seed, args.runs, args.seconds
     );
-    let world = World::start(&args).await?;
+    let mut world = World::start(&args).await?;
     if args.measures(Measure::Load) {
         loads(&args, &world).await?;
     }
     if args.measures(Measure::Overhead) {
         overhead::measure(&args, &world).await?;
+    }
+    if args.measures(Measure::Flip) {
+        flip::measure(&args, &mut world).await?;
     }
     world.end().await
 }

@@ -3,8 +3,9 @@
 //! Before anything is measured of it, its answers are held against naive counts of the records.
 
 use crate::events::{Records, Totals, uuid};
+use crate::load::Ask;
 use crate::process::peak_memory;
-use crate::questions::{Questions, query, views};
+use crate::questions::{FREQUENT, Questions, query, views};
 use crate::{Args, log};
 use anyhow::{Context as _, anyhow, ensure};
 use local::layers::Layer;
@@ -93,6 +94,12 @@ impl World {
         Questions::new(&self.serving.url, self.users())
     }
 
+    /// Asks for the views of one key, of all time; an answer that differs from what was sent until now is an error.
+    pub(crate) fn counted(&self) -> Ask {
+        let counts = (0..FREQUENT).map(|user| (uuid(user), self.views(user))).collect();
+        self.questions().counted(self.begin(), counts)
+    }
+
     /// The users of the last window, in an order that is always the same.
     fn users(&self) -> Vec<String> {
         let mut users: Vec<String> = self.window.keys().cloned().collect();
@@ -112,15 +119,25 @@ impl World {
 
     /// Brings the days into the batch view and the hour into the realtime view.
     async fn fill(&mut self, history: Records) -> anyhow::Result<()> {
-        let bootstrap = self.stack.kafka.bootstrap();
-        let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, history, |_| ())).await??;
-        self.taken_in(totals).await?;
+        self.send(history).await?;
         let ends = self.epoch_over().await?;
         self.run(&ends).await?;
         println!("computed");
         let (bootstrap, recent) = (self.stack.kafka.bootstrap(), self.recent);
         let (totals, window) = tokio::task::spawn_blocking(move || last_hour(&bootstrap, recent)).await??;
         self.window = window;
+        self.taken_in(totals).await
+    }
+
+    /// As many records come as in the last hour, of the same hour and beside those.
+    pub(crate) async fn more(&mut self) -> anyhow::Result<()> {
+        let seed = self.recent.seed + self.totals.len() as u64;
+        self.send(Records { seed, ..self.recent }).await
+    }
+
+    async fn send(&mut self, records: Records) -> anyhow::Result<()> {
+        let bootstrap = self.stack.kafka.bootstrap();
+        let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
         self.taken_in(totals).await
     }
 
