@@ -138,7 +138,8 @@ impl Calls {
         Ok(())
     }
 
-    /// What is in force: the tidemark, the versions of the days, which it gives, the archive's days, and what the log had lost.
+    /// What is in force: the tidemark, the versions of the days, the archive's days, and what the log had lost. Gives the
+    /// versions.
     async fn versions(&self, connection: &mut PgConnection) -> anyhow::Result<BTreeMap<NaiveDate, i64>> {
         let (from, to) = (EventDay::of(END - DAYS * DAY).date(), EventDay::of(END).date());
         let now = None::<i64>;

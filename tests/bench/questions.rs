@@ -29,10 +29,11 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Questions to the serving layer at an address; `users` are those of the last window.
-    pub(crate) fn new(url: &str, users: Vec<String>) -> Questions {
+    /// Questions to the serving layer at an address; `users` are those of the last window. Where there are `keys` times as
+    /// many keys and records as usual, every `keys`th user has as many records as one usually has.
+    pub(crate) fn new(url: &str, users: Vec<String>, keys: usize) -> Questions {
         let recent = move |random: &mut SmallRng| users[random.random_range(0..users.len())].clone();
-        let frequent = move |random: &mut SmallRng| uuid(random.random_range(0..FREQUENT));
+        let frequent = move |random: &mut SmallRng| uuid(keys * random.random_range(0..FREQUENT));
         Questions {
             client: Client::new(),
             url: url.to_owned(),

@@ -1,5 +1,5 @@
 //! How many answers the serving layer gives for a CPU-second, how soon, what of that time it adds to its calls, and what a
-//! flip changes.
+//! flip and ten times as much change.
 //!
 //! `cargo bench --workspace --bench serving -- --help`. Servers are real. Thirty days lie in the batch view, the last hour
 //! in the realtime view; answers are held against naive counts of the records, and one that differs fails the bench.
@@ -7,6 +7,7 @@
 mod events;
 mod figures;
 mod flip;
+mod growth;
 mod load;
 mod log;
 mod overhead;
@@ -17,10 +18,11 @@ mod world;
 
 use clap::{Parser, ValueEnum};
 use figures::line;
+use growth::Growth;
 use load::{Ask, Latency, Load, Rates};
 use process::machine;
 use std::time::Duration;
-use world::World;
+use world::{USUAL, World};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
@@ -36,9 +38,13 @@ struct Args {
     /// Partitions of the log.
     #[arg(long, default_value_t = 4)]
     partitions: i32,
-    /// What is measured; all of it where nothing is named.
+    /// What is measured of that many records; all of it where neither this nor --grow names anything.
     #[arg(long, value_enum, value_delimiter = ',')]
     measure: Vec<Measure>,
+    /// What there is ten times as much of, each in servers of its own: latency and answers per CPU-second are then
+    /// printed beside those of the usual records in the same run.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    grow: Vec<Growth>,
     /// How many requests are under way at once where as many are asked as are answered.
     #[arg(long, default_value_t = 32)]
     abreast: usize,
@@ -71,7 +77,7 @@ struct Args {
 
 impl Args {
     fn measures(&self, what: Measure) -> bool {
-        self.measure.is_empty() || self.measure.contains(&what)
+        if self.measure.is_empty() { self.grow.is_empty() } else { self.measure.contains(&what) }
     }
 }
 
@@ -96,17 +102,25 @@ async fn main() -> anyhow::Result<()> {
          median (min to max)",
         args.history, args.recent, args.seed, args.runs, args.seconds
     );
-    let mut world = World::start(&args).await?;
+    let mut world = World::start(&args, USUAL).await?;
     if args.measures(Measure::Load) {
         loads(&args, &world).await?;
     }
     if args.measures(Measure::Overhead) {
         overhead::measure(&args, &world).await?;
     }
+    // Before the flips, after which more lies in the batch view.
+    let usual = if args.grow.is_empty() { None } else { Some(growth::usual(&args, &world).await?) };
     if args.measures(Measure::Flip) {
         flip::measure(&args, &mut world).await?;
     }
-    world.end().await
+    world.end().await?;
+    if let Some(usual) = usual {
+        for &growth in &args.grow {
+            growth::measure(&args, growth, &usual).await?;
+        }
+    }
+    Ok(())
 }
 
 /// How much is answered at most, and how soon at half of that.

@@ -1,4 +1,4 @@
-//! A Tidemark whose views hold the benches' records: thirty days in the batch view, a dense hour in the realtime view.
+//! A Tidemark whose views hold the benches' records: days of them in the batch view, a dense hour in the realtime view.
 //!
 //! Before anything is measured of it, its answers are held against naive counts of the records.
 
@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 use shared_model::offsets::TopicPartition;
-use shared_model::time::DAY;
+use shared_model::time::{DAY, show};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use tidemark_tests::stack::{Servers, Stack};
@@ -23,7 +23,7 @@ use tidemark_tests::stack::{Servers, Stack};
 const CATALOG: &str = include_str!("peer.toml");
 /// The end of all records: 2016-07-01T00:00:00Z.
 pub(crate) const END: i64 = 1_467_331_200_000;
-/// How many days lie before it.
+/// How many days lie before it, as usual.
 pub(crate) const DAYS: i64 = 30;
 const HOUR: i64 = 3_600_000;
 const WINDOW: i64 = 300_000;
@@ -45,12 +45,38 @@ struct Event<'a> {
     ts: i64,
 }
 
+/// How many times as much there is as usual.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    /// Of what keys are drawn from, and of records.
+    pub(crate) keys: usize,
+    /// Of days, and of the records before the last hour.
+    pub(crate) days: usize,
+    /// Of metrics.
+    pub(crate) metrics: usize,
+}
+
+/// As much as usual.
+pub(crate) const USUAL: Scale = Scale { keys: 1, days: 1, metrics: 1 };
+
+impl Scale {
+    fn days(self) -> i64 {
+        DAYS * self.days as i64
+    }
+
+    /// A time before all records: some of those that are late lie before the first day.
+    fn begin(self) -> i64 {
+        END - (self.days() + 1) * DAY
+    }
+}
+
 /// Servers, layers, and what was sent to them.
 pub(crate) struct World {
     /// The serving layer's process.
     pub(crate) process: Layer,
     serving: Serving,
     speed: Layer,
+    scale: Scale,
     /// The records of the last hour.
     recent: Records,
     totals: Vec<Totals>,
@@ -61,21 +87,27 @@ pub(crate) struct World {
 
 impl World {
     /// Starts it, and brings the records in; answers that are wrong are an error.
-    pub(crate) async fn start(args: &Args) -> anyhow::Result<World> {
+    pub(crate) async fn start(args: &Args, scale: Scale) -> anyhow::Result<World> {
         // A broker as it is run for real, not one that is there quickly.
         let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
         let servers = Servers { kafka, ..Servers::default() };
-        let stack = Stack::without_topics(&args.layers, &catalog(), servers).await;
+        let stack = Stack::without_topics(&args.layers, &catalog(scale), servers).await;
         stack.kafka.create_topic("events", args.partitions, &[]).await?;
         stack.batch(&["run"]).await;
         let speed = stack.speed();
         let (process, serving) = stack.serving_with(&["--cache", &args.cache.to_string()]).await;
-        let (partitions, seed) = (args.partitions as u64, args.seed);
-        let recent = Records { count: args.recent, start: END - HOUR, length: HOUR, partitions, seed };
-        let (start, length) = (END - DAYS * DAY, DAYS * DAY - HOUR);
-        let history = Records { count: args.history, start, length, ..recent };
+        let recent = Records {
+            count: args.recent * scale.keys as u64,
+            start: END - HOUR,
+            length: HOUR,
+            partitions: args.partitions as u64,
+            keys: scale.keys,
+            seed: args.seed,
+        };
+        let (count, days) = (args.history * (scale.keys * scale.days) as u64, scale.days());
+        let history = Records { count, start: END - days * DAY, length: days * DAY - HOUR, ..recent };
         let (totals, window) = (Vec::new(), Window::new());
-        let mut world = World { process, serving, speed, recent, totals, window, stack };
+        let mut world = World { process, serving, speed, scale, recent, totals, window, stack };
         world.fill(history).await?;
         world.check(args.seed).await?;
         println!("answers are right");
@@ -91,12 +123,13 @@ impl World {
 
     /// What can be asked of it.
     pub(crate) fn questions(&self) -> Questions {
-        Questions::new(&self.serving.url, self.users())
+        Questions::new(&self.serving.url, self.users(), self.scale.keys)
     }
 
     /// Asks for the views of one key, of all time; an answer that differs from what was sent until now is an error.
     pub(crate) fn counted(&self) -> Ask {
-        let counts = (0..FREQUENT).map(|user| (uuid(user), self.views(user))).collect();
+        let users = (0..FREQUENT).map(|rank| rank * self.scale.keys);
+        let counts = users.map(|user| (uuid(user), self.views(user))).collect();
         self.questions().counted(self.begin(), counts)
     }
 
@@ -112,9 +145,14 @@ impl World {
         self.totals.iter().map(|totals| u64::from(totals.users[user][1])).sum()
     }
 
-    /// A time before all records: some of those that are late lie before the first day.
+    /// How many days its records lie on.
+    pub(crate) fn days(&self) -> i64 {
+        self.scale.days()
+    }
+
+    /// A time before all records.
     fn begin(&self) -> i64 {
-        END - (DAYS + 1) * DAY
+        self.scale.begin()
     }
 
     /// Brings the days into the batch view and the hour into the realtime view.
@@ -208,14 +246,18 @@ impl World {
     }
 }
 
-/// The peer's catalog, of epochs that are soon over: the tidemark is to pass the days at once.
-fn catalog() -> String {
-    CATALOG
+/// The peer's catalog, with copies of its metrics, and epochs that are soon over: the tidemark is to pass the days at once.
+fn catalog(scale: Scale) -> String {
+    let text = CATALOG
         .replace("IDENTITY", "[]")
         .replace("PUBLISH", "false")
         .replace("epoch = \"10m\"", "epoch = \"1m\"")
-        .replace("2016-06-13", "2016-05-31")
-        .replace("to = \"2016-07-01\"", "to = \"2016-07-02\"")
+        .replace("2016-06-13", &show(scale.begin())[.."2016-06-13".len()])
+        .replace("to = \"2016-07-01\"", "to = \"2016-07-02\"");
+    let metrics = text.find("[metrics.").map_or("", |begin| &text[begin..]);
+    let copy = |number: usize| metrics.replace("]\ndescription", &format!("_{number}]\ndescription"));
+    let copies: String = (2..=scale.metrics).map(copy).collect();
+    text + "\n" + &copies
 }
 
 /// Sends the records of the last hour, and counts those of its last window.
