@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use std::collections::HashMap;
 use std::io::Write as _;
 
-/// Documents, displays, users and places to draw from.
+/// Documents, displays, users and places to draw from, as usual.
 const DOCUMENTS: usize = 100_000;
 const DISPLAYS: usize = 200_000;
 const USERS: usize = 1_000_000;
@@ -37,6 +37,8 @@ pub(crate) struct Records {
     pub(crate) length: i64,
     /// Of how many partitions.
     pub(crate) partitions: u64,
+    /// How many times as many documents, displays, users and places there are to draw from as usual.
+    pub(crate) keys: usize,
     /// The same records for the same seed.
     pub(crate) seed: u64,
 }
@@ -83,14 +85,15 @@ fn mix(bits: u64) -> u64 {
 
 /// Makes records and hands on each with its partition; a user's are all in one.
 pub(crate) fn generate(records: Records, mut each: impl FnMut(i32, &[u8])) -> Totals {
-    let (users, documents) = (Zipf::new(USERS, 0.9), Zipf::new(DOCUMENTS, 1.0));
-    let (displays, geos) = (Zipf::new(DISPLAYS, 0.8), Zipf::new(GEOS, 1.0));
+    let many = |usual: usize| usual * records.keys;
+    let (users, documents) = (Zipf::new(many(USERS), 0.9), Zipf::new(many(DOCUMENTS), 1.0));
+    let (displays, geos) = (Zipf::new(many(DISPLAYS), 0.8), Zipf::new(many(GEOS), 1.0));
     let (uuids, places): (Vec<String>, Vec<String>) =
-        ((0..USERS).map(uuid).collect(), (0..GEOS).map(geo).collect());
+        ((0..many(USERS)).map(uuid).collect(), (0..many(GEOS)).map(geo).collect());
     let mut totals = Totals {
-        users: vec![[0; 2]; USERS],
-        documents: vec![0; DOCUMENTS + 1],
-        displays: vec![0; DISPLAYS + 1],
+        users: vec![[0; 2]; many(USERS)],
+        documents: vec![0; many(DOCUMENTS) + 1],
+        displays: vec![0; many(DISPLAYS) + 1],
         geo_documents: HashMap::new(),
     };
     let mut random = SmallRng::seed_from_u64(records.seed);

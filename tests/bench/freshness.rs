@@ -106,6 +106,7 @@ async fn run(stack: &Stack, serving: &Arc<Serving>, args: &Args, number: u64) ->
         start: START + number as i64 * length,
         length,
         partitions: args.partitions as u64,
+        keys: 1,
         seed: args.seed + number,
     };
     let (bootstrap, rate, begun) = (stack.kafka.bootstrap(), args.rate, Instant::now());

@@ -86,6 +86,7 @@ async fn main() -> anyhow::Result<()> {
         start: START,
         length: ((args.age + args.seconds) * 1_000) as i64,
         partitions: args.partitions as u64,
+        keys: 1,
         seed: args.seed,
     };
     let begun = Instant::now();

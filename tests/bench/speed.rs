@@ -126,7 +126,7 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     stack.batch(&["run"]).await;
     let bootstrap = stack.kafka.bootstrap();
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
-    let records = Records { count, start: START, length: HOUR, partitions, seed };
+    let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
     let begun = Instant::now();
     let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
     println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());

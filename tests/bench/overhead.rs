@@ -1,0 +1,199 @@
+//! What the serving layer adds to the calls that it makes: how long requests take, beside the same calls to Redis and
+//! Postgres made by the bench itself, without HTTP, decoding or merge.
+//!
+//! Requests and bare calls come in turn, one at a time, so that whatever else the machine does falls on both. That they are
+//! the same calls is held against what Redis and Postgres say that they were asked.
+
+use crate::Args;
+use crate::figures::line;
+use crate::load::{Ask, Latency, Load};
+use crate::questions::about;
+use crate::traffic;
+use crate::world::{DAYS, END, World};
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, NaiveDate};
+use redis::aio::MultiplexedConnection;
+use shared_model::event::Value;
+use shared_model::metric::Metric;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::{DAY, EventDay};
+use shared_model::view::{FENCE_FIELD, MARKS_KEY, group_key, group_of};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tidemark_tests::stack::Stack;
+
+/// As many connections as the serving layer has by default.
+const CONNECTIONS: u32 = 16;
+
+const BEGIN: &str = "begin isolation level repeatable read read only; set local statement_timeout = 30000;
+                     set local client_connection_check_interval = '1s'";
+const TIDEMARK: &str = "select generation, run_id, cuts from tidemark.tidemark
+                        where $1::bigint is null or generation = $1 order by generation desc limit 1";
+const VERSIONS: &str = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial, v.hash
+                        from tidemark.live_version live join tidemark.view_version v using (version_id)
+                        where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
+const ARCHIVED: &str = "select distinct event_day from tidemark.segment
+                        where stream = any($1) and event_day >= $2 and event_day < $3
+                          and ($4::bigint is null or generation <= $4)";
+const LOST: &str = "select topic, partition, from_offset, to_offset, cause from tidemark.gap
+                    where $1::bigint is null or generation <= $1 order by 1, 2, 3";
+
+/// Compares requests with their calls alone.
+pub(crate) async fn measure(args: &Args, world: &World) -> anyhow::Result<()> {
+    let questions = world.questions();
+    let calls = Arc::new(Calls::connect(&world.stack, args.partitions).await?);
+    let of_live = calls.clone();
+    let live = about(&questions.recent, move |user| {
+        let calls = of_live.clone();
+        async move { calls.live(&user).await }
+    });
+    let merged = about(&questions.frequent, move |user| {
+        let calls = calls.clone();
+        async move { calls.merged(&user).await }
+    });
+    compare(args, world, "live counter of one key", [&questions.live(), &live]).await?;
+    compare(args, world, "merged query, one key over 30 days", [&questions.one_key(DAYS), &merged]).await
+}
+
+/// Compares a request with its calls alone, at a rate so low that neither waits.
+async fn compare(args: &Args, world: &World, name: &str, asks: [&Ask; 2]) -> anyhow::Result<()> {
+    let load = Load::new(args, world);
+    for ask in asks {
+        // Then all connections are there, with their statements prepared.
+        load.closed(ask, Duration::from_secs(1)).await?;
+    }
+    traffic::same(&world.stack, asks).await.with_context(|| format!("{name}, beside its calls alone"))?;
+    let mut runs: Vec<[Latency; 2]> = Vec::new();
+    for _ in 0..args.runs {
+        let [request, calls] = load.in_turn(asks, args.low_rate).await?;
+        runs.push([Latency::of(request)?, Latency::of(calls)?]);
+    }
+    println!("{name}, {} a second, beside its calls alone (wanted: at most 1.3 x):", args.low_rate);
+    let of = |figure: fn(&[Latency; 2]) -> f64| -> Vec<f64> { runs.iter().map(figure).collect() };
+    line("p50, ms", &of(|[request, _]| request.p50), 3);
+    line("p50 of its calls alone, ms", &of(|[_, calls]| calls.p50), 3);
+    line("p50 / p50 of its calls alone", &of(|[request, calls]| request.p50 / calls.p50), 2);
+    line("p99, ms", &of(|[request, _]| request.p99), 3);
+    line("p99 of its calls alone, ms", &of(|[_, calls]| calls.p99), 3);
+    line("p99 / p99 of its calls alone", &of(|[request, calls]| request.p99 / calls.p99), 2);
+    Ok(())
+}
+
+/// The calls of requests for a user's views, where the serving layer has read the realtime view already, and nothing was
+/// written since.
+struct Calls {
+    postgres: PgPool,
+    redis: MultiplexedConnection,
+    metric: Arc<Metric>,
+    partitions: Vec<TopicPartition>,
+    groups: u32,
+}
+
+impl Calls {
+    async fn connect(stack: &Stack, partitions: i32) -> anyhow::Result<Calls> {
+        let mut servers = stack.redis.connections().await;
+        ensure!(servers.len() == 1, "of a Redis Cluster other calls are made than those known here");
+        Ok(Calls {
+            postgres: PgPoolOptions::new().max_connections(CONNECTIONS).connect(&stack.database).await?,
+            redis: servers.remove(0),
+            metric: stack.catalog.metric("user_view_cnt").context("a metric of the peer")?.clone(),
+            partitions: (0..partitions).map(|partition| TopicPartition::new("events", partition)).collect(),
+            groups: stack.catalog.layout.groups,
+        })
+    }
+
+    /// The groups of each partition that may hold a user.
+    fn keys(&self, user: &str) -> Vec<String> {
+        let mut key = Vec::new();
+        Value::str(user).encode(&mut key);
+        let group = group_of(&key, self.groups);
+        self.partitions.iter().map(|tp| group_key(tp, group, self.groups)).collect()
+    }
+
+    /// Those of a live counter: the fences of its groups and then the marks, in one go.
+    async fn live(&self, user: &str) -> anyhow::Result<()> {
+        let mut all = redis::pipe();
+        for key in self.keys(user) {
+            all.cmd("HGET").arg(key).arg(FENCE_FIELD);
+        }
+        all.cmd("HGETALL").arg(MARKS_KEY);
+        let mut connection = self.redis.clone();
+        let answers: Vec<redis::Value> = all.query_async(&mut connection).await?;
+        ensure!(!answers.contains(&redis::Value::Nil), "a group of {user} is not there");
+        Ok(())
+    }
+
+    /// Those of a merged query: in one snapshot of the batch view what is in force there, and the rows; the marks and the
+    /// fences of the groups between them.
+    async fn merged(&self, user: &str) -> anyhow::Result<()> {
+        let mut connection = self.postgres.acquire().await?;
+        sqlx::raw_sql(BEGIN).execute(&mut *connection).await?;
+        let versions = self.versions(&mut connection).await?;
+        self.fences(user).await?;
+        self.rows(&mut connection, &versions, user).await?;
+        sqlx::raw_sql("commit").execute(&mut *connection).await?;
+        Ok(())
+    }
+
+    /// What is in force: the tidemark, the versions of the days, the archive's days, and what the log had lost. Gives the
+    /// versions.
+    async fn versions(&self, connection: &mut PgConnection) -> anyhow::Result<BTreeMap<NaiveDate, i64>> {
+        let (from, to) = (EventDay::of(END - DAYS * DAY).date(), EventDay::of(END).date());
+        let now = None::<i64>;
+        sqlx::query(TIDEMARK).bind(now).fetch_optional(&mut *connection).await?;
+        let live = sqlx::query(VERSIONS).bind(self.metric.version.to_string()).bind(from).bind(to);
+        let mut versions = BTreeMap::new();
+        for row in live.fetch_all(&mut *connection).await? {
+            let table: Option<String> = row.try_get(3)?;
+            if table.is_some() {
+                versions.insert(row.try_get::<NaiveDate, _>(0)?, row.try_get::<i64, _>(1)?);
+            }
+        }
+        let archived = sqlx::query(ARCHIVED).bind(vec!["events".to_owned()]).bind(from).bind(to).bind(now);
+        archived.fetch_all(&mut *connection).await?;
+        sqlx::query(LOST).bind(now).fetch_all(&mut *connection).await?;
+        Ok(versions)
+    }
+
+    /// The marks, and then the fences of a user's groups.
+    async fn fences(&self, user: &str) -> anyhow::Result<()> {
+        let mut connection = self.redis.clone();
+        let _marks: redis::Value = redis::cmd("HGETALL").arg(MARKS_KEY).query_async(&mut connection).await?;
+        let reads = self.keys(user).into_iter().map(|key| {
+            let mut connection = self.redis.clone();
+            async move {
+                let mut command = redis::cmd("HGET");
+                command.arg(&key).arg(FENCE_FIELD);
+                let fence: Option<String> = command.query_async(&mut connection).await?;
+                fence.with_context(|| format!("{key} is not there"))
+            }
+        });
+        futures::future::try_join_all(reads).await?;
+        Ok(())
+    }
+
+    async fn rows(
+        &self,
+        connection: &mut PgConnection,
+        versions: &BTreeMap<NaiveDate, i64>,
+        user: &str,
+    ) -> anyhow::Result<()> {
+        let ids: Vec<String> = versions.values().map(ToString::to_string).collect();
+        let sql = format!(
+            r#"select "uuid", $1, sum("value")::bigint from views."{}_{}"
+               where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = any($3)
+               group by 1, 2"#,
+            self.metric.name,
+            self.metric.version,
+            ids.join(", ")
+        );
+        let from = DateTime::from_timestamp_millis(END - DAYS * DAY).context("a time")?;
+        let to = DateTime::from_timestamp_millis(END).context("a time")?;
+        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(from).bind(to);
+        query.bind(vec![user.to_owned()]).fetch_all(&mut *connection).await?;
+        Ok(())
+    }
+}

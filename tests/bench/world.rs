@@ -1,0 +1,282 @@
+//! A Tidemark whose views hold the benches' records: days of them in the batch view, a dense hour in the realtime view.
+//!
+//! Before anything is measured of it, its answers are held against naive counts of the records.
+
+use crate::events::{Records, Totals, uuid};
+use crate::load::Ask;
+use crate::process::peak_memory;
+use crate::questions::{FREQUENT, Questions, query, views};
+use crate::{Args, log};
+use anyhow::{Context as _, anyhow, ensure};
+use local::layers::Layer;
+use local::probe::Serving;
+use local::servers::KafkaOptions;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::json;
+use shared_model::offsets::TopicPartition;
+use shared_model::time::{DAY, show};
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+use tidemark_tests::stack::{Servers, Stack};
+
+const CATALOG: &str = include_str!("peer.toml");
+/// The end of all records: 2016-07-01T00:00:00Z.
+pub(crate) const END: i64 = 1_467_331_200_000;
+/// How many days lie before it, as usual.
+pub(crate) const DAYS: i64 = 30;
+const HOUR: i64 = 3_600_000;
+const WINDOW: i64 = 300_000;
+const PANE: i64 = 10_000;
+/// Records are taken in within this time, however slow the machine.
+const PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// Each user's views in the last window.
+type Window = HashMap<String, u64>;
+
+/// The end of each partition's log.
+type Ends = BTreeMap<TopicPartition, i64>;
+
+/// What a record says.
+#[derive(serde::Deserialize)]
+struct Event<'a> {
+    event_type: &'a str,
+    uuid: &'a str,
+    ts: i64,
+}
+
+/// How many times as much there is as usual.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    /// Of what keys are drawn from, and of records.
+    pub(crate) keys: usize,
+    /// Of days, and of the records before the last hour.
+    pub(crate) days: usize,
+    /// Of metrics.
+    pub(crate) metrics: usize,
+}
+
+/// As much as usual.
+pub(crate) const USUAL: Scale = Scale { keys: 1, days: 1, metrics: 1 };
+
+impl Scale {
+    fn days(self) -> i64 {
+        DAYS * self.days as i64
+    }
+
+    /// A time before all records: some of those that are late lie before the first day.
+    fn begin(self) -> i64 {
+        END - (self.days() + 1) * DAY
+    }
+}
+
+/// Servers, layers, and what was sent to them.
+pub(crate) struct World {
+    /// The serving layer's process.
+    pub(crate) process: Layer,
+    serving: Serving,
+    speed: Layer,
+    scale: Scale,
+    /// The records of the last hour.
+    recent: Records,
+    totals: Vec<Totals>,
+    window: Window,
+    // Last: the layers go before their servers.
+    pub(crate) stack: Stack,
+}
+
+impl World {
+    /// Starts it, and brings the records in; answers that are wrong are an error.
+    pub(crate) async fn start(args: &Args, scale: Scale) -> anyhow::Result<World> {
+        // A broker as it is run for real, not one that is there quickly.
+        let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
+        let servers = Servers { kafka, ..Servers::default() };
+        let stack = Stack::without_topics(&args.layers, &catalog(scale), servers).await;
+        stack.kafka.create_topic("events", args.partitions, &[]).await?;
+        stack.batch(&["run"]).await;
+        let speed = stack.speed();
+        let (process, serving) = stack.serving_with(&["--cache", &args.cache.to_string()]).await;
+        let recent = Records {
+            count: args.recent * scale.keys as u64,
+            start: END - HOUR,
+            length: HOUR,
+            partitions: args.partitions as u64,
+            keys: scale.keys,
+            seed: args.seed,
+        };
+        let (count, days) = (args.history * (scale.keys * scale.days) as u64, scale.days());
+        let history = Records { count, start: END - days * DAY, length: days * DAY - HOUR, ..recent };
+        let (totals, window) = (Vec::new(), Window::new());
+        let mut world = World { process, serving, speed, scale, recent, totals, window, stack };
+        world.fill(history).await?;
+        world.check(args.seed).await?;
+        println!("answers are right");
+        Ok(world)
+    }
+
+    /// Ends it.
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
+        println!("serving layer's peak memory: {:.0} MB", peak_memory(self.process.pid())?);
+        self.process.stop().await;
+        Ok(())
+    }
+
+    /// What can be asked of it.
+    pub(crate) fn questions(&self) -> Questions {
+        Questions::new(&self.serving.url, self.users(), self.scale.keys)
+    }
+
+    /// Asks for the views of one key, of all time; an answer that differs from what was sent until now is an error.
+    pub(crate) fn counted(&self) -> Ask {
+        let users = (0..FREQUENT).map(|rank| rank * self.scale.keys);
+        let counts = users.map(|user| (uuid(user), self.views(user))).collect();
+        self.questions().counted(self.begin(), counts)
+    }
+
+    /// The users of the last window, in an order that is always the same.
+    fn users(&self) -> Vec<String> {
+        let mut users: Vec<String> = self.window.keys().cloned().collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// A user's views.
+    fn views(&self, user: usize) -> u64 {
+        self.totals.iter().map(|totals| u64::from(totals.users[user][1])).sum()
+    }
+
+    /// How many days its records lie on.
+    pub(crate) fn days(&self) -> i64 {
+        self.scale.days()
+    }
+
+    /// A time before all records.
+    fn begin(&self) -> i64 {
+        self.scale.begin()
+    }
+
+    /// Brings the days into the batch view and the hour into the realtime view.
+    async fn fill(&mut self, history: Records) -> anyhow::Result<()> {
+        self.send(history).await?;
+        let ends = self.epoch_over().await?;
+        self.run(&ends).await?;
+        println!("computed");
+        let (bootstrap, recent) = (self.stack.kafka.bootstrap(), self.recent);
+        let (totals, window) = tokio::task::spawn_blocking(move || last_hour(&bootstrap, recent)).await??;
+        self.window = window;
+        self.taken_in(totals).await
+    }
+
+    /// As many records come as in the last hour, of the same hour and beside those.
+    pub(crate) async fn more(&mut self) -> anyhow::Result<()> {
+        let seed = self.recent.seed + self.totals.len() as u64;
+        self.send(Records { seed, ..self.recent }).await
+    }
+
+    async fn send(&mut self, records: Records) -> anyhow::Result<()> {
+        let bootstrap = self.stack.kafka.bootstrap();
+        let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
+        self.taken_in(totals).await
+    }
+
+    /// Waits until the realtime view has taken in what was sent.
+    async fn taken_in(&mut self, totals: Totals) -> anyhow::Result<()> {
+        let (ends, begun) = (self.stack.probe.ends()?, Instant::now());
+        while self.stack.probe.lag(&ends).await? > 0 {
+            ensure!(self.speed.exited().is_none(), "the worker ended:\n{}", self.speed.logged());
+            ensure!(begun.elapsed() < PATIENCE, "records aren't taken in after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let users = totals.users.iter().filter(|counts| counts[0] + counts[1] > 0).count();
+        let records: u64 = totals.users.iter().flatten().map(|&count| u64::from(count)).sum();
+        println!("{records} records of {users} users sent");
+        self.totals.push(totals);
+        Ok(())
+    }
+
+    /// Waits until the epoch of the newest record is over, which a run that starts sooner leaves open. Gives the ends that
+    /// the log had before: ticks come behind them.
+    pub(crate) async fn epoch_over(&self) -> anyhow::Result<Ends> {
+        let ends = self.stack.probe.ends()?;
+        let (epoch, now) = (self.stack.catalog.layout.epoch, tidemark_tests::now());
+        let over = epoch.boundary(epoch.epoch(now) + 1);
+        tokio::time::sleep(Duration::from_millis((over - now) as u64)).await;
+        Ok(ends)
+    }
+
+    /// A run of the batch layer, at the priority that it has by default, which moves the tidemark past these ends.
+    pub(crate) async fn run(&self, ends: &Ends) -> anyhow::Result<()> {
+        self.stack.batch(&["run", "--nice", "10"]).await;
+        self.stack.passed(ends).await.map_err(|behind| anyhow!("the tidemark has not passed {behind}"))
+    }
+
+    /// Holds answers against the records.
+    async fn check(&self, seed: u64) -> anyhow::Result<()> {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let users = self.users();
+        for _ in 0..100 {
+            let user = &users[random.random_range(0..users.len())];
+            let answer = self.serving.live("user_view_cnt", &[("uuid", user.clone())]).await?;
+            let right = answer["value"] == self.window[user] && answer["complete"] == true;
+            ensure!(right, "live of {user}, {} views: {answer}", self.window[user]);
+        }
+        for user in (0..100).map(|n| n * 7) {
+            let answer = self.serving.query(&views(&uuid(user), self.begin())).await?;
+            let right = answer["rows"][0]["values"]["user_view_cnt"] == self.views(user);
+            ensure!(right, "{} views of {user}: {answer}", self.views(user));
+        }
+        self.check_documents().await
+    }
+
+    async fn check_documents(&self) -> anyhow::Result<()> {
+        let documents: Vec<usize> = (1..=1_000).collect();
+        let filters = json!([{ "dimension": "document_id", "op": "in", "values": documents }]);
+        let answer = self.serving.query(&query("doc_cnt", self.begin(), &["document_id"], filters)).await?;
+        let rows = answer["rows"].as_array().context("rows")?;
+        let count = |document: usize| -> u64 {
+            self.totals.iter().map(|totals| u64::from(totals.documents[document])).sum()
+        };
+        let there = documents.iter().filter(|&&document| count(document) > 0).count();
+        ensure!(rows.len() == there, "{} documents, not {there}", rows.len());
+        for row in rows {
+            let document = row["key"]["document_id"].as_u64().context("a document")? as usize;
+            ensure!(row["values"]["doc_cnt"] == count(document), "events of {document}: {row}");
+        }
+        Ok(())
+    }
+}
+
+/// The peer's catalog, with copies of its metrics, and epochs that are soon over: the tidemark is to pass the days at once.
+fn catalog(scale: Scale) -> String {
+    let text = CATALOG
+        .replace("IDENTITY", "[]")
+        .replace("PUBLISH", "false")
+        .replace("epoch = \"10m\"", "epoch = \"1m\"")
+        .replace("2016-06-13", &show(scale.begin())[.."2016-06-13".len()])
+        .replace("to = \"2016-07-01\"", "to = \"2016-07-02\"");
+    let metrics = text.find("[metrics.").map_or("", |begin| &text[begin..]);
+    let copy = |number: usize| metrics.replace("]\ndescription", &format!("_{number}]\ndescription"));
+    let copies: String = (2..=scale.metrics).map(copy).collect();
+    text + "\n" + &copies
+}
+
+/// Sends the records of the last hour, and counts those of its last window.
+fn last_hour(bootstrap: &str, records: Records) -> anyhow::Result<(Totals, Window)> {
+    let (mut views, mut newest, mut fault) = (Vec::new(), i64::MIN, None);
+    let totals = log::send(bootstrap, records, |record| match serde_json::from_slice::<Event>(record) {
+        Ok(event) => {
+            newest = newest.max(event.ts);
+            if event.event_type == "view" && event.ts >= END - 2 * WINDOW {
+                views.push((event.uuid.to_owned(), event.ts));
+            }
+        }
+        Err(error) => fault = Some(error),
+    })?;
+    ensure!(fault.is_none(), "a record can't be read: {fault:?}");
+    let end = newest.div_euclid(PANE) * PANE + PANE;
+    let mut window = Window::new();
+    for (user, _) in views.into_iter().filter(|(_, time)| (end - WINDOW..end).contains(time)) {
+        *window.entry(user).or_default() += 1;
+    }
+    Ok((totals, window))
+}
