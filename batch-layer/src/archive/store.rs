@@ -9,13 +9,20 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
 use shared_model::failpoint;
 use shared_model::secret;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::warn;
 use url::Url;
+use xxhash_rust::xxh3::Xxh3;
+
+/// A file that is longer than this is written in parts of so many bytes.
+const PART: usize = 16 << 20;
+/// How many parts of a file are on their way at once.
+const PARTS: usize = 2;
 
 /// How often a write is tried before it fails, beyond the client's own retries.
 const ATTEMPTS: u32 = 5;
@@ -157,6 +164,78 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Writes a file under a name that is made of its content: writing it again changes nothing. Two of its parts are in
+    /// memory at a time, whatever its length.
+    pub async fn put_file(&self, path: &str, file: &std::path::Path) -> Result<()> {
+        let failed = || format!("archive {}: {path} can't be written", self.url);
+        let length = tokio::fs::metadata(file).await.with_context(failed)?.len();
+        if length <= PART as u64 {
+            return self.put(path, tokio::fs::read(file).await.with_context(failed)?.into()).await;
+        }
+        let mut attempt = 1;
+        loop {
+            failpoint::hit("batch.put.before");
+            let put = self.put_parts(path, file).await;
+            failpoint::hit("batch.put.after");
+            match put {
+                Ok(()) => return self.make_durable(path).await,
+                Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
+                    self.back_off(path, &mut attempt, &error).await
+                }
+                Err(error) => return Err(error).with_context(failed),
+            }
+        }
+    }
+
+    async fn put_parts(&self, path: &str, file: &std::path::Path) -> Result<(), Error> {
+        let unreadable = |source: std::io::Error| Error::Generic { store: "file", source: source.into() };
+        let mut file = tokio::fs::File::open(file).await.map_err(unreadable)?;
+        let upload = self.inner.put_multipart(&self.at(path)).await?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = file.read(&mut buffer).await.map_err(unreadable)?;
+            if read == 0 {
+                break;
+            }
+            upload.wait_for_capacity(PARTS).await?;
+            upload.write(&buffer[..read]);
+        }
+        upload.finish().await.map(|_| ())
+    }
+
+    /// The length of an object; `None` where there is none.
+    pub async fn size(&self, path: &str) -> Result<Option<u64>> {
+        match self.inner.head(&self.at(path)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("archive {}: {path} can't be looked for", self.url))
+            }
+        }
+    }
+
+    /// Copies an object to a file of this machine, piece by piece, and gives the xxh3 of its bytes as 16 hex digits; `None`
+    /// where there is none.
+    pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<Option<String>> {
+        let failed = || format!("archive {}: {path} can't be read", self.url);
+        let found = match self.inner.get(&self.at(path)).await {
+            Ok(found) => found,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error).with_context(failed),
+        };
+        let unwritable = "a segment can't be written to the temporary folder";
+        let mut file = tokio::fs::File::create(to).await.context(unwritable)?;
+        let (mut pieces, mut hasher) = (found.into_stream(), Xxh3::new());
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.with_context(failed)?;
+            hasher.update(&piece);
+            file.write_all(&piece).await.context(unwritable)?;
+        }
+        file.flush().await.context(unwritable)?;
+        Ok(Some(format!("{:016x}", hasher.digest())))
     }
 
     /// Writes an object that must not exist yet. `ours` tells, from the bytes found in its place, whether they are

@@ -1,0 +1,230 @@
+//! What says that small files were rewritten as one: the chain of compactions of one stream's event day.
+//!
+//! A compaction's file holds all rows of the segments that it names and no others, in the order in which it names them: by
+//! topic, partition, offset. Manifests are never changed: they go on naming segments, whatever became of their files, and
+//! whoever finds a segment's own file gone finds its rows here. A compaction is written once, with put-if-absent, under the
+//! next number of its stream and day, and made of whole files as the chain before it left them: of two compactions of a
+//! chain, the later one holds all segments of the earlier, or none.
+
+use crate::archive::manifest::{day, parse};
+use crate::archive::store::Store;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use shared_model::time::{EventDay, Millis};
+use std::collections::HashMap;
+
+/// The newest form that this program reads and writes.
+pub const COMPACTION_VERSION: u8 = 1;
+
+/// How the names of compacted files begin; such a name has no dash, which every segment's has.
+const PREFIX: &str = "compacted_";
+
+/// A file that holds the rows of several segments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compacted {
+    /// Its path below the archive's root.
+    pub path: String,
+    /// How many rows it has.
+    pub rows: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// xxh3 of its bytes, 16 hex digits.
+    pub checksum: String,
+}
+
+/// A segment whose rows lie in a compacted file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The path that its manifest names.
+    pub path: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The offset of its first row.
+    pub from_offset: i64,
+    /// One more than the offset of its last row.
+    pub to_offset: i64,
+    /// How many rows it has.
+    pub rows: u64,
+}
+
+impl Place {
+    /// What segments are put in order by.
+    pub(crate) fn position(&self) -> (&str, i32, i64) {
+        (&self.topic, self.partition, self.from_offset)
+    }
+}
+
+/// One rewriting of several files of a stream's event day into one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// The form's version.
+    pub v: u8,
+    /// The stream's name in the catalog.
+    pub stream: String,
+    /// The event day of all rows.
+    #[serde(with = "day")]
+    pub event_day: EventDay,
+    /// Its place in the chain, from 0.
+    pub number: u64,
+    /// What was written.
+    pub file: Compacted,
+    /// The lowest event time.
+    pub min_event_time: Millis,
+    /// The highest event time.
+    pub max_event_time: Millis,
+    /// The segments whose rows it holds, in the order of its rows.
+    pub segments: Vec<Place>,
+    /// The files that were read for it, which nobody needs once it is there: segments, and earlier compacted files.
+    pub replaced: Vec<String>,
+    /// Drawn by the writer: tells its own manifest from a rival's.
+    pub nonce: String,
+    /// When it was written, in ms since 1970, by the writer's clock.
+    pub written_at: Millis,
+}
+
+impl Compaction {
+    /// The compaction from its stored JSON. Refuses a newer form, and one that doesn't add up.
+    pub fn from_json(path: &str, json: &[u8]) -> Result<Compaction> {
+        let compaction: Compaction = parse(path, json, COMPACTION_VERSION)?;
+        let rows: u64 = compaction.segments.iter().map(|place| place.rows).sum();
+        if rows != compaction.file.rows {
+            let of = compaction.file.rows;
+            bail!(
+                "manifest {path} names segments of {rows} rows and a file of {of}: the archive is damaged there"
+            );
+        }
+        Ok(compaction)
+    }
+
+    /// The JSON to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a compaction has no map with keys that JSON can't have")
+    }
+}
+
+/// Where a compaction of a stream's event day lies.
+pub fn compaction_path(stream: &str, day: EventDay, number: u64) -> String {
+    format!("compactions/stream={stream}/event_day={day}/{number:010}.json")
+}
+
+/// Where a compacted file lies.
+pub(crate) fn compacted_path(stream: &str, day: EventDay, checksum: &str) -> String {
+    format!("data/stream={stream}/event_day={day}/{PREFIX}{checksum}.parquet")
+}
+
+/// The stream and event day of a compacted file, by its path; `None` of any other file.
+pub(crate) fn parse_compacted_path(path: &str) -> Option<(&str, EventDay)> {
+    let mut parts = path.strip_prefix("data/stream=")?.split('/');
+    let (stream, day, name) = (parts.next()?, parts.next()?.strip_prefix("event_day=")?, parts.next()?);
+    let checksum = name.strip_prefix(PREFIX)?.strip_suffix(".parquet")?;
+    let is_checksum = checksum.len() == 16 && checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_checksum && parts.next().is_none()).then_some((stream, EventDay::from_date(day.parse().ok()?)))
+}
+
+/// The compactions of a stream's event day, from a number on. They are looked for by name: a listing may lag behind what
+/// there is.
+pub async fn chain(store: &Store, stream: &str, day: EventDay, from: u64) -> Result<Vec<Compaction>> {
+    let mut found = Vec::new();
+    for number in from.. {
+        let path = compaction_path(stream, day, number);
+        let Some(json) = store.get(&path).await? else { break };
+        let compaction = Compaction::from_json(&path, &json)?;
+        if (compaction.stream.as_str(), compaction.event_day, compaction.number) != (stream, day, number) {
+            bail!("manifest {path} is not what its name says: the archive is damaged there");
+        }
+        found.push(compaction);
+    }
+    Ok(found)
+}
+
+/// In which compaction of a chain each segment's rows lie now, by the path that its manifest names: the last that holds
+/// it.
+pub(crate) fn holders(chain: &[Compaction]) -> HashMap<&str, &Compaction> {
+    let mut holders = HashMap::new();
+    for compaction in chain {
+        holders.extend(compaction.segments.iter().map(|place| (place.path.as_str(), compaction)));
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compaction(number: u64, segments: &[&str]) -> Compaction {
+        let place = |(at, path): (i64, &&str)| Place {
+            path: (*path).to_owned(),
+            topic: "clicks".into(),
+            partition: 0,
+            from_offset: at,
+            to_offset: at + 1,
+            rows: 1,
+        };
+        let rows = segments.len() as u64;
+        Compaction {
+            v: COMPACTION_VERSION,
+            stream: "clicks".into(),
+            event_day: EventDay(7),
+            number,
+            file: Compacted { path: format!("f{number}"), rows, bytes: 5, checksum: "00".into() },
+            min_event_time: 1,
+            max_event_time: 2,
+            segments: (0..).zip(segments).map(place).collect(),
+            replaced: segments.iter().map(|path| (*path).to_owned()).collect(),
+            nonce: "n".into(),
+            written_at: 5,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chain_is_read_by_name_to_its_end_and_the_last_that_holds_a_segment_has_its_rows() {
+        let store = Store::in_memory();
+        let all = [compaction(0, &["a", "b"]), compaction(1, &["c", "d"]), compaction(2, &["a", "b", "e"])];
+        for one in &all {
+            store
+                .put(&compaction_path("clicks", EventDay(7), one.number), one.to_json().into())
+                .await
+                .unwrap();
+        }
+        assert_eq!(chain(&store, "clicks", EventDay(7), 0).await.unwrap(), all);
+        assert_eq!(chain(&store, "clicks", EventDay(7), 2).await.unwrap(), all[2..]);
+        assert_eq!(chain(&store, "clicks", EventDay(8), 0).await.unwrap(), []);
+        let found = holders(&all);
+        let mut found: Vec<_> = found.iter().map(|(path, one)| (*path, one.number)).collect();
+        found.sort_unstable();
+        assert_eq!(found, [("a", 2), ("b", 2), ("c", 1), ("d", 1), ("e", 2)]);
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_or_newer_is_refused() {
+        let check = async |change: fn(&mut Compaction), expected: &str| {
+            let (store, mut one) = (Store::in_memory(), compaction(0, &["a"]));
+            change(&mut one);
+            store.put(&compaction_path("clicks", EventDay(7), 0), one.to_json().into()).await.unwrap();
+            let error = chain(&store, "clicks", EventDay(7), 0).await.unwrap_err();
+            assert!(format!("{error:#}").contains(expected), "{error:#}");
+        };
+        check(|one| one.v = 2, "upgrade it").await;
+        check(|one| one.number = 1, "not what its name says").await;
+        check(|one| one.segments[0].rows = 9, "segments of 9 rows and a file of 1").await;
+    }
+
+    #[test]
+    fn a_compacted_file_is_told_by_its_name_and_no_segment_is_taken_for_one() {
+        let day = EventDay(17_000);
+        let path = compacted_path("clicks", day, "00112233445566ff");
+        assert_eq!(parse_compacted_path(&path), Some(("clicks", day)));
+        for other in [
+            "data/stream=clicks/event_day=2016-06-14/compacted_00112233445566ff-0-1-2-00ff.parquet",
+            "data/stream=clicks/event_day=2016-06-14/compacted_0011.parquet",
+            "data/stream=clicks/event_day=2016-06-14/deeper/compacted_00112233445566ff.parquet",
+            "data/stream=clicks/event_day=never/compacted_00112233445566ff.parquet",
+            "rejects/stream=clicks/compacted_00112233445566ff.parquet",
+        ] {
+            assert_eq!(parse_compacted_path(other), None, "{other}");
+        }
+        assert!(compaction_path("clicks", day, 9) < compaction_path("clicks", day, 10));
+    }
+}
