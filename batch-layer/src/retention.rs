@@ -23,8 +23,8 @@ pub(crate) fn first_kept(stream: &Stream, tidemark: &Tidemark, days: u32) -> Opt
     Some(EventDay(EventDay::of(newest).0.saturating_sub(days)).date())
 }
 
-/// Removes the segments of event days before a day, of one stream or of all. Returns how many, and their bytes. The
-/// caller holds the run lock.
+/// Removes the segments of event days before a day, of one stream or of all. Returns how many files had their rows, and
+/// those files' bytes. The caller holds the run lock.
 pub(crate) async fn archive(
     connection: &mut PgConnection,
     store: &Store,
@@ -35,16 +35,42 @@ pub(crate) async fn archive(
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
-    let sql = "select path, bytes from tidemark.segment where removed_at is not null and deleted_at is null";
-    let marked: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
-    let mut bytes = 0;
-    for (path, length) in &marked {
+    // Of a segment that was rewritten there may be the file that it had, and what counts is the one that has its rows.
+    let sql = "select path, case when compacted is null then bytes else 0 end, compacted is null
+               from tidemark.segment where removed_at is not null and deleted_at is null";
+    let marked: Vec<(String, i64, bool)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+    let (mut files, mut bytes) = (0, 0);
+    for (path, length, is_read) in &marked {
         store.delete(path).await?;
         let sql = "update tidemark.segment set deleted_at = $2 where path = $1";
         sqlx::query(sql).bind(path).bind(timestamp(now)).execute(&mut *connection).await?;
+        files += usize::from(*is_read);
         bytes += length;
     }
-    Ok((marked.len(), bytes))
+    let (more_files, more_bytes) = compacted(connection, store, now).await?;
+    Ok((files + more_files, bytes + more_bytes))
+}
+
+/// Removes the compacted files of which all segments are removed, and what those replaced that is still there.
+async fn compacted(connection: &mut PgConnection, store: &Store, now: Millis) -> Result<(usize, i64)> {
+    let sql = "select path, bytes, replaced, current from tidemark.compaction c
+               where deleted_at is null
+                 and exists (select from tidemark.segment s where s.stream = c.stream and s.event_day = c.event_day
+                                                              and s.removed_at is not null)
+                 and not exists (select from tidemark.segment s where s.compacted = c.path and s.removed_at is null)";
+    let gone: Vec<(String, i64, Vec<String>, bool)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+    let (mut files, mut bytes) = (0, 0);
+    for (path, length, replaced, is_read) in &gone {
+        for file in replaced.iter().chain([path]) {
+            store.delete(file).await?;
+        }
+        let sql = "update tidemark.compaction
+                   set deleted_at = $2, cleared_at = coalesce(cleared_at, $2), current = false where path = $1";
+        sqlx::query(sql).bind(path).bind(timestamp(now)).execute(&mut *connection).await?;
+        files += usize::from(*is_read);
+        bytes += if *is_read { *length } else { 0 };
+    }
+    Ok((files, bytes))
 }
 
 /// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many. The ledger is told

@@ -18,7 +18,7 @@ use crate::files::Files;
 use crate::ledger::{self, timestamp};
 use crate::replace::flip::{Flip, flip};
 use crate::replace::retire;
-use crate::{facts, history, retention, telemetry, views, work};
+use crate::{compact, facts, history, retention, telemetry, views, work};
 use anyhow::{Context as _, Result};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -234,7 +234,8 @@ async fn prepare_facts(
                 .with_context(|| format!("table facts.{}", stream.name))?;
             failpoint::hit("batch.facts.after");
         }
-        found.push((table, files.local(&entry.segment).await?));
+        let files = files.rows_of(&[entry]).await?;
+        found.extend(files.into_iter().map(|file| (table.clone(), file)));
     }
     Ok(found)
 }
@@ -289,10 +290,11 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
         Err(error) => tracing::warn!("old versions are not dropped yet: {error:#}"),
     }
     // A backfill or rollback may be what someone hurries to do before days go.
-    if order.moves_tidemark()
-        && let Err(error) = retain(context, connection, now).await
-    {
-        tracing::warn!("old event days are not removed yet: {error:#}");
+    if order.moves_tidemark() {
+        if let Err(error) = retain(context, connection, now).await {
+            tracing::warn!("old event days are not removed yet: {error:#}");
+        }
+        compact::compact(context, connection).await;
     }
 }
 

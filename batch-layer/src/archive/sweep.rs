@@ -1,14 +1,17 @@
-//! Removes files that no manifest names: what a killed or outrun archiver left behind, probes included.
+//! Removes files that no manifest names: what a killed or outrun archiver left behind, probes included, and compacted files
+//! of which no compaction tells.
 //!
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
-//! it, by its own name, doesn't.
+//! it, by its own name, doesn't; of a compacted file, if none of its day's does. What was replaced by a compaction is named
+//! all the same: it goes by the ledger, not by a sweep.
 
+use crate::archive::compaction::{self, parse_compacted_path};
 use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder, manifest_path};
 use crate::archive::segment::{NamedRange, parse_file_name};
 use crate::archive::store::Store;
 use anyhow::Result;
 use shared_model::offsets::TopicPartition;
-use shared_model::time::Millis;
+use shared_model::time::{EventDay, Millis};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tracing::info;
 
@@ -37,6 +40,13 @@ pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<S
             if folder == "probe" {
                 swept.bytes += object.size;
                 swept.orphans.push(path);
+                continue;
+            }
+            if let Some((stream, day)) = parse_compacted_path(&path) {
+                if !named.names_compacted(store, stream, day, &path).await? {
+                    swept.bytes += object.size;
+                    swept.orphans.push(path);
+                }
                 continue;
             }
             match (stream_of(&path), path.rsplit('/').next().and_then(parse_file_name)) {
@@ -70,6 +80,8 @@ struct Named {
     /// The manifests that were looked for, each with the offset at which it ends, where there is one.
     read: HashMap<String, Option<i64>>,
     paths: HashSet<String>,
+    /// The days whose compactions are read.
+    compacted: HashSet<(String, EventDay)>,
 }
 
 impl Named {
@@ -86,6 +98,20 @@ impl Named {
             let end = self.read(store, &manifest_path(&tp, at)).await?;
             // A listing may lag behind what there is, a look by name doesn't.
             begin = end.filter(|end| at < *end && *end <= range.from);
+        }
+        Ok(self.paths.contains(path))
+    }
+
+    async fn names_compacted(
+        &mut self,
+        store: &Store,
+        stream: &str,
+        day: EventDay,
+        path: &str,
+    ) -> Result<bool> {
+        if self.compacted.insert((stream.to_owned(), day)) {
+            let chain = compaction::chain(store, stream, day, 0).await?;
+            self.paths.extend(chain.into_iter().map(|compaction| compaction.file.path));
         }
         Ok(self.paths.contains(path))
     }

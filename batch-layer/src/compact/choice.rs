@@ -21,13 +21,11 @@ pub(crate) fn choose(lengths: &[u64]) -> Option<Vec<usize>> {
     // The one that is written stands in their stead.
     let least = places.len() - LEFT + 1;
     let mut together = 0_u64;
-    let mut doubles = |(taken, &place): (usize, &usize)| {
+    let enough = places.iter().enumerate().position(|(taken, &place)| {
         together = together.saturating_add(lengths[place]);
-        let longest = lengths[place];
-        taken + 1 >= least && together >= longest.saturating_mul(2)
-    };
-    let enough = places.iter().enumerate().position(|next| doubles(next)).map_or(least, |at| at + 1);
-    places.truncate(enough);
+        taken + 1 >= least && together >= lengths[place].saturating_mul(2)
+    });
+    places.truncate(enough.map_or(least, |at| at + 1));
     Some(places)
 }
 
@@ -110,8 +108,8 @@ mod tests {
             prop_assert!(chosen.len() >= 2);
             prop_assert!(lengths.len() - chosen.len() < LEFT);
             let longest = chosen.iter().map(|&place| lengths[place]).max().unwrap_or(0);
-            let others = (0..lengths.len()).filter(|place| !distinct.contains(place));
-            prop_assert!(others.into_iter().all(|place| lengths[place] >= longest));
+            let mut others = (0..lengths.len()).filter(|place| !distinct.contains(place));
+            prop_assert!(others.all(|place| lengths[place] >= longest));
             prop_assert_eq!(choose(&lengths), Some(chosen));
         }
 
