@@ -48,6 +48,12 @@ pub(crate) struct Merged {
 /// # Errors
 /// Where a file can't be read or written, files have a column of different types, or the rows are not those of the parts.
 pub(crate) fn merge(parts: &[Part], to: &File) -> Result<Merged> {
+    for pair in parts.windows(2) {
+        let (a, b) = (&pair[0].place, &pair[1].place);
+        let is_one = (&a.topic, a.partition) == (&b.topic, b.partition);
+        let is_after = a.position() < b.position() && (!is_one || a.to_offset <= b.from_offset);
+        ensure!(is_after, "segments {} and {} overlap, or are not in the order of the log", a.path, b.path);
+    }
     let columns = columns(parts)?;
     let schema: Schema = columns.iter().cloned().collect();
     let writer = ParquetWriter::new(to).with_compression(ParquetCompression::Zstd(None)).set_parallel(false);
