@@ -2,6 +2,8 @@
 
 #[path = "catalog_changes.rs"]
 mod catalog_changes;
+#[path = "compaction.rs"]
+mod compaction;
 #[path = "full_disks.rs"]
 mod full_disks;
 #[path = "object_store.rs"]
