@@ -70,39 +70,48 @@ impl Files {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
         let chain = compaction::chain(&self.store, &first.stream, first.segment.event_day, 0).await?;
         let holders = compaction::holders(&chain);
-        let mut wanted: BTreeMap<u64, (&Compaction, HashSet<&str>)> = BTreeMap::new();
-        for entry in entries {
+        let mut wanted: BTreeMap<u64, (&Compaction, Vec<&Entry>)> = BTreeMap::new();
+        for &entry in entries {
             let path = entry.segment.path.as_str();
             let holder = *holders.get(path).with_context(|| missing(path))?;
-            wanted.entry(holder.number).or_insert_with(|| (holder, HashSet::new())).1.insert(path);
+            wanted.entry(holder.number).or_insert_with(|| (holder, Vec::new())).1.push(entry);
         }
         let mut found = Vec::new();
-        for (holder, paths) in wanted.into_values() {
-            let file = self.compacted(&holder.file).await?.with_context(|| missing(&holder.file.path))?;
-            found.push(match paths.len() == holder.segments.len() {
-                true => file,
-                false => self.extract(holder, &file, &paths).await?,
-            });
+        for (holder, entries) in wanted.into_values() {
+            match self.compacted(&holder.file).await? {
+                Some(file) if entries.len() == holder.segments.len() => found.push(file),
+                Some(file) => found.push(self.extract(holder, &file, &entries).await?),
+                // Lost, and the segments' own may not be deleted yet.
+                None => {
+                    for Entry { segment, .. } in entries {
+                        let own = self.find(&segment.path, segment.bytes, &segment.checksum).await?;
+                        found.push(own.with_context(|| missing(&holder.file.path))?);
+                    }
+                }
+            }
         }
         Ok(found)
     }
 
     /// The rows of some segments out of a file that holds those of more.
-    async fn extract(&self, holder: &Compaction, file: &Path, paths: &HashSet<&str>) -> Result<PathBuf> {
+    async fn extract(&self, holder: &Compaction, file: &Path, wanted: &[&Entry]) -> Result<PathBuf> {
+        let wanted: HashSet<&str> = wanted.iter().map(|entry| entry.segment.path.as_str()).collect();
         let (mut parts, mut from, mut name) = (Vec::new(), 0, Xxh3::new());
         for place in &holder.segments {
-            if paths.contains(place.path.as_str()) {
+            if wanted.contains(place.path.as_str()) {
                 name.update(place.path.as_bytes());
                 parts.push(Part { file: file.to_owned(), from, place: place.clone() });
             }
             from += place.rows;
         }
         let to = self.folder.path().join(format!("{:016x}.part.parquet", name.digest()));
-        let target = to.clone();
+        let (folder, target) = (self.folder.path().to_owned(), to.clone());
         let write = move || -> Result<()> {
-            let file =
-                std::fs::File::create(target).context("a file can't be made in the temporary folder")?;
-            merge::merge(&parts, &file).map(|_| ())
+            let full = "a file can't be made in the temporary folder";
+            let part = tempfile::NamedTempFile::new_in(folder).context(full)?;
+            merge::merge(&parts, part.as_file())?;
+            part.persist(target).context(full)?;
+            Ok(())
         };
         let failed = || format!("rows can't be taken out of {}", holder.file.path);
         tokio::task::spawn_blocking(write).await?.with_context(failed)?;
