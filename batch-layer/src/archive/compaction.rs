@@ -106,7 +106,7 @@ impl Compaction {
 
 /// Where a compaction of a stream's event day lies.
 pub fn compaction_path(stream: &str, day: EventDay, number: u64) -> String {
-    format!("compactions/stream={stream}/event_day={day}/{number:010}.json")
+    format!("compactions/{stream}/{day}/{number:010}.json")
 }
 
 /// Where a compacted file lies.

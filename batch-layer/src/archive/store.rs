@@ -166,8 +166,8 @@ impl Store {
         }
     }
 
-    /// Writes a file under a name that is made of its content: writing it again changes nothing. Two of its parts are in
-    /// memory at a time, whatever its length.
+    /// Writes a file under a name that is made of its content: writing it again changes nothing. Three of its parts are
+    /// in memory at a time, whatever its length.
     pub async fn put_file(&self, path: &str, file: &std::path::Path) -> Result<()> {
         let failed = || format!("archive {}: {path} can't be written", self.url);
         let length = tokio::fs::metadata(file).await.with_context(failed)?.len();
@@ -195,15 +195,28 @@ impl Store {
         let upload = self.inner.put_multipart(&self.at(path)).await?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
         let mut buffer = vec![0; 1 << 20];
-        loop {
-            let read = file.read(&mut buffer).await.map_err(unreadable)?;
-            if read == 0 {
-                break;
+        let sent = loop {
+            match file.read(&mut buffer).await.map_err(unreadable) {
+                Ok(0) => break Ok(()),
+                Ok(read) => {
+                    if let Err(error) = upload.wait_for_capacity(PARTS).await {
+                        break Err(error);
+                    }
+                    upload.write(&buffer[..read]);
+                }
+                Err(error) => break Err(error),
             }
-            upload.wait_for_capacity(PARTS).await?;
-            upload.write(&buffer[..read]);
+        };
+        match sent {
+            Ok(()) => upload.finish().await.map(|_| ()),
+            Err(error) => {
+                // What is there of it would be kept, and paid for.
+                if let Err(error) = upload.abort().await {
+                    warn!(path, "parts of an upload stay behind: {error}");
+                }
+                Err(error)
+            }
         }
-        upload.finish().await.map(|_| ())
     }
 
     /// The length of an object; `None` where there is none.
