@@ -74,7 +74,7 @@ pub(crate) fn merge(parts: &[Part], to: &File) -> Result<Merged> {
                 .collect();
             let scan = plan::scan(&[stretch.file.to_owned()])?.select(select);
             let frame = scan.slice(i64::try_from(at)?, u32::try_from(rows)?).collect();
-            let frame = frame.with_context(|| shown(stretch.file))?;
+            let frame = in_utc(frame.with_context(|| shown(stretch.file))?)?;
             ensure!(frame.height() as u64 == rows, "{} has fewer rows than it should", shown(stretch.file));
             check.take(&frame).with_context(|| shown(stretch.file))?;
             match &mut held {
@@ -107,6 +107,27 @@ fn write_full(mut held: DataFrame, mut write: impl FnMut(&DataFrame) -> Result<(
         }
     }
     Ok(held)
+}
+
+/// The archive's columns of times.
+const TIMES: [&str; 3] = ["_ingest_time", "_event_time", "_produced_time"];
+
+fn utc() -> DataType {
+    DataType::Datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC))
+}
+
+/// Gives times their zone, where a file that was written without has them.
+fn in_utc(mut frame: DataFrame) -> Result<DataFrame> {
+    for name in TIMES {
+        let column = frame.column(name)?;
+        if *column.dtype() != utc() {
+            // Not a cast, which drops the zone.
+            let millis = column.cast(&DataType::Int64)?.i64()?.clone();
+            let column = millis.into_datetime(TimeUnit::Milliseconds, Some(TimeZone::UTC)).into_column();
+            frame.replace(name, column)?;
+        }
+    }
+    Ok(frame)
 }
 
 fn shown(file: &Path) -> String {
@@ -155,7 +176,10 @@ fn columns(parts: &[Part]) -> Result<Vec<(PlSmallStr, DataType)>> {
             );
         }
         for (name, field) in schema.iter() {
-            let dtype = DataType::from_arrow_field(field);
+            let dtype = match DataType::from_arrow_field(field) {
+                DataType::Datetime(TimeUnit::Milliseconds, _) if TIMES.contains(&name.as_str()) => utc(),
+                dtype => dtype,
+            };
             match columns.iter().find(|(known, _)| known == name) {
                 None => columns.push((name.clone(), dtype)),
                 Some((_, known)) if *known == dtype => {}
