@@ -28,7 +28,7 @@ use metrics::counter;
 use shared_model::failpoint;
 use shared_model::time::{EventDay, Millis};
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
@@ -37,9 +37,14 @@ use xxhash_rust::xxh3::Xxh3;
 const BYTES_OF_A_RUN: u64 = 4 << 30;
 
 /// Rewrites what has become too small and deletes what was replaced long enough ago. What can't be done is a warning, and
-/// tried again after the next run. The caller holds the run lock.
-pub(crate) async fn compact(context: &Context, connection: &mut PgConnection) {
-    if let Err(error) = crowded_days(context, connection).await {
+/// tried again after the next run. `moved` are days of which the run found rows elsewhere than the ledger knew. The caller
+/// holds the run lock.
+pub(crate) async fn compact(
+    context: &Context,
+    connection: &mut PgConnection,
+    moved: &BTreeSet<(String, EventDay)>,
+) {
+    if let Err(error) = compact_days(context, connection, moved).await {
         tracing::warn!("small files of the archive are not compacted yet: {error:#}");
     }
     let now = (context.now)();
@@ -51,9 +56,16 @@ pub(crate) async fn compact(context: &Context, connection: &mut PgConnection) {
     }
 }
 
-async fn crowded_days(context: &Context, connection: &mut PgConnection) -> Result<()> {
+async fn compact_days(
+    context: &Context,
+    connection: &mut PgConnection,
+    moved: &BTreeSet<(String, EventDay)>,
+) -> Result<()> {
+    let mut days = adopt::crowded(connection, choice::MOST).await?;
+    let crowded: BTreeSet<(String, EventDay)> = days.iter().cloned().collect();
+    days.extend(moved.difference(&crowded).cloned());
     let mut bytes = 0;
-    for (stream, day) in adopt::crowded(connection, choice::MOST).await? {
+    for (stream, day) in days {
         if bytes >= BYTES_OF_A_RUN || context.stop.is_cancelled() {
             break;
         }
@@ -70,6 +82,18 @@ async fn crowded_days(context: &Context, connection: &mut PgConnection) -> Resul
         }
     }
     Ok(())
+}
+
+/// Takes in all compactions that the archive has of the ledger's days, for a ledger that is older than the archive; gives of
+/// how many days there were some. The caller holds the run lock.
+pub(crate) async fn catch_up(connection: &mut PgConnection, store: &Store, now: Millis) -> Result<usize> {
+    let mut behind = 0;
+    for (stream, day) in adopt::days(connection).await? {
+        let before = adopt::next_number(connection, &stream, day).await?;
+        adopt::catch_up(connection, store, &stream, day, now).await?;
+        behind += usize::from(adopt::next_number(connection, &stream, day).await? != before);
+    }
+    Ok(behind)
 }
 
 /// What became of a day.

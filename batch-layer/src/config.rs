@@ -63,7 +63,8 @@ pub enum Command {
     Rollback(RollbackArgs),
     /// List runs, the newest first.
     Runs(RunsArgs),
-    /// Remove files that no manifest names, and versions that no reader needs.
+    /// Remove files that no manifest names, and versions that no reader needs; and have a ledger that was restored from a
+    /// backup know where the archive's rows lie now.
     Sweep(SweepArgs),
     /// Remove old event days from the archive or from the facts, once; --archive-days and --facts-days do so after every
     /// run. The batch view keeps its rows of them.

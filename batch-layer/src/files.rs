@@ -10,8 +10,10 @@ use crate::archive::compaction::{self, Compacted, Compaction};
 use crate::archive::merge::{self, Part};
 use crate::ledger::Entry;
 use anyhow::{Context, Result, bail};
-use std::collections::{BTreeMap, HashSet};
+use shared_model::time::EventDay;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -19,13 +21,21 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 pub(crate) struct Files {
     store: Store,
     folder: TempDir,
+    /// The streams and days of which rows lay elsewhere than the ledger knew.
+    moved: Mutex<BTreeSet<(String, EventDay)>>,
 }
 
 impl Files {
     /// None yet.
     pub(crate) fn new(store: Store) -> Result<Files> {
         let folder = tempfile::Builder::new().prefix("tidemark-batch-").tempdir();
-        Ok(Files { store, folder: folder.context("a folder for downloaded segments can't be made")? })
+        let folder = folder.context("a folder for downloaded segments can't be made")?;
+        Ok(Files { store, folder, moved: Mutex::default() })
+    }
+
+    /// The streams and days of which rows lay elsewhere than the ledger knew.
+    pub(crate) fn moved(&self) -> BTreeSet<(String, EventDay)> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The folder of its own, for files that are made of others.
@@ -68,7 +78,9 @@ impl Files {
     /// The rows of segments whose files aren't there any more, out of those that they were rewritten into.
     async fn elsewhere(&self, entries: &[&Entry]) -> Result<Vec<PathBuf>> {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
-        let chain = compaction::chain(&self.store, &first.stream, first.segment.event_day, 0).await?;
+        let (stream, day) = (first.stream.clone(), first.segment.event_day);
+        let chain = compaction::chain(&self.store, &stream, day, 0).await?;
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert((stream, day));
         let holders = compaction::holders(&chain);
         let mut wanted: BTreeMap<u64, (&Compaction, Vec<&Entry>)> = BTreeMap::new();
         for &entry in entries {

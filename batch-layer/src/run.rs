@@ -106,8 +106,8 @@ pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Resu
     failpoint::hit("batch.begin.after");
     let outcome = locked_run(context, &mut connection, order, Some(run)).await;
     close(context, run, &outcome).await;
-    if outcome.is_ok() {
-        tidy(context, &mut connection, order).await;
+    if let Ok(outcome) = &outcome {
+        tidy(context, &mut connection, order, outcome).await;
     }
     outcome
 }
@@ -173,6 +173,7 @@ async fn locked_run(
     let attempt = jobs::Attempt { run, reuse: order.moves_tidemark(), insist };
     let publish = jobs::compute(context, &files, attempt, &fresh, &work).await?;
     if !moved && publish.is_empty() {
+        outcome.moved = files.moved();
         return Ok(outcome);
     }
     if order.moves_tidemark() {
@@ -198,6 +199,7 @@ async fn locked_run(
         now: (context.now)(),
     };
     flip(connection, &change).await?;
+    outcome.moved = files.moved();
     outcome.generation = Some(next.generation);
     outcome.published = publish.len();
     outcome.rows = publish.iter().map(|staged| staged.rows).sum();
@@ -273,7 +275,7 @@ async fn audited(
 }
 
 /// What follows a run that succeeded, and may fail without harm: the next run does it again.
-async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
+async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order, outcome: &Outcome) {
     failpoint::hit("batch.views.before");
     if let Err(error) = views::refresh(connection, &context.catalog).await {
         tracing::warn!("the views for people are not up to date: {error:#}");
@@ -294,7 +296,7 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
         if let Err(error) = retain(context, connection, now).await {
             tracing::warn!("old event days are not removed yet: {error:#}");
         }
-        compact::compact(context, connection).await;
+        compact::compact(context, connection, &outcome.moved).await;
     }
 }
 

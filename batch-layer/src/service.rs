@@ -8,7 +8,7 @@ use crate::config::{
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{audit, grafana, history, ledger, preview, replace, retention};
+use crate::{audit, compact, grafana, history, ledger, preview, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -326,6 +326,7 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     let time = now();
     let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
     let swept = archive::sweep::sweep(&context.store, older_than, false).await?;
+    catch_up(&context, time).await?;
     let mut connection = context.pool.acquire().await?;
     let grace = i64::try_from(args.base.work.version_grace.as_millis()).unwrap_or(i64::MAX);
     let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;
@@ -335,6 +336,22 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
         swept.bytes,
         swept.strange.len()
     ))
+}
+
+/// Has the ledger know what the archive says of rewritten files: one that was restored from a backup may not.
+async fn catch_up(context: &run::Context, now: Millis) -> Result<()> {
+    let mut connection = match run::lock(&context.pool).await {
+        Ok(connection) => connection,
+        Err(error) if error.is::<run::Busy>() => {
+            return say("another run is at work: compactions that the ledger lacks are not looked for");
+        }
+        Err(error) => return Err(error),
+    };
+    let days = compact::catch_up(&mut connection, &context.store, now).await?;
+    if days > 0 {
+        say(&format!("of {days} days the ledger lacked compactions, and has them now"))?;
+    }
+    Ok(())
 }
 
 async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {

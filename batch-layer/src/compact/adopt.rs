@@ -43,10 +43,7 @@ pub(super) async fn catch_up(
     day: EventDay,
     now: Millis,
 ) -> Result<Found> {
-    let sql =
-        "select coalesce(max(number) + 1, 0) from tidemark.compaction where stream = $1 and event_day = $2";
-    let next: i64 = sqlx::query_scalar(sql).bind(stream).bind(day.date()).fetch_one(&mut *connection).await?;
-    let mut next = next.unsigned_abs();
+    let mut next = next_number(connection, stream, day).await?;
     for compaction in compaction::chain(store, stream, day, next).await? {
         let paths = paths(&compaction);
         let sql = "select count(*) filter (where removed_at is null), count(*) from tidemark.segment where path = any($1)";
@@ -60,6 +57,22 @@ pub(super) async fn catch_up(
         next = compaction.number + 1;
     }
     Ok(Found::All { next })
+}
+
+/// The streams and event days that the ledger has files of.
+pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<(String, EventDay)>> {
+    let sql =
+        "select distinct stream, event_day from tidemark.segment where removed_at is null order by 2, 1";
+    let found: Vec<(String, NaiveDate)> = sqlx::query_as(sql).fetch_all(connection).await?;
+    Ok(found.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect())
+}
+
+/// The number behind the last compaction of a day that the ledger has.
+pub(super) async fn next_number(connection: &mut PgConnection, stream: &str, day: EventDay) -> Result<u64> {
+    let sql =
+        "select coalesce(max(number) + 1, 0) from tidemark.compaction where stream = $1 and event_day = $2";
+    let next: i64 = sqlx::query_scalar(sql).bind(stream).bind(day.date()).fetch_one(connection).await?;
+    Ok(next.unsigned_abs())
 }
 
 fn paths(compaction: &Compaction) -> Vec<String> {
