@@ -170,7 +170,7 @@ async fn copied(stack: &Stack, name: &str) -> String {
     let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = 'tidemark'";
     sqlx::query(end).execute(&pool).await.expect("ended");
     let copy = format!("create database \"{name}\" template tidemark");
-    sqlx::query(AssertSqlSafe(copy)).execute(&pool).await.expect("copied");
+    sqlx::raw_sql(AssertSqlSafe(copy)).execute(&pool).await.expect("copied");
     pool.close().await;
     stack.postgres.database_url(name)
 }

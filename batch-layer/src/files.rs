@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use shared_model::time::EventDay;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -21,8 +21,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 pub(crate) struct Files {
     store: Store,
     folder: TempDir,
-    /// The streams and days of which rows lay elsewhere than the ledger knew.
-    moved: Mutex<BTreeSet<(String, EventDay)>>,
+    /// What the archive's chain says of the streams and days of which rows lay elsewhere than the ledger knew.
+    moved: Mutex<BTreeMap<(String, EventDay), Arc<[Compaction]>>>,
 }
 
 impl Files {
@@ -35,7 +35,7 @@ impl Files {
 
     /// The streams and days of which rows lay elsewhere than the ledger knew.
     pub(crate) fn moved(&self) -> BTreeSet<(String, EventDay)> {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     /// The folder of its own, for files that are made of others.
@@ -78,9 +78,7 @@ impl Files {
     /// The rows of segments whose files aren't there any more, out of those that they were rewritten into.
     async fn elsewhere(&self, entries: &[&Entry]) -> Result<Vec<PathBuf>> {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
-        let (stream, day) = (first.stream.clone(), first.segment.event_day);
-        let chain = compaction::chain(&self.store, &stream, day, 0).await?;
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert((stream, day));
+        let chain = self.chain(&first.stream, first.segment.event_day).await?;
         let holders = compaction::holders(&chain);
         let mut wanted: BTreeMap<u64, (&Compaction, Vec<&Entry>)> = BTreeMap::new();
         for &entry in entries {
@@ -103,6 +101,18 @@ impl Files {
             }
         }
         Ok(found)
+    }
+
+    /// The compactions of a stream's day, read once.
+    async fn chain(&self, stream: &str, day: EventDay) -> Result<Arc<[Compaction]>> {
+        let of_day = (stream.to_owned(), day);
+        let known = self.moved.lock().unwrap_or_else(PoisonError::into_inner).get(&of_day).cloned();
+        if let Some(chain) = known {
+            return Ok(chain);
+        }
+        let chain: Arc<[Compaction]> = compaction::chain(&self.store, stream, day, 0).await?.into();
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(of_day, chain.clone());
+        Ok(chain)
     }
 
     /// The rows of some segments out of a file that holds those of more.
