@@ -112,6 +112,8 @@ fn tell(stream: &str, day: EventDay, done: &Done) {
     tracing::info!(stream, %day, before, after, rows, read, written, "small files were compacted");
     let stream = stream.to_owned();
     counter!("tidemark_batch_compactions_total", "stream" => stream.clone()).increment(1);
+    let files = (before - after + 1) as u64;
+    counter!("tidemark_batch_compacted_files_total", "stream" => stream.clone()).increment(files);
     counter!("tidemark_batch_compacted_rows_total", "stream" => stream.clone()).increment(rows);
     counter!("tidemark_batch_compacted_bytes_total", "stream" => stream).increment(read);
 }
