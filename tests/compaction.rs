@@ -210,6 +210,8 @@ async fn a_day_is_read_from_few_files_and_gives_the_same_whatever_the_ledger_kno
         "the older ledger knows no file that is gone"
     );
     compute_anew(&stack, "by an older ledger").await;
+    stack.batch(&["sweep"]).await;
+    compute_anew(&stack, "by an older ledger that knows what it may").await;
     assert_eq!(stack.live_hashes().await, older_hashes);
     run_past_the_end(&stack).await;
     assert_eq!(
@@ -277,4 +279,12 @@ async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on
     let (_process, serving) = stack.serving().await;
     stack.settle().await;
     stack.becomes(&serving, &stack.oracle(), "after the kills").await;
+
+    // The day leaves the archive as a whole, and doesn't come back.
+    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
+    let store = Store::open(&stack.archive).expect("the archive");
+    assert_eq!(listed(&store, "data").await, Vec::<String>::new());
+    assert_eq!(read_from(&stack).await, BTreeSet::new());
+    stack.batch(RUN).await;
+    assert_eq!(listed(&store, "data").await, Vec::<String>::new());
 }
