@@ -50,8 +50,8 @@ pub(super) async fn catch_up(
         let (kept, known): (i64, i64) = sqlx::query_as(sql).bind(&paths).fetch_one(&mut *connection).await?;
         match (kept as usize == paths.len(), kept == 0 && known as usize == paths.len()) {
             (true, _) => adopt(connection, &compaction, now).await?,
-            // The day has left the archive since.
-            (_, true) => {}
+            // The day has left the archive, and so does what its rows were rewritten into.
+            (_, true) => store.delete(&compaction.file.path).await?,
             _ => return Ok(Found::Beyond { number: compaction.number }),
         }
         next = compaction.number + 1;
@@ -59,10 +59,9 @@ pub(super) async fn catch_up(
     Ok(Found::All { next })
 }
 
-/// The streams and event days that the ledger has files of.
+/// The streams and event days that the ledger has, or had, files of.
 pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<(String, EventDay)>> {
-    let sql =
-        "select distinct stream, event_day from tidemark.segment where removed_at is null order by 2, 1";
+    let sql = "select distinct stream, event_day from tidemark.segment order by 2, 1";
     let found: Vec<(String, NaiveDate)> = sqlx::query_as(sql).fetch_all(connection).await?;
     Ok(found.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect())
 }
