@@ -9,6 +9,7 @@ use simulator::generate::{Delivery, Generator, Options};
 use sqlx::{AssertSqlSafe, PgPool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use tidemark_tests::events::town;
 use tidemark_tests::stack::{Stack, outbrain};
 use tidemark_tests::wait_for;
 
@@ -248,7 +249,7 @@ async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on
         "compact_clear.after:1",
     ];
     let stack = start().await;
-    let mut parts = Generator::new(Options { span: 6 * 3_600_000, late: 0.0, ..Options::default() }, 32);
+    let mut parts = Generator::new(Options { span: 6 * 3_600_000, late: 0.0, ..town(100_000) }, 32);
     let mut send = || {
         let part: Vec<Delivery> = parts.by_ref().take(800).collect();
         stack.send(&part);

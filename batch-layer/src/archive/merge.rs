@@ -74,7 +74,7 @@ pub(crate) fn merge(parts: &[Part], to: &File) -> Result<Merged> {
                 .collect();
             let scan = plan::scan(&[stretch.file.to_owned()])?.select(select);
             let frame = scan.slice(i64::try_from(at)?, u32::try_from(rows)?).collect();
-            let frame = in_utc(frame.with_context(|| shown(stretch.file))?)?;
+            let frame = in_utc(Context::with_context(frame, || shown(stretch.file))?)?;
             ensure!(frame.height() as u64 == rows, "{} has fewer rows than it should", shown(stretch.file));
             check.take(&frame).with_context(|| shown(stretch.file))?;
             match &mut held {
@@ -157,7 +157,8 @@ fn stretches(parts: &[Part]) -> Vec<Stretch<'_>> {
 
 fn schema_of(file: &Path) -> Result<Arc<ArrowSchema>> {
     let open = File::open(file).with_context(|| shown(file))?;
-    ParquetReader::new(open).schema().with_context(|| format!("{} is not a Parquet file", shown(file)))
+    let schema = ParquetReader::new(open).schema();
+    Context::with_context(schema, || format!("{} is not a Parquet file", shown(file)))
 }
 
 /// The columns of all files: declared fields first, as they are met, then those of the archive.
