@@ -9,12 +9,13 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
+use object_store::{Error, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use shared_model::failpoint;
 use shared_model::secret;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 use tracing::warn;
 use url::Url;
 use xxhash_rust::xxh3::Xxh3;
@@ -192,31 +193,33 @@ impl Store {
     async fn put_parts(&self, path: &str, file: &std::path::Path) -> Result<(), Error> {
         let unreadable = |source: std::io::Error| Error::Generic { store: "file", source: source.into() };
         let mut file = tokio::fs::File::open(file).await.map_err(unreadable)?;
-        let upload = self.inner.put_multipart(&self.at(path)).await?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
-        let mut buffer = vec![0; 1 << 20];
-        let sent = loop {
-            match file.read(&mut buffer).await.map_err(unreadable) {
-                Ok(0) => break Ok(()),
-                Ok(read) => {
-                    if let Err(error) = upload.wait_for_capacity(PARTS).await {
-                        break Err(error);
-                    }
-                    upload.write(&buffer[..read]);
+        let mut upload = self.inner.put_multipart(&self.at(path)).await?;
+        let mut sending = JoinSet::new();
+        let sent: Result<(), Error> = async {
+            loop {
+                let mut part = Vec::with_capacity(PART);
+                (&mut file).take(PART as u64).read_to_end(&mut part).await.map_err(unreadable)?;
+                let most = if part.is_empty() { 0 } else { PARTS - 1 };
+                while sending.len() > most
+                    && let Some(sent) = sending.join_next().await
+                {
+                    sent??;
                 }
-                Err(error) => break Err(error),
-            }
-        };
-        match sent {
-            Ok(()) => upload.finish().await.map(|_| ()),
-            Err(error) => {
-                // What is there of it would be kept, and paid for.
-                if let Err(error) = upload.abort().await {
-                    warn!(path, "parts of an upload stay behind: {error}");
+                if part.is_empty() {
+                    return upload.complete().await.map(|_| ());
                 }
-                Err(error)
+                sending.spawn(upload.put_part(part.into()));
             }
         }
+        .await;
+        if sent.is_err() {
+            sending.shutdown().await;
+            // What is there of it would be kept, and paid for.
+            if let Err(error) = upload.abort().await {
+                warn!(path, "parts of an upload stay behind: {error}");
+            }
+        }
+        sent
     }
 
     /// The length of an object; `None` where there is none.

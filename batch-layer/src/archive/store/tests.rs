@@ -103,3 +103,14 @@ async fn a_long_file_goes_in_parts_and_comes_back_piece_by_piece() {
         assert_eq!(store.download("data/none", &to).await.unwrap(), None);
     }
 }
+
+#[tokio::test]
+async fn an_upload_whose_last_part_fails_is_given_up_and_tried_again() {
+    let (inner, file) = (Arc::new(InMemory::new()), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(&file, vec![7; PART + 7]).unwrap();
+    let unreliable = Arc::new(Unreliable::new(inner, &["cut", "cut"]));
+    let store = Store::from_object_store(unreliable.clone());
+    store.put_file("data/file", file.path()).await.unwrap();
+    assert_eq!(store.size("data/file").await.unwrap(), Some(PART as u64 + 7));
+    assert_eq!(unreliable.aborted.load(std::sync::atomic::Ordering::SeqCst), 2);
+}
