@@ -25,4 +25,5 @@ create index compaction_kept on tidemark.compaction (stream, event_day) where de
 
 alter table tidemark.segment add column compacted text references tidemark.compaction;
 create index segment_compacted on tidemark.segment (compacted) where compacted is not null;
-create index segment_as_sealed on tidemark.segment (stream, event_day) where compacted is null and removed_at is null;
+create index segment_as_sealed on tidemark.segment (stream, event_day) include (generation)
+    where compacted is null and removed_at is null;
