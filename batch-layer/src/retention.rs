@@ -47,30 +47,38 @@ pub(crate) async fn archive(
         files += usize::from(*is_read);
         bytes += length;
     }
-    let (more_files, more_bytes) = compacted(connection, store, now).await?;
+    let (more_files, more_bytes) = compacted(connection, store, stream, before, now).await?;
     Ok((files + more_files, bytes + more_bytes))
 }
 
-/// Removes the compacted files of which all segments are removed, and what those replaced that is still there.
-async fn compacted(connection: &mut PgConnection, store: &Store, now: Millis) -> Result<(usize, i64)> {
-    let sql = "select path, bytes, replaced, current from tidemark.compaction c
-               where deleted_at is null
-                 and exists (select from tidemark.segment s where s.stream = c.stream and s.event_day = c.event_day
-                                                              and s.removed_at is not null)
+/// Removes the compacted files of event days before a day of which all segments are removed, and what those replaced that is
+/// still there. What that had replaced itself goes when compactions are cleared.
+async fn compacted(
+    connection: &mut PgConnection,
+    store: &Store,
+    stream: Option<&str>,
+    before: NaiveDate,
+    now: Millis,
+) -> Result<(usize, i64)> {
+    let sql = "select path, bytes, case when cleared_at is null then replaced else '{}' end
+               from tidemark.compaction c
+               where event_day < $1 and stream = coalesce($2, stream) and deleted_at is null
+                 and exists (select from tidemark.segment s where s.compacted = c.path and s.removed_at is not null)
                  and not exists (select from tidemark.segment s where s.compacted = c.path and s.removed_at is null)";
-    let gone: Vec<(String, i64, Vec<String>, bool)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
-    let (mut files, mut bytes) = (0, 0);
-    for (path, length, replaced, is_read) in &gone {
+    let query = sqlx::query_as(sql).bind(before).bind(stream);
+    let gone: Vec<(String, i64, Vec<String>)> = query.fetch_all(&mut *connection).await?;
+    for (path, _, replaced) in &gone {
         for file in replaced.iter().chain([path]) {
             store.delete(file).await?;
         }
         let sql = "update tidemark.compaction
-                   set deleted_at = $2, cleared_at = coalesce(cleared_at, $2), current = false where path = $1";
-        sqlx::query(sql).bind(path).bind(timestamp(now)).execute(&mut *connection).await?;
-        files += usize::from(*is_read);
-        bytes += if *is_read { *length } else { 0 };
+                   set deleted_at = coalesce(deleted_at, $3), current = false,
+                       cleared_at = case when path = $1 then coalesce(cleared_at, $3) else cleared_at end
+                   where path = $1 or path = any($2)";
+        let query = sqlx::query(sql).bind(path).bind(replaced).bind(timestamp(now));
+        query.execute(&mut *connection).await?;
     }
-    Ok((files, bytes))
+    Ok((gone.len(), gone.iter().map(|(_, bytes, _)| bytes).sum()))
 }
 
 /// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many. The ledger is told
