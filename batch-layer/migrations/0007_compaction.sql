@@ -1,5 +1,6 @@
 -- Small files of one event day are rewritten as one. tidemark.segment goes on saying what lies below the tidemark, a row for
--- each file that a manifest names; `compacted` says in which file its rows are now, where that is another.
+-- each file that a manifest names; `compacted` says in which file its rows are now, where that is another, and deleted_at when
+-- its own was deleted, which says nothing of its rows then.
 create table tidemark.compaction (
     path       text primary key,
     stream     text   not null,

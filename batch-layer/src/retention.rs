@@ -35,7 +35,7 @@ pub(crate) async fn archive(
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
-    // Of a segment that was rewritten there may be the file that it had, and what counts is the one that has its rows.
+    // Of a segment that was rewritten there may still be the file that it had; what counts is the one that has its rows.
     let sql = "select path, case when compacted is null then bytes else 0 end, compacted is null
                from tidemark.segment where removed_at is not null and deleted_at is null";
     let marked: Vec<(String, i64, bool)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;

@@ -147,13 +147,19 @@ pub(super) async fn is_read(connection: &mut PgConnection, files: &[String]) -> 
     Ok(sqlx::query_scalar(sql).bind(files).fetch_one(connection).await?)
 }
 
-/// Records that what a compaction replaced is deleted.
+/// Records that what a compaction replaced is deleted, segments' own files and earlier compacted ones: it is not deleted again
+/// where the day leaves the archive.
 pub(super) async fn cleared(connection: &mut PgConnection, replaced: &Replaced, now: Millis) -> Result<()> {
+    let mut transaction = connection.begin().await?;
     let sql = "update tidemark.compaction
                set cleared_at = case when path = $1 then $3 else cleared_at end,
                    deleted_at = case when path = any($2) then coalesce(deleted_at, $3) else deleted_at end
                where path = $1 or path = any($2)";
     let query = sqlx::query(sql).bind(&replaced.path).bind(&replaced.files).bind(timestamp(now));
-    query.execute(connection).await?;
+    query.execute(&mut *transaction).await?;
+    let sql = "update tidemark.segment set deleted_at = $2 where path = any($1) and deleted_at is null";
+    let query = sqlx::query(sql).bind(&replaced.files).bind(timestamp(now));
+    query.execute(&mut *transaction).await?;
+    transaction.commit().await?;
     Ok(())
 }
