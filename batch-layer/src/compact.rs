@@ -138,7 +138,8 @@ async fn compact_day(
         Found::All { next } => next,
         // What is rewritten must be whole files of the chain.
         Found::Beyond { number } => {
-            let why = "the archive's compaction of the day holds rows that this tidemark has not reached";
+            let why = "the archive's compaction of the day holds segments that this ledger lacks: rows that its tidemark \
+                       has not reached yet or, where it was begun at the log's low watermark, older ones";
             tracing::info!(stream, %day, number, "not compacted: {why}");
             return Ok(None);
         }

@@ -110,7 +110,7 @@ impl Files {
         if let Some(chain) = known {
             return Ok(chain);
         }
-        let chain: Arc<[Compaction]> = compaction::chain(&self.store, stream, day, 0).await?.into();
+        let chain: Arc<[Compaction]> = compaction::chain(&self.store, stream, day).await?.into();
         self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(of_day, chain.clone());
         Ok(chain)
     }

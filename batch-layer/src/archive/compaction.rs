@@ -123,17 +123,23 @@ pub(crate) fn parse_compacted_path(path: &str) -> Option<(&str, EventDay)> {
     (is_checksum && parts.next().is_none()).then_some((stream, EventDay::from_date(day.parse().ok()?)))
 }
 
-/// The compactions of a stream's event day, from a number on. They are looked for by name: a listing may lag behind what
-/// there is.
-pub async fn chain(store: &Store, stream: &str, day: EventDay, from: u64) -> Result<Vec<Compaction>> {
+/// One compaction of a stream's event day; `None` where there is none of that number. It is looked for by name: a listing may
+/// lag behind what there is.
+pub async fn read(store: &Store, stream: &str, day: EventDay, number: u64) -> Result<Option<Compaction>> {
+    let path = compaction_path(stream, day, number);
+    let Some(json) = store.get(&path).await? else { return Ok(None) };
+    let compaction = Compaction::from_json(&path, &json)?;
+    if (compaction.stream.as_str(), compaction.event_day, compaction.number) != (stream, day, number) {
+        bail!("manifest {path} is not what its name says: the archive is damaged there");
+    }
+    Ok(Some(compaction))
+}
+
+/// The compactions of a stream's event day, up to the first number of which there is none.
+pub async fn chain(store: &Store, stream: &str, day: EventDay) -> Result<Vec<Compaction>> {
     let mut found = Vec::new();
-    for number in from.. {
-        let path = compaction_path(stream, day, number);
-        let Some(json) = store.get(&path).await? else { break };
-        let compaction = Compaction::from_json(&path, &json)?;
-        if (compaction.stream.as_str(), compaction.event_day, compaction.number) != (stream, day, number) {
-            bail!("manifest {path} is not what its name says: the archive is damaged there");
-        }
+    for number in 0.. {
+        let Some(compaction) = read(store, stream, day, number).await? else { break };
         found.push(compaction);
     }
     Ok(found)
@@ -188,9 +194,9 @@ mod tests {
                 .await
                 .unwrap();
         }
-        assert_eq!(chain(&store, "clicks", EventDay(7), 0).await.unwrap(), all);
-        assert_eq!(chain(&store, "clicks", EventDay(7), 2).await.unwrap(), all[2..]);
-        assert_eq!(chain(&store, "clicks", EventDay(8), 0).await.unwrap(), []);
+        assert_eq!(chain(&store, "clicks", EventDay(7)).await.unwrap(), all);
+        assert_eq!(chain(&store, "clicks", EventDay(8)).await.unwrap(), []);
+        assert_eq!(read(&store, "clicks", EventDay(7), 2).await.unwrap().as_ref(), Some(&all[2]));
         let found = holders(&all);
         let mut found: Vec<_> = found.iter().map(|(path, one)| (*path, one.number)).collect();
         found.sort_unstable();
@@ -203,7 +209,7 @@ mod tests {
             let (store, mut one) = (Store::in_memory(), compaction(0, &["a"]));
             change(&mut one);
             store.put(&compaction_path("clicks", EventDay(7), 0), one.to_json().into()).await.unwrap();
-            let error = chain(&store, "clicks", EventDay(7), 0).await.unwrap_err();
+            let error = chain(&store, "clicks", EventDay(7)).await.unwrap_err();
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         };
         check(|one| one.v = 2, "upgrade it").await;

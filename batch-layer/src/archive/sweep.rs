@@ -110,7 +110,7 @@ impl Named {
         path: &str,
     ) -> Result<bool> {
         if self.compacted.insert((stream.to_owned(), day)) {
-            let chain = compaction::chain(store, stream, day, 0).await?;
+            let chain = compaction::chain(store, stream, day).await?;
             self.paths.extend(chain.into_iter().map(|compaction| compaction.file.path));
         }
         Ok(self.paths.contains(path))

@@ -30,7 +30,7 @@ pub(super) async fn crowded(connection: &mut PgConnection, most: usize) -> Resul
 pub(super) enum Found {
     /// The ledger has all of it now; the next compaction has this number.
     All { next: u64 },
-    /// This one holds segments that the ledger doesn't have: it is older than the archive.
+    /// This one holds segments that the ledger doesn't have, or of which some were removed.
     Beyond { number: u64 },
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn catch_up(
     now: Millis,
 ) -> Result<Found> {
     let mut next = next_number(connection, stream, day).await?;
-    for compaction in compaction::chain(store, stream, day, next).await? {
+    while let Some(compaction) = compaction::read(store, stream, day, next).await? {
         let paths = paths(&compaction);
         let sql = "select count(*) filter (where removed_at is null), count(*) from tidemark.segment where path = any($1)";
         let (kept, known): (i64, i64) = sqlx::query_as(sql).bind(&paths).fetch_one(&mut *connection).await?;
