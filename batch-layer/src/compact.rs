@@ -23,7 +23,7 @@ use crate::files::Files;
 use crate::ledger::{self, Entry};
 use crate::run::Context;
 use adopt::Found;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use metrics::counter;
 use shared_model::failpoint;
 use shared_model::time::{EventDay, Millis};
@@ -144,6 +144,7 @@ async fn compact_day(
             return Ok(None);
         }
     };
+    ensure_unbroken(store, stream, day, next).await?;
     let live = live_files(connection, stream, day).await?;
     let lengths: Vec<u64> = live.iter().map(|file| file.bytes).collect();
     let Some(chosen) = choice::choose(&lengths) else { return Ok(None) };
@@ -158,6 +159,19 @@ async fn compact_day(
         written: compaction.file.bytes,
         rows: compaction.file.rows,
     }))
+}
+
+/// Refuses to go on with a chain that ends before the ledger's: what came behind the hole would be found by nobody who reads
+/// the chain from its begin.
+async fn ensure_unbroken(store: &Store, stream: &str, day: EventDay, next: u64) -> Result<()> {
+    let Some(last) = next.checked_sub(1) else { return Ok(()) };
+    let path = compaction_path(stream, day, last);
+    let is_there = store.size(&path).await?.is_some();
+    ensure!(
+        is_there,
+        "{path} is in the ledger but not in the archive, which is older or was damaged: restore it"
+    );
+    Ok(())
 }
 
 /// The files that a day of a stream is read from.

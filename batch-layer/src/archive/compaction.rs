@@ -11,7 +11,7 @@ use crate::archive::store::Store;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use shared_model::time::{EventDay, Millis};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The newest form that this program reads and writes.
 pub const COMPACTION_VERSION: u8 = 1;
@@ -145,6 +145,46 @@ pub async fn chain(store: &Store, stream: &str, day: EventDay) -> Result<Vec<Com
     Ok(found)
 }
 
+/// All compactions of a stream's event day, those behind a hole in the chain, too: by name, and by their numbers where a
+/// listing has them.
+pub(crate) async fn all(
+    store: &Store,
+    stream: &str,
+    day: EventDay,
+    listed: &BTreeSet<u64>,
+) -> Result<Vec<Compaction>> {
+    let (mut found, mut next) = (Vec::new(), Some(0));
+    while let Some(number) = next {
+        next = match read(store, stream, day, number).await? {
+            Some(compaction) => {
+                found.push(compaction);
+                Some(number + 1)
+            }
+            None => listed.range(number + 1..).next().copied(),
+        };
+    }
+    Ok(found)
+}
+
+/// The numbers of compactions by stream and event day, as one listing of the archive has them.
+pub(crate) async fn listed(store: &Store) -> Result<BTreeMap<(String, EventDay), BTreeSet<u64>>> {
+    let mut found: BTreeMap<(String, EventDay), BTreeSet<u64>> = BTreeMap::new();
+    for object in store.list("compactions").await? {
+        if let Some((stream, day, number)) = parse_compaction_path(object.location.as_ref()) {
+            found.entry((stream.to_owned(), day)).or_default().insert(number);
+        }
+    }
+    Ok(found)
+}
+
+fn parse_compaction_path(path: &str) -> Option<(&str, EventDay, u64)> {
+    let mut parts = path.strip_prefix("compactions/")?.split('/');
+    let (stream, day, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let day = EventDay::from_date(day.parse().ok()?);
+    let number = name.strip_suffix(".json")?.parse().ok()?;
+    (compaction_path(stream, day, number) == path).then_some((stream, day, number))
+}
+
 /// In which compaction of a chain each segment's rows lie now, by the path that its manifest names: the last that holds
 /// it.
 pub(crate) fn holders(chain: &[Compaction]) -> HashMap<&str, &Compaction> {
@@ -232,5 +272,7 @@ mod tests {
             assert_eq!(parse_compacted_path(other), None, "{other}");
         }
         assert!(compaction_path("clicks", day, 9) < compaction_path("clicks", day, 10));
+        assert_eq!(parse_compaction_path(&compaction_path("clicks", day, 9)), Some(("clicks", day, 9)));
+        assert_eq!(parse_compaction_path("compactions/clicks/2016-06-14/9.json"), None);
     }
 }

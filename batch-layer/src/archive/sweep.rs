@@ -2,8 +2,8 @@
 //! of which no compaction tells.
 //!
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
-//! it, by its own name, doesn't; of a compacted file, if none of its day's does. What was replaced by a compaction is named
-//! all the same: it goes by the ledger, not by a sweep.
+//! it, by its own name, doesn't; of a compacted file, if none of its day's does and none of those is missing. What was
+//! replaced by a compaction is named all the same: it goes by the ledger, not by a sweep.
 
 use crate::archive::compaction::{self, parse_compacted_path};
 use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder, manifest_path};
@@ -13,7 +13,7 @@ use anyhow::Result;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{EventDay, Millis};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use tracing::info;
+use tracing::{info, warn};
 
 /// What a sweep found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,8 +80,10 @@ struct Named {
     /// The manifests that were looked for, each with the offset at which it ends, where there is one.
     read: HashMap<String, Option<i64>>,
     paths: HashSet<String>,
-    /// The days whose compactions are read.
-    compacted: HashSet<(String, EventDay)>,
+    /// The numbers of the compactions, as they were listed.
+    listed: Option<BTreeMap<(String, EventDay), BTreeSet<u64>>>,
+    /// The days whose compactions are read, each with whether all are there.
+    compacted: HashMap<(String, EventDay), bool>,
 }
 
 impl Named {
@@ -109,11 +111,27 @@ impl Named {
         day: EventDay,
         path: &str,
     ) -> Result<bool> {
-        if self.compacted.insert((stream.to_owned(), day)) {
-            let chain = compaction::chain(store, stream, day).await?;
-            self.paths.extend(chain.into_iter().map(|compaction| compaction.file.path));
+        let of_day = (stream.to_owned(), day);
+        if !self.compacted.contains_key(&of_day) {
+            let is_whole = self.read_compactions(store, stream, day).await?;
+            self.compacted.insert(of_day.clone(), is_whole);
         }
-        Ok(self.paths.contains(path))
+        Ok(!self.compacted[&of_day] || self.paths.contains(path))
+    }
+
+    /// Takes in what a day's compactions name; gives whether none is missing.
+    async fn read_compactions(&mut self, store: &Store, stream: &str, day: EventDay) -> Result<bool> {
+        if self.listed.is_none() {
+            self.listed = Some(compaction::listed(store).await?);
+        }
+        let listed = self.listed.as_ref().and_then(|listed| listed.get(&(stream.to_owned(), day)));
+        let all = compaction::all(store, stream, day, &listed.cloned().unwrap_or_default()).await?;
+        let is_whole = (0..).zip(&all).all(|(number, compaction)| compaction.number == number);
+        if !is_whole {
+            warn!(stream, %day, "a compaction of the day is missing: restore it; meanwhile the day's files stay");
+        }
+        self.paths.extend(all.into_iter().map(|compaction| compaction.file.path));
+        Ok(is_whole)
     }
 
     /// Takes in what a manifest names; gives the offset at which it ends.

@@ -195,6 +195,26 @@ async fn of_two_who_compact_a_day_at_once_one_wins_and_the_loser_s_file_is_swept
     assert_eq!(stored().await, [won.file.path]);
 }
 
+#[tokio::test]
+async fn nothing_is_sealed_behind_a_hole_in_a_chain_and_no_file_is_swept_beside_one() {
+    let (store, stream) = (Store::in_memory(), samples::stream());
+    ensure_unbroken(&store, "clicks", DAY, 0).await.unwrap();
+    let error = ensure_unbroken(&store, "clicks", DAY, 1).await.unwrap_err().to_string();
+    assert!(error.contains("0000000000.json is in the ledger but not in the archive"), "{error}");
+
+    let entries = written(&store, &stream, &TopicPartition::new("clicks", 0), &[3, 4, 5, 2]).await;
+    let lives: Vec<Live> = entries.iter().cloned().map(of_segment).collect();
+    let (first, _) = rewrite(&store, 0, &[&lives[0], &lives[1]]).await.unwrap();
+    let (second, _) = rewrite(&store, 1, &[&lives[2], &lives[3]]).await.unwrap();
+    ensure_unbroken(&store, "clicks", DAY, 2).await.unwrap();
+    store.delete(&compaction_path("clicks", DAY, 0)).await.unwrap();
+    // What is lost may be the one that names them.
+    assert_eq!(sweep(&store, i64::MAX, false).await.unwrap().orphans.len(), entries.len());
+    for file in [first.file, second.file] {
+        assert_eq!(store.size(&file.path).await.unwrap(), Some(file.bytes));
+    }
+}
+
 #[test]
 fn rows_that_are_not_those_of_the_parts_are_refused() {
     let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
