@@ -18,7 +18,7 @@ use crate::archive::compaction::{
 };
 use crate::archive::merge::{self, Merged, Part};
 use crate::archive::store::Created;
-use crate::archive::{Store, nonce};
+use crate::archive::{self, Store, nonce};
 use crate::files::Files;
 use crate::ledger::{self, Entry};
 use crate::run::Context;
@@ -84,16 +84,32 @@ async fn compact_days(
     Ok(())
 }
 
-/// Takes in all compactions that the archive has of the ledger's days, for a ledger that is older than the archive; gives of
-/// how many days there were some. The caller holds the run lock.
-pub(crate) async fn catch_up(connection: &mut PgConnection, store: &Store, now: Millis) -> Result<usize> {
-    let mut behind = 0;
-    for (stream, day) in adopt::days(connection).await? {
-        let before = adopt::next_number(connection, &stream, day).await?;
-        adopt::catch_up(connection, store, &stream, day, now).await?;
-        behind += usize::from(adopt::next_number(connection, &stream, day).await? != before);
+/// The ledger's streams and event days of which a listing of the archive has compactions that the ledger lacks: it is older
+/// than the archive.
+pub(crate) async fn behind(
+    connection: &mut PgConnection,
+    store: &Store,
+) -> Result<BTreeSet<(String, EventDay)>> {
+    let next = adopt::next_numbers(connection).await?;
+    let mut listed = archive::compaction::listed(store).await?;
+    listed.retain(|of_day, numbers| next.get(of_day).is_some_and(|next| numbers.last() >= Some(next)));
+    Ok(listed.into_keys().collect())
+}
+
+/// Takes in all compactions that the archive has of some days; gives of how many days the ledger has all now. The caller
+/// holds the run lock.
+pub(crate) async fn catch_up(
+    connection: &mut PgConnection,
+    store: &Store,
+    days: &BTreeSet<(String, EventDay)>,
+    now: Millis,
+) -> Result<usize> {
+    let mut known = 0;
+    for (stream, day) in days {
+        let found = adopt::catch_up(connection, store, stream, *day, now).await?;
+        known += usize::from(matches!(found, Found::All { .. }));
     }
-    Ok(behind)
+    Ok(known)
 }
 
 /// What became of a day.

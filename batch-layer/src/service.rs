@@ -340,18 +340,21 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
 
 /// Has the ledger know what the archive says of rewritten files: one that was restored from a backup may not.
 async fn catch_up(context: &run::Context, now: Millis) -> Result<()> {
+    let mut connection = context.pool.acquire().await?;
+    let days = compact::behind(&mut connection, &context.store).await?;
+    drop(connection);
+    if days.is_empty() {
+        return Ok(());
+    }
     let mut connection = match run::lock(&context.pool).await {
         Ok(connection) => connection,
         Err(error) if error.is::<run::Busy>() => {
-            return say("another run is at work: compactions that the ledger lacks are not looked for");
+            return say("another run is at work: compactions that the ledger lacks are not taken in");
         }
         Err(error) => return Err(error),
     };
-    let days = compact::catch_up(&mut connection, &context.store, now).await?;
-    if days > 0 {
-        say(&format!("of {days} days the ledger lacked compactions, and has them now"))?;
-    }
-    Ok(())
+    let known = compact::catch_up(&mut connection, &context.store, &days, now).await?;
+    say(&format!("of {} days the ledger lacked compactions, and of {known} it has all now", days.len()))
 }
 
 async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {

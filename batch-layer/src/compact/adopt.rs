@@ -11,6 +11,7 @@ use chrono::NaiveDate;
 use shared_model::failpoint;
 use shared_model::time::{EventDay, Millis};
 use sqlx::{Connection as _, PgConnection};
+use std::collections::BTreeMap;
 
 /// The streams and event days that are read from more than so many files, those first that changed last.
 pub(super) async fn crowded(connection: &mut PgConnection, most: usize) -> Result<Vec<(String, EventDay)>> {
@@ -59,15 +60,22 @@ pub(super) async fn catch_up(
     Ok(Found::All { next })
 }
 
-/// The streams and event days that the ledger has, or had, files of.
-pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<(String, EventDay)>> {
-    let sql = "select distinct stream, event_day from tidemark.segment order by 2, 1";
-    let found: Vec<(String, NaiveDate)> = sqlx::query_as(sql).fetch_all(connection).await?;
-    Ok(found.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect())
+/// The streams and event days that the ledger has, or had, files of, each with the number behind the last compaction that it
+/// has of them.
+pub(super) async fn next_numbers(connection: &mut PgConnection) -> Result<BTreeMap<(String, EventDay), u64>> {
+    let sql = "select stream, event_day, coalesce(next, 0)
+               from (select distinct stream, event_day from tidemark.segment) as day
+               left join (select stream, event_day, max(number) + 1 as next from tidemark.compaction
+                          group by stream, event_day) as chain using (stream, event_day)";
+    let found: Vec<(String, NaiveDate, i64)> = sqlx::query_as(sql).fetch_all(connection).await?;
+    let next = |(stream, day, next): (String, NaiveDate, i64)| {
+        ((stream, EventDay::from_date(day)), next.unsigned_abs())
+    };
+    Ok(found.into_iter().map(next).collect())
 }
 
 /// The number behind the last compaction of a day that the ledger has.
-pub(super) async fn next_number(connection: &mut PgConnection, stream: &str, day: EventDay) -> Result<u64> {
+async fn next_number(connection: &mut PgConnection, stream: &str, day: EventDay) -> Result<u64> {
     let sql =
         "select coalesce(max(number) + 1, 0) from tidemark.compaction where stream = $1 and event_day = $2";
     let next: i64 = sqlx::query_scalar(sql).bind(stream).bind(day.date()).fetch_one(connection).await?;
