@@ -1,28 +1,63 @@
-//! Brings segments to this machine, so that plans read plain files, and proves them whole on the way: a file that is
-//! missing, or not of the length and checksum that its manifest says, is an error and never a smaller result.
+//! Brings segments to this machine, so that plans read plain files, and proves them whole on the way: rows that are missing,
+//! or a file not of the length and checksum that its manifest says, are an error and never a smaller result.
 //!
 //! Rows may have been rewritten into a larger file, with those of other segments. That is read where all segments that it
 //! holds are wanted; of any other just the rows that are wanted are taken out, so that none is read that lies above the
-//! tidemark, whatever the ledger knows of the rewriting.
+//! tidemark, whatever the ledger knows of the rewriting. Where the ledger's file isn't there, the day's chain of compactions
+//! says where else rows lie: in the newest of its files that is there, or in the segment's own.
+//!
+//! Memory: one [`merge`] at a time takes rows out; and of the days at work whose files aren't where the ledger has them, the
+//! paths of all segments.
 
 use crate::archive::Store;
-use crate::archive::compaction::{self, Compacted, Compaction};
+use crate::archive::compaction::{self, Compacted, Holders, Place};
 use crate::archive::merge::{self, Part};
 use crate::ledger::Entry;
 use anyhow::{Context, Result, bail};
+use futures::{StreamExt as _, TryStreamExt as _};
 use shared_model::time::EventDay;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// So many files are looked for and downloaded at once.
+const AT_ONCE: usize = 16;
 
 /// The segments that one step reads; downloaded ones are deleted with it.
 pub(crate) struct Files {
     store: Store,
     folder: TempDir,
-    /// What the archive's chain says of the streams and days of which rows lay elsewhere than the ledger knew.
-    moved: Mutex<BTreeMap<(String, EventDay), Arc<[Compaction]>>>,
+    moved: Mutex<Moved>,
+    /// Held while rows are taken out of a file.
+    extracting: tokio::sync::Mutex<()>,
+}
+
+/// What lay elsewhere than the ledger knew.
+#[derive(Default)]
+struct Moved {
+    /// Of which streams and days.
+    days: BTreeSet<(String, EventDay)>,
+    /// Where it lies, of those that are at work.
+    holders: BTreeMap<(String, EventDay), Arc<Holders>>,
+}
+
+/// A file on this machine that holds the rows of some segments and no others.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// The segments, in the order of its rows.
+    pub(crate) places: Vec<Place>,
+}
+
+impl Held {
+    fn new(file: PathBuf, entries: &[&Entry]) -> Held {
+        let mut places: Vec<Place> = entries.iter().map(|entry| entry.place()).collect();
+        places.sort_by(|a, b| a.position().cmp(&b.position()));
+        Held { file, places }
+    }
 }
 
 impl Files {
@@ -30,12 +65,21 @@ impl Files {
     pub(crate) fn new(store: Store) -> Result<Files> {
         let folder = tempfile::Builder::new().prefix("tidemark-batch-").tempdir();
         let folder = folder.context("a folder for downloaded segments can't be made")?;
-        Ok(Files { store, folder, moved: Mutex::default() })
+        Ok(Files { store, folder, moved: Mutex::default(), extracting: tokio::sync::Mutex::default() })
     }
 
     /// The streams and days of which rows lay elsewhere than the ledger knew.
     pub(crate) fn moved(&self) -> BTreeSet<(String, EventDay)> {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.known().days.clone()
+    }
+
+    /// Lets go of what is known of where a day's rows lie: it isn't at work any more.
+    pub(crate) fn forget(&self, day: EventDay) {
+        self.known().holders.retain(|(_, of), _| *of != day);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Moved> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The folder of its own, for files that are made of others.
@@ -46,26 +90,29 @@ impl Files {
     /// Files on this machine that hold just the rows of some segments of one stream's event day, each once.
     ///
     /// # Errors
-    /// Where rows are neither in their own file nor in one that it was rewritten into, or a file is not what it should be.
+    /// As [`Files::held`].
     pub(crate) async fn rows_of(&self, entries: &[&Entry]) -> Result<Vec<PathBuf>> {
-        let (mut found, mut gone) = (Vec::new(), Vec::new());
-        let mut rewritten: BTreeMap<&str, (&Compacted, Vec<&Entry>)> = BTreeMap::new();
+        Ok(self.held(entries).await?.into_iter().map(|held| held.file).collect())
+    }
+
+    /// The same, with what each file holds.
+    ///
+    /// # Errors
+    /// Where rows are neither in their own file nor in one that it was rewritten into, or a file is not what it should be.
+    pub(crate) async fn held(&self, entries: &[&Entry]) -> Result<Vec<Held>> {
+        let mut files: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
         for &entry in entries {
-            if let Some(file) = &entry.compacted {
-                rewritten.entry(&file.path).or_insert_with(|| (file, Vec::new())).1.push(entry);
-                continue;
-            }
-            let segment = &entry.segment;
-            match self.find(&segment.path, segment.bytes, &segment.checksum).await? {
-                Some(file) => found.push(file),
-                None => gone.push(entry),
-            }
+            files.entry(entry.path()).or_default().push(entry);
         }
-        for (file, entries) in rewritten.into_values() {
-            let is_whole = entries.iter().map(|entry| entry.segment.rows).sum::<u64>() == file.rows;
-            let here = if is_whole { self.compacted(file).await? } else { None };
-            match here {
-                Some(file) => found.push(file),
+        let look = files.into_values().map(async |entries| {
+            let file = self.as_known(&entries).await?;
+            anyhow::Ok((file, entries))
+        });
+        let looked: Vec<_> = futures::stream::iter(look).buffered(AT_ONCE).try_collect().await?;
+        let (mut found, mut gone) = (Vec::new(), Vec::new());
+        for (file, entries) in looked {
+            match file {
+                Some(file) => found.push(Held::new(file, &entries)),
                 None => gone.extend(entries),
             }
         }
@@ -75,69 +122,99 @@ impl Files {
         Ok(found)
     }
 
-    /// The rows of segments whose files aren't there any more, out of those that they were rewritten into.
-    async fn elsewhere(&self, entries: &[&Entry]) -> Result<Vec<PathBuf>> {
-        let Some(first) = entries.first() else { return Ok(Vec::new()) };
-        let chain = self.chain(&first.stream, first.segment.event_day).await?;
-        let holders = compaction::holders(&chain);
-        let mut wanted: BTreeMap<u64, (&Compaction, Vec<&Entry>)> = BTreeMap::new();
-        for &entry in entries {
-            let path = entry.segment.path.as_str();
-            let holder = *holders.get(path).with_context(|| missing(path))?;
-            wanted.entry(holder.number).or_insert_with(|| (holder, Vec::new())).1.push(entry);
+    /// The file in which the ledger has some segments; `None` where it isn't there, or holds other segments, too.
+    async fn as_known(&self, entries: &[&Entry]) -> Result<Option<PathBuf>> {
+        let Some(first) = entries.first() else { return Ok(None) };
+        match &first.compacted {
+            Some(file) if rows(entries) == file.rows => self.compacted(file).await,
+            Some(_) => Ok(None),
+            None => self.own(first).await,
         }
+    }
+
+    /// The rows of segments that aren't there as the ledger has them, out of what the day's chain leads to.
+    async fn elsewhere(&self, entries: &[&Entry]) -> Result<Vec<Held>> {
+        let Some(first) = entries.first() else { return Ok(Vec::new()) };
+        let holders = self.holders(&first.stream, first.segment.event_day).await?;
+        let mut looked: BTreeMap<&str, Option<PathBuf>> = BTreeMap::new();
+        let mut wanted: BTreeMap<&str, (&Compacted, Vec<(u64, &Entry)>)> = BTreeMap::new();
         let mut found = Vec::new();
-        for (holder, entries) in wanted.into_values() {
-            match self.compacted(&holder.file).await? {
-                Some(file) if entries.len() == holder.segments.len() => found.push(file),
-                Some(file) => found.push(self.extract(holder, &file, &entries).await?),
-                // Lost, and the segments' own may not be deleted yet.
-                None => {
-                    for Entry { segment, .. } in entries {
-                        let own = self.find(&segment.path, segment.bytes, &segment.checksum).await?;
-                        found.push(own.with_context(|| missing(&holder.file.path))?);
-                    }
+        'entries: for &entry in entries {
+            for (file, from) in holders.of(&entry.segment.path) {
+                let path = file.path.as_str();
+                if !looked.contains_key(path) {
+                    looked.insert(path, self.compacted(file).await?);
+                }
+                if looked[path].is_some() {
+                    wanted.entry(path).or_insert_with(|| (file, Vec::new())).1.push((from, entry));
+                    continue 'entries;
                 }
             }
+            let own = self.own(entry).await?.with_context(|| missing(entry))?;
+            found.push(Held::new(own, &[entry]));
+        }
+        for (path, (file, mut wanted)) in wanted {
+            let Some(here) = looked.get(path).cloned().flatten() else { continue };
+            wanted.sort_unstable_by_key(|(from, _)| *from);
+            let entries: Vec<&Entry> = wanted.iter().map(|(_, entry)| *entry).collect();
+            let here = match rows(&entries) == file.rows {
+                true => here,
+                false => {
+                    let failed = || format!("rows can't be taken out of {path}");
+                    self.extract(&here, &wanted).await.with_context(failed)?
+                }
+            };
+            found.push(Held::new(here, &entries));
         }
         Ok(found)
     }
 
-    /// The compactions of a stream's day, read once.
-    async fn chain(&self, stream: &str, day: EventDay) -> Result<Arc<[Compaction]>> {
+    /// What the chain of a stream's day says, read once while the day is at work.
+    async fn holders(&self, stream: &str, day: EventDay) -> Result<Arc<Holders>> {
         let of_day = (stream.to_owned(), day);
-        let known = self.moved.lock().unwrap_or_else(PoisonError::into_inner).get(&of_day).cloned();
-        if let Some(chain) = known {
-            return Ok(chain);
+        let known = self.known().holders.get(&of_day).cloned();
+        if let Some(holders) = known {
+            return Ok(holders);
         }
-        let chain: Arc<[Compaction]> = compaction::chain(&self.store, stream, day).await?.into();
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).insert(of_day, chain.clone());
-        Ok(chain)
+        let chain = compaction::chain(&self.store, stream, day).await?;
+        let holders = Arc::new(Holders::new(chain)?);
+        let mut known = self.known();
+        known.days.insert(of_day.clone());
+        known.holders.insert(of_day, holders.clone());
+        Ok(holders)
     }
 
-    /// The rows of some segments out of a file that holds those of more.
-    async fn extract(&self, holder: &Compaction, file: &Path, wanted: &[&Entry]) -> Result<PathBuf> {
-        let wanted: HashSet<&str> = wanted.iter().map(|entry| entry.segment.path.as_str()).collect();
-        let (mut parts, mut from, mut name) = (Vec::new(), 0, Xxh3::new());
-        for place in &holder.segments {
-            if wanted.contains(place.path.as_str()) {
-                name.update(place.path.as_bytes());
-                parts.push(Part { file: file.to_owned(), from, place: place.clone() });
-            }
-            from += place.rows;
+    /// The rows of some segments, each with how many stand before its own, out of a file that holds those of more.
+    async fn extract(&self, file: &Path, wanted: &[(u64, &Entry)]) -> Result<PathBuf> {
+        let mut name = Xxh3::new();
+        for (_, entry) in wanted {
+            name.update(entry.segment.path.as_bytes());
+            name.update(&[0]);
         }
         let to = self.folder.path().join(format!("{:016x}.part.parquet", name.digest()));
+        let _one = self.extracting.lock().await;
+        if tokio::fs::try_exists(&to).await? {
+            return Ok(to);
+        }
+        let part =
+            |(from, entry): &(u64, &Entry)| Part { file: file.to_owned(), from: *from, place: entry.place() };
+        let parts: Vec<Part> = wanted.iter().map(part).collect();
         let (folder, target) = (self.folder.path().to_owned(), to.clone());
         let write = move || -> Result<()> {
-            let full = "a file can't be made in the temporary folder";
+            let full = "a file can't be made in the temporary folder (TMPDIR)";
             let part = tempfile::NamedTempFile::new_in(folder).context(full)?;
             merge::merge(&parts, part.as_file())?;
             part.persist(target).context(full)?;
             Ok(())
         };
-        let failed = || format!("rows can't be taken out of {}", holder.file.path);
-        tokio::task::spawn_blocking(write).await?.with_context(failed)?;
+        tokio::task::spawn_blocking(write).await??;
         Ok(to)
+    }
+
+    /// A segment's own file on this machine; `None` where the archive doesn't have it.
+    async fn own(&self, entry: &Entry) -> Result<Option<PathBuf>> {
+        let segment = &entry.segment;
+        self.find(&segment.path, segment.bytes, &segment.checksum).await
     }
 
     /// A compacted file on this machine; `None` where the archive doesn't have it.
@@ -152,10 +229,12 @@ impl Files {
             let length = match tokio::fs::metadata(&file).await {
                 Ok(found) => found.len(),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error).with_context(|| format!("segment {path} can't be read")),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("file {path} of the archive can't be read"));
+                }
             };
             if length != bytes {
-                bail!("segment {path} has {length} bytes, its manifest says {bytes}");
+                bail!("file {path} of the archive has {length} bytes, its manifest says {bytes}");
             }
             return Ok(Some(file));
         }
@@ -165,19 +244,28 @@ impl Files {
         }
         // Two that fetch the same at once don't write into one another's.
         let part = tempfile::Builder::new().suffix(".part").tempfile_in(self.folder.path());
-        let part = part.context("a segment can't be written to the temporary folder")?.into_temp_path();
+        let part = part
+            .context("a file of the archive can't be written to the temporary folder (TMPDIR)")?
+            .into_temp_path();
         let Some(found) = self.store.download(path, &part).await? else { return Ok(None) };
         if found != checksum {
-            bail!("segment {path} has checksum {found}, its manifest says {checksum}");
+            bail!("file {path} of the archive has checksum {found}, its manifest says {checksum}");
         }
-        part.persist(&file).context("a segment can't be written to the temporary folder")?;
+        part.persist(&file)
+            .context("a file of the archive can't be written to the temporary folder (TMPDIR)")?;
         Ok(Some(file))
     }
 }
 
-fn missing(path: &str) -> String {
+fn rows(entries: &[&Entry]) -> u64 {
+    entries.iter().map(|entry| entry.segment.rows).sum()
+}
+
+fn missing(entry: &Entry) -> String {
+    let (file, segment) = (entry.path(), &entry.segment.path);
+    let column = if entry.compacted.is_some() { "compacted" } else { "path" };
     format!(
-        "segment {path} is in the ledger but not in the archive, and no compaction of its day holds its rows; restore it, \
-         or mark it removed"
+        "{file} is in the ledger but not in the archive, and no other file has the rows of segment {segment}: restore it, or \
+         go on without what it holds: update tidemark.segment set removed_at = now() where {column} = '{file}'"
     )
 }

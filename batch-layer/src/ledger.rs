@@ -32,6 +32,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The file that has its rows.
+    pub(crate) fn path(&self) -> &str {
+        self.compacted.as_ref().map_or(&self.segment.path, |file| &file.path)
+    }
+
     /// Where its rows stood in the log.
     pub(crate) fn place(&self) -> Place {
         Place {

@@ -224,20 +224,26 @@ async fn prepare_facts(
 ) -> Result<Vec<(facts::Table, std::path::PathBuf)>> {
     let mut prepared = BTreeSet::new();
     let mut found = Vec::new();
-    for entry in &fresh.entries {
-        let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else {
-            continue;
-        };
-        let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
-        if prepared.insert((stream.name.clone(), table.day)) {
-            failpoint::hit("batch.facts.before");
-            facts::prepare(connection, &table)
-                .await
-                .with_context(|| format!("table facts.{}", stream.name))?;
-            failpoint::hit("batch.facts.after");
+    // Day by day: of one at a time it is known where its rows lie.
+    let mut entries: Vec<&ledger::Entry> = fresh.entries.iter().collect();
+    entries.sort_by_key(|entry| entry.segment.event_day);
+    for entries in entries.chunk_by(|a, b| a.segment.event_day == b.segment.event_day) {
+        for &entry in entries {
+            let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else {
+                continue;
+            };
+            let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
+            if prepared.insert((stream.name.clone(), table.day)) {
+                failpoint::hit("batch.facts.before");
+                facts::prepare(connection, &table)
+                    .await
+                    .with_context(|| format!("table facts.{}", stream.name))?;
+                failpoint::hit("batch.facts.after");
+            }
+            let files = files.rows_of(&[entry]).await?;
+            found.extend(files.into_iter().map(|file| (table.clone(), file)));
         }
-        let files = files.rows_of(&[entry]).await?;
-        found.extend(files.into_iter().map(|file| (table.clone(), file)));
+        entries.iter().take(1).for_each(|entry| files.forget(entry.segment.event_day));
     }
     Ok(found)
 }

@@ -8,7 +8,7 @@
 
 use crate::archive::manifest::{day, parse};
 use crate::archive::store::Store;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use shared_model::time::{EventDay, Millis};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -185,14 +185,52 @@ fn parse_compaction_path(path: &str) -> Option<(&str, EventDay, u64)> {
     (compaction_path(stream, day, number) == path).then_some((stream, day, number))
 }
 
-/// In which compaction of a chain each segment's rows lie now, by the path that its manifest names: the last that holds
-/// it.
-pub(crate) fn holders(chain: &[Compaction]) -> HashMap<&str, &Compaction> {
-    let mut holders = HashMap::new();
-    for compaction in chain {
-        holders.extend(compaction.segments.iter().map(|place| (place.path.as_str(), compaction)));
+/// Which files of a day's chain have each segment's rows.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    files: Vec<Compacted>,
+    /// By the path that a segment's manifest names: where its rows lie in which of the files, oldest first.
+    places: HashMap<String, Vec<(usize, u64)>>,
+}
+
+impl Holders {
+    /// Of a chain, from its begin.
+    ///
+    /// # Errors
+    /// Where a compaction holds some segments of an earlier one and not all: such a chain was not made of whole files.
+    pub(crate) fn new(chain: Vec<Compaction>) -> Result<Holders> {
+        let (mut holders, mut counts) = (Holders::default(), Vec::<usize>::new());
+        for Compaction { stream, event_day, number, file, segments, .. } in chain {
+            let (at, count, mut from) = (holders.files.len(), segments.len(), 0);
+            let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
+            for place in segments {
+                let places = holders.places.entry(place.path).or_default();
+                if let Some((earlier, _)) = places.last() {
+                    *taken.entry(*earlier).or_default() += 1;
+                }
+                places.push((at, from));
+                from += place.rows;
+            }
+            for (earlier, taken) in taken {
+                let of = counts[earlier];
+                ensure!(
+                    taken == of,
+                    "{} holds {taken} of {of} segments that lay in {}: the archive is damaged there",
+                    compaction_path(&stream, event_day, number),
+                    holders.files[earlier].path
+                );
+            }
+            counts.push(count);
+            holders.files.push(file);
+        }
+        Ok(holders)
     }
-    holders
+
+    /// The files that have a segment's rows, the newest first, each with how many other rows stand before them.
+    pub(crate) fn of(&self, path: &str) -> impl Iterator<Item = (&Compacted, u64)> {
+        let places = self.places.get(path).into_iter().flatten().rev();
+        places.map(|(file, from)| (&self.files[*file], *from))
+    }
 }
 
 #[cfg(test)]
@@ -237,10 +275,24 @@ mod tests {
         assert_eq!(chain(&store, "clicks", EventDay(7)).await.unwrap(), all);
         assert_eq!(chain(&store, "clicks", EventDay(8)).await.unwrap(), []);
         assert_eq!(read(&store, "clicks", EventDay(7), 2).await.unwrap().as_ref(), Some(&all[2]));
-        let found = holders(&all);
-        let mut found: Vec<_> = found.iter().map(|(path, one)| (*path, one.number)).collect();
-        found.sort_unstable();
-        assert_eq!(found, [("a", 2), ("b", 2), ("c", 1), ("d", 1), ("e", 2)]);
+        let holders = Holders::new(all.into()).unwrap();
+        let held = |path| -> Vec<(&str, u64)> {
+            holders.of(path).map(|(file, from)| (file.path.as_str(), from)).collect()
+        };
+        assert_eq!(held("b"), [("f2", 1), ("f0", 1)]);
+        assert_eq!(held("d"), [("f1", 1)]);
+        assert_eq!(held("e"), [("f2", 2)]);
+        assert!(held("none").is_empty());
+    }
+
+    #[test]
+    fn a_chain_that_was_not_made_of_whole_files_is_refused() {
+        let refused = |chain: &[Compaction]| Holders::new(chain.to_vec()).unwrap_err().to_string();
+        let error = refused(&[compaction(0, &["a", "b"]), compaction(1, &["b", "c"])]);
+        assert!(error.contains("0000000001.json holds 1 of 2 segments that lay in f0"), "{error}");
+        let all = [compaction(0, &["a"]), compaction(1, &["a", "b"]), compaction(2, &["a", "c"])];
+        assert!(Holders::new(all[..2].to_vec()).is_ok());
+        assert!(refused(&all).contains("holds 1 of 2 segments that lay in f1"));
     }
 
     #[tokio::test]
