@@ -9,6 +9,7 @@
 
 pub mod boundary;
 mod buffer;
+pub(crate) mod checksum;
 pub mod compaction;
 mod consume;
 pub(crate) mod fold;

@@ -3,6 +3,7 @@
 //! Nothing is ever overwritten: files with data have names made of their content, and manifests are written only
 //! where none is. A store that can't do the latter is refused at the start.
 
+use crate::archive::checksum::Checksum;
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -18,7 +19,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tracing::warn;
 use url::Url;
-use xxhash_rust::xxh3::Xxh3;
 
 /// A file that is longer than this is written in parts of so many bytes.
 const PART: usize = 16 << 20;
@@ -233,8 +233,8 @@ impl Store {
         }
     }
 
-    /// Copies an object to a file of this machine, piece by piece, and gives the xxh3 of its bytes as 16 hex digits; `None`
-    /// where there is none.
+    /// Copies an object to a file of this machine, piece by piece, and gives the checksum of its bytes; `None` where there is
+    /// none.
     pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<Option<String>> {
         let failed = || format!("archive {}: {path} can't be read", self.url);
         let found = match self.inner.get(&self.at(path)).await {
@@ -242,16 +242,16 @@ impl Store {
             Err(Error::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error).with_context(failed),
         };
-        let unwritable = "a segment can't be written to the temporary folder";
+        let unwritable = "a file of the archive can't be written to the temporary folder (TMPDIR)";
         let mut file = tokio::fs::File::create(to).await.context(unwritable)?;
-        let (mut pieces, mut hasher) = (found.into_stream(), Xxh3::new());
+        let (mut pieces, mut sum) = (found.into_stream(), Checksum::new());
         while let Some(piece) = pieces.next().await {
             let piece = piece.with_context(failed)?;
-            hasher.update(&piece);
+            sum.take(&piece);
             file.write_all(&piece).await.context(unwritable)?;
         }
         file.flush().await.context(unwritable)?;
-        Ok(Some(format!("{:016x}", hasher.digest())))
+        Ok(Some(sum.finish().1))
     }
 
     /// Writes an object that must not exist yet. `ours` tells, from the bytes found in its place, whether they are
