@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// So many files are looked for and downloaded at once.
-const AT_ONCE: usize = 16;
+/// So many files of the archive are asked for at once.
+pub(crate) const AT_ONCE: usize = 16;
 
 /// The segments that one step reads; downloaded ones are deleted with it.
 pub(crate) struct Files {

@@ -58,7 +58,9 @@ pub(crate) struct Context {
     pub(crate) audit: audit::Options,
     /// The clock.
     pub(crate) now: fn() -> Millis,
-    /// Stops the archive step.
+    /// Days that couldn't be compacted.
+    pub(crate) compaction_failures: compact::Failures,
+    /// Stops the archive step, and jobs between their steps.
     pub(crate) stop: CancellationToken,
 }
 
@@ -243,7 +245,9 @@ async fn prepare_facts(
             let files = files.rows_of(&[entry]).await?;
             found.extend(files.into_iter().map(|file| (table.clone(), file)));
         }
-        entries.iter().take(1).for_each(|entry| files.forget(entry.segment.event_day));
+        if let Some(first) = entries.first() {
+            files.forget(first.segment.event_day);
+        }
     }
     Ok(found)
 }

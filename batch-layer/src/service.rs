@@ -150,6 +150,7 @@ fn context(
         options,
         audit: audit::Options::default(),
         now,
+        compaction_failures: compact::Failures::default(),
         stop,
     }
 }

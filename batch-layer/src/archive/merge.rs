@@ -12,7 +12,9 @@ use crate::archive::segment::SYSTEM_COLUMNS;
 use crate::plan;
 use anyhow::{Context, Result, bail, ensure};
 use polars::prelude::*;
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,11 +45,11 @@ pub(crate) struct Merged {
     pub(crate) max_event_time: i64,
 }
 
-/// Writes the rows of parts, one part after the other, to a file that is open and empty. Blocks.
+/// Writes the rows of parts, one part after the other, as one file. Blocks.
 ///
 /// # Errors
 /// Where a file can't be read or written, files have a column of different types, or the rows are not those of the parts.
-pub(crate) fn merge(parts: &[Part], to: &File) -> Result<Merged> {
+pub(crate) fn merge(parts: &[Part], to: impl Write) -> Result<Merged> {
     for pair in parts.windows(2) {
         let (a, b) = (&pair[0].place, &pair[1].place);
         let is_one = (&a.topic, a.partition) == (&b.topic, b.partition);
@@ -159,6 +161,29 @@ fn schema_of(file: &Path) -> Result<Arc<ArrowSchema>> {
     let open = File::open(file).with_context(|| shown(file))?;
     let schema = ParquetReader::new(open).schema();
     Context::with_context(schema, || format!("{} is not a Parquet file", shown(file)))
+}
+
+/// Which sets of parts may be written as one: groups of those that have no column of different types, each set in the first
+/// group that it fits. Reads the files' footers. Blocks.
+///
+/// # Errors
+/// As [`merge`], for each set by itself.
+pub(crate) fn alike(sets: &[Vec<Part>]) -> Result<Vec<Vec<usize>>> {
+    let mut groups: Vec<(Vec<usize>, BTreeMap<PlSmallStr, DataType>)> = Vec::new();
+    for (at, set) in sets.iter().enumerate() {
+        let columns = columns(set)?;
+        let fits = |known: &BTreeMap<PlSmallStr, DataType>| {
+            columns.iter().all(|(name, dtype)| known.get(name).is_none_or(|known| known == dtype))
+        };
+        match groups.iter_mut().find(|(_, known)| fits(known)) {
+            Some((group, known)) => {
+                group.push(at);
+                known.extend(columns);
+            }
+            None => groups.push((vec![at], columns.into_iter().collect())),
+        }
+    }
+    Ok(groups.into_iter().map(|(group, _)| group).collect())
 }
 
 /// The columns of all files: declared fields first, as they are met, then those of the archive.

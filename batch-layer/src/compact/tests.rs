@@ -1,15 +1,19 @@
 //! Files that are rewritten hold each row once, and whoever asks for the rows of some segments is given just those, wherever
 //! they lie by now and whatever the ledger knows of it.
 
+use super::rewrite::{bring, seal, write};
 use super::*;
+use crate::archive::compaction::{Compacted, Compaction};
+use crate::archive::merge::Part;
 use crate::archive::sweep::sweep;
 use crate::archive::{Batch, Files as Writer, Row, samples};
+use crate::ledger::Entry;
 use polars::prelude::{DataFrame, ParquetReader, SerReader as _};
 use proptest::prelude::*;
 use shared_model::catalog::Stream;
-use shared_model::event::{Event, Identity, Value};
+use shared_model::event::{Event, FieldType, Identity, Value};
 use shared_model::offsets::TopicPartition;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const DAY: EventDay = EventDay(3);
@@ -70,7 +74,9 @@ fn of_segment(entry: Entry) -> Live {
 
 /// Rewrites files and seals that; the compaction, and its file as one that could be rewritten again.
 async fn rewrite(store: &Store, number: u64, files: &[&Live]) -> Result<(Compaction, Live)> {
-    let compaction = write(store, "clicks", DAY, number, files, 5).await?;
+    let here = Files::new(store.clone())?;
+    let parts = bring(&here, files).await?.concat();
+    let compaction = write(store, &here, ("clicks", DAY, number), (files, parts), 5).await?;
     seal(store, &compaction).await?;
     let entries = files.iter().flat_map(|file| file.entries.iter().cloned());
     let entries = entries.map(|entry| Entry { compacted: Some(compaction.file.clone()), ..entry }).collect();
@@ -173,6 +179,85 @@ async fn a_field_that_came_later_is_null_in_the_rows_before_it() {
     assert_eq!(names[..5], ["uuid", "at", "price", "share", "paid"]);
     let paid: Vec<Option<bool>> = frame.column("paid").unwrap().bool().unwrap().iter().collect();
     assert_eq!(paid, [None, None, None, Some(true), Some(true), Some(true), Some(true)]);
+}
+
+#[tokio::test]
+async fn files_in_which_a_field_has_another_type_are_told_apart() {
+    let (store, now) = (Store::in_memory(), samples::stream());
+    let mut fields = now.fields.clone();
+    fields[2].ty = FieldType::Float;
+    let retyped = Arc::new(Stream { fields, ..(*now).clone() });
+    let fewer = Arc::new(Stream { fields: now.fields[..2].to_vec(), recorded: 2, ..(*now).clone() });
+    let mut lives = Vec::new();
+    for (at, stream) in (0..).zip([&now, &retyped, &fewer, &now, &retyped]) {
+        lives.extend(written(&store, stream, &TopicPartition::new("clicks", at), &[2]).await);
+    }
+    let lives: Vec<Live> = lives.into_iter().map(of_segment).collect();
+    let files = Files::new(store.clone()).unwrap();
+    let parts = bring(&files, &lives.iter().collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(merge::alike(&parts).unwrap(), [vec![0, 2, 3], vec![1, 4]]);
+    let error = rewrite(&store, 0, &[&lives[0], &lives[1]]).await.err().unwrap();
+    assert!(format!("{error:#}").contains("field price is"), "{error:#}");
+    rewrite(&store, 0, &[&lives[1], &lives[4]]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_file_s_rows_are_taken_from_whatever_had_them_and_rewritten_from_there() {
+    let (store, stream) = (Store::in_memory(), samples::stream());
+    let entries = written(&store, &stream, &TopicPartition::new("clicks", 0), &[3, 4, 5, 2]).await;
+    let all: Vec<&Entry> = entries.iter().collect();
+    let whole = found(&store, &all).await.unwrap();
+    let lives: Vec<Live> = entries.iter().cloned().map(of_segment).collect();
+    let (one, once) = rewrite(&store, 0, &[&lives[0], &lives[1]]).await.unwrap();
+    let (two, twice) = rewrite(&store, 1, &[&once, &lives[2]]).await.unwrap();
+    for gone in [&entries[0].segment.path, &entries[1].segment.path, &two.file.path] {
+        store.delete(gone).await.unwrap();
+    }
+    // Two segments in the file before, one in its own still, and one that was never rewritten.
+    let known: Vec<&Entry> = twice.entries.iter().chain([&entries[3]]).collect();
+    assert_eq!(found(&store, &known).await.unwrap(), whole);
+    assert_eq!(found(&store, &all).await.unwrap(), whole);
+    let (three, thrice) = rewrite(&store, 2, &[&twice, &lives[3]]).await.unwrap();
+    assert_eq!((three.file.rows, three.segments.len()), (14, 4));
+    assert_eq!(three.replaced, [two.file.path.clone(), entries[3].segment.path.clone()]);
+    assert_eq!(found(&store, &thrice.entries.iter().collect::<Vec<_>>()).await.unwrap(), whole);
+
+    for gone in [&one.file.path, &three.file.path] {
+        store.delete(gone).await.unwrap();
+    }
+    let error = found(&store, &[&thrice.entries[0]]).await.unwrap_err().to_string();
+    let statement = format!("set removed_at = now() where compacted = '{}'", three.file.path);
+    assert!(error.contains(&statement) && error.contains(&entries[0].segment.path), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_compaction_s_manifest_what_is_there_still_is_read() {
+    let (store, stream) = (Store::in_memory(), samples::stream());
+    let entries = written(&store, &stream, &TopicPartition::new("clicks", 0), &[3, 4]).await;
+    let lives: Vec<Live> = entries.iter().cloned().map(of_segment).collect();
+    let whole = found(&store, &entries.iter().collect::<Vec<_>>()).await.unwrap();
+    let (one, once) = rewrite(&store, 0, &lives.iter().collect::<Vec<_>>()).await.unwrap();
+    store.delete(&compaction_path("clicks", DAY, 0)).await.unwrap();
+    let known: Vec<&Entry> = once.entries.iter().collect();
+    assert_eq!(found(&store, &known).await.unwrap(), whole);
+    store.delete(&one.file.path).await.unwrap();
+    assert_eq!(found(&store, &known).await.unwrap(), whole);
+}
+
+#[tokio::test]
+async fn rows_are_taken_out_of_a_file_once() {
+    let (store, stream) = (Store::in_memory(), samples::stream());
+    let entries = written(&store, &stream, &TopicPartition::new("clicks", 0), &[3, 4]).await;
+    let lives: Vec<Live> = entries.iter().cloned().map(of_segment).collect();
+    rewrite(&store, 0, &lives.iter().collect::<Vec<_>>()).await.unwrap();
+    store.delete(&entries[0].segment.path).await.unwrap();
+    let files = Files::new(store).unwrap();
+    let taken = files.rows_of(&[&entries[0]]).await.unwrap();
+    let written = std::fs::metadata(&taken[0]).unwrap().modified().unwrap();
+    files.forget(DAY);
+    assert_eq!(files.rows_of(&[&entries[0]]).await.unwrap(), taken);
+    assert_eq!(std::fs::metadata(&taken[0]).unwrap().modified().unwrap(), written);
+    assert_eq!(files.moved(), BTreeSet::from([("clicks".to_owned(), DAY)]));
 }
 
 #[tokio::test]
