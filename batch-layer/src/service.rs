@@ -365,7 +365,7 @@ async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
     if let Some(before) = args.archive_before {
         let (files, bytes) = retention::archive(&mut connection, &context.store, None, before, now()).await?;
         say(&format!(
-            "{files} segments with {bytes} bytes of event days before {before} removed from the archive"
+            "{files} files with {bytes} bytes of event days before {before} removed from the archive"
         ))?;
     }
     if let Some(before) = args.facts_before {
