@@ -234,6 +234,21 @@ async fn a_day_is_read_from_few_files_and_gives_the_same_whatever_the_ledger_kno
     stack.becomes(&serving, &stack.oracle(), "by a new ledger").await;
 }
 
+/// Sends records and runs, until a run ends at a failpoint: one within the epoch of the records leaves that open, and until a
+/// day is crowded none comes by.
+async fn kill_at(stack: &Stack, point: &str, send: &mut impl FnMut()) {
+    let armed = [("TIDEMARK_FAILPOINT".to_owned(), format!("batch.{point}"))];
+    wait_for(&format!("the end at {point}"), async || {
+        send();
+        let run = stack.process_in("batch-layer", RUN, ALL, &armed);
+        match run.ended().await {
+            -1 => Ok(()),
+            code => Err(format!("ended with {code}: {}", run.logged())),
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on() {
     let points = [
@@ -257,17 +272,7 @@ async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on
     send();
     run_past_the_end(&stack).await;
     for point in points {
-        let armed = [("TIDEMARK_FAILPOINT".to_owned(), format!("batch.{point}"))];
-        // A run within the epoch of the records leaves that open; until a day is crowded none comes by.
-        wait_for(&format!("the end at {point}"), async || {
-            send();
-            let run = stack.process_in("batch-layer", RUN, ALL, &armed);
-            match run.ended().await {
-                -1 => Ok(()),
-                code => Err(format!("ended with {code}: {}", run.logged())),
-            }
-        })
-        .await;
+        kill_at(&stack, point, &mut send).await;
         check_rows(&stack, &format!("after a kill at {point}")).await;
     }
     run_past_the_end(&stack).await;
@@ -281,9 +286,16 @@ async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on
     stack.settle().await;
     stack.becomes(&serving, &stack.oracle(), "after the kills").await;
 
-    // The day leaves the archive as a whole, and doesn't come back.
-    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
+    // What was sealed and not taken in goes with its day.
+    kill_at(&stack, "compact_seal.after:1", &mut send).await;
     let store = Store::open(&stack.archive).expect("the archive");
+    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
+    let left = listed(&store, "data").await;
+    assert!(!left.iter().any(|path| path.contains("/compacted_")), "{left:#?}");
+
+    // The day leaves the archive as a whole, and doesn't come back.
+    run_past_the_end(&stack).await;
+    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
     assert_eq!(listed(&store, "data").await, Vec::<String>::new());
     assert_eq!(read_from(&stack).await, BTreeSet::new());
     stack.batch(RUN).await;

@@ -4,6 +4,7 @@
 //! such a day are merged into its live version, which is then marked as partial.
 
 use crate::archive::Store;
+use crate::compact;
 use crate::ledger::timestamp;
 use crate::replace::{names, retire};
 use anyhow::Result;
@@ -32,6 +33,13 @@ pub(crate) async fn archive(
     before: NaiveDate,
     now: Millis,
 ) -> Result<(usize, i64)> {
+    // A compaction that a killed run has sealed goes with its day, too.
+    let sql = "select distinct stream, event_day from tidemark.segment
+               where event_day < $1 and removed_at is null and stream = coalesce($2, stream)";
+    let query = sqlx::query_as(sql).bind(before).bind(stream);
+    let days: Vec<(String, NaiveDate)> = query.fetch_all(&mut *connection).await?;
+    let days = days.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect();
+    compact::catch_up(connection, store, &days, now).await?;
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;

@@ -303,11 +303,10 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order, o
     }
     // A backfill or rollback may be what someone hurries to do before days go.
     if order.moves_tidemark() {
-        // Before days go, so that the ledger has the compactions of such a day that a killed run left sealed.
-        compact::compact(context, connection, &outcome.moved).await;
         if let Err(error) = retain(context, connection, now).await {
             tracing::warn!("old event days are not removed yet: {error:#}");
         }
+        compact::compact(context, connection, &outcome.moved).await;
     }
 }
 
