@@ -43,6 +43,9 @@ struct Moved {
     holders: BTreeMap<(String, EventDay), Arc<Holders>>,
 }
 
+/// Segments in a file, each with how many rows stand there before its own.
+type Wanted<'a> = Vec<(u64, &'a Entry)>;
+
 /// A file on this machine that holds the rows of some segments and no others.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -64,7 +67,7 @@ impl Files {
     /// None yet.
     pub(crate) fn new(store: Store) -> Result<Files> {
         let folder = tempfile::Builder::new().prefix("tidemark-batch-").tempdir();
-        let folder = folder.context("a folder for downloaded segments can't be made")?;
+        let folder = folder.context("a folder for downloaded files can't be made (TMPDIR)")?;
         Ok(Files { store, folder, moved: Mutex::default(), extracting: tokio::sync::Mutex::default() })
     }
 
@@ -137,7 +140,7 @@ impl Files {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
         let holders = self.holders(&first.stream, first.segment.event_day).await?;
         let mut looked: BTreeMap<&str, Option<PathBuf>> = BTreeMap::new();
-        let mut wanted: BTreeMap<&str, (&Compacted, Vec<(u64, &Entry)>)> = BTreeMap::new();
+        let mut wanted: BTreeMap<&str, (&Compacted, Wanted<'_>)> = BTreeMap::new();
         let mut found = Vec::new();
         'entries: for &entry in entries {
             for (file, from) in holders.of(&entry.segment.path) {
@@ -184,7 +187,7 @@ impl Files {
         Ok(holders)
     }
 
-    /// The rows of some segments, each with how many stand before its own, out of a file that holds those of more.
+    /// The rows of some segments out of a file that holds those of more.
     async fn extract(&self, file: &Path, wanted: &[(u64, &Entry)]) -> Result<PathBuf> {
         let mut name = Xxh3::new();
         for (_, entry) in wanted {
