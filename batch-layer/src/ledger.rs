@@ -197,6 +197,13 @@ pub(crate) async fn day(
     Ok((kept.into_iter().map(|row| row.entry(day)).collect(), broken))
 }
 
+/// The compacted files that rows are read from.
+pub(crate) async fn compacted_files(connection: &mut PgConnection) -> Result<BTreeSet<String>> {
+    let sql = "select path from tidemark.compaction where current";
+    let paths: Vec<String> = sqlx::query_scalar(sql).fetch_all(connection).await?;
+    Ok(paths.into_iter().collect())
+}
+
 /// A computed version of a metric's day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Version {

@@ -326,9 +326,10 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     context.prepare().await?;
     let time = now();
     let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
-    let swept = archive::sweep::sweep(&context.store, older_than, false).await?;
-    catch_up(&context, time).await?;
     let mut connection = context.pool.acquire().await?;
+    let read = ledger::compacted_files(&mut connection).await?;
+    let swept = archive::sweep::sweep(&context.store, older_than, &read, false).await?;
+    catch_up(&context, time).await?;
     let grace = i64::try_from(args.base.work.version_grace.as_millis()).unwrap_or(i64::MAX);
     let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;
     say(&format!(

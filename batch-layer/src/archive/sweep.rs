@@ -2,8 +2,8 @@
 //! of which no compaction tells.
 //!
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
-//! it, by its own name, doesn't; of a compacted file, if none of its day's does and none of those is missing. What was
-//! replaced by a compaction is named all the same: it goes by the ledger, not by a sweep.
+//! it, by its own name, doesn't; of a compacted file, if the ledger doesn't read it, none of its day's compactions names it and
+//! none of those is missing. What was replaced by a compaction is named all the same: it goes by the ledger, not by a sweep.
 
 use crate::archive::compaction::{self, parse_compacted_path};
 use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder, manifest_path};
@@ -27,8 +27,14 @@ pub struct Swept {
 }
 
 /// Removes the orphans that were last written before `older_than` (ms since 1970; give it a day at least, an
-/// archiver that works longer on one epoch would lose its files). With `dry_run` nothing is removed.
-pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<Swept> {
+/// archiver that works longer on one epoch would lose its files). With `dry_run` nothing is removed. The compacted files that
+/// a ledger reads (`read`) stay, though the archive may have lost what tells of them.
+pub async fn sweep(
+    store: &Store,
+    older_than: Millis,
+    read: &BTreeSet<String>,
+    dry_run: bool,
+) -> Result<Swept> {
     let mut swept = Swept::default();
     let mut named = Named::default();
     for folder in ["data", "rejects", "probe"] {
@@ -43,7 +49,7 @@ pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<S
                 continue;
             }
             if let Some((stream, day)) = parse_compacted_path(&path) {
-                if !named.names_compacted(store, stream, day, &path).await? {
+                if !read.contains(&path) && !named.names_compacted(store, stream, day, &path).await? {
                     swept.bytes += object.size;
                     swept.orphans.push(path);
                 }
