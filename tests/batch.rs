@@ -355,7 +355,7 @@ async fn a_dashboard_asks_what_is_right(stack: &Stack, pool: &PgPool) {
     for (title, rows) in grafana::rows(stack, pool, "nobody").await {
         assert_eq!(rows > 0, title == "active_user", "{title}: it alone has no key");
     }
-    let sql = &grafana::statements(stack, "")["user_view_cnt"];
+    let sql = &grafana::statements(stack, grafana::BATCH_VIEW, "")["user_view_cnt"];
     let sum = number(pool, &format!("select sum(user_view_cnt)::bigint from ({sql}) panel")).await;
     assert_eq!(sum, number(pool, "select sum(value)::bigint from metrics.user_view_cnt").await);
 }

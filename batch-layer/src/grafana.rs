@@ -1,7 +1,8 @@
-//! A Grafana dashboard made from a catalog: how the layers are, and each metric and formula of the batch view.
+//! A Grafana dashboard made from a catalog: how the layers are, and each metric and formula, live and as the batch view has
+//! them.
 //!
-//! Each panel asks what is right of its metric: counts and sums add up over keys and time, a mean is sum by count, and what
-//! doesn't add up is shown as the views have it. One text box for each key column filters every panel that has it.
+//! Each panel asks what is right of its metric: counts and sums add up over keys and time, a mean is sum by count where these
+//! are kept, and what doesn't add up is shown as it is. One text box for each key column filters every panel that has it.
 
 use crate::replace::names::{key_columns, quote};
 use serde_json::{Value as Json, json};
@@ -13,6 +14,7 @@ use shared_model::time::Grain;
 use std::collections::BTreeSet;
 
 /// The data sources' uids, as `infra/grafana/provisioning/datasources` names them.
+const MERGED: (&str, &str) = ("grafana-postgresql-datasource", "tidemark-merged");
 const BATCH_VIEW: (&str, &str) = ("grafana-postgresql-datasource", "tidemark-batch");
 const LAYERS: (&str, &str) = ("prometheus", "tidemark-layers");
 
@@ -38,7 +40,16 @@ struct Panels {
     at: (u32, u32),
 }
 
-/// What a panel shows of the batch view.
+/// Whose tables are asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Views {
+    /// The serving layer's, which merges both views: values are finished.
+    Merged,
+    /// Postgres': values are as they are kept, decimals in units of their last place, a mean as its sum and count.
+    Batch,
+}
+
+/// What a panel shows of a metric.
 enum Shown {
     /// Values over time.
     Series(String),
@@ -57,13 +68,19 @@ pub(crate) fn dashboard(catalog: &Catalog) -> Json {
                            "fieldConfig": { "defaults": { "unit": unit, "min": 0 }, "overrides": [] } }),
         );
     }
-    panels.row("The batch view, up to its last run");
-    for metric in &catalog.metrics {
-        panels.of_batch_view(&metric.name, &about(metric), metric.grain, &of_metric(metric));
-    }
-    for formula in &catalog.formulas {
-        if let Some(shown) = of_formula(catalog, formula) {
-            panels.of_batch_view(&formula.name, &formula.description, formula.grain, &shown);
+    let sections = [
+        ("Live: both views merged, by SQL (serve --sql-listen)", Views::Merged),
+        ("The batch view, up to its last run", Views::Batch),
+    ];
+    for (title, views) in sections {
+        panels.row(title);
+        for metric in &catalog.metrics {
+            panels.of(views, &metric.name, &about(metric), metric.grain, &of_metric(metric, views));
+        }
+        for formula in &catalog.formulas {
+            if let Some(shown) = of_formula(catalog, formula, views) {
+                panels.of(views, &formula.name, &formula.description, formula.grain, &shown);
+            }
         }
     }
     json!({
@@ -92,18 +109,17 @@ impl Panels {
         self.at = if x < 16 { (x + 8, y) } else { (0, y + 8) };
     }
 
-    fn of_batch_view(&mut self, name: &str, about: &str, grain: Grain, shown: &Shown) {
+    fn of(&mut self, views: Views, name: &str, about: &str, grain: Grain, shown: &Shown) {
+        let asked = source(if views == Views::Merged { MERGED } else { BATCH_VIEW });
         let (kind, format, sql) = match shown {
             Shown::Series(sql) => ("timeseries", "time_series", sql),
             Shown::Table(sql) => ("table", "table", sql),
         };
-        let target = json!({ "refId": "A", "datasource": source(BATCH_VIEW), "format": format, "rawQuery": true,
+        let target = json!({ "refId": "A", "datasource": asked, "format": format, "rawQuery": true,
                              "editorMode": "code", "rawSql": sql });
-        self.add(
-            json!({ "type": kind, "title": name, "description": about, "datasource": source(BATCH_VIEW),
+        self.add(json!({ "type": kind, "title": name, "description": about, "datasource": asked,
                          // No narrower than a bucket.
-                         "interval": format!("{}ms", grain.width()), "targets": [target] }),
-        );
+                         "interval": format!("{}ms", grain.width()), "targets": [target] }));
     }
 }
 
@@ -138,30 +154,41 @@ fn from<'a>(view: &str, keys: impl Iterator<Item = &'a KeyColumn>) -> String {
 }
 
 /// Values added up over keys and time: by whole multiples of the grain, so that each point has as many buckets.
-fn series(values: &str, grain: Grain, from: &str) -> Shown {
+fn series(values: &str, grain: Grain, from: &str, views: Views) -> Shown {
     let width = grain.width();
-    let time = format!(
-        "date_bin(ceil($__interval_ms / {width}.0) * interval '{width} milliseconds', bucket, 'epoch')"
-    );
+    let widths = format!("ceil($__interval_ms / {width}.0)");
+    let time = match views {
+        Views::Batch => format!("date_bin({widths} * interval '{width} milliseconds', bucket, 'epoch')"),
+        Views::Merged => {
+            let seconds = format!("({widths} * {})", width as f64 / 1_000.0);
+            format!("to_timestamp(floor(extract(epoch from bucket) / {seconds}) * {seconds})")
+        }
+    };
     Shown::Series(format!("select {time} as \"time\", {values} {from} group by 1 order by 1"))
 }
 
-fn of_metric(metric: &Metric) -> Shown {
+/// The keys with the greatest values of a column that can't be added up over buckets, each by its greatest.
+fn most_in_a_bucket(column: &str, keys: &str, from: &str) -> Shown {
+    Shown::Table(format!(
+        "select {keys}, max({column}) as \"most in a bucket\" {from} group by {keys} \
+         order by max({column}) desc, {keys} limit 20"
+    ))
+}
+
+fn of_metric(metric: &Metric, views: Views) -> Shown {
     let (name, from) = (quote(&metric.name), from(&metric.name, key_columns(metric)));
     let listed = key_columns(metric).map(|key| quote(&key.name)).collect::<Vec<_>>().join(", ");
     let quantiles = || {
         let columns = metric.aggregate.columns().into_iter().skip(metric.aggregate.state_columns());
         columns.map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ")
     };
+    let series = |values: &str| series(&format!("{values} as {name}"), metric.grain, &from, views);
     match &metric.aggregate {
-        Aggregate::Count => series(&format!("sum(value) as {name}"), metric.grain, &from),
-        Aggregate::Sum(ty) => {
-            series(&format!("{} as {name}", scaled("sum(value)", *ty)), metric.grain, &from)
-        }
-        Aggregate::Mean(ty) => {
-            let mean = scaled("sum(sum) / nullif(sum(count), 0)", *ty);
-            series(&format!("{mean} as {name}"), metric.grain, &from)
-        }
+        Aggregate::Count => series("sum(value)"),
+        Aggregate::Sum(ty) => series(&scaled("sum(value)", *ty, views)),
+        // A finished mean no longer tells of how many values it is.
+        Aggregate::Mean(_) if views == Views::Merged => newest(metric, "value", &listed, &from),
+        Aggregate::Mean(ty) => series(&scaled("sum(sum) / nullif(sum(count), 0)", *ty, views)),
         Aggregate::Min(ty) | Aggregate::Max(ty) => {
             let extremum = if matches!(metric.aggregate, Aggregate::Min(_)) { "min" } else { "max" };
             match ty {
@@ -169,57 +196,53 @@ fn of_metric(metric: &Metric) -> Shown {
                     let keys: String = key_columns(metric).map(|key| quote(&key.name) + ", ").collect();
                     Shown::Table(format!("select bucket, {keys}value {from} order by bucket desc limit 20"))
                 }
-                _ => series(
-                    &format!("{} as {name}", scaled(&format!("{extremum}(value)"), *ty)),
-                    metric.grain,
-                    &from,
-                ),
+                _ => series(&scaled(&format!("{extremum}(value)"), *ty, views)),
             }
         }
         Aggregate::TopK { .. } => Shown::Table(format!(
             "select {listed}, sum(value) as value {from} group by {listed} order by value desc, {listed} limit 20"
         )),
         Aggregate::Distinct if metric.by.is_empty() => {
-            Shown::Series(format!("select bucket as \"time\", estimate as {name} {from} order by 1"))
+            newest(metric, &format!("estimate as {name}"), &listed, &from)
         }
-        // Of each one's buckets, of which a session may lie in two.
-        Aggregate::Sessions { .. } => Shown::Table(format!(
-            "select {listed}, max(sessions) as \"most in a bucket\" {from} group by {listed} \
-             order by max(sessions) desc, {listed} limit 20"
-        )),
         // Estimates of several buckets can't be added.
-        Aggregate::Distinct => Shown::Table(format!(
-            "select {listed}, max(estimate) as \"most in a bucket\" {from} group by {listed} \
-             order by max(estimate) desc, {listed} limit 20"
-        )),
-        Aggregate::Quantile { .. } if metric.by.is_empty() => {
-            Shown::Series(format!("select bucket as \"time\", {} {from} order by 1", quantiles()))
-        }
-        Aggregate::Quantile { .. } => Shown::Table(format!(
-            "select distinct on ({listed}) {listed}, bucket, {} {from} order by {listed}, bucket desc limit 20",
-            quantiles()
-        )),
+        Aggregate::Distinct => most_in_a_bucket("estimate", &listed, &from),
+        // Nor can sessions, of which one may lie in two buckets.
+        Aggregate::Sessions { .. } => most_in_a_bucket("sessions", &listed, &from),
+        Aggregate::Quantile { .. } => newest(metric, &quantiles(), &listed, &from),
     }
 }
 
+/// Values that don't add up: without keys each bucket's, else the newest of each key.
+fn newest(metric: &Metric, values: &str, keys: &str, from: &str) -> Shown {
+    if metric.by.is_empty() {
+        return Shown::Series(format!("select bucket as \"time\", {values} {from} order by 1"));
+    }
+    Shown::Table(format!(
+        "select distinct on ({keys}) {keys}, bucket, {values} {from} order by {keys}, bucket desc limit 20"
+    ))
+}
+
 /// A value that is kept in units of the last decimal place.
-fn scaled(value: &str, ty: FieldType) -> String {
+fn scaled(value: &str, ty: FieldType, views: Views) -> String {
     match ty {
-        FieldType::Decimal(scale) => format!("({value}) / 1{}.0", "0".repeat(usize::from(scale))),
+        FieldType::Decimal(scale) if views == Views::Batch => {
+            format!("({value}) / 1{}.0", "0".repeat(usize::from(scale)))
+        }
         _ => value.to_owned(),
     }
 }
 
 /// A formula's columns that add up; `None` where none does.
-fn of_formula(catalog: &Catalog, formula: &Formula) -> Option<Shown> {
+fn of_formula(catalog: &Catalog, formula: &Formula, views: Views) -> Option<Shown> {
     let adds_up = |metric: &String| {
         let aggregate = catalog.metric(metric).map(|metric| &metric.aggregate);
         matches!(aggregate, Some(Aggregate::Count | Aggregate::TopK { .. } | Aggregate::Sum(FieldType::Int)))
     };
     let columns = formula.columns.iter().filter(|(_, metric)| adds_up(metric));
     let sums: Vec<String> = columns.map(|(name, _)| format!("sum({0}) as {0}", quote(name))).collect();
-    (!sums.is_empty())
-        .then(|| series(&sums.join(", "), formula.grain, &from(&formula.name, formula.by.iter())))
+    let from = from(&formula.name, formula.by.iter());
+    (!sums.is_empty()).then(|| series(&sums.join(", "), formula.grain, &from, views))
 }
 
 #[cfg(test)]

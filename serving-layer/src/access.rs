@@ -19,8 +19,10 @@ mod rows;
 mod store;
 
 pub use grants::{Grants, Scope};
-pub(crate) use guard::{Scoped, guard};
+pub(crate) use guard::{SUBSCRIBE, Scoped, guard};
 pub use key::{Key, Token};
+#[cfg(feature = "sql")]
+pub(crate) use log::Pending;
 pub use log::{Entry, Log, WAITING, Writing};
 pub use rows::RowFilter;
 pub use store::{Known, Store, StoreError};

@@ -83,13 +83,10 @@ impl<'q> Asked<'q> {
         self.query.columns.iter().map(|column| &*column.metric).collect()
     }
 
-    /// Where only the batch view is read, each partition is reached up to its cut.
+    /// Notes that only the batch view is read for it.
     fn reach_of_batch(&mut self, catalog: &Catalog, tidemark: &Tidemark) {
-        for tp in tidemark.cuts.keys() {
-            if self.metrics().iter().any(|metric| coverage::feeds(catalog, metric, tp)) {
-                self.coverage.batch_alone(catalog, tp, tidemark);
-            }
-        }
+        let metrics = self.metrics();
+        self.coverage.reach_of_batch(catalog, &metrics, tidemark);
     }
 }
 
@@ -179,11 +176,9 @@ impl<'q> Begun<'q> {
                 }
             }
         }
-        for lost in &lost {
-            for asked in &mut asked {
-                let metrics = asked.metrics();
-                asked.coverage.lost(&views.catalog, &metrics, lost);
-            }
+        for asked in &mut asked {
+            let metrics = asked.metrics();
+            asked.coverage.lost(&views.catalog, &metrics, &lost);
         }
         snapshot.close().await?;
         let finished = |Asked { query, folds, batch, coverage, .. }: Asked<'_>| {
@@ -204,8 +199,7 @@ fn epoch_above(
 ) -> Result<i64, ServeError> {
     let until = catalog.layout.epoch.epoch(time);
     let metrics: Vec<&Metric> = asked.iter().flat_map(Asked::metrics).collect();
-    let feeds = |tp| metrics.iter().any(|metric| coverage::feeds(catalog, metric, tp));
-    let cuts = tidemark.cuts.iter().filter(|(tp, _)| feeds(tp));
+    let cuts = tidemark.cuts.iter().filter(|(tp, _)| coverage::feeds(catalog, &metrics, tp));
     let highest = cuts.map(|(_, cut)| cut.epoch).max().unwrap_or(0);
     if highest > until {
         let below = show(catalog.layout.epoch.boundary(highest));

@@ -102,7 +102,6 @@ impl CatalogReply {
 }
 
 fn metric(catalog: &Catalog, metric: &Metric) -> MetricEntry {
-    let keeps = |stream: &String| catalog.stream(stream).is_some_and(|stream| stream.facts);
     let (aggregate, k, quantiles) = match &metric.aggregate {
         Aggregate::Count => ("count", None, None),
         Aggregate::Sum(_) => ("sum", None, None),
@@ -130,7 +129,7 @@ fn metric(catalog: &Catalog, metric: &Metric) -> MetricEntry {
         grain: show_width(metric.grain.width()),
         window: metric.window.map(|window| show_width(window.width)),
         pane: metric.window.map(|window| show_width(window.pane)),
-        facts: metric.bindings.iter().any(|binding| keeps(&binding.stream)),
+        facts: catalog.keeps_records(metric),
         published: metric.publish,
         version: metric.version.to_string(),
     }

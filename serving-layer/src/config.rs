@@ -136,6 +136,25 @@ pub struct ServeArgs {
     /// The origins whose pages may ask from a browser (CORS), such as `https://app.example`; several with commas between, or *.
     #[arg(long, env = "TIDEMARK_CORS_ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
+    /// Merged metrics by SQL.
+    #[command(flatten)]
+    pub sql: SqlArgs,
+}
+
+/// Flags of SQL, which a program has that is built with `--features sql`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SqlArgs {
+    /// The address on which Postgres' protocol is spoken, such as 127.0.0.1:5433: each metric is a table whose rows merge
+    /// both views. With --access a key is the password, which crosses the wire as it is: beyond this machine put it behind
+    /// a proxy that speaks TLS. Refused by a program that is built without SQL (--features sql).
+    #[arg(long, env = "TIDEMARK_SQL_LISTEN")]
+    pub sql_listen: Option<String>,
+    /// The most connections for SQL.
+    #[arg(long, default_value_t = 64)]
+    pub sql_connections: usize,
+    /// The most memory that statements take together for rows read, sorting, joining, grouping and rows to be sent, in MiB.
+    #[arg(long, default_value_t = 256)]
+    pub sql_memory: usize,
 }
 
 /// An origin as browsers send it, or `*`.
@@ -233,6 +252,14 @@ impl ViewsArgs {
             redis_reads: self.redis_reads,
             ..Limits::default()
         }
+    }
+}
+
+#[cfg(feature = "sql")]
+impl SqlArgs {
+    /// What SQL may cost.
+    pub(crate) fn limits(&self) -> crate::sql::SqlLimits {
+        crate::sql::SqlLimits { connections: self.sql_connections, memory: self.sql_memory << 20 }
     }
 }
 

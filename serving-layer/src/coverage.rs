@@ -61,6 +61,20 @@ impl Coverage {
         group.header.as_ref().ok()
     }
 
+    /// Notes the topics of metrics' streams of which no partition is among `known`.
+    pub fn unknown_topics(
+        &mut self,
+        catalog: &Catalog,
+        metrics: &[&Metric],
+        known: &BTreeSet<TopicPartition>,
+    ) {
+        for stream in metrics.iter().flat_map(|metric| catalog.streams_of(metric)) {
+            if !known.iter().any(|tp| tp.topic == stream.topic) {
+                self.doubt(format!("no partition of topic {} is known yet", stream.topic));
+            }
+        }
+    }
+
     /// Judges one group against its partition's cut, for the metrics that are asked of it. Whether its cells from the
     /// cut's epoch on are to be merged.
     pub fn judge(
@@ -127,11 +141,17 @@ impl Coverage {
         self.reached(tp, batch_reach(catalog, tp, tidemark));
     }
 
-    /// Takes in offsets that never reached the archive.
-    pub fn lost(&mut self, catalog: &Catalog, metrics: &[&Metric], lost: &Lost) {
-        if metrics.iter().any(|metric| feeds(catalog, metric, &lost.tp)) {
-            let (range, tp) = (lost.range, &lost.tp);
-            let which = format!("{tp} offsets {} to {}: {}", range.from, range.to, lost.cause);
+    /// Notes that only the batch view is read for metrics: each partition that feeds them is reached up to its cut.
+    pub fn reach_of_batch(&mut self, catalog: &Catalog, metrics: &[&Metric], tidemark: &Tidemark) {
+        for tp in tidemark.cuts.keys().filter(|tp| feeds(catalog, metrics, tp)) {
+            self.batch_alone(catalog, tp, tidemark);
+        }
+    }
+
+    /// Takes in which offsets of the partitions that feed metrics never reached the archive.
+    pub fn lost(&mut self, catalog: &Catalog, metrics: &[&Metric], lost: &[Lost]) {
+        for Lost { tp, range, cause } in lost.iter().filter(|lost| feeds(catalog, metrics, &lost.tp)) {
+            let which = format!("{tp} offsets {} to {}: {cause}", range.from, range.to);
             self.doubt_of("the log had lost records before they were archived", which);
         }
     }
@@ -211,31 +231,18 @@ pub fn partitions(
     tidemark: &Tidemark,
     marks: &BTreeMap<TopicPartition, Mark>,
 ) -> BTreeSet<TopicPartition> {
-    let feeds = |tp: &&TopicPartition| metrics.iter().any(|metric| feeds(catalog, metric, tp));
     let seen = marks.iter().flat_map(|(tp, mark)| {
         let all = 0..mark.looked.map_or(0, |looked| looked.partitions);
         all.map(|partition| TopicPartition { topic: tp.topic.clone(), partition })
     });
     let known = tidemark.cuts.keys().chain(marks.keys()).cloned();
-    known.chain(seen).filter(|tp| feeds(&tp)).collect()
+    known.chain(seen).filter(|tp| feeds(catalog, metrics, tp)).collect()
 }
 
-/// Whether a partition's records feed a metric.
-pub fn feeds(catalog: &Catalog, metric: &Metric, tp: &TopicPartition) -> bool {
-    let stream = catalog.stream_of_topic(&tp.topic);
-    stream.is_some_and(|stream| metric.bindings.iter().any(|binding| binding.stream == stream.name))
-}
-
-/// The topics of a metric's streams of which no partition is among `known`.
-pub fn unknown_topics(
-    catalog: &Catalog,
-    metrics: &[&Metric],
-    known: &BTreeSet<TopicPartition>,
-) -> BTreeSet<String> {
-    let streams =
-        metrics.iter().flat_map(|metric| &metric.bindings).filter_map(|b| catalog.stream(&b.stream));
-    let unknown = |topic: &&str| !known.iter().any(|tp| &*tp.topic == *topic);
-    streams.map(|stream| &*stream.topic).filter(unknown).map(str::to_owned).collect()
+/// Whether a partition's records feed any of some metrics.
+pub fn feeds(catalog: &Catalog, metrics: &[&Metric], tp: &TopicPartition) -> bool {
+    let Some(stream) = catalog.stream_of_topic(&tp.topic) else { return false };
+    metrics.iter().flat_map(|metric| &metric.bindings).any(|binding| binding.stream == stream.name)
 }
 
 /// Reasons, like ones together.

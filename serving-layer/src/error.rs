@@ -206,6 +206,18 @@ impl ServeError {
         }
     }
 
+    /// The error with all its faults, in one line.
+    pub(crate) fn line(&self) -> String {
+        let body = self.reply().error;
+        let faults = body.details.into_iter().map(|detail| match detail.field {
+            Some(field) => format!("{field}: {}", detail.message),
+            None => detail.message,
+        });
+        let faults: Vec<String> = faults.collect();
+        let colon = if faults.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}", body.message, faults.join("; "))
+    }
+
     /// Counts it, and logs what a client isn't told.
     pub fn note(&self) {
         if let ServeError::View { view, cause } = self {

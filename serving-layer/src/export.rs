@@ -96,15 +96,8 @@ async fn ask(service: &Service, text: &[u8]) -> Result<(Head, Query, Vec<Row>)> 
 fn said(error: ServeError) -> anyhow::Error {
     error.note();
     let of_query = matches!(error, ServeError::Invalid(_) | ServeError::Body(_));
-    let body = error.reply().error;
-    let faults = body.details.into_iter().map(|detail| match detail.field {
-        Some(field) => format!("{field}: {}", detail.message),
-        None => detail.message,
-    });
-    let faults: Vec<String> = faults.collect();
-    let colon = if faults.is_empty() { "" } else { ": " };
     let place = if of_query { "--query: " } else { "" };
-    anyhow!("{place}{}{colon}{}", body.message, faults.join("; "))
+    anyhow!("{place}{}", error.line())
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>> {

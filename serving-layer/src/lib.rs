@@ -31,6 +31,8 @@ mod retained;
 mod rolled;
 pub mod router;
 pub mod service;
+#[cfg(feature = "sql")]
+mod sql;
 pub mod table;
 pub mod telemetry;
 #[cfg(test)]
@@ -88,16 +90,19 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
              boards are kept by --boards (TIDEMARK_BOARDS)"
         );
     }
-    let listening = || format!("listening on {} (--listen)", args.listen);
-    let addresses: Vec<SocketAddr> = lookup_host(&args.listen).await.with_context(listening)?.collect();
-    let reached = addresses.iter().find(|address| !address.ip().is_loopback());
-    if let (Some(address), None, false) = (reached, &keys, args.without_keys) {
+    let open = keys.is_some() || args.without_keys;
+    let listener = listen(&args.listen, "--listen", open).await?;
+    #[cfg(not(feature = "sql"))]
+    if args.sql.sql_listen.is_some() {
         bail!(
-            "{address} (--listen) can be reached from elsewhere, and nothing says who may ask: give --access \
-             (TIDEMARK_ACCESS) and make keys by `serving-layer keys`, listen on 127.0.0.1, or say --without-keys"
+            "--sql-listen (TIDEMARK_SQL_LISTEN): this program is built without SQL; build it with --features sql"
         );
     }
-    let listener = TcpListener::bind(&addresses[..]).await.with_context(listening)?;
+    #[cfg(feature = "sql")]
+    let sql_listener = match &args.sql.sql_listen {
+        Some(address) => Some(listen(address, "--sql-listen", open).await?),
+        None => None,
+    };
     let mut service = Service::new(views, clock::now).with_push(push);
     service.origins = args.cors_origins.into();
     if boards.is_some() {
@@ -107,15 +112,46 @@ async fn serve(args: ServeArgs, shutdown: CancellationToken) -> anyhow::Result<(
     }
     let kept = boards.or_else(|| keys.clone());
     service.boards = kept.map(|store| Arc::new(store) as Arc<dyn Boards>);
-    let Some(keys) = keys else { return run(listener, service, shutdown).await };
-    let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);
-    let access = Access::new(log);
-    service.access = Some(access.clone());
     // The log is written until the last request is answered.
     let ended = CancellationToken::new();
-    let keeping = tokio::spawn(access.run(keys, writing, service.clone(), ended.clone()));
-    let served = run(listener, service, shutdown).await;
+    let keeping = keys.map(|keys| {
+        let (log, writing) = Log::new(access::WAITING, Some(args.access_log_kept), clock::now);
+        let access = Access::new(log);
+        service.access = Some(access.clone());
+        tokio::spawn(access.run(keys, writing, service.clone(), ended.clone()))
+    });
+    let stop = shutdown.child_token();
+    #[cfg(feature = "sql")]
+    let sql = match sql_listener {
+        Some(listener) => {
+            let server = sql::Server::new(listener, service.clone(), args.sql.limits())?;
+            Some(tokio::spawn(server.run(stop.clone())))
+        }
+        None => None,
+    };
+    let served = run(listener, service, stop.clone()).await;
+    stop.cancel();
+    #[cfg(feature = "sql")]
+    if let Some(sql) = sql {
+        sql.await.context("the task that serves SQL ended early")?;
+    }
     ended.cancel();
-    keeping.await.context("the task that keeps the keys ended early")??;
+    if let Some(keeping) = keeping {
+        keeping.await.context("the task that keeps the keys ended early")??;
+    }
     served
+}
+
+/// Listens on an address, which others can reach only where it is `open` to them: it is said who may ask.
+async fn listen(address: &str, option: &str, open: bool) -> anyhow::Result<TcpListener> {
+    let listening = || format!("listening on {address} ({option})");
+    let addresses: Vec<SocketAddr> = lookup_host(address).await.with_context(listening)?.collect();
+    let reached = addresses.iter().find(|address| !address.ip().is_loopback());
+    if let (Some(address), false) = (reached, open) {
+        bail!(
+            "{address} ({option}) can be reached from elsewhere, and nothing says who may ask: give --access \
+             (TIDEMARK_ACCESS) and make keys by `serving-layer keys`, listen on 127.0.0.1, or say --without-keys"
+        );
+    }
+    TcpListener::bind(&addresses[..]).await.with_context(listening)
 }

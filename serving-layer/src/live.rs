@@ -132,9 +132,7 @@ pub async fn live(
     let group = view::group_of(&key, groups);
     let partitions = coverage::partitions(&views.catalog, &[metric], &position.current, &known.marks);
     let mut coverage = Coverage::default();
-    for topic in coverage::unknown_topics(&views.catalog, &[metric], &partitions) {
-        coverage.doubt(format!("no partition of topic {topic} is known yet"));
-    }
+    coverage.unknown_topics(&views.catalog, &[metric], &partitions);
     let keys: Vec<String> = partitions.iter().map(|tp| view::group_key(tp, group, groups)).collect();
     // Panes expire by what the marks said when a group was written. Marks that are read after the groups are no older,
     // so that no pane of the window they place can have expired in what was read.

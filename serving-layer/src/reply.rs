@@ -1,7 +1,7 @@
 //! What a client gets: the rows or the value, and beside them, in every answer, what it can and can't promise.
 
 use crate::answer::{Answer, Views};
-use crate::coverage::Coverage;
+use crate::coverage::{Coverage, feeds};
 use crate::finish::Row;
 use crate::openapi::shapes;
 use crate::query::{Query, Request, zone};
@@ -104,11 +104,8 @@ pub struct RealtimeReply {
 impl Envelope {
     /// The envelope of an answer to `metrics`.
     pub fn new(catalog: &Catalog, metrics: &[&Metric], tidemark: &Tidemark, coverage: &Coverage) -> Envelope {
-        let of_metrics = |tp: &shared_model::offsets::TopicPartition| {
-            metrics.iter().any(|metric| crate::coverage::feeds(catalog, metric, tp))
-        };
-        let cuts = tidemark.cuts.iter().filter(|(tp, _)| of_metrics(tp));
-        let held = tidemark.held.iter().filter(|(tp, _)| of_metrics(tp));
+        let cuts = tidemark.cuts.iter().filter(|(tp, _)| feeds(catalog, metrics, tp));
+        let held = tidemark.held.iter().filter(|(tp, _)| feeds(catalog, metrics, tp));
         let lost = held.clone().filter(|(_, why)| why.starts_with(LOG_LOST));
         let mut reasons = coverage.reasons();
         reasons.extend(lost.map(|(tp, why)| format!("{tp}: {why}")));
@@ -117,7 +114,7 @@ impl Envelope {
         for metric in metrics {
             let (name, unit) = (metric.name.clone(), metric.unit.clone());
             versions.insert(&metric.name, MetricReply { name, version: metric.version.to_string(), unit });
-            for stream in metric.bindings.iter().filter_map(|binding| catalog.stream(&binding.stream)) {
+            for stream in catalog.streams_of(metric) {
                 dedup_horizon.insert(stream.name.clone(), coverage.horizon(stream));
             }
         }

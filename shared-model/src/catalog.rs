@@ -240,6 +240,16 @@ impl Catalog {
         self.streams.iter().find(|stream| stream.name == name)
     }
 
+    /// The streams that feed a metric, ordered by name.
+    pub fn streams_of<'a>(&'a self, metric: &'a Metric) -> impl Iterator<Item = &'a Arc<Stream>> {
+        metric.bindings.iter().filter_map(|binding| self.stream(&binding.stream))
+    }
+
+    /// Whether records behind a metric's values are kept: by one of its streams at least, of which others may keep none.
+    pub fn keeps_records(&self, metric: &Metric) -> bool {
+        self.streams_of(metric).any(|stream| stream.facts)
+    }
+
     /// The stream that a topic carries.
     pub fn stream_of_topic(&self, topic: &str) -> Option<&Arc<Stream>> {
         self.streams.iter().find(|stream| &*stream.topic == topic)

@@ -4,7 +4,7 @@
 //! neither starts a server nor leaves a setting behind that would change how the machine behaves.
 
 mod apt;
-mod cache;
+pub(crate) mod cache;
 mod find;
 mod jars;
 mod python;

@@ -22,7 +22,7 @@ use shared_model::time::Millis;
 use std::sync::Arc;
 
 /// The route of WebSockets.
-const SUBSCRIBE: &str = "/api/v1/subscribe";
+pub(crate) const SUBSCRIBE: &str = "/api/v1/subscribe";
 
 /// The service as a request may use it.
 #[derive(Clone)]
@@ -163,6 +163,20 @@ async fn with_body(request: Request, max_body: usize, pending: &mut Pending) -> 
 }
 
 impl Scoped {
+    /// The service as whoever opens a connection with a key's token may use it; without keys, as everyone may.
+    ///
+    /// # Errors
+    /// See [`Access::admit`].
+    #[cfg(feature = "sql")]
+    pub(crate) fn connected(service: &Service, token: Option<&str>) -> Result<Scoped, ServeError> {
+        let query_id = Arc::default();
+        let Some(access) = &service.access else {
+            return Ok(Scoped { service: service.clone(), holder: None, query_id });
+        };
+        let holder = access.admit(token, (service.clock)())?;
+        Ok(Scoped { service: holder.service.clone(), holder: Some(holder), query_id })
+    }
+
     /// A request as it was read, without the rows that the key may not see.
     ///
     /// # Errors
@@ -186,11 +200,11 @@ impl Scoped {
         self.holder.as_ref().map_or(Ok(()), |holder| holder.count((self.service.clock)()))
     }
 
-    /// Logs what is asked there.
+    /// Logs what is asked there, on a route.
     ///
     /// # Errors
     /// [`ServeError::Unavailable`] where it can't be logged, [`ServeError::NoKey`] where the key's time is over.
-    pub(crate) fn asks(&self, method: &str, asked: &str) -> Result<Pending, ServeError> {
+    pub(crate) fn asks(&self, method: &str, route: &str, asked: &str) -> Result<Pending, ServeError> {
         let (Some(access), Some(holder)) = (&self.service.access, &self.holder) else {
             return Ok(Pending::default());
         };
@@ -198,7 +212,7 @@ impl Scoped {
             return Err(ServeError::NoKey);
         }
         let now = (self.service.clock)();
-        access.log.begin(holder.entry(now, &self.query_id, [method, SUBSCRIBE, asked]))
+        access.log.begin(holder.entry(now, &self.query_id, [method, route, asked]))
     }
 
     /// Whom what is put belongs to: the id of the key; empty without keys.

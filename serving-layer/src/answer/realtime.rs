@@ -38,9 +38,7 @@ pub(super) async fn add(
     for asked in &mut *asked {
         let metrics = asked.metrics();
         let known = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
-        for topic in coverage::unknown_topics(&views.catalog, &metrics, &known) {
-            asked.coverage.doubt(format!("no partition of topic {topic} is known yet"));
-        }
+        asked.coverage.unknown_topics(&views.catalog, &metrics, &known);
         keys.push(by_group(views, asked.query));
         partitions.push(known);
     }
@@ -132,7 +130,7 @@ fn want<'k>(
                 None => Some((i, None)),
                 Some(keys) => Some((i, Some(&keys.get(&group)?[..]))),
             };
-            let feeds = |i: usize| coverage::feeds(&views.catalog, &query.columns[i].metric, tp);
+            let feeds = |i: usize| coverage::feeds(&views.catalog, &[&query.columns[i].metric], tp);
             let columns = keys.iter().enumerate().filter_map(of_group);
             let columns: Vec<_> = columns.filter(|(i, _)| feeds(*i)).collect();
             if !columns.is_empty() {

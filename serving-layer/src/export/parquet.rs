@@ -48,7 +48,10 @@ pub(crate) fn file(query: &Query, rows: &[Row], envelope: &str) -> Result<Vec<u8
 }
 
 /// The columns in the order of their titles.
-fn columns(query: &Query, rows: &[Row]) -> Result<Vec<ArrayRef>> {
+///
+/// # Errors
+/// Where the library refuses one.
+pub(crate) fn columns(query: &Query, rows: &[Row]) -> Result<Vec<ArrayRef>> {
     let buckets = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.bucket));
     let mut columns: Vec<ArrayRef> = vec![Arc::new(buckets.with_timezone("UTC"))];
     for (i, column) in query.group_by.iter().enumerate() {

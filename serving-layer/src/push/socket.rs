@@ -6,7 +6,7 @@
 use super::history::Event;
 use super::message::{Message as Asked, Subscribe, refused, told, unsubscribed};
 use super::{Place, Push, Subscription};
-use crate::access::Scoped;
+use crate::access::{SUBSCRIBE, Scoped};
 use crate::error::ServeError;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -189,7 +189,7 @@ impl Connection {
 
     /// Does so, and has it logged as a request of its own.
     async fn subscribe(&mut self, asked: Subscribe, text: &str) -> Result<(), ServeError> {
-        let pending = self.scoped.asks("SUBSCRIBE", text)?;
+        let pending = self.scoped.asks("SUBSCRIBE", SUBSCRIBE, text)?;
         let done = self.subscribed(asked).await;
         pending.end(done.as_ref().map_or_else(|error| error.code().status().as_u16(), |()| 200));
         done

@@ -2,7 +2,7 @@
 
 use super::access::{Guarded, key};
 use super::over_http::Served;
-use super::world::{catalog, fixed, span};
+use super::world::{catalog, fixed, span, with};
 use crate::access::Scope;
 use axum::http::Request;
 use serde_json::{Value as Json, json};
@@ -15,12 +15,6 @@ async fn kept(streams: &[&str]) -> Served {
     let served = Served::new().await;
     served.keep(streams);
     served
-}
-
-fn with(request: &Json, more: &Json) -> Json {
-    let mut request = request.clone();
-    more.as_object().unwrap().iter().for_each(|(name, value)| request[name] = value.clone());
-    request
 }
 
 /// Records of all, by their places in the log.

@@ -1,7 +1,7 @@
 //! Laws of what happens to rows after everything is merged: pages, `having`, `fill` and what is compared.
 
 use super::law::{ask, count, event};
-use super::world::{Event, World};
+use super::world::{Event, World, span, with};
 use crate::answer::Views;
 use crate::finish::{Row, Rows};
 use proptest::prelude::*;
@@ -19,17 +19,8 @@ fn by_place(rows: &Rows) -> BTreeMap<(Millis, Vec<Value>), Vec<Finished>> {
     rows.rows.iter().map(|row| ((row.bucket, row.key.clone()), row.values.clone())).collect()
 }
 
-fn with(request: &Json, more: Json) -> Json {
-    let mut request = request.clone();
-    for (name, value) in more.as_object().unwrap() {
-        request[name] = value.clone();
-    }
-    request
-}
-
 /// Questions about both days.
 fn questions() -> impl Strategy<Value = Json> {
-    let span = json!({ "from": "2016-06-15", "to": "2016-06-17" });
     let questions = [
         json!({ "metrics": ["user_view_cnt"], "group_by": ["uuid"], "granularity": "6h",
                 "order": [{ "by": "user_view_cnt", "desc": true }] }),
@@ -41,8 +32,7 @@ fn questions() -> impl Strategy<Value = Json> {
         json!({ "metrics": ["doc_cnt"], "group_by": ["document_id"], "granularity": "day", "fill": true,
                 "order": [{ "by": "doc_cnt" }], "having": [{ "column": "doc_cnt", "op": "<", "value": 3 }] }),
     ];
-    let questions: Vec<Json> = questions.iter().map(|question| with(question, span.clone())).collect();
-    proptest::sample::select(questions)
+    proptest::sample::select(questions.map(span).to_vec())
 }
 
 /// June has no 31st: beside the one of July there is nothing to count, beside the 30th nothing was counted.
@@ -65,9 +55,9 @@ fn where_nothing_is_compared_there_is_no_value() {
     for (events, fill) in [(vec![of_july(30), of_july(31)], false), (vec![], true)] {
         let world = World::new(&events);
         let (views, ..) = world.views(30, 30);
-        let question = with(&question, json!({ "fill": fill }));
+        let question = with(&question, &json!({ "fill": fill }));
         let previous = |more: Json| {
-            let rows = answered(&world, &views, &with(&question, more)).rows;
+            let rows = answered(&world, &views, &with(&question, &more)).rows;
             rows.into_iter().map(|row| row.previous).collect::<Vec<_>>()
         };
         assert_eq!(previous(json!({})), [null.clone(), zero.clone()]);
@@ -93,7 +83,7 @@ proptest! {
         let whole = answered(&world, &views, &question);
         let mut paged: Vec<Row> = Vec::new();
         loop {
-            let page = with(&question, json!({ "limit": size, "offset": paged.len() }));
+            let page = with(&question, &json!({ "limit": size, "offset": paged.len() }));
             let page = answered(&world, &views, &page);
             prop_assert_eq!(page.total, whole.rows.len());
             if page.rows.is_empty() {
@@ -120,7 +110,7 @@ proptest! {
             { "column": "doc_sum", "op": ">=", "value": least },
             { "and": [{ "column": "doc_mean", "op": "<", "value": mean }, { "column": "geo_min", "op": "like", "value": "US%" }] },
         ] });
-        let kept = answered(&world, &views, &with(&question, json!({ "having": having })));
+        let kept = answered(&world, &views, &with(&question, &json!({ "having": having })));
         let passes = |row: &&Row| {
             let (sum, of_mean) = (&row.values[0], &row.values[1]);
             matches!(sum, Finished::Int(sum) if *sum >= least)
@@ -141,7 +131,7 @@ proptest! {
         let question = json!({ "metrics": ["doc_cnt"], "group_by": group_by, "granularity": "6h",
                                "from": "2016-06-15", "to": "2016-06-17" });
         let rows = answered(&world, &views, &question);
-        let filled = answered(&world, &views, &with(&question, json!({ "fill": true })));
+        let filled = answered(&world, &views, &with(&question, &json!({ "fill": true })));
         let mut keys: BTreeSet<_> = rows.rows.iter().map(|row| row.key.clone()).collect();
         if group_by == json!([]) {
             keys.insert(Vec::new());
@@ -175,7 +165,7 @@ proptest! {
             "from": from, "to": to, "rolling": rolling,
         });
         let own = question("2016-06-16", "2016-06-17");
-        let compared = answered(&world, &views, &with(&own, json!({ "compare": compare })));
+        let compared = answered(&world, &views, &with(&own, &json!({ "compare": compare })));
         let (own, earlier) = (answered(&world, &views, &own), question("2016-06-15", "2016-06-16"));
         let earlier = answered(&world, &views, &earlier);
         let day = 86_400_000;
@@ -213,15 +203,15 @@ proptest! {
     ) {
         let world = World::new(&events);
         let (views, ..) = world.views(cut, cut);
-        let metric = with(&metric, json!({ "time_zone": zone }));
+        let metric = with(&metric, &json!({ "time_zone": zone }));
         let asked = json!({ "from": "2016-06-15", "to": "2016-06-16", "granularity": "6h" });
-        let query = world.query(with(&with(&metric, asked), rolling));
+        let query = world.query(with(&with(&metric, &asked), &rolling));
         let rolled = ask(&views, &query).rows;
         let windows = &query.rolling.as_ref().unwrap().windows;
         prop_assert_eq!(windows.len(), 4);
         let mut expected = Vec::new();
         for (bucket, window) in windows {
-            let of_window = with(&metric, json!({ "from": window.start, "to": window.end }));
+            let of_window = with(&metric, &json!({ "from": window.start, "to": window.end }));
             let rows = answered(&world, &views, &of_window).rows.into_iter();
             let counted = |row: &Row| row.values[0] != Finished::Int(0);
             expected.extend(rows.filter(counted).map(|row| Row { bucket: *bucket, ..row }));
@@ -292,7 +282,7 @@ proptest! {
             }
         }
         let limited = json!({ "limit_by": { "columns": by, "limit": best } });
-        let found = answered(&world, &views, &with(&question, limited));
+        let found = answered(&world, &views, &with(&question, &limited));
         let group = |row: &Row| {
             (by.contains(&"bucket").then_some(row.bucket), by.contains(&"uuid").then(|| row.key.clone()))
         };
@@ -314,8 +304,8 @@ proptest! {
         let world = World::new(&events);
         let (views, ..) = world.views(cut, cut);
         let question = |from: &str, to: &str| json!({ "metrics": ["geo_top"], "from": from, "to": to });
-        let own = with(&question("2016-06-16", "2016-06-17"), json!({ "k": 2, "compare": "previous_day" }));
-        let all = answered(&world, &views, &with(&question("2016-06-15", "2016-06-16"), json!({ "k": 1_000 })));
+        let own = with(&question("2016-06-16", "2016-06-17"), &json!({ "k": 2, "compare": "previous_day" }));
+        let all = answered(&world, &views, &with(&question("2016-06-15", "2016-06-16"), &json!({ "k": 1_000 })));
         let counts: BTreeMap<Value, i64> =
             all.rows.iter().map(|row| (row.ranked.clone().unwrap().1, count(row))).collect();
         for row in answered(&world, &views, &own).rows {

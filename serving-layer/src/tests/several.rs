@@ -1,7 +1,7 @@
 //! Several queries in one request: what they have in common, and that all are answered of the same records.
 
 use super::over_http::Served;
-use super::world::{START, World, fixed};
+use super::world::{START, World, fixed, with};
 use crate::answer::answer;
 use crate::finish::Row;
 use crate::query::{At, Limits, Request};
@@ -122,11 +122,7 @@ async fn queries_of_one_request_count_the_same_records_while_the_realtime_view_m
         (0..40).map(|read| -> Arc<dyn RealtimeView> { World::new(&events[..60 + read]).views(1, 1).2 });
     let moving = Arc::new(Moving { worlds: worlds.collect(), reads: AtomicUsize::new(0) });
     views.realtime = moving.clone();
-    let query = |more: Json| {
-        let mut query = json!({ "metrics": ["doc_cnt"] });
-        more.as_object().unwrap().iter().for_each(|(name, value)| query[name] = value.clone());
-        query
-    };
+    let query = |more: Json| with(&json!({ "metrics": ["doc_cnt"] }), &more);
     let request = json!({ "from": "2016-06-15", "to": "2016-06-17", "queries": {
         "all": query(json!({})), "by document": query(json!({ "group_by": ["document_id"] })),
         "by day": query(json!({ "granularity": "day" })), "compared": query(json!({ "compare": "previous_day" })),

@@ -291,6 +291,13 @@ fn cell(metric: &shared_model::metric::Metric, id: &CellId, state: State) -> Cel
     crate::answer::cell(metric, &id.key, id.bucket, state).unwrap()
 }
 
+/// A request with more fields, or other values of those that it has.
+pub(crate) fn with(request: &Json, more: &Json) -> Json {
+    let mut request = request.clone();
+    more.as_object().unwrap().iter().for_each(|(name, value)| request[name] = value.clone());
+    request
+}
+
 /// The two days that every event of a test lies in.
 pub(crate) fn span(mut request: Json) -> Json {
     request["from"] = json!("2016-06-15T00:00:00Z");

@@ -42,7 +42,7 @@ fn choose(env: &dyn Fn(&str) -> Option<OsString>, target: Option<PathBuf>) -> Op
 
 /// Makes a folder of the cache, unless it is there: `fill` is given an empty one beside it, under a lock, which is then
 /// renamed. Its name must say what it is made of, and have no dot.
-pub(super) fn once(
+pub(crate) fn once(
     folder: &Path,
     say: &mut dyn FnMut(&str),
     fill: impl FnOnce(&Path, &mut dyn FnMut(&str)) -> anyhow::Result<()>,

@@ -42,6 +42,8 @@ pub struct JavaAt {
     pub java: PathBuf,
     /// Its version, major.
     pub major: u32,
+    /// All that it says of its version, down to the build.
+    pub version: String,
 }
 
 /// A browser, and what drives it.
@@ -155,8 +157,9 @@ fn java() -> Option<JavaAt> {
     let debian = children(Path::new("/usr/lib/jvm"), "").into_iter().map(|jvm| jvm.join("bin/java"));
     let brew = homebrew("openjdk").into_iter().map(|keg| keg.join("bin/java"));
     home.into_iter().chain(on_path("java")).chain(debian).chain(brew).find_map(|java| {
-        let major = major_after(&said(&java, "-version")?, "version \"")?;
-        (major >= OLDEST_JAVA).then_some(JavaAt { java, major })
+        let version = said(&java, "-version")?;
+        let major = major_after(&version, "version \"")?;
+        (major >= OLDEST_JAVA).then_some(JavaAt { java, major, version })
     })
 }
 

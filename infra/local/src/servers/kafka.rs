@@ -4,6 +4,8 @@
 //! Invariant: records are stamped with the time of appending (`LogAppendTime`) unless the caller says
 //! otherwise, topics exist only when made, and nothing expires by age.
 
+mod classes;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
@@ -24,6 +26,7 @@ use tokio::net::TcpStream;
 use super::{GRACE, Kind, LOOK_EVERY, Seat};
 use crate::install::{Found, KafkaAt};
 use crate::process::{Folder, Program, last_lines};
+use classes::Classes;
 
 /// How Kafka is started.
 #[derive(Debug, Clone)]
@@ -82,7 +85,8 @@ impl Kafka {
         joins: Option<Member>,
     ) -> anyhow::Result<Kafka> {
         let at = found.kafka.clone().context("kafka was not asked for when servers were looked for")?;
-        let node = Node { at, options, joins, cluster: String::new() };
+        let classes = classes::archived(&at).await;
+        let node = Node { at, options, joins, classes, cluster: String::new() };
         Ok(Kafka { seat: Seat::start(Folder::claim(folder)?, node).await? })
     }
 
@@ -172,8 +176,9 @@ rootLogger.level = info
 rootLogger.appenderRef.c.ref = C
 ";
 
-fn java_arguments(at: &KafkaAt, home: &Path, options: &KafkaOptions) -> Vec<OsString> {
+fn java_arguments(at: &KafkaAt, home: &Path, options: &KafkaOptions, classes: &Classes) -> Vec<OsString> {
     let mut arguments = vec![format!("-Xmx{}m", options.heap_mb).into()];
+    arguments.extend(classes.argument());
     if options.quick {
         arguments.extend(["-XX:TieredStopAtLevel=1".into(), "-XX:+UseSerialGC".into()]);
     } else {
@@ -250,7 +255,12 @@ fn properties(
 }
 
 /// Formats the storage, unless it is, and returns its cluster id: that of the cluster that it joins, or a new one.
-fn format_storage(at: &KafkaAt, home: &Path, joins: Option<&Member>) -> anyhow::Result<String> {
+fn format_storage(
+    at: &KafkaAt,
+    home: &Path,
+    joins: Option<&Member>,
+    classes: &Classes,
+) -> anyhow::Result<String> {
     let meta = home.join("data/meta.properties");
     if let Ok(text) = std::fs::read_to_string(&meta) {
         return cluster_in(&text).with_context(|| format!("no cluster.id in {}", meta.display()));
@@ -258,6 +268,7 @@ fn format_storage(at: &KafkaAt, home: &Path, joins: Option<&Member>) -> anyhow::
     let cluster = joins.map_or_else(new_cluster_id, |member| member.cluster.clone());
     let output = Command::new(&at.java.java)
         .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
+        .args(classes.argument())
         .args(common_arguments(at, home))
         .args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"])
         .arg(home.join("server.properties"))
@@ -334,6 +345,7 @@ struct Node {
     at: KafkaAt,
     options: KafkaOptions,
     joins: Option<Member>,
+    classes: Classes,
     /// The id of the cluster that its storage was formatted for.
     cluster: String,
 }
@@ -348,11 +360,11 @@ impl Kind<2> for Node {
         };
         write("log4j2.properties", LOG4J)?;
         write("server.properties", &properties(folder, ports, &self.options, self.joins.as_ref()))?;
-        self.cluster = format_storage(&self.at, folder, self.joins.as_ref())?;
+        self.cluster = format_storage(&self.at, folder, self.joins.as_ref(), &self.classes)?;
         Ok(Program {
             name: Self::NAME,
             command: self.at.java.java.clone(),
-            args: java_arguments(&self.at, folder, &self.options),
+            args: java_arguments(&self.at, folder, &self.options, &self.classes),
             environment: self.options.environment.clone(),
             user: None,
             log: folder.join("kafka.log"),

@@ -97,10 +97,9 @@ impl Request {
             if query.columns.len() > 1 || !query.computed.is_empty() || query.formula.is_some() {
                 faults.unanswerable(request.at("metrics"), "records are those of one metric: name it alone");
             }
-            let keeps = |stream: &String| catalog.stream(stream).is_some_and(|stream| stream.facts);
             // A name that isn't known has a fault already.
             if let Some(Column { metric, .. }) = query.columns.first()
-                && !metric.bindings.iter().any(|binding| keeps(&binding.stream))
+                && !catalog.keeps_records(metric)
             {
                 let name = &metric.name;
                 let message = format!(
