@@ -36,7 +36,8 @@ use sqlx::PgConnection;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// After so many bytes a run leaves other days to the next one: an archive that was never compacted takes several.
+/// After so many bytes a run leaves other days to the next one, and of one day it takes so many at most: an archive that was
+/// never compacted takes several.
 const BYTES_OF_A_RUN: u64 = 4 << 30;
 /// After so long too, and so long it deletes at most.
 const TIME: Duration = Duration::from_secs(30);
@@ -170,6 +171,7 @@ async fn compact_day(
     let lengths: Vec<u64> = live.iter().map(|file| file.bytes).collect();
     let Some(chosen) = choice::choose(&lengths) else { return Ok(true) };
     ensure_unbroken(store, stream, day, next).await?;
+    let chosen = choice::within(chosen, &lengths, BYTES_OF_A_RUN);
     let chosen: Vec<&Live> = chosen.into_iter().map(|place| &live[place]).collect();
     let files = Files::new(store.clone())?;
     let parts = rewrite::bring(&files, &chosen).await?;

@@ -5,6 +5,8 @@
 //! longest of them: a byte is rewritten only into a file of at least twice the length, so at most log2 of the day's length
 //! over the smallest file's many times. Where each file is longer than all smaller ones together no such number may be
 //! there; then as many are taken as must be, which are a small part of the day.
+//!
+//! Of a day of large files no more go at once than a run may rewrite: what is left of them is the next run's.
 
 /// So many files of a stream and event day are let stand.
 pub(crate) const MOST: usize = 24;
@@ -27,6 +29,18 @@ pub(crate) fn choose(lengths: &[u64]) -> Option<Vec<usize>> {
     });
     places.truncate(enough.map_or(least, |at| at + 1));
     Some(places)
+}
+
+/// The first of the chosen files, as many as have at most so many bytes together; but two, or nothing would come of them.
+pub(crate) fn within(mut chosen: Vec<usize>, lengths: &[u64], bytes: u64) -> Vec<usize> {
+    let mut together = 0_u64;
+    let fits = |place: &&usize| {
+        together = together.saturating_add(lengths[**place]);
+        together <= bytes
+    };
+    let fitting = chosen.iter().take_while(fits).count();
+    chosen.truncate(fitting.max(2));
+    chosen
 }
 
 #[cfg(test)]
@@ -53,6 +67,20 @@ mod tests {
         // Each longer than all before it: no more than must be.
         let lengths: Vec<u64> = (0..MOST as u32 + 1).map(|at| 3_u64.pow(at)).collect();
         assert_eq!(choose(&lengths), Some((0..10).collect()));
+    }
+
+    #[test]
+    fn of_those_that_are_chosen_only_the_first_go_that_are_not_too_long_together() {
+        let lengths = [30, 10, 20, 1, 40];
+        let taken = |bytes| within(vec![3, 1, 2, 0, 4], &lengths, bytes);
+        assert_eq!(taken(u64::MAX), [3, 1, 2, 0, 4]);
+        assert_eq!(taken(101), [3, 1, 2, 0, 4]);
+        assert_eq!(taken(100), [3, 1, 2, 0]);
+        assert_eq!(taken(31), [3, 1, 2]);
+        assert_eq!(taken(30), [3, 1]);
+        // Two, however long they are.
+        assert_eq!(taken(0), [3, 1]);
+        assert_eq!(within(vec![1, 0], &[u64::MAX, u64::MAX - 1], 5), [1, 0]);
     }
 
     /// A file of a day that is followed: its length, and of each of its bytes how often it was rewritten, at most.
