@@ -198,14 +198,21 @@ async fn compact_day(
 }
 
 /// Refuses to go on with a chain that ends before the ledger's: what came behind the hole would be found by nobody who reads
-/// the chain from its begin.
+/// the chain from its begin. And to fill a hole itself: what comes behind it was made of what it held.
 async fn ensure_unbroken(store: &Store, stream: &str, day: EventDay, next: u64) -> Result<()> {
-    let Some(last) = next.checked_sub(1) else { return Ok(()) };
-    let path = compaction_path(stream, day, last);
-    let is_there = store.size(&path).await?.is_some();
+    if let Some(last) = next.checked_sub(1) {
+        let path = compaction_path(stream, day, last);
+        let is_there = store.size(&path).await?.is_some();
+        ensure!(
+            is_there,
+            "{path} is in the ledger but not in the archive, which is older or was damaged: restore it"
+        );
+    }
+    let (own, last) =
+        (compaction_path(stream, day, next), compaction::last_listed(store, stream, day).await?);
     ensure!(
-        is_there,
-        "{path} is in the ledger but not in the archive, which is older or was damaged: restore it"
+        last < Some(next),
+        "{own} is missing in the archive, which has later ones of the day: restore it"
     );
     Ok(())
 }

@@ -177,6 +177,13 @@ pub(crate) async fn listed(store: &Store) -> Result<BTreeMap<(String, EventDay),
     Ok(found)
 }
 
+/// The last of the compactions of a stream's event day by number, as a listing of the archive has them.
+pub(crate) async fn last_listed(store: &Store, stream: &str, day: EventDay) -> Result<Option<u64>> {
+    let listed = store.list(&format!("compactions/{stream}/{day}")).await?;
+    let numbers = listed.iter().filter_map(|object| parse_compaction_path(object.location.as_ref()));
+    Ok(numbers.map(|(_, _, number)| number).max())
+}
+
 fn parse_compaction_path(path: &str) -> Option<(&str, EventDay, u64)> {
     let mut parts = path.strip_prefix("compactions/")?.split('/');
     let (stream, day, name) = (parts.next()?, parts.next()?, parts.next()?);

@@ -281,7 +281,7 @@ async fn of_two_who_compact_a_day_at_once_one_wins_and_the_loser_s_file_is_swept
 }
 
 #[tokio::test]
-async fn nothing_is_sealed_behind_a_hole_in_a_chain_and_no_file_is_swept_beside_one() {
+async fn nothing_is_sealed_behind_a_hole_in_a_chain_nor_into_it_and_no_file_is_swept_beside_one() {
     let (store, stream) = (Store::in_memory(), samples::stream());
     ensure_unbroken(&store, "clicks", DAY, 0).await.unwrap();
     let error = ensure_unbroken(&store, "clicks", DAY, 1).await.unwrap_err().to_string();
@@ -292,7 +292,16 @@ async fn nothing_is_sealed_behind_a_hole_in_a_chain_and_no_file_is_swept_beside_
     let (first, _) = rewrite(&store, 0, &[&lives[0], &lives[1]]).await.unwrap();
     let (second, _) = rewrite(&store, 1, &[&lives[2], &lives[3]]).await.unwrap();
     ensure_unbroken(&store, "clicks", DAY, 2).await.unwrap();
+    // A ledger that is older, or new, finds no hole before its own end, only one behind.
+    let error = ensure_unbroken(&store, "clicks", DAY, 1).await.unwrap_err().to_string();
+    assert!(error.contains("0000000001.json is missing"), "{error}");
     store.delete(&compaction_path("clicks", DAY, 0)).await.unwrap();
+    let error = ensure_unbroken(&store, "clicks", DAY, 0).await.unwrap_err().to_string();
+    assert!(error.contains("0000000000.json is missing in the archive, which has later ones"), "{error}");
+    // Another day's are none of this one's, nor is what isn't called as one.
+    ensure_unbroken(&store, "clicks", EventDay(DAY.0 + 1), 0).await.unwrap();
+    store.put("compactions/clicks/1970-01-05/notes", "x".into()).await.unwrap();
+    ensure_unbroken(&store, "clicks", EventDay(DAY.0 + 1), 0).await.unwrap();
     // What is lost may be the one that names them.
     assert_eq!(sweep(&store, i64::MAX, &BTreeSet::new(), false).await.unwrap().orphans.len(), entries.len());
     for file in [&first.file, &second.file] {
