@@ -39,7 +39,7 @@ pub(crate) async fn archive(
     let query = sqlx::query_as(sql).bind(before).bind(stream);
     let days: Vec<(String, NaiveDate)> = query.fetch_all(&mut *connection).await?;
     let days = days.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect();
-    compact::catch_up(connection, store, &days, now).await?;
+    compact::catch_up(connection, store, &days, now).await;
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
