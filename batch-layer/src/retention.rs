@@ -43,6 +43,8 @@ pub(crate) async fn archive(
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
+    // One of whose rows some were removed before couldn't be taken in; now none are kept, and its file goes.
+    compact::catch_up(connection, store, &days, now).await;
     // Of a segment that was rewritten there may still be the file that it had; what counts is the one that has its rows.
     let sql = "select path, case when compacted is null then bytes else 0 end, compacted is null
                from tidemark.segment where removed_at is not null and deleted_at is null";
