@@ -139,7 +139,11 @@ pub(super) struct Replaced {
 
 /// The compactions that were taken in by `before`, and whose replaced files were not deleted yet.
 pub(super) async fn to_clear(connection: &mut PgConnection, before: Millis) -> Result<Vec<Replaced>> {
-    let sql = "select path, bytes, replaced, current from tidemark.compaction
+    // Who had lost a file and went on without it has marked its segments; that it isn't there holds up nothing then.
+    let sql = "select path, bytes, replaced,
+                      current and exists (select from tidemark.segment s
+                                          where s.compacted = c.path and s.removed_at is null)
+               from tidemark.compaction c
                where cleared_at is null and adopted_at <= $1 order by adopted_at, path";
     let found: Vec<(String, i64, Vec<String>, bool)> =
         sqlx::query_as(sql).bind(timestamp(before)).fetch_all(connection).await?;
