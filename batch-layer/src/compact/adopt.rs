@@ -51,8 +51,12 @@ pub(super) async fn catch_up(
         let (kept, known): (i64, i64) = sqlx::query_as(sql).bind(&paths).fetch_one(&mut *connection).await?;
         match (kept as usize == paths.len(), kept == 0 && known as usize == paths.len()) {
             (true, _) => adopt(connection, &compaction, now).await?,
-            // The day has left the archive, and so does what its rows were rewritten into.
-            (_, true) => store.delete(&compaction.file.path).await?,
+            // The day has left the archive, and so does what its rows were rewritten into. What that had replaced is the
+            // segments' own, which goes with them, or lies before it in the chain.
+            (_, true) => {
+                store.delete(&compaction.file.path).await?;
+                record(connection, &compaction, true, now).await?;
+            }
             _ => return Ok(Found::Beyond { number: compaction.number }),
         }
         next = compaction.number + 1;
@@ -90,20 +94,7 @@ fn paths(compaction: &Compaction) -> Vec<String> {
 pub(super) async fn adopt(connection: &mut PgConnection, compaction: &Compaction, now: Millis) -> Result<()> {
     let Compaction { stream, event_day, file, .. } = compaction;
     let mut transaction = connection.begin().await?;
-    let sql = "insert into tidemark.compaction (path, stream, event_day, number, rows, bytes, checksum, replaced, adopted_at)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-    sqlx::query(sql)
-        .bind(&file.path)
-        .bind(stream)
-        .bind(event_day.date())
-        .bind(compaction.number as i64)
-        .bind(file.rows as i64)
-        .bind(file.bytes as i64)
-        .bind(&file.checksum)
-        .bind(&compaction.replaced)
-        .bind(timestamp(now))
-        .execute(&mut *transaction)
-        .await?;
+    record(&mut transaction, compaction, false, now).await?;
     let paths = paths(compaction);
     let sql = "update tidemark.segment set compacted = $1 where path = any($2) and removed_at is null";
     let moved = sqlx::query(sql).bind(&file.path).bind(&paths).execute(&mut *transaction).await?;
@@ -121,6 +112,36 @@ pub(super) async fn adopt(connection: &mut PgConnection, compaction: &Compaction
     failpoint::hit("batch.compact_adopt.before");
     transaction.commit().await?;
     failpoint::hit("batch.compact_adopt.after");
+    Ok(())
+}
+
+/// Writes a compaction down: as the one that has its rows, or as deleted with all that it replaced.
+async fn record(
+    connection: &mut PgConnection,
+    compaction: &Compaction,
+    is_deleted: bool,
+    now: Millis,
+) -> Result<()> {
+    let Compaction { stream, event_day, number, file, replaced, .. } = compaction;
+    let now = timestamp(now);
+    let sql = "insert into tidemark.compaction
+                   (path, stream, event_day, number, rows, bytes, checksum, replaced, current, adopted_at,
+                    cleared_at, deleted_at)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)";
+    sqlx::query(sql)
+        .bind(&file.path)
+        .bind(stream)
+        .bind(event_day.date())
+        .bind(*number as i64)
+        .bind(file.rows as i64)
+        .bind(file.bytes as i64)
+        .bind(&file.checksum)
+        .bind(replaced)
+        .bind(!is_deleted)
+        .bind(now)
+        .bind(is_deleted.then_some(now))
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
