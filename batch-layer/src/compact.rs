@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 /// After so many bytes a run leaves other days to the next one, and of one day it takes so many at most: an archive that was
 /// never compacted takes several.
 const BYTES_OF_A_RUN: u64 = 4 << 30;
-/// After so long too, and so long it deletes at most.
+/// After so long too; and so long it deletes at most, and a sweep catches up.
 const TIME: Duration = Duration::from_secs(30);
 
 /// Rewrites what has become too small and deletes what was replaced long enough ago. What can't be done is a warning, and
@@ -61,7 +61,7 @@ pub(crate) async fn compact(
 }
 
 /// Whether work that began then is to stop.
-fn is_over(context: &Context, begun: Instant) -> bool {
+pub(crate) fn is_over(context: &Context, begun: Instant) -> bool {
     begun.elapsed() >= TIME || context.stop.is_cancelled()
 }
 
@@ -108,16 +108,22 @@ pub(crate) async fn behind(
     Ok(listed.into_keys().collect())
 }
 
-/// Takes in all compactions that the archive has of some days; gives of how many days the ledger has all now. What can't be
-/// is a warning: one that is damaged holds up no other day. The caller holds the run lock.
+/// Takes in all compactions that the archive has of some days, until it is enough; gives how many days were looked at, and of
+/// how many the ledger has all now. What can't be taken in is a warning: one that is damaged holds up no other day. The caller
+/// holds the run lock.
 pub(crate) async fn catch_up(
     connection: &mut PgConnection,
     store: &Store,
     days: &BTreeSet<(String, EventDay)>,
     now: Millis,
-) -> usize {
-    let mut known = 0;
+    is_enough: impl Fn() -> bool,
+) -> (usize, usize) {
+    let (mut looked, mut known) = (0, 0);
     for (stream, day) in days {
+        if is_enough() {
+            break;
+        }
+        looked += 1;
         match adopt::catch_up(connection, store, stream, *day, now).await {
             Ok(found) => known += usize::from(matches!(found, Found::All { .. })),
             Err(error) => {
@@ -125,7 +131,7 @@ pub(crate) async fn catch_up(
             }
         }
     }
-    known
+    (looked, known)
 }
 
 /// What became of a day's files.

@@ -33,18 +33,18 @@ pub(crate) async fn archive(
     before: NaiveDate,
     now: Millis,
 ) -> Result<(usize, i64)> {
-    // A compaction that a killed run has sealed goes with its day, too.
+    // A compaction that a killed run has sealed goes with its day, too; at no later time is that day looked at again.
     let sql = "select distinct stream, event_day from tidemark.segment
                where event_day < $1 and removed_at is null and stream = coalesce($2, stream)";
     let query = sqlx::query_as(sql).bind(before).bind(stream);
     let days: Vec<(String, NaiveDate)> = query.fetch_all(&mut *connection).await?;
     let days = days.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect();
-    compact::catch_up(connection, store, &days, now).await;
+    compact::catch_up(connection, store, &days, now, || false).await;
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
     // One of whose rows some were removed before couldn't be taken in; now none are kept, and its file goes.
-    compact::catch_up(connection, store, &days, now).await;
+    compact::catch_up(connection, store, &days, now, || false).await;
     // Of a segment that was rewritten there may still be the file that it had; what counts is the one that has its rows.
     let sql = "select path, case when compacted is null then bytes else 0 end, compacted is null
                from tidemark.segment where removed_at is not null and deleted_at is null";

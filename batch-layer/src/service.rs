@@ -355,8 +355,16 @@ async fn catch_up(context: &run::Context, now: Millis) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let known = compact::catch_up(&mut connection, &context.store, &days, now).await;
-    say(&format!("of {} days the ledger lacked compactions, and of {known} it has all now", days.len()))
+    let begun = Instant::now();
+    let is_enough = || compact::is_over(context, begun);
+    let (looked, known) = compact::catch_up(&mut connection, &context.store, &days, now, is_enough).await;
+    say(&format!("of {} days the ledger lacked compactions, and of {known} it has all now", days.len()))?;
+    match days.len() - looked {
+        0 => Ok(()),
+        left => say(&format!(
+            "{left} of them were not looked at, so that runs wait no longer: another sweep goes on there"
+        )),
+    }
 }
 
 async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
