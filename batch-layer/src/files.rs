@@ -266,6 +266,12 @@ fn rows(entries: &[&Entry]) -> u64 {
 
 fn missing(entry: &Entry) -> String {
     let (file, segment) = (entry.path(), &entry.segment.path);
+    // There is no row of it to mark.
+    if !entry.is_known {
+        return format!(
+            "{file} is named by a manifest but not in the archive, and no other file has its rows: restore it"
+        );
+    }
     let column = if entry.compacted.is_some() { "compacted" } else { "path" };
     format!(
         "{file} is in the ledger but not in the archive, and no other file has the rows of segment {segment}: restore it, or \

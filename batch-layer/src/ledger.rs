@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) segment: Segment,
     /// The file that its rows were rewritten into, with others'; none while they are in its own.
     pub(crate) compacted: Option<Compacted>,
+    /// Whether the ledger has it; else a manifest names it that a run is taking in.
+    pub(crate) is_known: bool,
 }
 
 impl Entry {
@@ -177,7 +179,7 @@ impl SegmentRow {
             max_event_time: day.interval().end - 1,
         };
         let tp = TopicPartition::new(&self.topic, self.partition);
-        Entry { stream: self.stream, tp, import: self.import_id, segment, compacted }
+        Entry { stream: self.stream, tp, import: self.import_id, segment, compacted, is_known: true }
     }
 }
 

@@ -35,8 +35,14 @@ async fn written(store: &Store, stream: &Arc<Stream>, tp: &TopicPartition, count
         at += 2 * count as i64 + 3;
         writer.write(Batch::Rows(DAY, rows)).await.unwrap();
     }
-    let entry =
-        |segment| Entry { stream: "clicks".into(), tp: tp.clone(), import: None, segment, compacted: None };
+    let entry = |segment| Entry {
+        stream: "clicks".into(),
+        tp: tp.clone(),
+        import: None,
+        segment,
+        compacted: None,
+        is_known: true,
+    };
     writer.take().0.into_iter().map(entry).collect()
 }
 
@@ -157,6 +163,15 @@ async fn what_nobody_holds_is_an_error_that_names_it() {
     store.delete(lost).await.unwrap();
     let error = found(&store, &[&entries[0], &entries[1]]).await.unwrap_err().to_string();
     assert!(error.contains(lost) && error.contains("restore it"), "{error}");
+    assert!(error.contains(&format!("set removed_at = now() where path = '{lost}'")), "{error}");
+    // Of one that a run is taking in the ledger has no row to change.
+    let fresh = Entry { is_known: false, ..entries[1].clone() };
+    let error = found(&store, &[&fresh]).await.unwrap_err().to_string();
+    assert!(
+        error.contains(lost) && error.contains("is named by a manifest but not in the archive"),
+        "{error}"
+    );
+    assert!(!error.contains("update"), "{error}");
     // One that is there, and not as it was written.
     store.put(lost, "x".into()).await.unwrap();
     let error = found(&store, &[&entries[1]]).await.unwrap_err().to_string();

@@ -41,6 +41,7 @@ impl Fresh {
                 import: None,
                 segment: segment.clone(),
                 compacted: None,
+                is_known: false,
             };
             fresh.entries.extend(manifest.segments.iter().map(entry));
             fresh.gaps.extend(manifest.gaps.iter().map(|gap| {
@@ -54,6 +55,7 @@ impl Fresh {
                 import: Some(manifest.import_id.clone()),
                 segment: segment.clone(),
                 compacted: None,
+                is_known: false,
             };
             fresh.entries.extend(manifest.segments.iter().map(entry));
             fresh.imports.push(manifest.import_id.clone());
