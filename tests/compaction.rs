@@ -24,6 +24,8 @@ const MOST: i64 = 24;
 const RUN: &[&str] = &["run", "--compaction-grace", "0s"];
 /// The event day of all records.
 const DAY: &str = "2016-06-14";
+/// Has that day leave the archive.
+const RETAIN: &[&str] = &["retention", "--archive-before", "2016-06-15"];
 
 fn deliveries(records: u64, seed: u64) -> Vec<Delivery> {
     let options = Options {
@@ -79,13 +81,25 @@ async fn facts(stack: &Stack) -> i64 {
         .await
 }
 
-/// The files that rows are read from, as the ledger has them: what the README says of exactly what the batch view holds.
-async fn read_from(stack: &Stack) -> BTreeSet<String> {
+async fn paths(stack: &Stack, sql: &'static str) -> BTreeSet<String> {
     let pool = PgPool::connect(&stack.database).await.expect("postgres");
-    let sql = "select distinct coalesce(compacted, path) from tidemark.segment where removed_at is null";
-    let paths: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("files");
+    let paths: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("paths");
     pool.close().await;
     paths.into_iter().collect()
+}
+
+/// The files that rows are read from, as the ledger has them: what the README says of exactly what the batch view holds.
+async fn read_from(stack: &Stack) -> BTreeSet<String> {
+    paths(stack, "select distinct coalesce(compacted, path) from tidemark.segment where removed_at is null")
+        .await
+}
+
+/// Changes the ledger by hand, as who goes on without a lost file does.
+async fn change(stack: &Stack, sql: &'static str, path: &str) {
+    let pool = PgPool::connect(&stack.database).await.expect("postgres");
+    let changed = sqlx::query(sql).bind(path).execute(&pool).await.expect("changed");
+    pool.close().await;
+    assert!(changed.rows_affected() > 0, "nothing has {path}: {sql}");
 }
 
 fn folder(stack: &Stack) -> PathBuf {
@@ -104,7 +118,7 @@ struct Archive {
     files: BTreeSet<String>,
     /// Rows that were sealed.
     rows: u64,
-    compactions: usize,
+    compactions: Vec<Compaction>,
 }
 
 impl Archive {
@@ -116,17 +130,18 @@ impl Archive {
             rows += manifest.rows();
             found.extend(manifest.segments.into_iter().map(|segment| (segment.path.clone(), segment.path)));
         }
-        let mut compactions = listed(store, "compactions").await;
-        compactions.sort();
-        for path in &compactions {
+        let (mut manifests, mut compactions) = (listed(store, "compactions").await, Vec::new());
+        manifests.sort();
+        for path in &manifests {
             let json = store.get(path).await.expect("read").expect("listed above");
             let compaction = Compaction::from_json(path, &json).expect("a compaction");
-            for place in compaction.segments {
+            for place in &compaction.segments {
                 let known = found.insert(place.path.clone(), compaction.file.path.clone());
                 assert!(known.is_some(), "{path} holds {}, which no manifest names", place.path);
             }
+            compactions.push(compaction);
         }
-        Archive { files: found.into_values().collect(), rows, compactions: compactions.len() }
+        Archive { files: found.into_values().collect(), rows, compactions }
     }
 }
 
@@ -192,7 +207,8 @@ async fn a_day_is_read_from_few_files_and_gives_the_same_whatever_the_ledger_kno
         stack.send(part);
         run_past_the_end(&stack).await;
     }
-    assert!(check_whole(&stack, "after three runs").await.compactions > 0, "nothing was compacted");
+    let compactions = check_whole(&stack, "after three runs").await.compactions;
+    assert!(!compactions.is_empty(), "nothing was compacted");
     let (older, older_hashes) = (copied(&stack, "older").await, stack.live_hashes().await);
     for part in &parts[3..] {
         stack.send(part);
@@ -286,16 +302,38 @@ async fn whatever_step_is_killed_each_row_is_there_once_and_the_next_run_goes_on
     stack.settle().await;
     stack.becomes(&serving, &stack.oracle(), "after the kills").await;
 
+    // Who goes on without a file that is lost isn't asked for it for ever: what it had replaced goes.
+    kill_at(&stack, "compact_adopt.after:1", &mut send).await;
+    let store = Store::open(&stack.archive).expect("the archive");
+    let uncleared = "select path from tidemark.compaction where cleared_at is null";
+    let lost = paths(&stack, uncleared).await.pop_first().expect("one that was taken in");
+    store.delete(&lost).await.expect("deleted");
+    change(&stack, "update tidemark.segment set removed_at = now() where compacted = $1", &lost).await;
+    stack.batch(RUN).await;
+    assert_eq!(paths(&stack, uncleared).await, BTreeSet::new());
+
     // What was sealed and not taken in goes with its day.
     kill_at(&stack, "compact_seal.after:1", &mut send).await;
-    let store = Store::open(&stack.archive).expect("the archive");
-    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
+    stack.batch(RETAIN).await;
     let left = listed(&store, "data").await;
     assert!(!left.iter().any(|path| path.contains("/compacted_")), "{left:#?}");
 
+    // So does what can't be taken in, as some of its rows were removed before; and the ledger knows of it then.
+    kill_at(&stack, "compact_seal.after:1", &mut send).await;
+    let recorded = "select path from tidemark.compaction";
+    let (known, archive) = (paths(&stack, recorded).await, Archive::read(&store).await);
+    let mut sealed = archive.compactions.into_iter().filter(|one| !known.contains(&one.file.path));
+    let sealed = sealed.next().expect("one that was not taken in");
+    let gone = &sealed.segments[0].path;
+    change(&stack, "update tidemark.segment set removed_at = now() where path = $1", gone).await;
+    stack.batch(RETAIN).await;
+    let left = listed(&store, "data").await;
+    assert!(!left.iter().any(|path| path.contains("/compacted_")), "{left:#?}");
+    assert!(paths(&stack, recorded).await.contains(&sealed.file.path));
+
     // The day leaves the archive as a whole, and doesn't come back.
     run_past_the_end(&stack).await;
-    stack.batch(&["retention", "--archive-before", "2016-06-15"]).await;
+    stack.batch(RETAIN).await;
     assert_eq!(listed(&store, "data").await, Vec::<String>::new());
     assert_eq!(read_from(&stack).await, BTreeSet::new());
     stack.batch(RUN).await;
