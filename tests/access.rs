@@ -6,6 +6,7 @@ use local::probe::Serving;
 use serde_json::{Value, json};
 use simulator::generate::{Generator, Options};
 use sqlx::{Connection as _, PgConnection};
+use std::time::{Duration, Instant};
 use tidemark_tests::stack::{Stack, free_port};
 use tidemark_tests::wait_for;
 
@@ -197,4 +198,68 @@ async fn an_address_that_others_can_reach_needs_keys_or_a_word() {
         assert!(said.contains("can be reached from elsewhere") && said.contains("--without-keys"), "{said}");
         assert!(!said.contains("serving address"), "{said}");
     }
+}
+
+/// Whatever is wrong with a key, what is said takes as long: nothing is to be learned of which keys there are, nor of how much
+/// of a secret is right. `cargo test --workspace --test access -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute: measures refusals, on a machine that has nothing else to do"]
+async fn all_refusals_take_as_long() {
+    const ROUNDS: usize = 5_000;
+    let mut guarded = Guarded::start().await;
+    guarded.stack.batch(&["run"]).await;
+    guarded.stack.environment.push(("TIDEMARK_ACCESS".to_owned(), guarded.access.clone()));
+    let (_process, serving) = guarded.serving().await;
+    let reader = guarded.key("reader", &["--read", "*"]).await;
+    let revoked = guarded.key("revoked", &["--read", "*"]).await;
+    let expired = guarded.key("expired", &["--read", "*", "--expires", "2s"]).await;
+    guarded.becomes(&serving, &reader, 200).await;
+    assert_eq!(guarded.keys(&["revoke", &revoked[3..19]]).await.0, 0);
+    for gone in [&revoked, &expired] {
+        guarded.becomes(&serving, gone, 401).await;
+    }
+    let with = |at: usize| {
+        let other = if &reader[at..=at] == "0" { "1" } else { "0" };
+        format!("{}{other}{}", &reader[..at], &reader[at + 1..])
+    };
+    let shown = [
+        ("none", None),
+        ("not of a key's form", Some("tm_nonsense".to_owned())),
+        ("an unknown id", Some(with(3))),
+        ("a secret whose first digit is wrong", Some(with(20))),
+        ("a secret whose last digit is wrong", Some(with(reader.len() - 1))),
+        ("a revoked key", Some(revoked)),
+        ("an expired key", Some(expired)),
+    ];
+    let url = format!("{}/api/v1/metrics", serving.url);
+    let mut took: Vec<Vec<Duration>> = vec![Vec::with_capacity(ROUNDS); shown.len()];
+    for round in 0..ROUNDS {
+        // Who follows whom changes, and so does what the one before has left in caches.
+        for at in 0..shown.len() {
+            let at = (at * (1 + round % 6) + round) % shown.len();
+            let mut request = guarded.http.get(&url);
+            if let Some(token) = &shown[at].1 {
+                request = request.bearer_auth(token);
+            }
+            let begun = Instant::now();
+            let reply = request.send().await.expect("a reply");
+            let status = reply.status();
+            reply.bytes().await.expect("its body");
+            took[at].push(begun.elapsed());
+            assert_eq!(status, 401, "{}", shown[at].0);
+        }
+    }
+    let medians: Vec<f64> = took
+        .iter_mut()
+        .map(|took| {
+            took.sort();
+            took[ROUNDS / 2].as_secs_f64() * 1e6
+        })
+        .collect();
+    for ((what, _), median) in shown.iter().zip(&medians) {
+        println!("{what}: {median:.1} us, the median of {ROUNDS}");
+    }
+    let (least, most) =
+        (medians.iter().copied().fold(f64::MAX, f64::min), medians.iter().copied().fold(0.0, f64::max));
+    assert!(most <= 1.05 * least, "{least:.1} to {most:.1} us");
 }

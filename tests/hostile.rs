@@ -1,7 +1,7 @@
 //! Bytes that nobody sane would send, into everything that reads bytes from outside: nothing panics, nothing asks for
 //! more memory than the input explains, and what is valid comes back as it was.
 //!
-//! Seconds as it is. Long: `PROPTEST_CASES=1000000 cargo test --workspace --test hostile`.
+//! Seconds as it is. Long: `PROPTEST_CASES=1000000 cargo test --workspace --test security hostile`.
 
 use batch_layer::archive::{ImportManifest, Manifest, Store};
 use batch_layer::import;

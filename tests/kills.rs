@@ -1,7 +1,7 @@
 //! Kills at every named failpoint, before and after each external effect of the speed layer, the archive and the batch
 //! layer: whatever the order, once quiet every answer equals the oracle.
 //!
-//! The long form: `TIDEMARK_KILLS=1000 cargo test --workspace --test kills -- --nocapture`; a printed seed is given back
+//! The long form: `TIDEMARK_KILLS=1000 cargo test --workspace --test processes kills -- --nocapture`; a printed seed is given back
 //! by `TIDEMARK_SEED`.
 
 use local::layers::Layer;

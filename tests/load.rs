@@ -83,7 +83,7 @@ async fn equal(serving: &Serving, oracle: &Oracle) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
-    let stack = Stack::start(LAYERS, 2).await;
+    let stack = Stack::start(LAYERS, 2).await.with_usual_sessions();
     stack.batch(&["run"]).await;
     let (worker, (_process, serving)) = (worker(&stack), stack.serving().await);
     let records = 60_000;
@@ -122,7 +122,7 @@ async fn one_key_with_half_of_all_load_is_nearly_as_fast() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_times_the_usual_keys_keep_within_the_stated_memory() {
-    let stack = Stack::start(LAYERS, 2).await;
+    let stack = Stack::start(LAYERS, 2).await.with_usual_sessions();
     stack.batch(&["run"]).await;
     let (worker, (_process, serving)) = (worker(&stack), stack.serving().await);
     let (records, keys) = (100_000, 5_000);

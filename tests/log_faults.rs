@@ -114,6 +114,12 @@ async fn a_partition_that_is_added_is_read_from_its_start() {
         let grown = admin.create_partitions(&[NewPartitions::new(topic, 3)], &AdminOptions::new()).await;
         grown.expect("partitions").into_iter().for_each(|result| drop(result.expect("grown")));
     }
+    // A copy that goes by the old number of partitions, and one by the new, lie in two of them, and count twice until a run.
+    wait_for("the broker telling of the new partitions", async || match stack.probe.partitions() {
+        Ok(told) if told.len() == 6 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     // A steady load, so that the old partitions are read on while nobody has been given the new ones yet.
     for part in deliveries(3_000, 32).chunks(100) {
         stack.send(part);

@@ -147,6 +147,7 @@ async fn every_table_has_the_api_s_rows_for_whatever_speaks_to_postgres() {
     for formula in &catalog.formulas {
         let keys: Vec<String> = formula.by.iter().map(|key| key.name.clone()).collect();
         let found = rows(&mut connection, &format!("select * from metrics.{}", formula.name)).await;
+        assert!(found.len() > 2, "{}", formula.name);
         assert_eq!(sorted(found), sorted(asked(serving, &formula.name, &keys, "value").await));
     }
     conditions_are_pushed_down(&merged, &mut connection).await;
@@ -174,6 +175,11 @@ async fn what_is_incomplete_fails_unless_asked_for(mut merged: Merged) {
     sqlx::raw_sql("set tidemark.strict = false").execute(&mut connection).await.expect("an option");
     let sql = "select count(*) as n, bool_or(complete) as any from hour_cnt";
     assert_eq!(rows(&mut connection, sql).await[0]["any"], json!(false));
+    // That is the connection's own.
+    let mut other =
+        PgConnection::connect(&format!("postgres://anyone@{address}/tidemark")).await.expect("a connection");
+    let said = refused(&mut other, "select sum(value) from hour_cnt").await;
+    assert!(said.contains("not computed yet"), "{said}");
     let whole = rows(&mut connection, "select bool_and(complete) as every from doc_cnt").await;
     assert_eq!(whole[0]["every"], json!(true));
 }
@@ -274,6 +280,14 @@ async fn tools_find_their_way(merged: &Merged, connection: &mut PgConnection) {
         let asked = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).fetch_all(&mut *connection).await;
         asked.unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
+    let sql = "select column_name as name, data_type as type from information_schema.columns \
+               where table_schema = 'metrics' and table_name = 'doc_cnt' order by ordinal_position";
+    let columns = rows(connection, sql).await;
+    let types: Vec<&str> = columns.iter().map(|row| row["type"].as_str().expect("a type")).collect();
+    let time = "timestamp with time zone";
+    assert_eq!(types, [time, "bigint", "bigint", time, "boolean"], "{columns:?}");
+    let version = rows(connection, "select version() as v").await;
+    assert!(version[0]["v"].as_str().expect("a text").starts_with("PostgreSQL 16"), "{version:?}");
     let mut panels = 0;
     for (title, sql) in grafana::statements(&merged.stack, grafana::MERGED, "") {
         let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch_all(&mut *connection).await;
@@ -338,6 +352,8 @@ async fn nothing_is_written(connection: &mut PgConnection) {
     assert!(said.contains("nothing_of_the_kind"), "{said}");
     for (sql, why) in [
         ("select repeat('x', 2000000000)".to_owned(), "repeat"),
+        ("select array[1]::bigint[2000000000]".to_owned(), "no fixed length"),
+        ("select arrow_cast(array[1], 'FixedSizeList(2000000000, Int64)')".to_owned(), "arrow_cast"),
         (format!("select '{}'", "x".repeat(70_000)), "longer than the limit of 65536"),
         (format!("select /*'*/ {}1 /*'*/", "1+".repeat(1_001)), "more than the limit of 1000"),
     ] {
@@ -420,7 +436,8 @@ async fn a_key_is_the_password() {
     // More work than a statement may do, and more rows than it may hold.
     let said = refused(&mut reader, "select count(*) from generate_series(1, 1000000000000)").await;
     assert!(said.contains("worked longer than the limit of 3 s"), "{said}");
-    let said = refused(&mut reader, "select * from generate_series(1, 1000000000)").await;
+    let held = sqlx::query("select * from generate_series(1, 1000000000)").fetch_all(&mut reader).await;
+    let said = held.expect_err("rows that wait to be sent").to_string();
     assert!(said.contains("Resources exhausted"), "{said}");
     // A partner sees its own rows, and what it may not read isn't there.
     let own = json!([{ "dimension": "uuid", "value": users[0]["uuid"] }]).to_string();
@@ -433,12 +450,41 @@ async fn a_key_is_the_password() {
         rows(&mut partner, "select table_name from information_schema.tables where table_schema = 'metrics'")
             .await;
     assert_eq!(tables, [BTreeMap::from([("table_name".to_owned(), json!("user_view_cnt"))])]);
+    let sql = "select c.relname as name from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+               where n.nspname = 'metrics'";
+    assert_eq!(
+        rows(&mut partner, sql).await,
+        [BTreeMap::from([("name".to_owned(), json!("user_view_cnt"))])]
+    );
+    // To prepare a statement and to run it is to ask once.
+    let mut once = key(&["--read", "*", "--rate", "1"]).await;
+    sqlx::query("select sum(value) from user_view_cnt where uuid <> $1")
+        .bind("x")
+        .fetch_all(&mut once)
+        .await
+        .expect("within its rate");
     // As often as it may.
     let mut hasty = key(&["--read", "*", "--rate", "0.01"]).await;
     let said = refused_in_the_end(&mut hasty).await;
     assert!(said.contains("may ask 0.01 times a second"), "{said}");
 
+    // A key that is revoked ends its connections.
+    let ids: Vec<String> =
+        sqlx::query_scalar("select key_id from access.key").fetch_all(&mut owner).await.expect("keys");
+    for id in ids {
+        let revoke = stack.process_named("serving-layer", "keys", &["keys", "revoke", &id], &[]);
+        assert_eq!(revoke.ended().await, 0, "{}", revoke.logged());
+    }
+    wait_for("the connection's end", async || match sqlx::raw_sql("select 1").execute(&mut partner).await {
+        Ok(_) => Err("still served".to_owned()),
+        Err(sqlx::Error::Io(_)) => Ok(()),
+        Err(other) => Err(other.to_string()),
+    })
+    .await;
     assert_eq!(layer.stop().await, 0);
+    let sql = "select count(*) from access.log where asked like '%uuid <> $1%'";
+    let prepared: i64 = sqlx::query_scalar(sql).fetch_one(&mut owner).await.expect("the log");
+    assert_eq!(prepared, 1, "prepared and run is one entry");
     let sql =
         "select distinct key_name || ' ' || method || ' ' || route from access.log where method = 'SQL'";
     let logged: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut owner).await.expect("the log");

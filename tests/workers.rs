@@ -73,7 +73,7 @@ async fn says(layer: &Layer, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_stopped_past_its_session_writes_nothing_and_comes_back() {
-    let stack = Stack::start(LAYERS, 2).await;
+    let stack = Stack::start(LAYERS, 2).await.with_usual_sessions();
     stack.batch(&["run"]).await;
     let (_process, serving) = stack.serving().await;
     let zombie = stack.speed_named("zombie");
@@ -149,7 +149,7 @@ async fn workers_join_and_leave_under_load() {
         (number("TIDEMARK_REBALANCES").unwrap_or(10), number("TIDEMARK_SEED").unwrap_or(52));
     println!("{changes} rebalances, seed {seed} (TIDEMARK_REBALANCES, TIDEMARK_SEED)");
     let mut rng = StdRng::seed_from_u64(seed);
-    let stack = std::sync::Arc::new(Stack::start(LAYERS, 3).await);
+    let stack = std::sync::Arc::new(Stack::start(LAYERS, 3).await.with_usual_sessions());
     stack.batch(&["run"]).await;
     let (_process, serving) = stack.serving().await;
     let mut workers = vec![stack.speed_named("worker-0")];

@@ -11,11 +11,14 @@
 mod condition;
 mod connection;
 mod guard;
+mod kept;
 mod limit;
 mod scan;
 mod session;
 mod startup;
+mod system;
 mod table;
+mod untold;
 
 use crate::service::Service;
 use anyhow::{Context as _, Result};

@@ -286,6 +286,9 @@ pub(crate) enum Membership {
     Lost,
 }
 
+/// The property that says how long the partitions of a worker stand still that gave no sign: one that was killed.
+const SESSION: &str = "session.timeout.ms";
+
 /// Our place in the consumer group, on a thread of its own: librdkafka calls back and waits there.
 pub(crate) struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
@@ -307,11 +310,14 @@ impl Member {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("session.timeout.ms", "10000")
             // A rebalance is noticed with the next heartbeat, and what moves stands still until then.
             .set("heartbeat.interval.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH)
             .set("partition.assignment.strategy", "cooperative-sticky");
+        // The properties that were given may say how long.
+        if config.get(SESSION).is_none() {
+            config.set(SESSION, "10000");
+        }
         let context = MemberContext { decisions };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).context("cannot make the kafka group member")?;
@@ -322,8 +328,16 @@ impl Member {
         let poll = move || {
             while !stopped.is_cancelled() {
                 // Its partitions are paused: nothing but events comes.
-                if let Some(Err(error)) = polled.poll(Duration::from_millis(100)) {
-                    tracing::debug!("kafka group: {error}");
+                match polled.poll(Duration::from_millis(100)) {
+                    Some(Err(error))
+                        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::InvalidSessionTimeout) =>
+                    {
+                        tracing::warn!(
+                            "kafka group: {error}: the brokers' group.min.session.timeout.ms is longer"
+                        );
+                    }
+                    Some(Err(error)) => tracing::debug!("kafka group: {error}"),
+                    _ => {}
                 }
             }
         };

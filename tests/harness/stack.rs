@@ -28,6 +28,9 @@ pub fn outbrain() -> String {
     with_layout(OUTBRAIN, LAYOUT)
 }
 
+/// A killed worker's partitions are taken over so soon.
+const SESSION: (&str, &str) = ("TIDEMARK_KAFKA_PROPERTIES", "session.timeout.ms=3000");
+
 /// How most tests start a speed worker: with short intervals.
 pub const SPEED: [&str; 7] =
     ["run", "--listen", "127.0.0.1:0", "--flush-interval", "50ms", "--epoch-grace", "1s"];
@@ -123,13 +126,21 @@ impl Stack {
             catalog,
             database,
             archive,
-            // Tests share the cores with what they run, and wait for runs for so long and no longer.
-            environment: vec![("TIDEMARK_NICE".to_owned(), "0".to_owned())],
+            environment: [("TIDEMARK_NICE", "0"), SESSION]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             probe,
             program,
             folder,
             _scratch: scratch,
         }
+    }
+
+    /// Workers' sessions are as long as they are where nobody says otherwise.
+    #[must_use]
+    pub fn with_usual_sessions(mut self) -> Stack {
+        self.environment.retain(|(name, _)| name != SESSION.0);
+        self
     }
 
     /// Gives the layers that are started from now on another catalog, of the same streams and layout.

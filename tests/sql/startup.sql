@@ -32,4 +32,13 @@ LEFT OUTER JOIN pg_catalog.pg_description d ON d.objoid = n.oid AND d.objsubid =
 ORDER BY nspname;
 SELECT db.oid, db.* FROM pg_catalog.pg_database db WHERE datname = 'tidemark';
 SELECT * FROM pg_catalog.pg_settings where name = 'standard_conforming_strings';
-SELECT * FROM pg_catalog.pg_enum WHERE 1 <> 1 LIMIT 1
+SELECT * FROM pg_catalog.pg_enum WHERE 1 <> 1 LIMIT 1;
+SELECT current_setting('server_version_num')::int / 100 AS version;
+SELECT extversion FROM pg_extension WHERE extname = 'timescaledb';
+SELECT setting FROM pg_catalog.pg_settings WHERE name = 'max_index_keys';
+SELECT (information_schema._pg_expandarray(i.indkey)).n AS "KEY_SEQ", NULL, NULL FROM pg_catalog.pg_index i;
+BEGIN;
+SAVEPOINT first;
+ROLLBACK TO SAVEPOINT first;
+RELEASE SAVEPOINT first;
+COMMIT

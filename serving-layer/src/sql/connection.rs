@@ -4,6 +4,7 @@
 
 use super::Shared;
 use super::guard::{self, Guard};
+use super::limit::Held;
 use super::session::Session;
 use super::startup::{Cancels, Startup};
 use anyhow::{Result, bail};
@@ -11,9 +12,9 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, TokenizerError};
 use datafusion_postgres::DfSessionService;
-use datafusion_postgres::pgwire::api::NoopHandler;
 use datafusion_postgres::pgwire::api::cancel::CancelHandler as _;
 use datafusion_postgres::pgwire::api::query::ExtendedQueryHandler;
+use datafusion_postgres::pgwire::api::{ClientInfo as _, NoopHandler, PgWireConnectionState};
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError};
 use datafusion_postgres::pgwire::messages::PgWireFrontendMessage;
 use datafusion_postgres::pgwire::tokio::server::{
@@ -51,34 +52,29 @@ struct Connection {
     startup: Arc<Startup>,
     guard: Arc<Guard>,
     cancels: Arc<Cancels>,
+    /// What rows take that wait to be sent.
+    held: Arc<Held>,
 }
 
-/// Serves a connection, which holds one of the places of those that aren't let in yet, until its client leaves or is not let
-/// in.
+/// Serves a connection, which holds one of the places of those that aren't let in yet, until its client leaves, is not let
+/// in, or has a key that is of no use any more.
 ///
 /// # Errors
-/// Where the socket fails, what comes is not of the protocol, or an engine can't be made.
+/// Where the socket fails, what comes is not of the protocol, or a session can't be made.
 pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socket: TcpStream) -> Result<()> {
     let Some(mut socket) = timeout(WITHIN, negotiate_tls(socket, None)).await?? else { return Ok(()) };
-    let mut received = receive(&mut socket, false).await?;
-    if let Some(PgWireFrontendMessage::CancelRequest(request)) = received {
+    let Some(mut message) = receive(&mut socket, MAX_OF_STRANGERS).await? else { return Ok(()) };
+    if let PgWireFrontendMessage::CancelRequest(request) = message {
         shared.cancels.on_cancel_request(request).await;
         return Ok(());
     }
     let connection = Connection::new(shared, arriving)?;
-    while let Some(message) = received {
+    loop {
         let is_last = matches!(message, PgWireFrontendMessage::Terminate(_));
         let is_extended = message.is_extended_query();
-        let done = match within_limits(message) {
-            Ok(message) => {
-                let (startup, statements) = (connection.startup.clone(), connection.statements.clone());
-                let (copy, cancels) = (Arc::new(NoopHandler), connection.cancels.clone());
-                process_message(message, &mut socket, startup, statements.clone(), statements, copy, cancels)
-                    .await
-            }
-            Err(error) => Err(error),
-        };
+        let done = connection.process(message, &mut socket).await;
         connection.guard.end(done.is_ok());
+        connection.held.end();
         if let Err(error) = done {
             process_error(&mut socket, error, is_extended).await?;
             if !connection.guard.is_open() {
@@ -88,19 +84,26 @@ pub(super) async fn serve(shared: &Shared, arriving: OwnedSemaphorePermit, socke
         if is_last {
             return Ok(());
         }
-        received = receive(&mut socket, connection.guard.is_open()).await?;
+        let received = match connection.guard.is_open() {
+            true => tokio::select! {
+                biased;
+                () = connection.guard.key_ended() => bail!("its key is of no use any more"),
+                received = receive(&mut socket, MAX_MESSAGE) => received?,
+            },
+            false => receive(&mut socket, MAX_OF_STRANGERS).await?,
+        };
+        let Some(next) = received else { return Ok(()) };
+        message = next;
     }
-    Ok(())
 }
 
-/// The next message of a client that is let in, or is not yet; none once it has left.
-async fn receive(socket: &mut Socket, is_in: bool) -> Result<Option<PgWireFrontendMessage>> {
-    let most = if is_in { MAX_MESSAGE } else { MAX_OF_STRANGERS };
+/// The next message, of so many bytes at most; none once the client has left. Who isn't let in yet has a minute for it.
+async fn receive(socket: &mut Socket, most: usize) -> Result<Option<PgWireFrontendMessage>> {
     let next = poll_fn(|cx| match Pin::new(&mut *socket).poll_next(cx) {
         Poll::Pending if socket.read_buffer().len() > most => Poll::Ready(Err(most)),
         polled => polled.map(Ok),
     });
-    let next = if is_in { next.await } else { timeout(WITHIN, next).await? };
+    let next = if most == MAX_OF_STRANGERS { timeout(WITHIN, next).await? } else { next.await };
     match next {
         Ok(message) => Ok(message.transpose()?),
         Err(most) => bail!("a message is longer than the limit of {most} bytes"),
@@ -111,16 +114,39 @@ impl Connection {
     /// A connection that holds one of the places of those that aren't let in yet.
     ///
     /// # Errors
-    /// Where the engine can't be made.
+    /// Where the session can't be made.
     fn new(shared: &Shared, arriving: OwnedSemaphorePermit) -> Result<Connection> {
         let cancel = Arc::new(Notify::new());
         let limit = shared.service.views.limits.time_limit;
         let session = Session::new(&shared.engine, limit, cancel.clone())?;
-        let guard = Arc::new(Guard::default());
+        let (guard, held) = (Arc::new(Guard::default()), session.held());
         let statements = DfSessionService::new_with_hooks(session.context(), guard::hooks(guard.clone()));
         let startup = Startup::new(shared, session, guard.clone(), arriving, cancel);
         let (statements, startup) = (Arc::new(statements), Arc::new(startup));
-        Ok(Connection { statements, startup, guard, cancels: shared.cancels.clone() })
+        Ok(Connection { statements, startup, guard, cancels: shared.cancels.clone(), held })
+    }
+
+    async fn process(&self, message: PgWireFrontendMessage, socket: &mut Socket) -> Result<(), PgWireError> {
+        let message = within_limits(message)?;
+        // Until the end of what failed all messages are passed over.
+        let is_taken = !matches!(socket.state(), PgWireConnectionState::AwaitingSync);
+        let change = match is_taken {
+            true => self.guard.kept().take(&message).map_err(over_limit)?,
+            false => None,
+        };
+        self.held.begin(match &message {
+            PgWireFrontendMessage::Execute(_) => true,
+            PgWireFrontendMessage::Query(query) => query.query.to_ascii_lowercase().contains("fetch"),
+            _ => false,
+        });
+        let (startup, statements) = (self.startup.clone(), self.statements.clone());
+        let (copy, cancels) = (Arc::new(NoopHandler), self.cancels.clone());
+        let done =
+            process_message(message, socket, startup, statements.clone(), statements, copy, cancels).await;
+        if let (Err(_), Some(change)) = (&done, change) {
+            self.guard.kept().undo(change);
+        }
+        done
     }
 }
 
@@ -155,7 +181,11 @@ fn within_limits(mut message: PgWireFrontendMessage) -> Result<PgWireFrontendMes
             Err(error) => format!("the statement can't be read: {error}"),
         }
     };
-    Err(PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".into(), "54000".into(), why))))
+    Err(over_limit(why))
+}
+
+fn over_limit(why: String) -> PgWireError {
+    PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".into(), "54000".into(), why)))
 }
 
 /// How many operators, keywords and signs a text has, but for commas.

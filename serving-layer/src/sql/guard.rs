@@ -2,16 +2,19 @@
 //! asked what is logged.
 
 use super::connection::MAX_FETCHED;
+use super::kept::Kept;
 use super::table::Options;
+use super::untold;
 use crate::access::{Pending, Scoped};
 use crate::error::ServeError;
 use async_trait::async_trait;
+use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::common::{DFSchema, ParamValues};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{
-    Declare, FetchDirection, ObjectName, Query, Set, SetExpr, Statement, Value, ValueWithSpan,
-    visit_relations,
+    CloseCursor, DataType as SqlType, Declare, Expr, FetchDirection, ObjectName, Query, Set, SetExpr,
+    Statement, Value, ValueWithSpan, visit_expressions, visit_relations,
 };
 use datafusion_postgres::QueryHook;
 use datafusion_postgres::hooks::HookClient;
@@ -19,10 +22,14 @@ use datafusion_postgres::hooks::cursor::CursorStatementHook;
 use datafusion_postgres::hooks::set_show::SetShowHook;
 use datafusion_postgres::hooks::transactions::TransactionStatementHook;
 use datafusion_postgres::pgwire::api::ClientInfo;
-use datafusion_postgres::pgwire::api::results::{Response, Tag};
+use datafusion_postgres::pgwire::api::Type;
+use datafusion_postgres::pgwire::api::results::{FieldFormat, FieldInfo, QueryResponse, Response, Tag};
+use datafusion_postgres::pgwire::api::store::PortalStore as _;
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::response::TransactionStatus;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Where a session's options begin.
 const OURS: &str = "tidemark.";
@@ -33,9 +40,23 @@ const ENGINE: &str = "datafusion.";
 #[derive(Default)]
 pub(super) struct Guard {
     scoped: OnceLock<Scoped>,
-    /// The log's entries of the statements of the message that is under way.
-    under_way: Mutex<Vec<Pending>>,
+    log: Mutex<Statements>,
+    kept: Mutex<Kept>,
 }
+
+/// The log's entries of statements that have not ended.
+#[derive(Default)]
+struct Statements {
+    /// Those of the message that is under way.
+    under_way: Vec<Pending>,
+    /// Those of texts that were prepared and not run since: to prepare them was counted, to run them then isn't again.
+    prepared: HashMap<String, Pending>,
+    /// The text that the message prepares.
+    preparing: Option<String>,
+}
+
+/// The most texts that wait to be run; of others it is forgotten that they were counted.
+const MAX_PREPARED: usize = 64;
 
 /// What statements pass through, in order.
 pub(super) fn hooks(guard: Arc<Guard>) -> Vec<Arc<dyn QueryHook>> {
@@ -53,8 +74,10 @@ enum Way {
     Set(String, String),
     /// The session begins anew.
     Discard,
-    /// A statement is let go of, which ends with the connection anyway.
-    Deallocate,
+    /// A point within a transaction is kept, let go of or gone back to: nothing was written since.
+    Savepoint(&'static str),
+    /// A prepared statement is let go of; without a name all are.
+    Deallocate(Option<String>),
     Refuse(&'static str),
 }
 
@@ -64,8 +87,15 @@ fn way(statement: &Statement) -> Way {
         named += 1;
         ControlFlow::<()>::Continue(())
     });
+    let casts_to_length = visit_expressions(statement, |expression| match expression {
+        Expr::Cast { data_type, .. } if has_length(data_type) => ControlFlow::Break(()),
+        Expr::TypedString(text) if has_length(&text.data_type) => ControlFlow::Break(()),
+        Expr::Convert { data_type: Some(data_type), .. } if has_length(data_type) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
     match statement {
         _ if named > MAX_NAMED => Way::Refuse(TOO_WIDE),
+        _ if casts_to_length.is_break() => Way::Refuse(TO_LENGTH),
         Statement::Query(query) if reads(query) => Way::Read,
         Statement::Explain { statement, .. } => match way(statement) {
             Way::Read => Way::Read,
@@ -79,7 +109,14 @@ fn way(statement: &Statement) -> Way {
         Statement::Fetch { .. } => Way::Read,
         Statement::Set(set) => self::set(set),
         Statement::Discard { .. } => Way::Discard,
-        Statement::Deallocate { .. } => Way::Deallocate,
+        Statement::Deallocate { name, .. } => {
+            let is_all = name.quote_style.is_none() && name.value.eq_ignore_ascii_case("all");
+            Way::Deallocate((!is_all).then(|| name.value.clone()))
+        }
+        Statement::Savepoint { .. } => Way::Savepoint("SAVEPOINT"),
+        Statement::ReleaseSavepoint { .. } => Way::Savepoint("RELEASE"),
+        Statement::Rollback { savepoint: Some(_), .. } => Way::Savepoint("ROLLBACK"),
+        Statement::ShowVariable { variable } if variable.is_empty() => Way::Refuse(SHOW_WHAT),
         Statement::ShowVariable { .. }
         | Statement::ShowStatus { .. }
         | Statement::ShowCatalogs { .. }
@@ -89,6 +126,15 @@ fn way(statement: &Statement) -> Way {
         | Statement::Close { .. } => Way::Pass,
         _ => Way::Refuse(READ_ONLY),
     }
+}
+
+const SHOW_WHAT: &str = "SHOW needs the name of an option";
+const TO_LENGTH: &str = "arrays have no fixed length here: cast to bigint[], say";
+
+/// Whether a type is, or has in it, an array of a length, which a cast would fill up.
+fn has_length(data_type: &SqlType) -> bool {
+    let text = data_type.to_string();
+    text.split('[').skip(1).any(|behind| behind.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 const TOO_MANY: &str = "FETCH takes 1,000,000 rows at once at most";
@@ -162,25 +208,98 @@ impl Guard {
     }
 
     /// `None`: the statement goes on.
-    fn pass(&self, statement: &Statement, context: &SessionContext) -> Option<PgWireResult<Response>> {
+    fn pass(
+        &self,
+        statement: &Statement,
+        context: &SessionContext,
+        client: &dyn HookClient,
+    ) -> Option<PgWireResult<Response>> {
         match way(statement) {
-            Way::Pass => None,
-            Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
+            Way::Pass => {
+                if let Statement::Close { cursor } = statement {
+                    self.kept().close(match cursor {
+                        CloseCursor::All => None,
+                        CloseCursor::Specific { name } => Some(&name.value),
+                    });
+                }
+                None
+            }
+            Way::Read => {
+                if let Err(why) = self.declare(statement) {
+                    return Some(Err(refusal("54000", why)));
+                }
+                self.count(statement).err().map(|error| Err(refused(error)))
+            }
             Way::Set(name, value) => Some(option(&name, &value, context)),
             Way::Discard => {
+                self.deallocate(None, client);
                 let strict = option("strict", "true", context);
                 Some(strict.map(|_| Response::Execution(Tag::new("DISCARD ALL"))))
             }
-            Way::Deallocate => Some(Ok(Response::Execution(Tag::new("DEALLOCATE")))),
+            // What failed before it is forgotten, and the transaction goes on.
+            Way::Savepoint("ROLLBACK") => Some(Ok(Response::TransactionStart(Tag::new("ROLLBACK")))),
+            Way::Savepoint(tag) => Some(Ok(Response::Execution(Tag::new(tag)))),
+            Way::Deallocate(name) => {
+                self.deallocate(name.as_deref(), client);
+                Some(Ok(Response::Execution(Tag::new("DEALLOCATE"))))
+            }
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
         }
     }
 
+    /// Takes in the cursors of a statement that declares some.
+    fn declare(&self, statement: &Statement) -> Result<(), String> {
+        let Statement::Declare { stmts } = statement else { return Ok(()) };
+        let names = stmts.iter().flat_map(|one| &one.names);
+        let bytes = statement.to_string().len();
+        names.into_iter().try_for_each(|name| self.kept().declare(&name.value, bytes))
+    }
+
+    fn deallocate(&self, name: Option<&str>, client: &dyn HookClient) {
+        for name in self.kept().deallocate(name) {
+            client.portal_store().rm_statement(&name);
+        }
+    }
+
+    /// What the client keeps under names.
+    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Statements> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a statement, and begins its entry in the log.
     fn count(&self, statement: &Statement) -> Result<(), ServeError> {
         let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
+        let text = statement.to_string();
+        let mut log = self.log();
+        let pending = match log.prepared.remove(&text) {
+            Some(pending) => pending,
+            None => {
+                scoped.count()?;
+                scoped.asks("SQL", SQL, &text)?
+            }
+        };
+        log.under_way.push(pending);
+        Ok(())
+    }
+
+    /// Counts a statement that is only prepared: to plan is work, too, and tells which tables there are.
+    fn prepare(&self, statement: &Statement) -> Result<(), ServeError> {
+        let scoped = self.scoped.get().ok_or(ServeError::NoKey)?;
+        let text = statement.to_string();
         scoped.count()?;
-        let pending = scoped.asks("SQL", SQL, &statement.to_string())?;
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).push(pending);
+        let pending = scoped.asks("SQL", SQL, &text)?;
+        let mut log = self.log();
+        if log.prepared.len() >= MAX_PREPARED {
+            log.prepared.drain().for_each(|(_, pending)| pending.end(200));
+        }
+        if let Some(before) = log.prepared.insert(text.clone(), pending) {
+            before.end(200);
+        }
+        log.preparing = Some(text);
         Ok(())
     }
 
@@ -191,10 +310,29 @@ impl Guard {
 
     /// Notes in the log how the message's statements ended, of which the last may have failed.
     pub(super) fn end(&self, well: bool) {
-        let mut ended = std::mem::take(&mut *self.under_way.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut log = self.log();
+        let mut ended = std::mem::take(&mut log.under_way);
+        if let Some(text) = log.preparing.take().filter(|_| !well) {
+            ended.extend(log.prepared.remove(&text));
+        }
         let last = ended.pop();
         ended.into_iter().for_each(|pending| pending.end(200));
         last.into_iter().for_each(|pending| pending.end(if well { 200 } else { 400 }));
+    }
+
+    /// When the client's key is of no use any more.
+    pub(super) async fn key_ended(&self) {
+        match self.scoped.get() {
+            Some(scoped) => scoped.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What was prepared and never run is in the log, too.
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.log().prepared.drain().for_each(|(_, pending)| pending.end(200));
     }
 }
 
@@ -227,6 +365,14 @@ fn option(name: &str, value: &str, context: &SessionContext) -> PgWireResult<Res
     Ok(Response::Execution(Tag::new("SET")))
 }
 
+/// A plan of no rows.
+fn nothing(columns: Vec<String>) -> PgWireResult<LogicalPlan> {
+    let fields = columns.into_iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
+    let schema = DFSchema::from_unqualified_fields(fields, HashMap::new());
+    let schema = schema.map_err(|error| PgWireError::ApiError(error.into()))?;
+    Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema) }))
+}
+
 /// What a client is told whose statement isn't let pass.
 fn refused(error: ServeError) -> PgWireError {
     error.note();
@@ -248,26 +394,35 @@ impl QueryHook for Guard {
         &self,
         statement: &Statement,
         context: &SessionContext,
-        _: &mut dyn HookClient,
+        client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.pass(statement, context)
+        if let Some(answer) = self.pass(statement, context, client) {
+            return Some(answer);
+        }
+        if client.transaction_status() == TransactionStatus::Error {
+            return None;
+        }
+        let columns = untold::columns(statement, context).await?;
+        let field = |name: String| FieldInfo::new(name, None, None, Type::TEXT, FieldFormat::Text);
+        let fields = Arc::new(columns.into_iter().map(field).collect());
+        Some(Ok(Response::Query(QueryResponse::new(fields, futures::stream::empty()))))
     }
 
     async fn handle_extended_parse_query(
         &self,
         statement: &Statement,
-        _: &SessionContext,
-        _: &(dyn ClientInfo + Send + Sync),
+        context: &SessionContext,
+        client: &(dyn ClientInfo + Send + Sync),
     ) -> Option<PgWireResult<LogicalPlan>> {
         match way(statement) {
             _ if !self.is_open() => Some(Err(refused(ServeError::NoKey))),
             Way::Refuse(why) => Some(Err(refusal("25006", why.to_owned()))),
-            // To plan is work, too, and tells which tables there are.
-            Way::Read => self.count(statement).err().map(|error| Err(refused(error))),
-            Way::Discard | Way::Deallocate => {
-                let schema = Arc::new(DFSchema::empty());
-                Some(Ok(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema })))
-            }
+            Way::Read => match self.prepare(statement) {
+                Err(error) => Some(Err(refused(error))),
+                Ok(()) if client.transaction_status() == TransactionStatus::Error => None,
+                Ok(()) => untold::columns(statement, context).await.map(nothing),
+            },
+            Way::Discard | Way::Deallocate(_) | Way::Savepoint(_) => Some(nothing(Vec::new())),
             Way::Pass | Way::Set(..) => None,
         }
     }
@@ -278,9 +433,9 @@ impl QueryHook for Guard {
         _: &LogicalPlan,
         _: &ParamValues,
         context: &SessionContext,
-        _: &mut dyn HookClient,
+        client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.pass(statement, context)
+        self.pass(statement, context, client)
     }
 }
 
@@ -327,8 +482,21 @@ mod tests {
         check("fetch 100 from c", &Way::Read);
         check("fetch forward 100000000000 from c", &Way::Refuse(TOO_MANY));
         check("fetch all from c", &Way::Refuse(TOO_MANY));
+        check("savepoint a", &Way::Savepoint("SAVEPOINT"));
+        check("release savepoint a", &Way::Savepoint("RELEASE"));
+        check("rollback to savepoint a", &Way::Savepoint("ROLLBACK"));
         check("discard all", &Way::Discard);
-        check("deallocate all", &Way::Deallocate);
+        check("deallocate all", &Way::Deallocate(None));
+        check("deallocate prepare \"all\"", &Way::Deallocate(Some("all".to_owned())));
+        check("show", &Way::Refuse(SHOW_WHAT));
+        for sql in [
+            "select array[1]::bigint[2000000000]",
+            "select try_cast(array[array[1]] as bigint[7][])",
+            "explain select a from (select cast(array[1] as bigint[9]) as a) as t",
+        ] {
+            check(sql, &Way::Refuse(TO_LENGTH));
+        }
+        check("select array[1]::bigint[], 'a'::varchar(9), array[1, 2][1]", &Way::Read);
         check(&format!("select * from t{}", ", t".repeat(MAX_NAMED)), &Way::Refuse(TOO_WIDE));
         for sql in [
             "set datafusion.runtime.memory_limit = '1T'",

@@ -17,7 +17,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult as _, TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
-use datafusion::execution::memory_pool::MemoryConsumer;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -47,22 +47,32 @@ struct Statement {
     parts: Vec<Part>,
     strict: bool,
     /// The rows of each part, or why there are none.
-    answered: OnceCell<Result<Vec<RecordBatch>, Arc<DataFusionError>>>,
+    answered: OnceCell<Result<Answered, Arc<DataFusionError>>>,
+}
+
+/// The rows of a statement's parts.
+struct Answered {
+    batches: Vec<RecordBatch>,
+    /// As long as the statement is there, all of its rows are.
+    _held: MemoryReservation,
 }
 
 impl Statement {
-    /// The rows of a part; the first that asks reads those of all.
-    async fn rows(self: &Arc<Self>, part: usize) -> Result<RecordBatch> {
+    /// The rows of a part; the first that asks reads those of all, into that memory.
+    async fn rows(self: &Arc<Self>, part: usize, memory: &Arc<dyn MemoryPool>) -> Result<RecordBatch> {
         let answer = || async {
             let statement = self.clone();
             // Whoever stops waiting ends it.
             let read = self.main.spawn(async move { statement.answer().await });
             let read = AbortOnDropHandle::new(read).await;
-            read.unwrap_or_else(|died| Err(DataFusionError::External(died.into()))).map_err(Arc::new)
+            let batches = read.unwrap_or_else(|died| Err(DataFusionError::External(died.into())))?;
+            let held = MemoryConsumer::new("merged rows").register(memory);
+            held.try_grow(batches.iter().map(RecordBatch::get_array_memory_size).sum())?;
+            Ok(Answered { batches, _held: held })
         };
-        let answered = self.answered.get_or_init(answer).await;
+        let answered = self.answered.get_or_init(|| async { answer().await.map_err(Arc::new) }).await;
         match answered {
-            Ok(batches) => Ok(batches[part].clone()),
+            Ok(answered) => Ok(answered.batches[part].clone()),
             Err(error) => Err(DataFusionError::Shared(error.clone())),
         }
     }
@@ -164,17 +174,15 @@ impl ExecutionPlan for MergedScan {
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let scan = self.clone();
         let most = context.session_config().batch_size();
-        let held = MemoryConsumer::new("merged rows").register(context.memory_pool());
         let read = async move {
-            let mut rows = scan.statement.rows(scan.part).await?;
-            held.try_grow(rows.get_array_memory_size())?;
+            let mut rows = scan.statement.rows(scan.part, context.memory_pool()).await?;
             if let Some(columns) = &scan.projection {
                 rows = rows.project(columns)?;
             }
             let starts = (0..rows.num_rows()).step_by(most);
             let pieces = starts.map(move |start| {
                 // As long as there are pieces to come, all rows are there.
-                let _ = &held;
+                let _ = &scan.statement;
                 Ok(rows.slice(start, most.min(rows.num_rows() - start)))
             });
             Ok::<_, DataFusionError>(futures::stream::iter(pieces))

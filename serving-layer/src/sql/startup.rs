@@ -3,6 +3,7 @@
 use super::Shared;
 use super::guard::Guard;
 use super::session::{self, Session};
+use super::system;
 use crate::access::Scoped;
 use crate::error::ServeError;
 use crate::service::Service;
@@ -111,6 +112,7 @@ impl Startup {
         self.cancels.learn(known_by, &self.cancel);
         client.set_pid_and_secret_key(known_by.0, SecretKey::I32(known_by.1));
         let mut parameters = DefaultServerParameterProvider::default();
+        parameters.server_version = system::SERVER.to_owned();
         parameters.search_path = session::SCHEMA.to_owned();
         parameters.is_superuser = false;
         parameters.default_transaction_read_only = true;

@@ -237,6 +237,8 @@ fn properties(
         ("auto.create.topics.enable", "false"),
         ("num.partitions", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
+        // Down from 6 s: tests kill workers, and wait for as long as a session lasts.
+        ("group.min.session.timeout.ms", "1000"),
         // A killed broker may register again only when its session has ended: by default after 9 s.
         ("broker.session.timeout.ms", "3000"),
         ("broker.heartbeat.interval.ms", "500"),
@@ -268,7 +270,7 @@ fn format_storage(
     let cluster = joins.map_or_else(new_cluster_id, |member| member.cluster.clone());
     let output = Command::new(&at.java.java)
         .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
-        .args(classes.argument())
+        .args(classes.argument_of_tool())
         .args(common_arguments(at, home))
         .args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"])
         .arg(home.join("server.properties"))
