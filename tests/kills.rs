@@ -127,11 +127,11 @@ async fn kill_batch(stack: &Stack, deaths: &mut impl Iterator<Item = Death>, kil
                 std::fs::write(probes.join("orphan"), "left behind").expect("an orphan");
                 &["sweep", "--older-than", "0s"]
             }
-            _ => &["run", "--version-grace", "0s"],
+            _ => &["run", "--version-grace", "0s", "--compaction-grace", "0s"],
         };
         let (connections, at) = (["catalog", "kafka", "postgres", "archive"], format!("{point}:{hit}"));
-        // The first runs have nothing to retire, and don't come by there.
-        let runs = if must { 6 } else { 1 };
+        // The first runs have nothing to retire, and too few files of a day to rewrite: they don't come by there.
+        let runs = if must { 20 } else { 1 };
         let mut died = false;
         for _ in 0..runs {
             let batch = stack.process_in("batch-layer", command, &connections, &armed(&point, hit));

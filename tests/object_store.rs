@@ -2,6 +2,7 @@
 //! oracle's answers.
 
 use batch_layer::archive::Store;
+use batch_layer::archive::compaction::Compaction;
 use batch_layer::archive::store::Created;
 use local::layers::Layer;
 use local::probe::Serving;
@@ -229,13 +230,21 @@ async fn segments_by_name(stack: &Stack, store: &Store) -> BTreeSet<String> {
     paths.into_iter().collect()
 }
 
-/// The Parquet files that manifests name, each by exactly one and with its length; and those that there are.
+/// The Parquet files that manifests and compactions name, each by exactly one and with its length; and those that there
+/// are. What a compaction has replaced is kept for longer than these tests take.
 async fn segments(store: &Store) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut named = BTreeSet::new();
     for segment in manifests(store).await.into_iter().flat_map(|manifest| manifest.segments) {
         let found = store.get(&segment.path).await.expect("read").expect("its segment is there");
         assert_eq!(found.len() as u64, segment.bytes, "{}", segment.path);
         assert!(named.insert(segment.path.clone()), "{} is named twice", segment.path);
+    }
+    for listed in store.list("compactions").await.expect("listed") {
+        let path = listed.location.to_string();
+        let bytes = store.get(&path).await.expect("read").expect("listed above");
+        let file = Compaction::from_json(&path, &bytes).expect("a compaction").file;
+        assert_eq!(store.size(&file.path).await.expect("looked for"), Some(file.bytes), "{}", file.path);
+        assert!(named.insert(file.path.clone()), "{} is named twice", file.path);
     }
     let stored = store.list("data").await.expect("listed");
     (named, stored.into_iter().map(|meta| meta.location.to_string()).collect())

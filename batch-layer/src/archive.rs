@@ -9,11 +9,14 @@
 
 pub mod boundary;
 mod buffer;
+pub(crate) mod checksum;
+pub mod compaction;
 mod consume;
 pub(crate) mod fold;
 #[cfg(test)]
 mod laws;
 pub mod manifest;
+pub(crate) mod merge;
 pub(crate) mod partition;
 #[cfg(test)]
 pub(crate) mod samples;

@@ -63,7 +63,8 @@ pub enum Command {
     Rollback(RollbackArgs),
     /// List runs, the newest first.
     Runs(RunsArgs),
-    /// Remove files that no manifest names, and versions that no reader needs.
+    /// Remove files that no manifest names, and versions that no reader needs; and have a ledger that was restored from a
+    /// backup know where the archive's rows lie now.
     Sweep(SweepArgs),
     /// Remove old event days from the archive or from the facts, once; --archive-days and --facts-days do so after every
     /// run. The batch view keeps its rows of them.
@@ -121,6 +122,10 @@ pub struct WorkArgs {
     /// processes that still work by an older catalog.
     #[arg(long, env = "TIDEMARK_REMOVED_GRACE", default_value = "7d", value_parser = humantime::parse_duration)]
     pub removed_grace: Duration,
+    /// A day's small files in the archive are rewritten as larger ones; how long the small ones are kept for readers that
+    /// have their names. Runs need no such time.
+    #[arg(long, env = "TIDEMARK_COMPACTION_GRACE", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub compaction_grace: Duration,
     /// After a run, remove the archive's segments of event days that are more than so many days older than their
     /// stream's newest. Such a day can't be computed anew; the views keep its rows. Without it, all are kept.
     #[arg(long, env = "TIDEMARK_ARCHIVE_DAYS")]

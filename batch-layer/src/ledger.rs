@@ -2,6 +2,7 @@
 //!
 //! Everything here only reads, but for the very first tidemark, which is written once, before any layer reads.
 
+use crate::archive::compaction::{Compacted, Place};
 use crate::archive::manifest::Segment;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, NaiveDate, Utc};
@@ -12,7 +13,7 @@ use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, StoredCut, Tidemark};
 use shared_model::time::{EventDay, Millis};
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One Parquet file as the ledger knows it.
@@ -26,6 +27,29 @@ pub(crate) struct Entry {
     pub(crate) import: Option<String>,
     /// The file.
     pub(crate) segment: Segment,
+    /// The file that its rows were rewritten into, with others'; none while they are in its own.
+    pub(crate) compacted: Option<Compacted>,
+    /// Whether the ledger has it; else a manifest names it that a run is taking in.
+    pub(crate) is_known: bool,
+}
+
+impl Entry {
+    /// The file that has its rows.
+    pub(crate) fn path(&self) -> &str {
+        self.compacted.as_ref().map_or(&self.segment.path, |file| &file.path)
+    }
+
+    /// Where its rows stood in the log.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            path: self.segment.path.clone(),
+            topic: self.tp.topic.to_string(),
+            partition: self.tp.partition,
+            from_offset: self.segment.from_offset,
+            to_offset: self.segment.to_offset,
+            rows: self.segment.rows,
+        }
+    }
 }
 
 /// The time as Postgres takes it.
@@ -114,42 +138,72 @@ pub(crate) async fn imports(connection: &mut PgConnection) -> Result<BTreeSet<St
     Ok(ids.into_iter().collect())
 }
 
-/// The files of one event day, by stream, and the streams of which files have been removed from the archive.
+/// A segment's row, with the file that it was rewritten into.
+#[derive(FromRow)]
+struct SegmentRow {
+    path: String,
+    stream: String,
+    topic: String,
+    partition: i32,
+    from_offset: i64,
+    to_offset: i64,
+    rows: i64,
+    bytes: i64,
+    checksum: String,
+    import_id: Option<String>,
+    removed: bool,
+    file: Option<String>,
+    file_rows: Option<i64>,
+    file_bytes: Option<i64>,
+    file_checksum: Option<String>,
+}
+
+impl SegmentRow {
+    fn entry(self, day: EventDay) -> Entry {
+        let file = self.file.zip(self.file_rows).zip(self.file_bytes.zip(self.file_checksum));
+        let compacted = file.map(|((path, rows), (bytes, checksum))| Compacted {
+            path,
+            rows: rows as u64,
+            bytes: bytes as u64,
+            checksum,
+        });
+        let segment = Segment {
+            path: self.path,
+            event_day: day,
+            from_offset: self.from_offset,
+            to_offset: self.to_offset,
+            rows: self.rows as u64,
+            bytes: self.bytes as u64,
+            checksum: self.checksum,
+            min_event_time: day.interval().start,
+            max_event_time: day.interval().end - 1,
+        };
+        let tp = TopicPartition::new(&self.topic, self.partition);
+        Entry { stream: self.stream, tp, import: self.import_id, segment, compacted, is_known: true }
+    }
+}
+
+/// The segments of one event day, and the streams of which files have been removed from the archive.
 pub(crate) async fn day(
     connection: &mut PgConnection,
     day: EventDay,
 ) -> Result<(Vec<Entry>, BTreeSet<String>)> {
-    type Row = (String, String, String, i32, i64, i64, i64, i64, String, Option<String>, bool);
-    let sql =
-        "select path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import_id,
-                      removed_at is not null
-               from tidemark.segment where event_day = $1 order by path";
-    let rows: Vec<Row> = sqlx::query_as(sql).bind(day.date()).fetch_all(connection).await?;
-    let (mut entries, mut broken) = (Vec::new(), BTreeSet::new());
-    for (path, stream, topic, partition, from_offset, to_offset, rows, bytes, checksum, import, removed) in
-        rows
-    {
-        if removed {
-            broken.insert(stream);
-            continue;
-        }
-        let tp = TopicPartition::new(&topic, partition);
-        let (min_event_time, max_event_time) = (day.interval().start, day.interval().end - 1);
-        let (rows, bytes) = (rows as u64, bytes as u64);
-        let segment = Segment {
-            path,
-            event_day: day,
-            from_offset,
-            to_offset,
-            rows,
-            bytes,
-            checksum,
-            min_event_time,
-            max_event_time,
-        };
-        entries.push(Entry { stream, tp, import, segment });
-    }
-    Ok((entries, broken))
+    let sql = "select s.path, s.stream, s.topic, s.partition, s.from_offset, s.to_offset, s.rows, s.bytes, s.checksum,
+                      s.import_id, s.removed_at is not null as removed,
+                      c.path as file, c.rows as file_rows, c.bytes as file_bytes, c.checksum as file_checksum
+               from tidemark.segment s left join tidemark.compaction c on c.path = s.compacted
+               where s.event_day = $1 order by s.path";
+    let rows: Vec<SegmentRow> = sqlx::query_as(sql).bind(day.date()).fetch_all(connection).await?;
+    let (removed, kept): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.removed);
+    let broken = removed.into_iter().map(|row| row.stream).collect();
+    Ok((kept.into_iter().map(|row| row.entry(day)).collect(), broken))
+}
+
+/// The compacted files that rows are read from.
+pub(crate) async fn compacted_files(connection: &mut PgConnection) -> Result<BTreeSet<String>> {
+    let sql = "select path from tidemark.compaction where current";
+    let paths: Vec<String> = sqlx::query_scalar(sql).fetch_all(connection).await?;
+    Ok(paths.into_iter().collect())
 }
 
 /// A computed version of a metric's day.

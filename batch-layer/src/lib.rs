@@ -16,6 +16,7 @@ mod replace;
 mod audit;
 mod facts;
 mod retention;
+mod compact;
 mod views;
 mod grafana;
 mod run;

@@ -4,6 +4,7 @@
 //! such a day are merged into its live version, which is then marked as partial.
 
 use crate::archive::Store;
+use crate::compact;
 use crate::ledger::timestamp;
 use crate::replace::{names, retire};
 use anyhow::Result;
@@ -23,8 +24,8 @@ pub(crate) fn first_kept(stream: &Stream, tidemark: &Tidemark, days: u32) -> Opt
     Some(EventDay(EventDay::of(newest).0.saturating_sub(days)).date())
 }
 
-/// Removes the segments of event days before a day, of one stream or of all. Returns how many, and their bytes. The
-/// caller holds the run lock.
+/// Removes the segments of event days before a day, of one stream or of all. Returns how many files had their rows, and
+/// those files' bytes. The caller holds the run lock.
 pub(crate) async fn archive(
     connection: &mut PgConnection,
     store: &Store,
@@ -32,19 +33,62 @@ pub(crate) async fn archive(
     before: NaiveDate,
     now: Millis,
 ) -> Result<(usize, i64)> {
+    // A compaction that a killed run has sealed goes with its day, too; at no later time is that day looked at again.
+    let sql = "select distinct stream, event_day from tidemark.segment
+               where event_day < $1 and removed_at is null and stream = coalesce($2, stream)";
+    let query = sqlx::query_as(sql).bind(before).bind(stream);
+    let days: Vec<(String, NaiveDate)> = query.fetch_all(&mut *connection).await?;
+    let days = days.into_iter().map(|(stream, day)| (stream, EventDay::from_date(day))).collect();
+    compact::catch_up(connection, store, &days, now, || false).await;
     let sql = "update tidemark.segment set removed_at = $2
                where event_day < $1 and removed_at is null and stream = coalesce($3, stream)";
     sqlx::query(sql).bind(before).bind(timestamp(now)).bind(stream).execute(&mut *connection).await?;
-    let sql = "select path, bytes from tidemark.segment where removed_at is not null and deleted_at is null";
-    let marked: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
-    let mut bytes = 0;
-    for (path, length) in &marked {
+    // One of whose rows some were removed before couldn't be taken in; now none are kept, and its file goes.
+    compact::catch_up(connection, store, &days, now, || false).await;
+    // Of a segment that was rewritten there may still be the file that it had; what counts is the one that has its rows.
+    let sql = "select path, case when compacted is null then bytes else 0 end, compacted is null
+               from tidemark.segment where removed_at is not null and deleted_at is null";
+    let marked: Vec<(String, i64, bool)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+    let (mut files, mut bytes) = (0, 0);
+    for (path, length, is_read) in &marked {
         store.delete(path).await?;
         let sql = "update tidemark.segment set deleted_at = $2 where path = $1";
         sqlx::query(sql).bind(path).bind(timestamp(now)).execute(&mut *connection).await?;
+        files += usize::from(*is_read);
         bytes += length;
     }
-    Ok((marked.len(), bytes))
+    let (more_files, more_bytes) = compacted(connection, store, stream, before, now).await?;
+    Ok((files + more_files, bytes + more_bytes))
+}
+
+/// Removes the compacted files of event days before a day of which all segments are removed, and what those replaced that is
+/// still there. What that had replaced itself goes when compactions are cleared.
+async fn compacted(
+    connection: &mut PgConnection,
+    store: &Store,
+    stream: Option<&str>,
+    before: NaiveDate,
+    now: Millis,
+) -> Result<(usize, i64)> {
+    let sql = "select path, bytes, case when cleared_at is null then replaced else '{}' end
+               from tidemark.compaction c
+               where event_day < $1 and stream = coalesce($2, stream) and deleted_at is null
+                 and exists (select from tidemark.segment s where s.compacted = c.path and s.removed_at is not null)
+                 and not exists (select from tidemark.segment s where s.compacted = c.path and s.removed_at is null)";
+    let query = sqlx::query_as(sql).bind(before).bind(stream);
+    let gone: Vec<(String, i64, Vec<String>)> = query.fetch_all(&mut *connection).await?;
+    for (path, _, replaced) in &gone {
+        for file in replaced.iter().chain([path]) {
+            store.delete(file).await?;
+        }
+        let sql = "update tidemark.compaction
+                   set deleted_at = coalesce(deleted_at, $3), current = false,
+                       cleared_at = case when path = $1 then coalesce(cleared_at, $3) else cleared_at end
+                   where path = $1 or path = any($2)";
+        let query = sqlx::query(sql).bind(path).bind(replaced).bind(timestamp(now));
+        query.execute(&mut *connection).await?;
+    }
+    Ok((gone.len(), gone.iter().map(|(_, bytes, _)| bytes).sum()))
 }
 
 /// Drops the partitions of facts of event days before a day, of one stream or of all. Returns how many. The ledger is told

@@ -18,7 +18,7 @@ use crate::files::Files;
 use crate::ledger::{self, timestamp};
 use crate::replace::flip::{Flip, flip};
 use crate::replace::retire;
-use crate::{facts, history, retention, telemetry, views, work};
+use crate::{compact, facts, history, retention, telemetry, views, work};
 use anyhow::{Context as _, Result};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -58,7 +58,9 @@ pub(crate) struct Context {
     pub(crate) audit: audit::Options,
     /// The clock.
     pub(crate) now: fn() -> Millis,
-    /// Stops the archive step.
+    /// Days that couldn't be compacted.
+    pub(crate) compaction_failures: compact::Failures,
+    /// Stops the archive step, and jobs between their steps.
     pub(crate) stop: CancellationToken,
 }
 
@@ -106,8 +108,8 @@ pub(crate) async fn run(context: &Context, order: &Order, dry_run: bool) -> Resu
     failpoint::hit("batch.begin.after");
     let outcome = locked_run(context, &mut connection, order, Some(run)).await;
     close(context, run, &outcome).await;
-    if outcome.is_ok() {
-        tidy(context, &mut connection, order).await;
+    if let Ok(outcome) = &outcome {
+        tidy(context, &mut connection, order, outcome).await;
     }
     outcome
 }
@@ -173,6 +175,7 @@ async fn locked_run(
     let attempt = jobs::Attempt { run, reuse: order.moves_tidemark(), insist };
     let publish = jobs::compute(context, &files, attempt, &fresh, &work).await?;
     if !moved && publish.is_empty() {
+        outcome.moved = files.moved();
         return Ok(outcome);
     }
     if order.moves_tidemark() {
@@ -198,6 +201,7 @@ async fn locked_run(
         now: (context.now)(),
     };
     flip(connection, &change).await?;
+    outcome.moved = files.moved();
     outcome.generation = Some(next.generation);
     outcome.published = publish.len();
     outcome.rows = publish.iter().map(|staged| staged.rows).sum();
@@ -222,19 +226,28 @@ async fn prepare_facts(
 ) -> Result<Vec<(facts::Table, std::path::PathBuf)>> {
     let mut prepared = BTreeSet::new();
     let mut found = Vec::new();
-    for entry in &fresh.entries {
-        let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else {
-            continue;
-        };
-        let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
-        if prepared.insert((stream.name.clone(), table.day)) {
-            failpoint::hit("batch.facts.before");
-            facts::prepare(connection, &table)
-                .await
-                .with_context(|| format!("table facts.{}", stream.name))?;
-            failpoint::hit("batch.facts.after");
+    // Day by day: of one at a time it is known where its rows lie.
+    let mut entries: Vec<&ledger::Entry> = fresh.entries.iter().collect();
+    entries.sort_by_key(|entry| entry.segment.event_day);
+    for entries in entries.chunk_by(|a, b| a.segment.event_day == b.segment.event_day) {
+        for &entry in entries {
+            let Some(stream) = context.catalog.stream(&entry.stream).filter(|stream| stream.facts) else {
+                continue;
+            };
+            let table = facts::Table { stream: stream.clone(), day: entry.segment.event_day };
+            if prepared.insert((stream.name.clone(), table.day)) {
+                failpoint::hit("batch.facts.before");
+                facts::prepare(connection, &table)
+                    .await
+                    .with_context(|| format!("table facts.{}", stream.name))?;
+                failpoint::hit("batch.facts.after");
+            }
+            let files = files.rows_of(&[entry]).await?;
+            found.extend(files.into_iter().map(|file| (table.clone(), file)));
         }
-        found.push((table, files.local(&entry.segment).await?));
+        if let Some(first) = entries.first() {
+            files.forget(first.segment.event_day);
+        }
     }
     Ok(found)
 }
@@ -272,7 +285,7 @@ async fn audited(
 }
 
 /// What follows a run that succeeded, and may fail without harm: the next run does it again.
-async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
+async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order, outcome: &Outcome) {
     failpoint::hit("batch.views.before");
     if let Err(error) = views::refresh(connection, &context.catalog).await {
         tracing::warn!("the views for people are not up to date: {error:#}");
@@ -289,10 +302,11 @@ async fn tidy(context: &Context, connection: &mut PgConnection, order: &Order) {
         Err(error) => tracing::warn!("old versions are not dropped yet: {error:#}"),
     }
     // A backfill or rollback may be what someone hurries to do before days go.
-    if order.moves_tidemark()
-        && let Err(error) = retain(context, connection, now).await
-    {
-        tracing::warn!("old event days are not removed yet: {error:#}");
+    if order.moves_tidemark() {
+        if let Err(error) = retain(context, connection, now).await {
+            tracing::warn!("old event days are not removed yet: {error:#}");
+        }
+        compact::compact(context, connection, &outcome.moved).await;
     }
 }
 

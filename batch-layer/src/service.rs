@@ -8,7 +8,7 @@ use crate::config::{
 use crate::run::{self, Order, Outcome};
 use crate::schedule::Plan;
 use crate::telemetry::Health;
-use crate::{audit, grafana, history, ledger, preview, replace, retention};
+use crate::{audit, compact, grafana, history, ledger, preview, replace, retention};
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::ClientConfig;
 use shared_model::catalog::Catalog;
@@ -150,6 +150,7 @@ fn context(
         options,
         audit: audit::Options::default(),
         now,
+        compaction_failures: compact::Failures::default(),
         stop,
     }
 }
@@ -325,8 +326,10 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     context.prepare().await?;
     let time = now();
     let older_than = time.saturating_sub(i64::try_from(args.older_than.as_millis()).unwrap_or(i64::MAX));
-    let swept = archive::sweep::sweep(&context.store, older_than, false).await?;
     let mut connection = context.pool.acquire().await?;
+    let read = ledger::compacted_files(&mut connection).await?;
+    let swept = archive::sweep::sweep(&context.store, older_than, &read, false).await?;
+    catch_up(&context, time).await?;
     let grace = i64::try_from(args.base.work.version_grace.as_millis()).unwrap_or(i64::MAX);
     let dropped = replace::retire::sweep(&mut connection, time.saturating_sub(grace), time).await?;
     say(&format!(
@@ -337,6 +340,33 @@ async fn sweep(args: SweepArgs, stop: CancellationToken) -> Result<()> {
     ))
 }
 
+/// Has the ledger know what the archive says of rewritten files: one that was restored from a backup may not.
+async fn catch_up(context: &run::Context, now: Millis) -> Result<()> {
+    let mut connection = context.pool.acquire().await?;
+    let days = compact::behind(&mut connection, &context.store).await?;
+    drop(connection);
+    if days.is_empty() {
+        return Ok(());
+    }
+    let mut connection = match run::lock(&context.pool).await {
+        Ok(connection) => connection,
+        Err(error) if error.is::<run::Busy>() => {
+            return say("another run is at work: compactions that the ledger lacks are not taken in");
+        }
+        Err(error) => return Err(error),
+    };
+    let begun = Instant::now();
+    let is_enough = || compact::is_over(context, begun);
+    let (looked, known) = compact::catch_up(&mut connection, &context.store, &days, now, is_enough).await;
+    say(&format!("of {} days the ledger lacked compactions, and of {known} it has all now", days.len()))?;
+    match days.len() - looked {
+        0 => Ok(()),
+        left => say(&format!(
+            "{left} of them were not looked at, so that runs wait no longer: another sweep goes on there"
+        )),
+    }
+}
+
 async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
     let context = open(&args.base, stop).await?;
     context.prepare().await?;
@@ -344,7 +374,7 @@ async fn retain(args: RetentionArgs, stop: CancellationToken) -> Result<()> {
     if let Some(before) = args.archive_before {
         let (files, bytes) = retention::archive(&mut connection, &context.store, None, before, now()).await?;
         say(&format!(
-            "{files} segments with {bytes} bytes of event days before {before} removed from the archive"
+            "{files} files with {bytes} bytes of event days before {before} removed from the archive"
         ))?;
     }
     if let Some(before) = args.facts_before {

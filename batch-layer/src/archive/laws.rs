@@ -15,7 +15,7 @@ use shared_model::epoch::{EpochLength, IngestClock, TrustedTime};
 use shared_model::event;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Cut;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 use xxhash_rust::xxh3::xxh3_64;
@@ -189,10 +189,10 @@ proptest! {
             };
             assert_eq!(nonces(&slow, slow.sealed.len()), nonces(&rival, slow.sealed.len()));
             let kept = offsets(&store, &rival).await;
-            let swept = sweep(&store, i64::MAX, false).await.unwrap();
+            let swept = sweep(&store, i64::MAX, &BTreeSet::new(), false).await.unwrap();
             assert_eq!(swept.strange, Vec::<String>::new());
             assert_eq!(offsets(&store, &rival).await, kept, "a sweep removed what a manifest names");
-            let again = sweep(&store, i64::MAX, false).await.unwrap();
+            let again = sweep(&store, i64::MAX, &BTreeSet::new(), false).await.unwrap();
             assert_eq!(again.orphans, Vec::<String>::new());
         });
     }
@@ -284,9 +284,13 @@ fn a_sweep_leaves_what_is_young_or_strange() {
             store.put(path, "x".into()).await.unwrap();
         }
         let none: Vec<String> = vec![];
-        assert_eq!(sweep(&store, 0, false).await.unwrap().orphans, none, "young");
-        assert_eq!(sweep(&store, i64::MAX, true).await.unwrap().orphans, [orphan, import], "only tried");
-        let swept = sweep(&store, i64::MAX, false).await.unwrap();
+        assert_eq!(sweep(&store, 0, &BTreeSet::new(), false).await.unwrap().orphans, none, "young");
+        assert_eq!(
+            sweep(&store, i64::MAX, &BTreeSet::new(), true).await.unwrap().orphans,
+            [orphan, import],
+            "only tried"
+        );
+        let swept = sweep(&store, i64::MAX, &BTreeSet::new(), false).await.unwrap();
         assert_eq!((swept.orphans.len(), swept.bytes, swept.strange), (2, 2, vec![strange.to_owned()]));
         assert_eq!(store.list("data").await.unwrap().len(), 1);
     });

@@ -110,7 +110,7 @@ impl Manifest {
 
     /// The manifest from its stored JSON. Refuses a newer form, and one that doesn't move its chain on.
     pub fn from_json(path: &str, json: &[u8]) -> Result<Manifest> {
-        let manifest: Manifest = parse(path, json)?;
+        let manifest: Manifest = parse(path, json, MANIFEST_VERSION)?;
         if manifest.to.offset <= manifest.from.offset {
             let (from, to) = (manifest.from.offset, manifest.to.offset);
             bail!("manifest {path} seals no offset (from {from} to {to}): the archive is damaged there");
@@ -157,7 +157,7 @@ impl ImportManifest {
 
     /// The manifest from its stored JSON. Refuses a newer form.
     pub fn from_json(path: &str, json: &[u8]) -> Result<ImportManifest> {
-        parse(path, json)
+        parse(path, json, MANIFEST_VERSION)
     }
 
     /// The JSON to store.
@@ -189,29 +189,30 @@ pub fn import_path(stream: &str, import_id: &str) -> String {
     format!("imports/{stream}/{import_id}.json")
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(path: &str, json: &[u8]) -> Result<T> {
+/// What a manifest's JSON says. Refuses a newer form than `newest`.
+pub(crate) fn parse<T: for<'de> Deserialize<'de>>(path: &str, json: &[u8], newest: u8) -> Result<T> {
     #[derive(Deserialize)]
     struct Version {
         v: u8,
     }
     let damaged = || format!("manifest {path} can't be read");
     let Version { v } = serde_json::from_slice(json).with_context(damaged)?;
-    if v > MANIFEST_VERSION {
-        bail!("manifest {path} has version {v}; this program reads up to {MANIFEST_VERSION}: upgrade it");
+    if v > newest {
+        bail!("manifest {path} has version {v}; this program reads up to {newest}: upgrade it");
     }
     serde_json::from_slice(json).with_context(damaged)
 }
 
 /// An event day as `2016-06-14`.
-mod day {
+pub(crate) mod day {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use shared_model::time::EventDay;
 
-    pub(super) fn serialize<S: Serializer>(day: &EventDay, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(day: &EventDay, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(day)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventDay, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventDay, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse()
             .map(EventDay::from_date)

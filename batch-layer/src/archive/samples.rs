@@ -6,13 +6,14 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use proptest::prelude::*;
 use shared_model::catalog::{Bounds, EventTimeField, Field, Stream, TimeUnit};
 use shared_model::event::FieldType;
 use shared_model::time::{DAY, Interval, Millis};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A stream with a field of each type; event times of the first 100 days are believed.
@@ -103,16 +104,48 @@ pub(crate) fn log() -> impl Strategy<Value = Vec<Entry>> {
 }
 
 /// A store whose next writes go as a script says: `ok`, `fail` (nothing written), `lose the answer` (written, and an
-/// error all the same), `refuse` (for good), `overwrite` (put-if-absent ignored).
+/// error all the same), `refuse` (for good), `overwrite` (put-if-absent ignored), `cut` (in parts, and the last one fails).
 #[derive(Debug)]
 pub(crate) struct Unreliable {
     inner: Arc<InMemory>,
     script: Mutex<VecDeque<&'static str>>,
+    /// How many uploads in parts were given up.
+    pub(crate) aborted: Arc<AtomicUsize>,
 }
 
 impl Unreliable {
     pub(crate) fn new(inner: Arc<InMemory>, script: &[&'static str]) -> Unreliable {
-        Unreliable { inner, script: Mutex::new(script.iter().copied().collect()) }
+        Unreliable { inner, script: Mutex::new(script.iter().copied().collect()), aborted: Arc::default() }
+    }
+}
+
+/// An upload in parts, of which the last one may fail: the one that is shorter than those before.
+#[derive(Debug)]
+struct UnreliableUpload {
+    inner: Box<dyn MultipartUpload>,
+    is_cut: bool,
+    longest: usize,
+    aborted: Arc<AtomicUsize>,
+}
+
+#[async_trait::async_trait]
+impl MultipartUpload for UnreliableUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        if self.is_cut && data.content_length() < self.longest {
+            let lost = Error::Generic { store: "unreliable", source: "503 slow down".into() };
+            return Box::pin(std::future::ready(Err(lost)));
+        }
+        self.longest = data.content_length();
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.inner.complete().await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.aborted.fetch_add(1, Ordering::SeqCst);
+        self.inner.abort().await
     }
 }
 
@@ -141,7 +174,9 @@ impl ObjectStore for Unreliable {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(path, options).await
+        let is_cut = self.script.lock().unwrap().pop_front() == Some("cut");
+        let inner = self.inner.put_multipart_opts(path, options).await?;
+        Ok(Box::new(UnreliableUpload { inner, is_cut, longest: 0, aborted: self.aborted.clone() }))
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {

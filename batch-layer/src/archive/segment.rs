@@ -4,6 +4,7 @@
 //! identity. Its name is made of its content, so that writing it again changes nothing.
 
 use crate::archive::buffer::Batch;
+use crate::archive::checksum;
 use crate::archive::manifest::{Rejects, Segment};
 use crate::archive::store::Store;
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,6 @@ use shared_model::event::{Event, FieldType, Value};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{EventDay, Millis};
 use std::sync::Arc;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// The columns behind the declared fields, in their order.
 pub const SYSTEM_COLUMNS: [&str; 8] = [
@@ -144,7 +144,7 @@ impl Files {
             times.fold((Millis::MAX, Millis::MIN), |(min, max), time| (min.min(time), max.max(time)));
         let count = rows.len() as u64;
         let bytes = (form.rows)(stream, tp, rows).with_context(|| format!("rows of {tp}, day {day}"))?;
-        let checksum = format!("{:016x}", xxh3_64(&bytes));
+        let checksum = checksum::of(&bytes);
         let name = file_name(tp, from_offset, to_offset, &checksum);
         let path = format!("data/stream={}/event_day={day}/{name}", stream.name);
         let length = bytes.len() as u64;
@@ -170,7 +170,7 @@ impl Files {
         };
         let (from, to) = (first.offset, last.offset + 1);
         let bytes = (form.rejects)(tp, rows).with_context(|| format!("rejects of {tp}"))?;
-        let name = file_name(tp, from, to, &format!("{:016x}", xxh3_64(&bytes)));
+        let name = file_name(tp, from, to, &checksum::of(&bytes));
         let path = format!("rejects/stream={}/{name}", stream.name);
         store.put(&path, bytes).await?;
         Ok(path)

@@ -3,19 +3,27 @@
 //! Nothing is ever overwritten: files with data have names made of their content, and manifests are written only
 //! where none is. A store that can't do the latter is refused at the start.
 
+use crate::archive::checksum::Checksum;
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use shared_model::failpoint;
 use shared_model::secret;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 use tracing::warn;
 use url::Url;
+
+/// A file that is longer than this is written in parts of so many bytes.
+const PART: usize = 16 << 20;
+/// How many parts of a file are on their way at once.
+const PARTS: usize = 2;
 
 /// How often a write is tried before it fails, beyond the client's own retries.
 const ATTEMPTS: u32 = 5;
@@ -157,6 +165,93 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Writes a file under a name that is made of its content: writing it again changes nothing. Three of its parts are
+    /// in memory at a time, whatever its length.
+    pub async fn put_file(&self, path: &str, file: &std::path::Path) -> Result<()> {
+        let failed = || format!("archive {}: {path} can't be written", self.url);
+        let length = tokio::fs::metadata(file).await.with_context(failed)?.len();
+        if length <= PART as u64 {
+            return self.put(path, tokio::fs::read(file).await.with_context(failed)?.into()).await;
+        }
+        let mut attempt = 1;
+        loop {
+            failpoint::hit("batch.put.before");
+            let put = self.put_parts(path, file).await;
+            failpoint::hit("batch.put.after");
+            match put {
+                Ok(()) => return self.make_durable(path).await,
+                Err(error) if attempt < ATTEMPTS && may_pass(&error) => {
+                    self.back_off(path, &mut attempt, &error).await
+                }
+                Err(error) => return Err(error).with_context(failed),
+            }
+        }
+    }
+
+    async fn put_parts(&self, path: &str, file: &std::path::Path) -> Result<(), Error> {
+        let unreadable = |source: std::io::Error| Error::Generic { store: "file", source: source.into() };
+        let mut file = tokio::fs::File::open(file).await.map_err(unreadable)?;
+        let mut upload = self.inner.put_multipart(&self.at(path)).await?;
+        let mut sending = JoinSet::new();
+        let sent: Result<(), Error> = async {
+            loop {
+                let mut part = Vec::with_capacity(PART);
+                (&mut file).take(PART as u64).read_to_end(&mut part).await.map_err(unreadable)?;
+                let most = if part.is_empty() { 0 } else { PARTS - 1 };
+                while sending.len() > most
+                    && let Some(sent) = sending.join_next().await
+                {
+                    sent??;
+                }
+                if part.is_empty() {
+                    return upload.complete().await.map(|_| ());
+                }
+                sending.spawn(upload.put_part(part.into()));
+            }
+        }
+        .await;
+        if sent.is_err() {
+            sending.shutdown().await;
+            // What is there of it would be kept, and paid for.
+            if let Err(error) = upload.abort().await {
+                warn!(path, "parts of an upload stay behind: {error}");
+            }
+        }
+        sent
+    }
+
+    /// The length of an object; `None` where there is none.
+    pub async fn size(&self, path: &str) -> Result<Option<u64>> {
+        match self.inner.head(&self.at(path)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("archive {}: {path} can't be looked for", self.url))
+            }
+        }
+    }
+
+    /// Copies an object to a file of this machine, piece by piece, and gives the checksum of its bytes; `None` where there is
+    /// none.
+    pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<Option<String>> {
+        let failed = || format!("archive {}: {path} can't be read", self.url);
+        let found = match self.inner.get(&self.at(path)).await {
+            Ok(found) => found,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error).with_context(failed),
+        };
+        let unwritable = "a file of the archive can't be written to the temporary folder (TMPDIR)";
+        let mut file = tokio::fs::File::create(to).await.context(unwritable)?;
+        let (mut pieces, mut sum) = (found.into_stream(), Checksum::new());
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.with_context(failed)?;
+            sum.take(&piece);
+            file.write_all(&piece).await.context(unwritable)?;
+        }
+        file.flush().await.context(unwritable)?;
+        Ok(Some(sum.finish().1))
     }
 
     /// Writes an object that must not exist yet. `ours` tells, from the bytes found in its place, whether they are

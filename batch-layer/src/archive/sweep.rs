@@ -1,16 +1,19 @@
-//! Removes files that no manifest names: what a killed or outrun archiver left behind, probes included.
+//! Removes files that no manifest names: what a killed or outrun archiver left behind, probes included, and compacted files
+//! of which no compaction tells.
 //!
 //! A file is removed only if it is older than any archiver's work can be, and if the one manifest that could name
-//! it, by its own name, doesn't.
+//! it, by its own name, doesn't; of a compacted file, if the ledger doesn't read it, none of its day's compactions names it and
+//! none of those is missing. What was replaced by a compaction is named all the same: it goes by the ledger, not by a sweep.
 
+use crate::archive::compaction::{self, parse_compacted_path};
 use crate::archive::manifest::{ImportManifest, Manifest, import_path, manifest_folder, manifest_path};
 use crate::archive::segment::{NamedRange, parse_file_name};
 use crate::archive::store::Store;
 use anyhow::Result;
 use shared_model::offsets::TopicPartition;
-use shared_model::time::Millis;
+use shared_model::time::{EventDay, Millis};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use tracing::info;
+use tracing::{info, warn};
 
 /// What a sweep found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,8 +27,14 @@ pub struct Swept {
 }
 
 /// Removes the orphans that were last written before `older_than` (ms since 1970; give it a day at least, an
-/// archiver that works longer on one epoch would lose its files). With `dry_run` nothing is removed.
-pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<Swept> {
+/// archiver that works longer on one epoch would lose its files). With `dry_run` nothing is removed. The compacted files that
+/// a ledger reads (`read`) stay, though the archive may have lost what tells of them.
+pub async fn sweep(
+    store: &Store,
+    older_than: Millis,
+    read: &BTreeSet<String>,
+    dry_run: bool,
+) -> Result<Swept> {
     let mut swept = Swept::default();
     let mut named = Named::default();
     for folder in ["data", "rejects", "probe"] {
@@ -37,6 +46,13 @@ pub async fn sweep(store: &Store, older_than: Millis, dry_run: bool) -> Result<S
             if folder == "probe" {
                 swept.bytes += object.size;
                 swept.orphans.push(path);
+                continue;
+            }
+            if let Some((stream, day)) = parse_compacted_path(&path) {
+                if !read.contains(&path) && !named.names_compacted(store, stream, day, &path).await? {
+                    swept.bytes += object.size;
+                    swept.orphans.push(path);
+                }
                 continue;
             }
             match (stream_of(&path), path.rsplit('/').next().and_then(parse_file_name)) {
@@ -70,6 +86,10 @@ struct Named {
     /// The manifests that were looked for, each with the offset at which it ends, where there is one.
     read: HashMap<String, Option<i64>>,
     paths: HashSet<String>,
+    /// The numbers of the compactions, as they were listed.
+    listed: Option<BTreeMap<(String, EventDay), BTreeSet<u64>>>,
+    /// The days whose compactions are read, each with whether all are there.
+    compacted: HashMap<(String, EventDay), bool>,
 }
 
 impl Named {
@@ -88,6 +108,36 @@ impl Named {
             begin = end.filter(|end| at < *end && *end <= range.from);
         }
         Ok(self.paths.contains(path))
+    }
+
+    async fn names_compacted(
+        &mut self,
+        store: &Store,
+        stream: &str,
+        day: EventDay,
+        path: &str,
+    ) -> Result<bool> {
+        let of_day = (stream.to_owned(), day);
+        if !self.compacted.contains_key(&of_day) {
+            let is_whole = self.read_compactions(store, stream, day).await?;
+            self.compacted.insert(of_day.clone(), is_whole);
+        }
+        Ok(!self.compacted[&of_day] || self.paths.contains(path))
+    }
+
+    /// Takes in what a day's compactions name; gives whether none is missing.
+    async fn read_compactions(&mut self, store: &Store, stream: &str, day: EventDay) -> Result<bool> {
+        if self.listed.is_none() {
+            self.listed = Some(compaction::listed(store).await?);
+        }
+        let listed = self.listed.as_ref().and_then(|listed| listed.get(&(stream.to_owned(), day)));
+        let all = compaction::all(store, stream, day, &listed.cloned().unwrap_or_default()).await?;
+        let is_whole = (0..).zip(&all).all(|(number, compaction)| compaction.number == number);
+        if !is_whole {
+            warn!(stream, %day, "a compaction of the day is missing: restore it; meanwhile the day's files stay");
+        }
+        self.paths.extend(all.into_iter().map(|compaction| compaction.file.path));
+        Ok(is_whole)
     }
 
     /// Takes in what a manifest names; gives the offset at which it ends.

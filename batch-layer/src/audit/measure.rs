@@ -147,6 +147,7 @@ impl Auditor<'_> {
             let (touched, fresh) =
                 (touched.get(&day).unwrap_or(&none), fresh.get(&day).unwrap_or(&no_streams));
             let found = self.open(day).await?;
+            self.of.files.forget(day);
             // The same repeats are found by each pass.
             if self.pass.groups.start == 0 {
                 found.healed.iter().for_each(|healed| audit.repeats.add(healed.repeats));

@@ -2,6 +2,8 @@
 //! and for one with every aggregate; whatever the memory limit, and whatever columns old segments have.
 
 use super::*;
+use crate::archive::compaction::Place;
+use crate::archive::merge::{Part, merge};
 use crate::plan;
 use crate::plan::expression::{column, data_type};
 use polars::prelude::*;
@@ -425,6 +427,48 @@ fn the_order_of_files_and_deliveries_does_not_change_the_hash() {
     let found = hashes(one.path(), &rows, false);
     assert_eq!(found, hashes(other.path(), &shuffled, true));
     assert!(found.iter().all(|hash| hash.len() == 32));
+}
+
+/// The same rows in one file for each stream, as a compaction leaves them.
+fn rewritten(directory: &Path, segments: &BTreeMap<String, Vec<PathBuf>>) -> BTreeMap<String, Vec<PathBuf>> {
+    let part = |file: &PathBuf| {
+        let rows = collect(plan::scan(std::slice::from_ref(file)).expect("a file")).expect("read");
+        let column = |name: &str| rows.column(name).expect("there").clone();
+        let (topics, offsets) = (column("_topic"), column("_offset"));
+        let offsets: Vec<i64> = offsets.i64().expect("integers").iter().flatten().collect();
+        let place = Place {
+            path: file.display().to_string(),
+            topic: topics.str().expect("texts").get(0).expect("a topic").to_owned(),
+            partition: column("_partition").i32().expect("integers").get(0).expect("a partition"),
+            from_offset: offsets[0],
+            to_offset: offsets[offsets.len() - 1] + 1,
+            rows: offsets.len() as u64,
+        };
+        Part { file: file.clone(), from: 0, place }
+    };
+    let rewrite = |(stream, files): (&String, &Vec<PathBuf>)| {
+        let parts: Vec<Part> = files.iter().map(part).collect();
+        let path = directory.join(format!("{stream}.parquet"));
+        let file = std::fs::File::create(&path).expect("a file in a temporary directory");
+        merge(&parts, &file).unwrap_or_else(|error| panic!("{error:#}"));
+        (stream.clone(), vec![path])
+    };
+    segments.iter().map(rewrite).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn files_that_were_rewritten_as_one_give_the_same_hashes(seeds in seeds(200)) {
+        let catalog = Catalog::from_toml(EVERY_AGGREGATE).expect("valid");
+        let rows = deliveries(&catalog, EventDay(365), &seeds);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let segments = write(directory.path(), &rows);
+        let one = rewritten(directory.path(), &segments);
+        let of = |segments| compare(&catalog, &catalog.metrics, EventDay(365), segments, &rows, UNLIMITED);
+        assert_eq!(of(&segments), of(&one));
+    }
 }
 
 #[test]

@@ -132,7 +132,7 @@ async fn take_in(transaction: &mut PgTransaction<'_>, flip: &Flip<'_>) -> Result
                    bytes, checksum, import_id, generation, facts)
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
     let with_facts: BTreeSet<&String> = flip.facts.iter().map(|(table, _)| &table.stream.name).collect();
-    for Entry { stream, tp, import, segment } in flip.entries {
+    for Entry { stream, tp, import, segment, .. } in flip.entries {
         sqlx::query(sql)
             .bind(&segment.path)
             .bind(stream)

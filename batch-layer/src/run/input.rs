@@ -40,6 +40,8 @@ impl Fresh {
                 tp: manifest.topic_partition(),
                 import: None,
                 segment: segment.clone(),
+                compacted: None,
+                is_known: false,
             };
             fresh.entries.extend(manifest.segments.iter().map(entry));
             fresh.gaps.extend(manifest.gaps.iter().map(|gap| {
@@ -52,6 +54,8 @@ impl Fresh {
                 tp: TopicPartition::new(&manifest.topic(), 0),
                 import: Some(manifest.import_id.clone()),
                 segment: segment.clone(),
+                compacted: None,
+                is_known: false,
             };
             fresh.entries.extend(manifest.segments.iter().map(entry));
             fresh.imports.push(manifest.import_id.clone());
@@ -139,7 +143,7 @@ pub(crate) struct Inputs {
     pub(crate) partial: bool,
     /// The streams of which.
     pub(crate) broken: BTreeSet<String>,
-    /// The hash of the segments' paths.
+    /// The hash of the segments' paths as manifests name them: that rows were rewritten into other files changes nothing.
     pub(crate) hash: String,
 }
 
@@ -227,18 +231,17 @@ impl Inputs {
         files: &Files,
         new_only: bool,
     ) -> Result<Vec<Source>> {
-        let mut sources: BTreeMap<String, Source> = BTreeMap::new();
-        for (entry, new) in &self.entries {
-            if new_only && !new {
-                continue;
-            }
-            let Some(stream) = context.catalog.stream(&entry.stream) else { continue };
-            let file = files.local(&entry.segment).await?;
-            let empty = || Source { stream: stream.clone(), files: Vec::new(), rows: 0 };
-            let source = sources.entry(entry.stream.clone()).or_insert_with(empty);
-            source.files.push(file);
-            source.rows += entry.segment.rows;
+        let mut wanted: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+        for (entry, _) in self.entries.iter().filter(|(_, new)| *new || !new_only) {
+            wanted.entry(&entry.stream).or_default().push(entry);
         }
-        Ok(sources.into_values().collect())
+        let mut sources = Vec::new();
+        for (stream, entries) in wanted {
+            let Some(stream) = context.catalog.stream(stream) else { continue };
+            let rows = entries.iter().map(|entry| entry.segment.rows).sum();
+            let files = files.rows_of(&entries).await?;
+            sources.push(Source { stream: stream.clone(), files, rows });
+        }
+        Ok(sources)
     }
 }

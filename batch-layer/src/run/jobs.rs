@@ -48,7 +48,11 @@ pub(super) async fn compute(
     let (at_once, budget) = share(context.options.memory, context.options.workers, work.len());
     let stop = context.stop.child_token();
     let jobs = Jobs { context, files, attempt, fresh, budget, bar: bar.clone(), stop };
-    let started = work.iter().map(async |(day, metrics)| jobs.stopping(jobs.job(*day, metrics)).await);
+    let started = work.iter().map(async |(day, metrics)| {
+        let done = jobs.stopping(jobs.job(*day, metrics)).await;
+        files.forget(*day);
+        done
+    });
     let done: Vec<Result<Vec<Staged>>> = futures::stream::iter(started).buffered(at_once).collect().await;
     bar.finish_and_clear();
     Ok(first_fault(done)?.concat())

@@ -135,6 +135,8 @@ pub(crate) struct Outcome {
     pub(crate) held: BTreeMap<TopicPartition, String>,
     /// What the audit found; none where the tidemark didn't move, or without Redis.
     pub(crate) audit: Option<Audit>,
+    /// The streams and days of which rows lay elsewhere than the ledger knew: it is older than the archive.
+    pub(crate) moved: BTreeSet<(String, EventDay)>,
 }
 
 /// One day of a run.

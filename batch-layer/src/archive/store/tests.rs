@@ -83,3 +83,34 @@ async fn a_prefix_holds_the_whole_archive() {
     store.delete("manifests/t/0/1.json").await.unwrap();
     assert_eq!(store.list("manifests").await.unwrap()[0].location.as_ref(), "manifests/t/0/2.json");
 }
+
+#[tokio::test]
+async fn a_long_file_goes_in_parts_and_comes_back_piece_by_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Store::open(&folder.path().join("archive").to_string_lossy()).unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    for store in [Store::in_memory(), local] {
+        for length in [0, 5, PART, PART + 7, 2 * PART] {
+            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            std::fs::write(&from, &bytes).unwrap();
+            store.put_file("data/file", &from).await.unwrap();
+            assert_eq!(store.size("data/file").await.unwrap(), Some(length as u64));
+            let checksum = store.download("data/file", &to).await.unwrap();
+            assert_eq!(checksum, Some(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes))));
+            assert!(std::fs::read(&to).unwrap() == bytes, "{length} bytes");
+        }
+        assert_eq!(store.size("data/none").await.unwrap(), None);
+        assert_eq!(store.download("data/none", &to).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_whose_last_part_fails_is_given_up_and_tried_again() {
+    let (inner, file) = (Arc::new(InMemory::new()), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(&file, vec![7; PART + 7]).unwrap();
+    let unreliable = Arc::new(Unreliable::new(inner, &["cut", "cut"]));
+    let store = Store::from_object_store(unreliable.clone());
+    store.put_file("data/file", file.path()).await.unwrap();
+    assert_eq!(store.size("data/file").await.unwrap(), Some(PART as u64 + 7));
+    assert_eq!(unreliable.aborted.load(std::sync::atomic::Ordering::SeqCst), 2);
+}
