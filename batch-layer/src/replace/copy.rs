@@ -104,7 +104,7 @@ impl BinaryCopy {
 
     /// A key's value, in a column of its type.
     #[inline]
-    pub(crate) fn value(&mut self, value: impl Into<ValueRef<'_>>) {
+    pub(crate) fn value<'a>(&mut self, value: impl Into<ValueRef<'a>>) {
         match value.into() {
             ValueRef::Null => self.field(None),
             ValueRef::Bool(value) => self.boolean(Some(value)),
