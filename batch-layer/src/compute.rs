@@ -5,9 +5,10 @@
 //! that fold them into the cells of all metrics (`fold`); what memory can't hold becomes sorted runs, which are merged
 //! at the end (`sorted`), those of several metrics at once.
 //!
-//! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then folding five eighths, shared by the
-//! threads, the chunks that are read a quarter, and runs that wait to be merged a sixteenth; the rest is for rows on
-//! their way to a table. Who merges holds a block of each run, but nothing that is folded.
+//! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then the cells that are merged with the day's
+//! a quarter, until they lie in runs; then folding five eighths, shared by the threads, the chunks that are read a
+//! quarter, and runs that wait to be merged a sixteenth, or 16 of each metric, a block each, where that is more; the
+//! rest is for rows on their way to a table. Who merges holds a block of each run, but nothing that is folded.
 
 mod cells;
 mod fold;
@@ -37,7 +38,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// For each thread so many runs of cells may wait to be merged, those of all metrics together, and 16 of each metric in
-/// any case: most are open files, of which a process has 1,024 where nothing else is said.
+/// any case: most are open files, of which the program allows itself as many as it may.
 const OPEN_RUNS: u64 = 256;
 
 /// What the computation of one day may take; what that means is said above.
@@ -104,7 +105,8 @@ impl Day {
     /// # Errors
     /// Where a segment can't be read, a count or sum would pass its bound, or the disk for cells is full.
     pub fn cells(&self, metrics: Vec<(Arc<Metric>, Sorter)>) -> Result<Vec<Cells>> {
-        let (metrics, sorters): (Vec<Arc<Metric>>, Vec<Sorter>) = metrics.into_iter().unzip();
+        let (metrics, mut sorters): (Vec<Arc<Metric>>, Vec<Sorter>) = metrics.into_iter().unzip();
+        sorters.iter_mut().try_for_each(Sorter::spill)?;
         let sorters: Vec<Mutex<Sorter>> = sorters.into_iter().map(Mutex::new).collect();
         for input in &self.inputs {
             let failed = || format!("stream {}, day {}", input.stream.name, self.day);

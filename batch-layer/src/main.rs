@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let args = batch_layer::Args::parse();
     batch_layer::start_logging(args.log);
     batch_layer::lower_priority(args.nice);
+    batch_layer::allow_open_files();
     work(args)
 }
 

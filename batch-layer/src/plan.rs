@@ -28,6 +28,8 @@ pub(crate) struct Segments {
     pub(crate) files: Vec<PathBuf>,
     /// How many rows each row group of each has.
     pub(crate) groups: Vec<Vec<u64>>,
+    /// About how many bytes the widest rows take in memory: those of the row group whose rows take the most.
+    pub(crate) row_bytes: u64,
     /// Indices of the stream's fields that they lack: fields declared after they were written.
     pub(crate) missing: Vec<usize>,
 }

@@ -66,6 +66,17 @@ pub fn lower_priority(by: u8) {
     }
 }
 
+/// Allows the program as many open files as it may allow itself: where nothing else is said, a process has 1,024, however
+/// many the system would let it have.
+pub fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // It goes on with what it has: a run that needs more says so.
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+}
+
 /// The exit code for an error: 3 where another run is at work, 4 where another run moved the tidemark first, 5 where the
 /// audit let nothing be published, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

@@ -7,7 +7,8 @@
 //! its last bits: to keep it would take as much memory again as all numbers.
 //!
 //! Memory: what both take is bounded by cutting identities into slices, one after the other, and a slice's rows that may
-//! be repeats into batches; that changes nothing but how often the columns are read.
+//! be repeats into batches; that changes nothing but how often the columns are read. The deliveries of one identity are
+//! looked at together, however many: they are bounded by how often one was sent.
 
 use crate::compute::rows::{Chunk, Rows};
 use crate::plan::{IDENTITY, POSITION};
@@ -258,7 +259,7 @@ mod tests {
             write(&files[at], rows);
             groups.push(vec![rows.len() as u64]);
         }
-        let segments = vec![Segments { files, groups, missing: Vec::new() }];
+        let segments = vec![Segments { files, groups, row_bytes: 0, missing: Vec::new() }];
         let rows = Rows::new(segments, Budget { memory: 0, threads });
         let (gone, places) = (find(&rows, memory).unwrap(), Places::of(&rows));
         let of_chunk = |at: usize| {

@@ -10,10 +10,10 @@ use shared_model::catalog::Stream;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many rows are read at once whatever memory there is, and where there is enough up to twice as many: a row group of
-/// the archive's files has fewer than that. In unit tests few, so that files have several chunks.
+/// So many rows that aren't wide are read at once whatever memory there is, and where there is enough up to twice as many:
+/// a row group of the archive's files has fewer than that. In unit tests few, so that files have several chunks.
 const ROWS: u64 = if cfg!(test) { 7 } else { 1 << 18 };
-/// About how many bytes a row takes that is read.
+/// About how many bytes a row takes that is read, unless the footers say more.
 const BYTES_OF_ROW: u64 = 128;
 /// The most files that are read at once.
 const FILES: usize = 256;
@@ -45,7 +45,9 @@ impl Rows {
     /// Of segments, to be read by the budget's threads, which have a quarter of its memory for that.
     pub(super) fn new(segments: Vec<Segments>, budget: Budget) -> Rows {
         let threads = budget.threads.max(1);
-        let most = (budget.memory / 4 / threads as u64 / BYTES_OF_ROW).clamp(ROWS, 2 * ROWS);
+        let row = segments.iter().map(|alike| alike.row_bytes).fold(BYTES_OF_ROW, u64::max);
+        let fewest = (ROWS * BYTES_OF_ROW / row).max(1);
+        let most = (budget.memory / 4 / threads as u64 / row).clamp(fewest, 2 * ROWS);
         let all: u64 = segments.iter().flat_map(|segments| &segments.groups).flatten().sum();
         let joined = most.min(all.div_ceil(CHUNKS * threads as u64));
         let mut chunks: Vec<Chunk> = Vec::new();
@@ -92,9 +94,9 @@ impl Rows {
         chunk: &Chunk,
         select: impl FnOnce(LazyFrame) -> LazyFrame,
     ) -> Result<DataFrame> {
-        let Segments { files, groups, missing } = &self.segments[chunk.alike];
-        let (files, groups) = (&files[chunk.files.clone()], &groups[chunk.files.clone()]);
-        let read = Segments { files: files.to_vec(), groups: groups.to_vec(), missing: missing.clone() };
+        let Segments { files, groups, row_bytes, missing } = &self.segments[chunk.alike];
+        let (files, groups) = (files[chunk.files.clone()].to_vec(), groups[chunk.files.clone()].to_vec());
+        let read = Segments { files, groups, row_bytes: *row_bytes, missing: missing.clone() };
         self.finish(chunk, select(plan::deliveries(stream, &[read])?))
     }
 
@@ -174,10 +176,20 @@ mod tests {
 
     /// Files, the first row and the number of rows of the chunks that files become, which have such row groups.
     fn chunks(groups: &[&[u64]], memory: u64, threads: usize) -> Vec<(Range<usize>, u64, u64)> {
+        chunks_of_rows(groups, 0, memory, threads)
+    }
+
+    /// The same, with rows so wide.
+    fn chunks_of_rows(
+        groups: &[&[u64]],
+        row_bytes: u64,
+        memory: u64,
+        threads: usize,
+    ) -> Vec<(Range<usize>, u64, u64)> {
         let files = (0..groups.len()).map(|at| PathBuf::from(format!("{at}.parquet"))).collect();
         let groups = groups.iter().map(|groups| groups.to_vec()).collect();
-        let rows =
-            Rows::new(vec![Segments { files, groups, missing: Vec::new() }], Budget { memory, threads });
+        let segments = Segments { files, groups, row_bytes, missing: Vec::new() };
+        let rows = Rows::new(vec![segments], Budget { memory, threads });
         let parts = |chunk: Chunk| (chunk.files, chunk.from, chunk.rows);
         rows.chunks.into_iter().map(parts).collect()
     }
@@ -197,6 +209,16 @@ mod tests {
         assert_eq!(chunks(&groups, u64::MAX, 1), expected);
         let expected = [(0..1, 0, 5), (0..1, 5, 5), (0..1, 10, 4), (0..1, 14, 5), (1..2, 0, 7)];
         assert_eq!(chunks(&[&[10, 9], &[7]], 0, 1), expected);
+    }
+
+    #[test]
+    fn of_wide_rows_fewer_are_read_at_once() {
+        let expected = [(0..1, 0, 3), (0..1, 3, 3)];
+        assert_eq!(chunks_of_rows(&[&[6]], 2 * BYTES_OF_ROW, 0, 1), expected);
+        assert_eq!(chunks_of_rows(&[&[2]], u64::MAX, 0, 1), [(0..1, 0, 1), (0..1, 1, 1)]);
+        // A quarter of 40 such rows.
+        let memory = 40 * 2 * BYTES_OF_ROW;
+        assert_eq!(chunks_of_rows(&[&[10], &[11]], 2 * BYTES_OF_ROW, memory, 1).len(), 3);
     }
 
     #[test]

@@ -14,17 +14,19 @@ pub(super) fn inspect(stream: &Stream, files: &[PathBuf]) -> Result<(Vec<Segment
     let mut found: Vec<(Arc<ArrowSchema>, Segments)> = Vec::new();
     let mut rows = 0;
     for file in files {
-        let (schema, groups) = footer(file).with_context(|| format!("segment {}", file.display()))?;
+        let (schema, groups, row_bytes) =
+            footer(file).with_context(|| format!("segment {}", file.display()))?;
         rows += groups.iter().sum::<u64>();
         match found.iter_mut().find(|(known, _)| *known == schema) {
             Some((_, alike)) => {
                 alike.files.push(file.clone());
                 alike.groups.push(groups);
+                alike.row_bytes = alike.row_bytes.max(row_bytes);
             }
             None => {
                 let missing =
                     missing(stream, &schema).with_context(|| format!("segment {}", file.display()))?;
-                let alike = Segments { files: vec![file.clone()], groups: vec![groups], missing };
+                let alike = Segments { files: vec![file.clone()], groups: vec![groups], row_bytes, missing };
                 found.push((schema, alike));
             }
         }
@@ -32,12 +34,15 @@ pub(super) fn inspect(stream: &Stream, files: &[PathBuf]) -> Result<(Vec<Segment
     Ok((found.into_iter().map(|(_, alike)| alike).collect(), rows))
 }
 
-/// The columns of a file, and how many rows each row group has.
-fn footer(file: &Path) -> Result<(Arc<ArrowSchema>, Vec<u64>)> {
+/// The columns of a file, how many rows each row group has, and how many bytes a row takes where it takes the most.
+fn footer(file: &Path) -> Result<(Arc<ArrowSchema>, Vec<u64>, u64)> {
     let mut reader = ParquetReader::new(File::open(file).context("can't be opened")?);
     let schema = reader.schema().context("is not a Parquet file")?;
-    let groups = reader.get_metadata()?.row_groups.iter().map(|group| group.num_rows() as u64).collect();
-    Ok((schema, groups))
+    let groups = &reader.get_metadata()?.row_groups;
+    let rows = groups.iter().map(|group| group.num_rows() as u64).collect();
+    let widths = groups.iter().map(|group| group.total_byte_size().div_ceil(group.num_rows().max(1)) as u64);
+    let widest = widths.max().unwrap_or(0);
+    Ok((schema, rows, widest))
 }
 
 /// The fields that columns lack.

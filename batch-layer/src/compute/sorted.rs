@@ -1,6 +1,6 @@
 //! Canonical cells, however many: sorted by key, then bucket, each once. What exceeds the memory given lies in sorted
-//! runs, which are merged into one at the end: a cell is written twice, unless there are so many runs that some must be
-//! merged before.
+//! runs, which are merged into one at the end: a cell is written twice at most, unless there are so many runs that some
+//! must be merged before.
 
 use crate::compute::cells::{Cell, canonical};
 use crate::compute::name::{self, ValueRef};
@@ -55,7 +55,7 @@ impl Sorter {
             self.bytes = self.held.iter().map(size).sum();
             // Where merging has not made much room, it would be tried again all too soon.
             if self.bytes > self.memory / 2 {
-                self.spill()?;
+                self.write_held()?;
             }
         }
         Ok(())
@@ -99,14 +99,17 @@ impl Sorter {
         self.held.len() as u64 + runs.sum::<u64>()
     }
 
-    /// Has what is held lie in a run.
-    fn spill(&mut self) -> Result<()> {
-        let run = self.write()?;
-        self.push_run(run)
+    /// Has what is held lie in a run, so that its memory is free.
+    ///
+    /// # Errors
+    /// As [`Sorter::push`].
+    pub(super) fn spill(&mut self) -> Result<()> {
+        self.held = canonical(std::mem::take(&mut self.held))?;
+        self.write_held()
     }
 
-    /// Writes what is held, in order, as a run.
-    fn write(&mut self) -> Result<Run> {
+    /// Writes what is held, which is canonical, as a run.
+    fn write_held(&mut self) -> Result<()> {
         let mut run = RunWriter::new();
         let (mut name, mut state) = (Vec::new(), Vec::new());
         for cell in self.held.drain(..) {
@@ -118,7 +121,7 @@ impl Sorter {
             run.push(&name, &state)?;
         }
         self.bytes = 0;
-        run.finish()
+        self.push_run(run.finish()?)
     }
 
     /// All that was taken. Blocks.
@@ -126,10 +129,8 @@ impl Sorter {
     /// # Errors
     /// As [`Sorter::push`].
     pub fn finish(mut self) -> Result<Cells> {
-        self.held = canonical(std::mem::take(&mut self.held))?;
-        let held = self.write()?;
-        let runs = self.runs.into_iter().flatten().chain([held]);
-        let mut runs: Vec<Run> = runs.filter(|run| run.cells > 0).collect();
+        self.spill()?;
+        let mut runs: Vec<Run> = self.runs.into_iter().flatten().collect();
         let run = if runs.len() == 1 { runs.swap_remove(0) } else { merged(&self.metric, runs)? };
         Ok(Cells { metric: self.metric, run })
     }

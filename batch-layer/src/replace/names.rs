@@ -81,7 +81,8 @@ pub(crate) fn create_child(parent: &str, table: &str, version: i64) -> String {
 /// The index that reading by key and time wants. Named by its version, since the names that Postgres gives, shortened to
 /// what it can hold, may be the same for two days of one metric that are loaded at once.
 ///
-/// A bucket as wide as a day is the same in all rows of a table: behind a key it tells none of them apart.
+/// A bucket as wide as a day is the same in all rows of a table: behind a key it tells none of them apart. (Without a
+/// key, too; but there are few rows then, and each table has its index.)
 pub(crate) fn create_index(metric: &Metric, table: &str, version: i64) -> String {
     let mut columns: Vec<String> = metric.by.iter().map(|key| quote(&key.name)).collect();
     if columns.is_empty() || metric.grain.width() < DAY {
