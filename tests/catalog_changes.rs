@@ -79,9 +79,7 @@ const MINUTE: i64 = 60_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are() {
     let mut stack = Stack::with_catalog(LAYERS, 2, &outbrain()).await;
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (old_process, old) = stack.serving().await;
+    let (speed, old_process, old) = stack.layers().await;
     stack.send(&deliveries(3_000, 111));
     stack.settle().await;
     stack.run_past_the_end().await;

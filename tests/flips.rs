@@ -83,9 +83,7 @@ fn median(durations: &[Duration]) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
     let stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let flips = number("TIDEMARK_FLIPS").unwrap_or(4) as usize;
     let (mut answers, mut calm, mut flipping) = (0, Vec::new(), Vec::new());
     for seed in (101..).take(flips) {

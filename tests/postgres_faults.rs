@@ -27,9 +27,7 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_put_back_to_an_older_state_is_noticed_and_made_up_for() {
     let mut stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(3_000, 81));
     stack.settle().await;
     stack.batch(&["run"]).await;
@@ -96,9 +94,7 @@ async fn a_slow_postgres_holds_up_runs_and_queries_but_no_live_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
     let mut stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(6_000, 91));
     stack.settle().await;
     let oracle = stack.oracle();
