@@ -10,7 +10,7 @@ use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tidemark_tests::brokers::{FIRST, Pair, SECOND};
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::kafka;
 use tidemark_tests::load::Load;
 use tidemark_tests::stack::{Stack, outbrain};
@@ -144,9 +144,7 @@ async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
             stack.becomes(&serving, &stack.oracle(), &format!("run {run} while a clock is {name}")).await;
         }
         stack.verify_groups(&format!("while a clock is {name}")).await;
-        let query = serde_json::json!({ "metrics": ["user_view_cnt"],
-            "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" });
-        let answer = serving.query(&query).await.expect("an answer");
+        let answer = serving.query(&total("user_view_cnt")).await.expect("an answer");
         let as_of = chrono::DateTime::parse_from_rfc3339(answer["as_of"].as_str().expect("as_of"));
         let as_of = as_of.expect("a time").timestamp_millis();
         let mut times = stack.probe.append_times().expect("the log");

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::Duration;
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::kafka;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
@@ -45,11 +45,6 @@ fn write(producer: &BaseProducer, deliveries: &[Delivery]) {
         kafka::put(producer, delivery.stream, 0, &delivery.key, &delivery.value);
     }
     producer.flush(SOON).expect("acknowledged");
-}
-
-/// A query for all that a metric has counted.
-fn total(metric: &str) -> serde_json::Value {
-    serde_json::json!({ "metrics": [metric], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" })
 }
 
 /// All reasons that answers give for not being complete.
