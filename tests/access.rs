@@ -75,9 +75,7 @@ async fn logged(owner: &mut PgConnection) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_made_used_logged_and_revoked() {
     let mut guarded = Guarded::start().await;
-    guarded.stack.batch(&["run"]).await;
-    let _speed = guarded.stack.speed();
-    let (_open, open) = guarded.stack.serving().await;
+    let (_speed, _open, open) = guarded.stack.layers().await;
     guarded.stack.environment.push(("TIDEMARK_ACCESS".to_owned(), guarded.access.clone()));
     let stack = &guarded.stack;
     let options = Options { records: 400, users: 20, ..Options::default() };

@@ -9,7 +9,7 @@ use serde_json::json;
 use shared_model::catalog::Catalog;
 use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::redis_client::{ask, connect};
 use tidemark_tests::shop::events::Record;
 use tidemark_tests::stack::{Stack, outbrain};
@@ -79,9 +79,7 @@ const MINUTE: i64 = 60_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are() {
     let mut stack = Stack::with_catalog(LAYERS, 2, &outbrain()).await;
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (old_process, old) = stack.serving().await;
+    let (speed, old_process, old) = stack.layers().await;
     stack.send(&deliveries(3_000, 111));
     stack.settle().await;
     stack.run_past_the_end().await;
@@ -116,10 +114,8 @@ async fn metrics_that_are_added_changed_and_removed_leave_the_others_as_they_are
             wrong(&serving, &oracle, metric, 20 * MINUTE).await.expect_err("its history isn't computed");
         assert!(why.contains("not computed yet"), "{why}");
     }
-    let query = json!({
-        "metrics": ["display_cnt"], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z",
-    });
-    let unknown = format!("{:#}", serving.query(&query).await.expect_err("a metric that is gone"));
+    let unknown = serving.query(&total("display_cnt")).await.expect_err("a metric that is gone");
+    let unknown = format!("{unknown:#}");
     assert!(unknown.contains("display_cnt") && unknown.contains("unknown_metric"), "{unknown}");
 
     // One run computes the history of what is new; what is gone is kept for those who still work by the old catalog.

@@ -91,9 +91,7 @@ async fn compare_live(serving: &Serving, oracle: &Oracle, when: &str) {
 async fn every_answer_equals_the_oracle_at_many_tidemarks() {
     let stack = Stack::start(LAYERS, 3).await;
     let deliveries: Vec<Delivery> = Generator::new(options(12_000), 1).collect();
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (process, serving) = stack.serving().await;
+    let (speed, process, serving) = stack.layers().await;
 
     for (round, part) in deliveries.chunks(deliveries.len().div_ceil(4)).enumerate() {
         stack.send(part);
@@ -128,9 +126,7 @@ async fn every_answer_equals_the_oracle_at_many_tidemarks() {
 async fn a_formula_joins_its_metrics_fully_and_fills_with_zero() {
     let stack = Stack::start(LAYERS, 2).await;
     let deliveries: Vec<Delivery> = Generator::new(options(3_000), 2).collect();
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let (first, second) = deliveries.split_at(deliveries.len() / 2);
     stack.send(first);
     stack.batch(&["run"]).await;

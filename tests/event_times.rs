@@ -188,9 +188,7 @@ async fn in_a_replay_wrong_event_times_count_where_the_bounds_say_and_move_no_wa
 
 async fn check(streams: &[Stream]) {
     let stack = Stack::with_catalog(LAYERS, 1, &catalog(streams)).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let present = now();
     let base = |bounds| if matches!(bounds, Bounds::Fixed) { REPLAYED } else { present };
     for &(stream, bounds, ..) in streams {

@@ -92,9 +92,7 @@ async fn what_is_exported_is_the_api_s_answer_in_a_file_and_in_a_bucket() {
     let mut stack = Stack::start(LAYERS, 2).await;
     let api = Api::start(Behaviour::default()).await;
     stack.environment.extend(api.environment());
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&Generator::new(town(3_000), 131).collect::<Vec<_>>());
     stack.settle().await;
     stack.run_past_the_end().await;

@@ -27,9 +27,7 @@ async fn nor_does_it_on_a_redis_cluster() {
 async fn killed_mid_work(topology: Topology) {
     let servers = Servers { topology, ..Servers::default() };
     let stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
-    stack.batch(&["run"]).await;
-    let mut speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (mut speed, _process, serving) = stack.layers().await;
     for (round, part) in deliveries(20_000, 11).chunks(5_000).enumerate() {
         stack.send(part);
         // Killed as soon as it has stored something of this part, wherever that leaves it.
@@ -72,9 +70,7 @@ async fn killed_mid_work(topology: Topology) {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_emptied_is_rebuilt_and_never_answered_as_whole_when_short() {
     let stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let all = deliveries(12_000, 12);
     let (first, second) = all.split_at(6_000);
     stack.send(first);
@@ -91,9 +87,7 @@ async fn redis_emptied_is_rebuilt_and_never_answered_as_whole_when_short() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_run_killed_anywhere_and_run_again_gives_the_same_rows() {
     let stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(8_000, 13));
     stack.settle().await;
     let oracle = stack.oracle();

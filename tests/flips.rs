@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use simulator::generate::{Generator, Options};
 use sqlx::Connection as _;
 use std::time::{Duration, Instant};
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::number;
 use tidemark_tests::stack::Stack;
 use tokio_util::sync::CancellationToken;
@@ -22,11 +22,7 @@ fn options() -> Options {
     Options { near_repeats: 0.0, far_repeats: 0.0, late: 0.01, malformed: 0.005, ..town(2_000) }
 }
 
-fn total() -> Value {
-    json!({ "metrics": ["user_view_cnt"], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" })
-}
-
-/// What a naive fold counts for [`total`].
+/// What a naive fold counts for [`total`] of the views.
 fn expected_total(oracle: &Oracle) -> i64 {
     let metric = METRICS.iter().find(|metric| metric.name == "user_view_cnt").expect("a shipped metric");
     let (from, to) = (local::oracle::BELIEVABLE.start, local::oracle::BELIEVABLE.end);
@@ -50,7 +46,7 @@ async fn load(serving: Serving, expected: i64, stop: CancellationToken) -> Vec<D
                 let serving = serving.clone();
                 asked.spawn(async move {
                     let begun = Instant::now();
-                    let answer = serving.query(&total()).await.expect("an answer");
+                    let answer = serving.query(&total("user_view_cnt")).await.expect("an answer");
                     (begun.elapsed(), answer)
                 });
             }
@@ -83,9 +79,7 @@ fn median(durations: &[Duration]) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn flips_under_load_with_a_long_query_open_are_never_seen_by_half() {
     let stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let flips = number("TIDEMARK_FLIPS").unwrap_or(4) as usize;
     let (mut answers, mut calm, mut flipping) = (0, Vec::new(), Vec::new());
     for seed in (101..).take(flips) {

@@ -40,9 +40,7 @@ fn files(folder: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_too_large_stop_nothing_and_none_is_lost_without_a_word() {
     let stack = Stack::start(LAYERS, 1).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let options = Options { malformed: 0.0, near_repeats: 0.03, late: 0.0, ..town(3_000) };
     let all: Vec<_> = Generator::new(options, 17).collect();
     let (first, rest) = all.split_at(1_000);

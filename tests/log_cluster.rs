@@ -10,7 +10,7 @@ use simulator::generate::{Delivery, Generator, Options};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tidemark_tests::brokers::{FIRST, Pair, SECOND};
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::kafka;
 use tidemark_tests::load::Load;
 use tidemark_tests::stack::{Stack, outbrain};
@@ -39,9 +39,7 @@ async fn caught_up(stack: &Stack, speed: &Layer) -> Duration {
 async fn leaders_that_die_stop_or_stand_still_under_load_cost_nothing() {
     let (both, alone) = ([SECOND, FIRST], [FIRST, FIRST]);
     let mut pair = Pair::start(LAYERS, &outbrain(), &both).await;
-    pair.stack.batch(&["run"]).await;
-    let speed = pair.stack.speed();
-    let (_process, serving) = pair.stack.serving().await;
+    let (speed, _process, serving) = pair.stack.layers().await;
     let load = Load::start(&pair.stack, 81);
     let (mut moves, mut longest) = (0, Duration::ZERO);
     for fault in ["killed", "stopped", "frozen"] {
@@ -121,9 +119,7 @@ async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
     // The second broker leads one partition with records, and one without, of each topic.
     let leaders = [SECOND, FIRST, SECOND, FIRST];
     let mut pair = Pair::start(LAYERS, &outbrain(), &leaders).await;
-    pair.stack.batch(&["run"]).await;
-    let speed = pair.stack.speed();
-    let (_process, serving) = pair.stack.serving().await;
+    let (speed, _process, serving) = pair.stack.layers().await;
     // With its topics of dead letters, which need both brokers to be made.
     caught_up(&pair.stack, &speed).await;
     let phases = [(-90_000, "90 s slow"), (0, "right"), (DAY, "a day ahead"), (0, "right again")];
@@ -148,9 +144,7 @@ async fn leaders_with_clocks_that_are_wrong_cut_by_records_of_the_log_alone() {
             stack.becomes(&serving, &stack.oracle(), &format!("run {run} while a clock is {name}")).await;
         }
         stack.verify_groups(&format!("while a clock is {name}")).await;
-        let query = serde_json::json!({ "metrics": ["user_view_cnt"],
-            "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" });
-        let answer = serving.query(&query).await.expect("an answer");
+        let answer = serving.query(&total("user_view_cnt")).await.expect("an answer");
         let as_of = chrono::DateTime::parse_from_rfc3339(answer["as_of"].as_str().expect("as_of"));
         let as_of = as_of.expect("a time").timestamp_millis();
         let mut times = stack.probe.append_times().expect("the log");

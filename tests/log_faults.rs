@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use simulator::generate::{Delivery, Generator, Options};
 use std::time::Duration;
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::kafka;
 use tidemark_tests::stack::Stack;
 use tidemark_tests::wait_for;
@@ -47,11 +47,6 @@ fn write(producer: &BaseProducer, deliveries: &[Delivery]) {
     producer.flush(SOON).expect("acknowledged");
 }
 
-/// A query for all that a metric has counted.
-fn total(metric: &str) -> serde_json::Value {
-    serde_json::json!({ "metrics": [metric], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" })
-}
-
 /// All reasons that answers give for not being complete.
 async fn doubts(stack: &Stack, serving: &Serving, oracle: &Oracle) -> String {
     let grain = |name: &str| stack.catalog.metric(name).expect("a shipped metric").grain.width();
@@ -62,9 +57,7 @@ async fn doubts(stack: &Stack, serving: &Serving, oracle: &Oracle) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_is_aborted() {
     let stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let all = deliveries(4_000, 21);
     let (before, after) = all.split_at(2_000);
     stack.send(before);
@@ -103,9 +96,7 @@ async fn records_of_a_transaction_count_when_it_is_committed_and_never_when_it_i
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_is_added_is_read_from_its_start() {
     let stack = Stack::start(LAYERS, 1).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(2_000, 31));
     stack.settle().await;
     stack.batch(&["run"]).await;
@@ -172,9 +163,7 @@ async fn a_log_whose_head_is_gone_before_it_was_read_is_a_gap_and_no_answer_is_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_deleted_and_made_anew_is_noticed_and_its_records_are_never_mixed_with_the_old() {
     let stack = Stack::start(LAYERS, 1).await;
-    stack.batch(&["run"]).await;
-    let mut speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (mut speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(2_000, 51));
     stack.settle().await;
     stack.run_past_the_end().await;
@@ -246,9 +235,7 @@ async fn a_topic_that_was_stamped_by_its_producers_for_a_while_is_answered_exact
     stamp("CreateTime").await;
     stack.send(&parts[0]);
     stamp("LogAppendTime").await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&parts[1]);
     // A worker refuses to start on such a topic: it is to be at work when its stamps change.
     stack.settle().await;
@@ -267,9 +254,7 @@ async fn a_topic_that_was_stamped_by_its_producers_for_a_while_is_answered_exact
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_and_comes_back_costs_nothing() {
     let mut stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let all = deliveries(6_000, 71);
     for part in all.chunks(2_000) {
         stack.send(part);

@@ -28,9 +28,7 @@ async fn the_notebook_finds_what_the_oracle_counts() {
     let access = stack.database.replace("tidemark@", "tidemark_access@");
     stack.environment.push(("TIDEMARK_ACCESS".to_owned(), access));
     let token = key(&stack).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let deliveries: Vec<_> = Generator::new(Options { span: 5 * HOUR, ..town(6_000) }, 137).collect();
     let (below, above) = deliveries.split_at(4_000);
     stack.send(below);

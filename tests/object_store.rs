@@ -109,20 +109,18 @@ fn deliveries() -> Vec<Delivery> {
 
 /// A stack with its archive elsewhere, and what leads the layers there; after a first run, with a worker and the
 /// serving layer.
-async fn start(archive: &str, environment: Vec<(String, String)>) -> (Stack, Layer, (Layer, Serving)) {
+async fn start(archive: &str, environment: Vec<(String, String)>) -> (Stack, (Layer, Layer, Serving)) {
     let mut stack = Stack::start(LAYERS, 2).await;
     stack.archive = archive.to_owned();
     stack.environment.extend(environment);
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let serving = stack.serving().await;
-    (stack, speed, serving)
+    let layers = stack.layers().await;
+    (stack, layers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_path_with_its_archive_in_s3_equals_the_oracle() {
     let api = Api::start(Behaviour::default()).await;
-    let (stack, _speed, (_process, serving)) = start(ARCHIVE, api.environment()).await;
+    let (stack, (_speed, _process, serving)) = start(ARCHIVE, api.environment()).await;
     let all = deliveries();
     let (first, second) = all.split_at(all.len() / 2);
     stack.send(first);
@@ -157,7 +155,7 @@ async fn manifests(store: &Store) -> Vec<batch_layer::archive::Manifest> {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_cut_conflicts_kills_and_listings_that_lag_leave_no_half_of_a_segment() {
     let api = Api::start(Behaviour::default()).await;
-    let (stack, _speed, (_process, serving)) = start(ARCHIVE, api.environment()).await;
+    let (stack, (_speed, _process, serving)) = start(ARCHIVE, api.environment()).await;
     let (mut kills, mut most_orphans, mut misbehaved) = (0, 0, 0);
     // Between a segment and its manifest, and before and after others: each is come by in any run that seals an epoch
     // of two partitions.
@@ -261,7 +259,7 @@ async fn a_store_given_by_url_holds_the_whole_path_with_two_archivers_at_once() 
     open("probe").probe_put_if_absent().await.expect("put-if-absent is honoured");
     one_of_two_writers_wins(&open("writers"), &open("writers")).await;
 
-    let (stack, _speed, (_process, serving)) = start(&format!("{url}/archive"), Vec::new()).await;
+    let (stack, (_speed, _process, serving)) = start(&format!("{url}/archive"), Vec::new()).await;
     let mut lost = 0;
     for part in deliveries().chunks(1_500) {
         stack.send(part);

@@ -3,12 +3,11 @@
 //! The views and the tidemark move in one transaction, so whatever becomes of the database no answer mixes two of its
 //! states.
 
-use serde_json::json;
 use simulator::generate::{Delivery, Generator, Options};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tidemark_tests::events::town;
+use tidemark_tests::events::{total, town};
 use tidemark_tests::proxy::Proxy;
 use tidemark_tests::stack::Stack;
 
@@ -27,9 +26,7 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_put_back_to_an_older_state_is_noticed_and_made_up_for() {
     let mut stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(3_000, 81));
     stack.settle().await;
     stack.batch(&["run"]).await;
@@ -96,14 +93,10 @@ async fn a_slow_postgres_holds_up_runs_and_queries_but_no_live_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
     let mut stack = Stack::start(LAYERS, 2).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     stack.send(&deliveries(6_000, 91));
     stack.settle().await;
     let oracle = stack.oracle();
-    let total =
-        json!({ "metrics": ["user_view_cnt"], "from": "2016-06-13T00:00:00Z", "to": "2016-07-01T00:00:00Z" });
     let before = stack.live_hashes().await;
     let mut killed = 0;
     for wait in (0..).map(|step| Duration::from_millis(300 << step)) {
@@ -114,7 +107,8 @@ async fn postgres_killed_in_the_middle_of_runs_leaves_the_views_as_they_were() {
         }
         stack.postgres.kill();
         let (code, log) = (run.ended().await, run.logged());
-        let refused = serving.query(&total).await.expect_err("no database, no answer").to_string();
+        let asked = serving.query(&total("user_view_cnt")).await;
+        let refused = asked.expect_err("no database, no answer").to_string();
         assert!(!refused.is_empty());
         stack.postgres.restart().await.expect("postgres again");
         // One that has published has done what counts, and tells what it left; any other fails.

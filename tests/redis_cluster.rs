@@ -136,9 +136,7 @@ async fn slots_migrate_and_a_master_fails_over_under_load() {
     let mut stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
     let urls = stack.redis.urls();
     stack.probe.redis = urls[0].clone();
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (speed, _process, serving) = stack.layers().await;
     let all = deliveries(15_000, 61);
     let parts: Vec<_> = all.chunks(all.len().div_ceil(5)).collect();
     stack.send(parts[0]);

@@ -91,9 +91,7 @@ async fn redis_rolled_back_or_restarted_is_exact_again() {
     let mut stack = Stack::start(LAYERS, 2).await;
     let config: Vec<Vec<String>> = stack.redis.ask_each(&["CONFIG", "GET", "dir"]).await;
     let dumps: Vec<_> = config.iter().map(|dir| Path::new(&dir[1]).join("dump.rdb")).collect();
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (speed, _process, serving) = stack.layers().await;
     let all = deliveries(12_000, 42);
     let parts: Vec<_> = all.chunks(all.len() / 6).collect();
     let watch = Watch::start(&serving);
@@ -312,9 +310,7 @@ async fn a_full_redis_pauses_and_goes_on() {
 async fn one_group_deleted_or_restored_alone_is_noticed_and_rebuilt() {
     let stack = Stack::start(LAYERS, 2).await;
     let mut redis = connect(&stack.redis.url()).await;
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (speed, _process, serving) = stack.layers().await;
     let all = deliveries(9_000, 45);
     let parts: Vec<_> = all.chunks(all.len().div_ceil(3)).collect();
     stack.send(parts[0]);

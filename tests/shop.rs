@@ -95,9 +95,7 @@ async fn compare(stack: &Stack, serving: &Serving, now: i64, when: &str) -> (Ora
 #[tokio::test(flavor = "multi_thread")]
 async fn every_aggregate_equals_the_oracle_in_realtime_across_the_seam_and_in_batch() {
     let stack = Stack::with_catalog(LAYERS, 2, CATALOG).await;
-    stack.batch(&["run"]).await;
-    let speed = stack.speed();
-    let (process, serving) = stack.serving().await;
+    let (speed, process, serving) = stack.layers().await;
     for part in 0..3 {
         let now = now();
         println!("seed {SEED}, part {part}, now {now}");
@@ -166,9 +164,7 @@ async fn plains(redis: &mut Connection, expected: &[(&str, Option<&str>)]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_silence_ticks_empty_the_windows_and_idle_partitions_hold_nothing_back() {
     let stack = Stack::with_catalog(LAYERS, 3, CATALOG).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let mut redis = connect(&stack.redis.url()).await;
 
     // One key for all, hence one partition of three in two topics; the third topic has nothing at all.

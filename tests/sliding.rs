@@ -186,9 +186,7 @@ async fn compare_plain(masters: &mut [MultiplexedConnection], serving: &Serving,
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_keys_equal_the_oracle_and_a_record_from_the_future_moves_nothing() {
     let stack = Stack::start(LAYERS, 3).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let mut masters = stack.redis.connections().await;
     let all = deliveries(6_000, 21);
     for part in all.chunks(all.len().div_ceil(3)) {
@@ -264,9 +262,7 @@ async fn what_has_slid_out_is_gone_though_other_partitions_are_idle() {
     let stack = Stack::start(LAYERS, 3).await;
     let mut masters = stack.redis.connections().await;
     count_data_alone(&stack.redis).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     // The start is measured in the state that the end is to come back to: some views of one user in the window, and T
     // past them.
     pass(&stack, "before", START - 30 * MINUTE).await;
@@ -491,9 +487,7 @@ async fn a_worker_started_before_its_servers_and_topics_waits_and_goes_on() {
 async fn a_redis_cluster_of_three_masters_does_as_well() {
     let servers = Servers { topology: Topology::Cluster, ..Servers::default() };
     let stack = Stack::with_servers(LAYERS, 2, &outbrain(), servers).await;
-    stack.batch(&["run"]).await;
-    let _speed = stack.speed();
-    let (_process, serving) = stack.serving().await;
+    let (_speed, _process, serving) = stack.layers().await;
     let all = deliveries(4_000, 25);
     let (first, second) = all.split_at(2_000);
     stack.send(first);

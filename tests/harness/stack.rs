@@ -252,6 +252,15 @@ impl Stack {
         (layer, serving)
     }
 
+    /// Runs the batch layer once, so that there is a tidemark, then starts a speed worker and the serving layer, and waits
+    /// until that is ready.
+    pub async fn layers(&self) -> (Layer, Layer, Serving) {
+        self.batch(&["run"]).await;
+        let speed = self.speed();
+        let (process, serving) = self.serving().await;
+        (speed, process, serving)
+    }
+
     /// Sends deliveries and waits until the broker has acknowledged them all.
     pub fn send(&self, deliveries: &[Delivery]) {
         let sender = Sender::connect(&self.kafka.bootstrap(), &[], || 1_700_000_000_000).expect("a producer");

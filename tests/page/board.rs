@@ -54,9 +54,7 @@ impl Board {
 
     /// The same with a browser that is yet to open the page.
     pub(crate) async fn start(stack: Stack) -> Board {
-        stack.batch(&["run"]).await;
-        let speed = stack.speed();
-        let (process, serving) = stack.serving().await;
+        let (speed, process, serving) = stack.layers().await;
         stack.settle().await;
         let browser = Browser::start().await;
         Board { browser, url: format!("{}/", serving.url), _layers: [speed, process], stack }

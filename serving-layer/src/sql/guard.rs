@@ -374,10 +374,14 @@ fn option(name: &str, value: &str, context: &SessionContext) -> PgWireResult<Res
     Ok(Response::Execution(Tag::new("SET")))
 }
 
+/// What marks a plan of no rows, in its schema's metadata.
+const NOTHING: &str = "tidemark.nothing";
+
 /// A plan of no rows, sorted by its parameters: a Describe tells those that stand in a plan.
 fn nothing(columns: Vec<String>, parameters: Vec<String>) -> PgWireResult<LogicalPlan> {
     let fields = columns.into_iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
-    let schema = DFSchema::from_unqualified_fields(fields, HashMap::new());
+    let mark = HashMap::from([(NOTHING.to_owned(), String::new())]);
+    let schema = DFSchema::from_unqualified_fields(fields, mark);
     let schema = schema.map_err(|error| PgWireError::ApiError(error.into()))?;
     let none = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema) });
     if parameters.is_empty() {
@@ -460,17 +464,13 @@ impl QueryHook for Guard {
         if let Some(answer) = self.pass(statement, context, client) {
             return Some(answer);
         }
-        let is_aborted = client.transaction_status() == TransactionStatus::Error;
-        match plan {
-            // Whatever its parameters are: to put them in fails for a NULL of no type.
-            LogicalPlan::Sort(Sort { input, .. })
-                if !is_aborted && matches!(**input, LogicalPlan::EmptyRelation(_)) =>
-            {
-                let columns = input.schema().fields().iter().map(|field| field.name().clone());
-                Some(Ok(no_rows(columns.collect())))
-            }
-            _ => None,
+        let (schema, status) = (plan.schema(), client.transaction_status());
+        if status == TransactionStatus::Error || !schema.metadata().contains_key(NOTHING) {
+            return None;
         }
+        // Whatever its parameters are: to put them in fails for a NULL of no type.
+        let columns = schema.fields().iter().map(|field| field.name().clone());
+        Some(Ok(no_rows(columns.collect())))
     }
 }
 
@@ -552,6 +552,7 @@ mod tests {
         parameters.sort();
         assert_eq!(parameters, ["$1", "$2", "$3"]);
         assert_eq!(plan.schema().field_names(), ["relname"]);
+        assert!(plan.schema().metadata().contains_key(NOTHING));
         assert!(nothing(Vec::new(), Vec::new()).unwrap().get_parameter_names().unwrap().is_empty());
     }
 }
