@@ -63,7 +63,7 @@ struct Seen {
 pub(crate) struct Holder {
     key: Key,
     /// The service with the catalog of what it may read.
-    service: Service,
+    service: Arc<Service>,
     rate: Option<Mutex<Rate>>,
     /// Its grants, written out.
     scope: String,
@@ -82,7 +82,7 @@ impl Access {
         let keys = keys.into_iter().filter(|key| key.is_valid(now));
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         let before = seen.take().map(|seen| seen.holders).unwrap_or_default();
-        let mut services: HashMap<Vec<String>, Service> = HashMap::new();
+        let mut services: HashMap<Vec<String>, Arc<Service>> = HashMap::new();
         for held in before.values() {
             services.insert(readable(&held.service.views.catalog), held.service.clone());
         }
@@ -227,10 +227,10 @@ fn readable(catalog: &Catalog) -> Vec<String> {
 
 impl Holder {
     /// `services` has those of other keys, by what these may read: their documents are made once for all.
-    fn new(key: Key, service: &Service, services: &mut HashMap<Vec<String>, Service>) -> Holder {
+    fn new(key: Key, service: &Service, services: &mut HashMap<Vec<String>, Arc<Service>>) -> Holder {
         let catalog = key.grants.restricted(&service.views.catalog);
         let scoped = services.entry(readable(&catalog));
-        let service = scoped.or_insert_with(|| service.for_catalog(catalog)).clone();
+        let service = scoped.or_insert_with(|| Arc::new(service.for_catalog(catalog))).clone();
         let rate = key.rate.map(|rate| Mutex::new(Rate::new(rate)));
         let scope = serde_json::to_string(&key.grants).unwrap_or_default();
         Holder { service, rate, scope, over: CancellationToken::new(), key }

@@ -22,6 +22,7 @@ use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 /// `POST /api/v1/query`
 pub(crate) async fn query(
@@ -263,7 +264,7 @@ pub(crate) async fn healthz() -> &'static str {
 }
 
 /// `GET /readyz`: both views can be read, there is a tidemark, and the keys are known.
-pub(crate) async fn readyz(State(service): State<Service>) -> Response {
+pub(crate) async fn readyz(State(service): State<Arc<Service>>) -> Response {
     error::readiness(&service.unready())
 }
 

@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::response::Response;
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
@@ -45,7 +45,7 @@ static FILES: LazyLock<BTreeMap<&str, Text>> = LazyLock::new(|| {
 });
 
 /// `GET /`
-pub(crate) async fn index(State(service): State<Service>, headers: HeaderMap) -> Response {
+pub(crate) async fn index(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
     let mut reply = INDEX.reply(&headers);
     if let Ok(policy) = HeaderValue::from_str(&policy(&service.origins)) {
         reply.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);

@@ -9,6 +9,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
@@ -28,6 +29,9 @@ pub(crate) struct QueryId(pub(crate) String);
 
 /// All routes of a service.
 pub fn router(service: Service) -> Router {
+    // Each request clones its way through the layers, some of them several times: the service is one pointer there, and
+    // layers stand together, the outermost first, where the types of their bodies allow it.
+    let service = Arc::new(service);
     let max_body = service.views.limits.max_body;
     let routes = Router::new()
         .route("/api/v1/metrics", get(documents::catalog))
@@ -49,11 +53,15 @@ pub fn router(service: Service) -> Router {
         .route("/metrics", get(http::prometheus))
         .method_not_allowed_fallback(http::no_method)
         .fallback(http::no_route)
-        .layer(middleware::from_fn_with_state(service.clone(), access::guard))
-        .layer(DefaultBodyLimit::max(max_body))
-        .layer(RequestBodyTimeoutLayer::new(BODY_WITHIN))
-        .layer(CompressionLayer::new())
-        .layer(middleware::from_fn(caching::no_store));
+        .layer((
+            DefaultBodyLimit::max(max_body),
+            middleware::from_fn_with_state(service.clone(), access::guard),
+        ))
+        .layer((
+            middleware::from_fn(caching::no_store),
+            CompressionLayer::new(),
+            RequestBodyTimeoutLayer::new(BODY_WITHIN),
+        ));
     let routes = if service.origins.is_empty() { routes } else { routes.layer(cors(&service)) };
     routes.layer(middleware::from_fn(observe)).with_state(service)
 }

@@ -28,15 +28,15 @@ pub(crate) const SUBSCRIBE: &str = "/api/v1/subscribe";
 #[derive(Clone)]
 pub(crate) struct Scoped {
     /// With the catalog of what the key may read; without keys, of everything.
-    pub(crate) service: Service,
+    pub(crate) service: Arc<Service>,
     holder: Option<Arc<Holder>>,
     query_id: Arc<str>,
 }
 
-impl FromRequestParts<Service> for Scoped {
+impl FromRequestParts<Arc<Service>> for Scoped {
     type Rejection = ServeError;
 
-    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Scoped, ServeError> {
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Scoped, ServeError> {
         match parts.extensions.get::<Scoped>() {
             Some(scoped) => Ok(scoped.clone()),
             None if service.access.is_none() => {
@@ -65,7 +65,7 @@ fn need(route: &str) -> Need {
 }
 
 /// Lets a request pass that its key admits, and logs it.
-pub(crate) async fn guard(State(service): State<Service>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let need = need(route.as_deref().unwrap_or_default());
     match &service.access {
@@ -171,7 +171,7 @@ impl Scoped {
     pub(crate) fn connected(service: &Service, token: Option<&str>) -> Result<Scoped, ServeError> {
         let query_id = Arc::default();
         let Some(access) = &service.access else {
-            return Ok(Scoped { service: service.clone(), holder: None, query_id });
+            return Ok(Scoped { service: Arc::new(service.clone()), holder: None, query_id });
         };
         let holder = access.admit(token, (service.clock)())?;
         Ok(Scoped { service: holder.service.clone(), holder: Some(holder), query_id })
