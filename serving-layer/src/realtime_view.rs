@@ -7,6 +7,7 @@ mod group;
 mod held;
 mod memory;
 mod redis;
+mod rounds;
 
 pub use self::redis::{Address, RedisRealtimeView};
 pub use group::{Group, Segment};
@@ -56,7 +57,7 @@ pub trait RealtimeView: Send + Sync {
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>>;
 
     /// Reads the panes of groups, by their keys, and after them the marks.
-    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
+    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(one_by_one(self, keys))
     }
 }
@@ -65,8 +66,8 @@ pub trait RealtimeView: Send + Sync {
 async fn one_by_one<V: RealtimeView + ?Sized>(
     view: &V,
     keys: &[String],
-) -> Result<(Groups, Marks), RealtimeError> {
+) -> Result<(Groups, Arc<Marks>), RealtimeError> {
     let reads: Vec<_> = keys.iter().map(|key| view.group(key, Want::Panes)).collect();
     let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
-    Ok((groups, view.marks().await?))
+    Ok((groups, Arc::new(view.marks().await?)))
 }

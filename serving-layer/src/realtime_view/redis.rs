@@ -9,6 +9,7 @@ mod address;
 pub use address::Address;
 
 use super::held::{self, Held, Taken, Told};
+use super::rounds::Rounds;
 use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Want, one_by_one};
 use futures::future::BoxFuture;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -18,7 +19,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
 use shared_model::offsets::TopicPartition;
 use shared_model::view::{self, FENCE_FIELD, MARKS_KEY};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,6 +36,14 @@ pub struct RedisRealtimeView {
     /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
     held: Cache<Place, Arc<Held>, Size>,
+    looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
+}
+
+/// What tells whether groups have changed, and the marks as they were after that.
+struct Look {
+    /// Each group's, where there is one.
+    fences: HashMap<String, String>,
+    marks: Arc<Marks>,
 }
 
 /// A part of a group: its key, and which segments.
@@ -90,6 +99,7 @@ impl RedisRealtimeView {
                 DefaultHashBuilder::default(),
                 DefaultLifecycle::default(),
             ),
+            looks: Rounds::new(),
         }
     }
 
@@ -140,24 +150,32 @@ impl RedisRealtimeView {
     }
 
     /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
-    async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Marks)>, RedisError> {
-        let held: Option<Vec<_>> =
-            keys.iter().map(|key| self.held.get(&(key.clone(), Want::Panes))).collect();
-        let (Some(held), Connection::One(mut connection)) = (held, self.connection().await?) else {
+    async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
+        let held = keys.iter().map(|key| self.held.get(&(key.clone(), Want::Panes)));
+        let Some(held) = held.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let Some(look) = self.looks.join(keys, |keys| self.look(keys)).await? else { return Ok(None) };
+        if keys.iter().zip(&held).any(|(key, held)| look.fences.get(key) != Some(&held.fence)) {
             return Ok(None);
-        };
+        }
+        let groups = held.into_iter().map(|held| Some(held.group.clone())).collect();
+        Ok(Some((groups, look.marks.clone())))
+    }
+
+    /// The fences of groups, and then the marks, in one go; `None` of a cluster, whose groups lie apart.
+    async fn look(&self, keys: BTreeSet<String>) -> Result<Option<Arc<Look>>, RedisError> {
+        let Connection::One(mut connection) = self.connection().await? else { return Ok(None) };
         let mut all = redis::pipe();
         keys.iter().for_each(|key| _ = all.cmd("HGET").arg(key).arg(FENCE_FIELD));
         all.cmd("HGETALL").arg(MARKS_KEY);
+        // What is wrong with one group is no fault of the others: it is found by whoever reads that group on.
+        all.ignore_errors();
         let mut answers: Vec<redis::Value> = self.noted(all.query_async(&mut connection).await).await?;
-        let marks = answers.pop().map(FromRedisValue::from_redis_value).transpose()?.unwrap_or_default();
-        for (held, fence) in held.iter().zip(answers) {
-            if Option::<String>::from_redis_value(fence)?.as_ref() != Some(&held.fence) {
-                return Ok(None);
-            }
-        }
-        let groups = held.into_iter().map(|held| Some(held.group.clone())).collect();
-        Ok(Some((groups, self::marks(marks))))
+        let marks = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
+        let marks: HashMap<String, Vec<u8>> = HashMap::from_redis_value(self.noted(marks).await?)?;
+        let fence =
+            |(key, answer): (String, redis::Value)| Some((key, String::from_redis_value(answer).ok()?));
+        let fences = keys.into_iter().zip(answers).filter_map(fence).collect();
+        Ok(Some(Arc::new(Look { fences, marks: Arc::new(self::marks(marks)) })))
     }
 
     /// Reads what has changed of a group since.
@@ -234,7 +252,7 @@ impl RealtimeView for RedisRealtimeView {
         })
     }
 
-    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
+    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(async move {
             match self.unchanged(keys).await.map_err(unavailable)? {
                 Some(all) => Ok(all),

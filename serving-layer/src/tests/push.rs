@@ -76,7 +76,7 @@ impl RealtimeView for Watched {
         self.view.marks()
     }
 
-    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Marks), RealtimeError>> {
+    fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let left = self.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         assert!(left.is_err(), "a panic that was asked for");
