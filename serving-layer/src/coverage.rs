@@ -231,12 +231,25 @@ pub fn partitions(
     tidemark: &Tidemark,
     marks: &BTreeMap<TopicPartition, Mark>,
 ) -> BTreeSet<TopicPartition> {
-    let seen = marks.iter().flat_map(|(tp, mark)| {
-        let all = 0..mark.looked.map_or(0, |looked| looked.partitions);
-        all.map(|partition| TopicPartition { topic: tp.topic.clone(), partition })
+    let marked = marks.iter().filter(|(tp, _)| feeds(catalog, metrics, tp));
+    // Of each topic, the most that any owner has seen: all others have seen some of the same.
+    let mut seen: BTreeMap<&Arc<str>, i32> = BTreeMap::new();
+    for (tp, mark) in marked.clone() {
+        let most = seen.entry(&tp.topic).or_default();
+        *most = mark.looked.map_or(0, |looked| looked.partitions).max(*most);
+    }
+    let seen = seen.into_iter().flat_map(|(topic, partitions)| {
+        (0..partitions).map(move |partition| TopicPartition { topic: topic.clone(), partition })
     });
-    let known = tidemark.cuts.keys().chain(marks.keys()).cloned();
-    known.chain(seen).filter(|tp| feeds(catalog, metrics, tp)).collect()
+    let cut = tidemark.cuts.keys().filter(|tp| feeds(catalog, metrics, tp));
+    cut.chain(marked.map(|(tp, _)| tp)).cloned().chain(seen).collect()
+}
+
+/// Whether marks are of the same partitions, and their owners have seen as many: then others make no difference to
+/// [`partitions`].
+pub fn same_partitions(a: &BTreeMap<TopicPartition, Mark>, b: &BTreeMap<TopicPartition, Mark>) -> bool {
+    let seen = |mark: &Mark| mark.looked.map(|looked| looked.partitions);
+    a.len() == b.len() && a.iter().zip(b).all(|((a, x), (b, y))| a == b && seen(x) == seen(y))
 }
 
 /// Whether a partition's records feed any of some metrics.
@@ -362,6 +375,43 @@ mod tests {
         // A partition that the tidemark doesn't know and that nobody has read yet.
         check(Some((2, 94_000)), (50_000, 2));
         check(None, (50_000, 1));
+    }
+
+    #[test]
+    fn partitions_are_those_that_anyone_knows_of() {
+        let catalog = crate::tests::catalog();
+        let metric = catalog.metric("user_view_cnt").unwrap();
+        let tps = |partitions: &[i32]| -> BTreeSet<TopicPartition> {
+            partitions.iter().map(|&partition| TopicPartition::new("page_views", partition)).collect()
+        };
+        // By partition, how many its owner has seen.
+        let marks = |seen: &[(i32, Option<i32>)]| -> BTreeMap<TopicPartition, Mark> {
+            let mark = |&(partition, seen): &(i32, Option<i32>)| {
+                let looked = seen.map(|partitions| Looked { partitions, clock: 0 });
+                let (trusted, watermark) = (None, None);
+                let mark = Mark { trusted, watermark, clock: 0, caught_up: true, generation: 1, looked };
+                (TopicPartition::new("page_views", partition), mark)
+            };
+            seen.iter().map(mark).collect()
+        };
+        let check = |cuts: &[i32], seen: &[(i32, Option<i32>)], expected: &[i32]| {
+            let cuts = tps(cuts).into_iter().map(|tp| (tp, Cut::start(0))).collect();
+            let tidemark = Tidemark { cuts, ..Tidemark::default() };
+            let mut marks = marks(seen);
+            // Of a topic that doesn't feed it.
+            let other = TopicPartition::new("elsewhere", 7);
+            marks.extend(marks.values().next().copied().map(|mark| (other, mark)));
+            assert_eq!(partitions(&catalog, &[metric], &tidemark, &marks), tps(expected), "{seen:?}");
+        };
+        check(&[], &[], &[]);
+        check(&[0, 3], &[], &[0, 3]);
+        check(&[0], &[(0, Some(2)), (5, Some(3))], &[0, 1, 2, 5]);
+        check(&[4], &[(1, None)], &[1, 4]);
+        let same = |a: &[(i32, Option<i32>)], b: &[(i32, Option<i32>)]| same_partitions(&marks(a), &marks(b));
+        assert!(same(&[(0, Some(2)), (1, None)], &[(0, Some(2)), (1, None)]));
+        assert!(!same(&[(0, Some(2))], &[(0, Some(3))]));
+        assert!(!same(&[(0, Some(2))], &[(1, Some(2))]));
+        assert!(!same(&[(0, Some(2))], &[(0, Some(2)), (1, Some(2))]));
     }
 
     #[test]

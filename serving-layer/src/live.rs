@@ -140,9 +140,11 @@ pub async fn live(
     let read: Vec<Read> = partitions.into_iter().zip(found).collect();
     let headers: Vec<Option<&Header>> =
         read.iter().map(|(tp, group)| coverage.header(tp, group.as_deref())).collect();
-    for tp in coverage::partitions(&views.catalog, &[metric], &position.current, &marks) {
-        if !read.iter().any(|(there, _)| *there == tp) {
-            coverage.batch_alone(&views.catalog, &tp, &position.current);
+    if !coverage::same_partitions(&known.marks, &marks) {
+        for tp in coverage::partitions(&views.catalog, &[metric], &position.current, &marks) {
+            if !read.iter().any(|(there, _)| *there == tp) {
+                coverage.batch_alone(&views.catalog, &tp, &position.current);
+            }
         }
     }
     let trusted = headers.iter().filter_map(|header| (*header)?.trusted.newest);
