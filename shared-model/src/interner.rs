@@ -2,7 +2,6 @@
 //! string, and strings are compared once each when they are put in order.
 
 use hashbrown::HashTable;
-use std::cmp::Ordering;
 use std::hash::{BuildHasher as _, RandomState};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -79,19 +78,11 @@ impl Interner {
     /// The numbers in the order of their strings. `prefix`: what tells most of them apart, and never contradicts their
     /// order.
     pub fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
-        order(self.len(), |number| prefix(self.get(number)), |a, b| self.get(a).cmp(self.get(b)))
+        let numbers = (0..self.len() as u32).map(|number| (prefix(self.get(number)), number));
+        let mut numbers: Vec<(P, u32)> = numbers.collect();
+        numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| self.get(a.1).cmp(self.get(b.1))));
+        numbers.into_iter().map(|(_, number)| number).collect()
     }
-}
-
-/// The numbers below `len` in an order: by a prefix that never contradicts it, then by itself.
-pub fn order<P: Ord>(
-    len: usize,
-    prefix: impl Fn(u32) -> P,
-    compare: impl Fn(u32, u32) -> Ordering,
-) -> Vec<u32> {
-    let mut numbers: Vec<(P, u32)> = (0..len as u32).map(|number| (prefix(number), number)).collect();
-    numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| compare(a.1, b.1)));
-    numbers.into_iter().map(|(_, number)| number).collect()
 }
 
 /// The rank of each number in an order.
