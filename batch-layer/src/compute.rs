@@ -11,6 +11,7 @@
 //! rest is for rows on their way to a table. Who merges holds a block of each run, but nothing that is folded.
 
 mod cells;
+mod digits;
 mod fold;
 pub(crate) mod healed;
 mod name;

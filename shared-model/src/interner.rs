@@ -2,7 +2,6 @@
 //! string, and strings are compared once each when they are put in order.
 
 use hashbrown::HashTable;
-use std::cmp::Ordering;
 use std::hash::{BuildHasher as _, RandomState};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -37,7 +36,7 @@ impl Interner {
     /// The number of a string.
     #[inline]
     pub fn intern(&mut self, string: &[u8]) -> u32 {
-        let short = (xxh3_64_with_seed(string, self.seed) >> 32) as u32;
+        let short = self.hash(string);
         let Interner { table, bytes, ends, .. } = self;
         let same = |(hash, number): &(u32, u32)| *hash == short && at(bytes, ends, *number) == string;
         if let Some((_, number)) = table.find(spread(short), same) {
@@ -48,6 +47,31 @@ impl Interner {
         ends.push(bytes.len());
         table.insert_unique(spread(short), (short, number), |(hash, _)| spread(*hash));
         number
+    }
+
+    /// Appends the numbers of strings, of which each ends in `bytes` where one of `ends` says and begins where the one
+    /// before ends. As [`Interner::intern`] of one after the other, but sooner, of some dozens at once: most of what it
+    /// takes to find a string among many is the wait for memory, and here the strings wait together.
+    pub fn intern_all(&mut self, bytes: &[u8], ends: &[usize], numbers: &mut Vec<u32>) {
+        let (from, count) = (numbers.len(), ends.len() as u32);
+        numbers.extend((0..count).map(|which| self.hash(at(bytes, ends, which))));
+        let numbers = &mut numbers[from..];
+        for number in &mut *numbers {
+            let short = *number;
+            let alike = self.table.find(spread(short), |(hash, _)| *hash == short);
+            *number = alike.map_or(u32::MAX, |(_, number)| *number);
+        }
+        for (number, which) in numbers.iter_mut().zip(0..) {
+            let string = at(bytes, ends, which);
+            if *number as usize >= self.len() || self.get(*number) != string {
+                *number = self.intern(string);
+            }
+        }
+    }
+
+    #[inline]
+    fn hash(&self, string: &[u8]) -> u32 {
+        (xxh3_64_with_seed(string, self.seed) >> 32) as u32
     }
 
     /// The string of a number.
@@ -79,19 +103,11 @@ impl Interner {
     /// The numbers in the order of their strings. `prefix`: what tells most of them apart, and never contradicts their
     /// order.
     pub fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
-        order(self.len(), |number| prefix(self.get(number)), |a, b| self.get(a).cmp(self.get(b)))
+        let numbers = (0..self.len() as u32).map(|number| (prefix(self.get(number)), number));
+        let mut numbers: Vec<(P, u32)> = numbers.collect();
+        numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| self.get(a.1).cmp(self.get(b.1))));
+        numbers.into_iter().map(|(_, number)| number).collect()
     }
-}
-
-/// The numbers below `len` in an order: by a prefix that never contradicts it, then by itself.
-pub fn order<P: Ord>(
-    len: usize,
-    prefix: impl Fn(u32) -> P,
-    compare: impl Fn(u32, u32) -> Ordering,
-) -> Vec<u32> {
-    let mut numbers: Vec<(P, u32)> = (0..len as u32).map(|number| (prefix(number), number)).collect();
-    numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| compare(a.1, b.1)));
-    numbers.into_iter().map(|(_, number)| number).collect()
 }
 
 /// The rank of each number in an order.
@@ -139,5 +155,22 @@ mod tests {
         assert_eq!(ordered, strings);
         let ranks = ranks(&order);
         assert!(order.iter().enumerate().all(|(rank, number)| ranks[*number as usize] as usize == rank));
+    }
+
+    /// Some come twice in a row, some again far behind.
+    #[test]
+    fn strings_at_once_have_the_numbers_that_they_have_one_by_one() {
+        let strings = (0..2_000u32).map(|at| at / 2).map(|at| vec![at as u8; (at * at % 41) as usize]);
+        let strings: Vec<Vec<u8>> = strings.collect();
+        let (mut one, mut other, mut numbers) = (Interner::default(), Interner::default(), Vec::new());
+        let expected: Vec<u32> = strings.iter().map(|string| one.intern(string)).collect();
+        for strings in strings.chunks(64) {
+            let ends = strings.iter().scan(0, |end, string| {
+                *end += string.len();
+                Some(*end)
+            });
+            other.intern_all(&strings.concat(), &ends.collect::<Vec<usize>>(), &mut numbers);
+        }
+        assert_eq!((numbers, other.len()), (expected, one.len()));
     }
 }

@@ -1,10 +1,12 @@
 //! Folds the rows of a stream's day into cells, for all its metrics in one pass.
 //!
-//! A row becomes, for each metric that it counts in, an *entry*: the number of its key, the number of its bucket and,
-//! where the metric takes a value, the number of that. When so many are held that memory is used up, or no more come,
-//! they are put in the order of names and each metric's cells are handed on as a sorted run. So the memory is that of
-//! entries and of distinct keys and values, and a row is read once, however many metrics there are.
+//! Of a row are held its time and, for each column, the number of its string there, which is held once. When memory is
+//! used up, or no more rows come, strings are numbered in their order; then, metric by metric, the rows become the
+//! numbers of the cells that they count in ([`Digits`]), and the cells are handed on as a sorted run. Where few cells
+//! are possible against the rows, each has its place, and rows are counted there; else the numbers are sorted. So the
+//! memory is that of rows, however many metrics there are, and of distinct strings; and a row is read once.
 
+use crate::compute::digits::Digits;
 use crate::compute::name;
 use crate::compute::repeats::is_gone;
 use crate::compute::run::{Run, RunWriter};
@@ -14,10 +16,20 @@ use polars::prelude::{Column, DataFrame, DataType};
 use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
-use shared_model::interner::{Interner, order, ranks};
+use shared_model::interner::{Interner, ranks};
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
 use std::sync::Arc;
+
+/// Counts have places where no more than so many cells are possible for each row.
+const PLACES: u64 = 4;
+/// Distinct counts have places where there are so many rows for each possible cell: they take more, and grow.
+const ROWS_OF_SKETCH: u64 = 8;
+/// What a row takes while a metric's cells are made: the cell's number, and places; sketches in places take no more.
+const BYTES_OF_CELL: u64 = size_of::<u64>() as u64 + PLACES * size_of::<u32>() as u64;
+
+/// So many strings are looked for at once.
+const STRINGS: usize = if cfg!(test) { 3 } else { 64 };
 
 /// Rows of one stream and day on their way to cells.
 pub(super) struct Fold<'a> {
@@ -26,47 +38,32 @@ pub(super) struct Fold<'a> {
     /// The day's start and end.
     day: (Millis, Millis),
     memory: u64,
-    /// Rows that were taken.
-    rows: u64,
-    /// By column: the strings that it had, as [`name::put`] writes them; unused for a column that only filters.
-    strings: Vec<Interner>,
-    /// Keys of several columns, each as the numbers of its columns' strings.
-    keys: Vec<Key>,
-    /// By metric.
-    entries: Vec<Entries>,
+    columns: Vec<Held>,
+    /// Of each row, from the day's start.
+    times: Vec<u32>,
 }
 
-/// A key of several columns, which metrics may share.
-struct Key {
-    columns: Vec<usize>,
-    interner: Interner,
-}
-
-/// The entries of a metric. The upper half of the first number is the key's, the lower the bucket's, from the day's
-/// first; the second number is the value's.
-enum Entries {
-    /// Of an aggregate that counts rows.
-    Rows(Vec<u64>),
-    /// Of any other.
-    Values(Vec<(u64, u32)>),
+/// What is held of a column.
+#[derive(Default)]
+struct Held {
+    /// The strings that it had, as [`name::put`] writes them; none where it only filters.
+    strings: Interner,
+    /// The number of each row's string: as they came, and once keys are put in order the rank in a key's column.
+    numbers: Vec<u32>,
+    /// The strings of a key's column in their order, once they have one.
+    order: Vec<u32>,
+    /// By number what a distinct count keeps of the string, once it is wanted.
+    items: Vec<Option<u64>>,
+    /// Where it filters: whether each row counts.
+    truths: Vec<bool>,
 }
 
 impl<'a> Fold<'a> {
     /// Of no rows yet. `metrics` are those of `needs`. Beyond `memory` bytes there is no room for more rows.
     pub(super) fn new(day: EventDay, needs: &'a Needs, metrics: &'a [Arc<Metric>], memory: u64) -> Fold<'a> {
-        let strings = needs.columns.iter().map(|_| Interner::default()).collect();
-        let mut keys: Vec<Key> = Vec::new();
-        for need in needs.metrics.iter().filter(|need| need.key.len() > 1) {
-            if !keys.iter().any(|key| key.columns == need.key) {
-                keys.push(Key { columns: need.key.clone(), interner: Interner::default() });
-            }
-        }
-        let entries = needs.metrics.iter().map(|need| match need.value {
-            None => Entries::Rows(Vec::new()),
-            Some(_) => Entries::Values(Vec::new()),
-        });
+        let columns = needs.columns.iter().map(|_| Held::default()).collect();
         let (start, end) = (day.interval().start, day.interval().end);
-        Fold { needs, metrics, day: (start, end), memory, rows: 0, strings, keys, entries: entries.collect() }
+        Fold { needs, metrics, day: (start, end), memory, columns, times: Vec::new() }
     }
 
     /// Takes the rows of a frame as [`Needs::select`] gives it, but those that are gone.
@@ -74,86 +71,53 @@ impl<'a> Fold<'a> {
     /// # Errors
     /// Where a row is of another day.
     pub(super) fn take(&mut self, frame: &DataFrame, gone: &[u64]) -> Result<()> {
-        let height = frame.height();
-        self.rows += height as u64;
-        let filters: Vec<usize> = self.needs.metrics.iter().filter_map(|need| need.filter).collect();
-        let mut numbers: Vec<Vec<u32>> = Vec::new();
-        let mut masks: Vec<Vec<bool>> = Vec::new();
-        for (at, strings) in self.strings.iter_mut().enumerate() {
+        let needs = &self.needs.metrics;
+        for (at, held) in self.columns.iter_mut().enumerate() {
             let column = frame.column(&Needs::name(at))?;
-            let interned =
-                self.needs.metrics.iter().any(|need| need.key.contains(&at) || need.value == Some(at));
-            let ty = self.needs.columns[at].ty;
-            numbers.push(if interned { intern(column, ty, strings)? } else { Vec::new() });
-            masks.push(if filters.contains(&at) { mask(column)? } else { Vec::new() });
-        }
-        let keys: Vec<Vec<u32>> = self.keys.iter_mut().map(|key| key.take(&numbers, height)).collect();
-        let mut buckets: Vec<(Millis, Vec<u32>)> = Vec::new();
-        for need in &self.needs.metrics {
-            if !buckets.iter().any(|(width, _)| *width == need.width) {
-                buckets.push((need.width, self.buckets(frame.column(EVENT_TIME)?, need.width)?));
+            if needs.iter().any(|need| need.key.contains(&at) || need.value == Some(at)) {
+                intern(column, self.needs.columns[at].ty, gone, held)?;
+            }
+            if needs.iter().any(|need| need.filter == Some(at)) {
+                let truths = column.as_materialized_series().bool()?;
+                held.truths.extend(left(truths.iter().map(|truth| truth == Some(true)), gone));
             }
         }
-        for (need, entries) in self.needs.metrics.iter().zip(&mut self.entries) {
-            let (_, buckets) =
-                buckets.iter().find(|(width, _)| *width == need.width).context("a width of the metrics")?;
-            let key: &[u32] = match need.key[..] {
-                [] => &[],
-                [column] => &numbers[column],
-                _ => {
-                    let at = self.keys.iter().position(|key| key.columns == need.key);
-                    &keys[at.context("a key of the metrics")?]
-                }
-            };
-            let mask = need.filter.map(|filter| &masks[filter]);
-            let counts = |row: usize| !is_gone(gone, row) && mask.is_none_or(|mask| mask[row]);
-            let rows = (0..height).filter(|row| counts(*row));
-            let name = |row: usize| {
-                u64::from(key.get(row).copied().unwrap_or_default()) << 32 | u64::from(buckets[row])
-            };
-            // Room for these and no more: doubling would hold twice of it.
-            match (entries, need.value) {
-                (Entries::Values(entries), Some(value)) => {
-                    entries.reserve_exact(height);
-                    entries.extend(rows.map(|row| (name(row), numbers[value][row])));
-                }
-                (Entries::Rows(entries), _) => {
-                    entries.reserve_exact(height);
-                    entries.extend(rows.map(name));
-                }
-                (Entries::Values(_), None) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// The number of each row's bucket, from the day's first.
-    fn buckets(&self, times: &Column, width: Millis) -> Result<Vec<u32>> {
         let (start, end) = self.day;
-        let first = start.div_euclid(width);
-        let times = times.as_materialized_series().cast(&DataType::Int64)?;
-        let times = times.i64()?.iter().map(|time| {
+        let times = frame.column(EVENT_TIME)?.as_materialized_series().cast(&DataType::Int64)?;
+        self.times.reserve_exact(frame.height());
+        for (row, time) in times.i64()?.iter().enumerate() {
             let time = time.context("a row of the archive has no event time")?;
             ensure!(
                 (start..end).contains(&time),
                 "a row of the archive has event time {time}, which is none of its day"
             );
-            Ok((time.div_euclid(width) - first) as u32)
-        });
-        times.collect()
+            if !is_gone(gone, row) {
+                self.times.push((time - start) as u32);
+            }
+        }
+        Ok(())
     }
 
     /// Whether so many more rows can come before [`Fold::cells`] is called. A fold of no rows takes any.
     pub(super) fn has_room(&self, rows: u64) -> bool {
-        let entry = |need: &Need| size_of::<u64>() * if need.value.is_some() { 2 } else { 1 };
-        let entries: usize = self.needs.metrics.iter().map(entry).sum();
-        let keys = self.keys.iter().map(|key| &key.interner);
-        let strings: usize = self.strings.iter().chain(keys).map(Interner::size).sum();
+        let taken = self.times.len() as u64;
+        let all = u128::from(taken + rows);
+        let held = |(at, held): (usize, &Held)| {
+            let item = if self.is_counted(at) { size_of::<Option<u64>>() } else { 0 };
+            let rows = held.numbers.len() * size_of::<u32>() + held.truths.len();
+            rows + held.strings.size() + held.strings.len() * item
+        };
+        let held: usize = self.columns.iter().enumerate().map(held).sum();
         // As many more strings, row by row, as there were so far.
-        let all = u128::from(self.rows + rows);
-        let strings = u128::from(strings as u64) * all / u128::from(self.rows.max(1));
-        let entries = u128::from(entries as u64) * all;
-        self.rows == 0 || strings + entries <= u128::from(self.memory)
+        let held = u128::from(held as u64) * all / u128::from(taken.max(1));
+        let rows = u128::from(size_of::<u32>() as u64 + BYTES_OF_CELL) * all;
+        taken == 0 || all <= u128::from(u32::MAX) && held + rows <= u128::from(self.memory)
+    }
+
+    /// Whether a metric counts a column's distinct values.
+    fn is_counted(&self, column: usize) -> bool {
+        let mut metrics = self.metrics.iter().zip(&self.needs.metrics);
+        metrics.any(|(metric, need)| need.value == Some(column) && metric.aggregate == Aggregate::Distinct)
     }
 
     /// The cells of the rows so far, for each metric as a run; then there are none.
@@ -161,197 +125,174 @@ impl<'a> Fold<'a> {
     /// # Errors
     /// Where the disk is full, or a count or sum would pass its bound.
     pub(super) fn cells(&mut self) -> Result<Vec<Run>> {
-        let used = |at: usize| self.needs.metrics.iter().any(|need| need.key.contains(&at));
-        let strings = self.strings.iter().enumerate();
-        let singles: Vec<Vec<u32>> = strings
-            .map(|(at, strings)| if used(at) { strings.order(name::prefix) } else { Vec::new() })
-            .collect();
-        let single_ranks: Vec<Vec<u32>> = singles.iter().map(|order| ranks(order)).collect();
-        let several: Vec<Vec<u32>> = self.keys.iter().map(|key| key.order(&single_ranks)).collect();
-        let several_ranks: Vec<Vec<u32>> = several.iter().map(|order| ranks(order)).collect();
-        let mut runs = Vec::new();
-        let metrics = self.metrics.iter().zip(&self.needs.metrics).zip(&mut self.entries);
-        for ((metric, need), entries) in metrics {
-            let key = self.keys.iter().position(|key| key.columns == need.key);
-            let (order, ranks): (&[u32], &[u32]) = match (need.key.first(), key) {
-                (_, Some(at)) => (&several[at], &several_ranks[at]),
-                (Some(column), None) => (&singles[*column], &single_ranks[*column]),
-                (None, None) => (&[], &[]),
-            };
-            let names = Names {
-                need,
-                day: self.day.0,
-                strings: &self.strings,
-                key: key.map(|at| &self.keys[at]),
-                order,
-                ranks,
-            };
-            let values = need.value.map(|value| (&self.strings[value], self.needs.columns[value].ty));
-            let run = match entries {
-                Entries::Rows(entries) => counted(entries, &names),
-                Entries::Values(entries) => folded(entries, &names, &metric.aggregate, values),
-            };
-            runs.push(run.with_context(|| format!("metric {}", metric.name))?);
+        let Needs { columns, metrics: needs } = self.needs;
+        for (at, column) in columns.iter().enumerate() {
+            let is_counted = self.is_counted(at);
+            let held = &mut self.columns[at];
+            if needs.iter().any(|need| need.key.contains(&at)) {
+                held.put_in_order();
+            }
+            if is_counted {
+                let count = held.strings.len() as u32;
+                let items = (0..count).map(|number| Ok(Distinct::item(&held.value(number, column.ty)?)));
+                held.items = items.collect::<Result<_>>()?;
+            }
         }
-        // What they held is given back: the next rows may need it elsewhere.
-        self.strings.fill_with(Interner::default);
-        self.keys.iter_mut().for_each(|key| key.interner = Interner::default());
-        self.rows = 0;
+        let metrics = self.metrics.iter().zip(needs);
+        let runs = metrics.map(|(metric, need)| {
+            self.run(need, &metric.aggregate).with_context(|| format!("metric {}", metric.name))
+        });
+        let runs = runs.collect::<Result<_>>()?;
+        // What was held is given back: the next rows may need it elsewhere.
+        self.columns.fill_with(Held::default);
+        self.times = Vec::new();
         Ok(runs)
     }
-}
 
-impl Key {
-    /// The numbers of rows' keys.
-    fn take(&mut self, numbers: &[Vec<u32>], height: usize) -> Vec<u32> {
-        let mut key = Vec::new();
-        let numbers = (0..height).map(|row| {
-            key.clear();
-            self.columns.iter().for_each(|column| key.extend(numbers[*column][row].to_le_bytes()));
-            self.interner.intern(&key)
-        });
-        numbers.collect()
-    }
-
-    /// The numbers of the columns' strings.
-    fn parts(&self, key: u32) -> impl Iterator<Item = usize> {
-        let (parts, _) = self.interner.get(key).as_chunks();
-        parts.iter().map(|part| u32::from_le_bytes(*part) as usize)
-    }
-
-    /// All keys in the order of their names, by the ranks of the columns' strings.
-    fn order(&self, ranks: &[Vec<u32>]) -> Vec<u32> {
-        let ranks = |key| self.columns.iter().zip(self.parts(key)).map(|(column, part)| ranks[*column][part]);
-        let prefix = |key| ranks(key).take(2).fold(0, |prefix, rank| prefix << 32 | u64::from(rank));
-        order(self.interner.len(), prefix, |a, b| ranks(a).cmp(ranks(b)))
-    }
-}
-
-/// The names of a metric's cells.
-struct Names<'a> {
-    need: &'a Need,
-    day: Millis,
-    strings: &'a [Interner],
-    /// Where the key has several columns.
-    key: Option<&'a Key>,
-    /// The keys in the order of names; empty where there is but one key.
-    order: &'a [u32],
-    /// The rank of each key in this order.
-    ranks: &'a [u32],
-}
-
-impl Names<'_> {
-    /// Writes the key of a rank.
-    fn key(&self, rank: u32, out: &mut Vec<u8>) {
-        let Some(number) = self.order.get(rank as usize) else { return };
-        match self.key {
-            Some(key) => {
-                for (column, part) in self.need.key.iter().zip(key.parts(*number)) {
-                    out.extend_from_slice(self.strings[*column].get(part as u32));
-                }
-            }
-            None => {
-                for column in &self.need.key {
-                    out.extend_from_slice(self.strings[*column].get(*number));
-                }
-            }
+    /// A metric's cells, once strings are in order.
+    fn run(&self, need: &Need, aggregate: &Aggregate) -> Result<Run> {
+        let mask = need.filter.map(|filter| &self.columns[filter].truths[..]);
+        let rows = mask.map_or(self.times.len(), |mask| mask.iter().filter(|counts| **counts).count());
+        let (mut digits, mut cells) = (Digits::new(), vec![0u64; rows]);
+        for column in &need.key {
+            let held = &self.columns[*column];
+            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask));
         }
-    }
+        // From the first bucket that has rows to the last: files often hold a part of the day.
+        let width = need.width as u32;
+        let bucket = |time: Option<&u32>| time.map_or(0, |time| time / width);
+        let (first, last) = (bucket(self.times.iter().min()), bucket(self.times.iter().max()));
+        let buckets = counting(&self.times, mask).map(|time| time / width - first);
+        digits.push(&mut cells, u64::from(last - first) + 1, buckets);
 
-    fn bucket(&self, number: u32) -> Millis {
-        (self.day.div_euclid(self.need.width) + Millis::from(number)) * self.need.width
+        let first = self.day.0 + Millis::from(first) * need.width;
+        let Some(value) = need.value else {
+            let mut run = Writer::new(&self.columns, need, &digits, first);
+            counted(cells, digits.end(), |cell, count| run.push(cell, &State::Count(count)))?;
+            return run.cells.finish();
+        };
+        let (held, ty) = (&self.columns[value], self.needs.columns[value].ty);
+        let values = counting(&held.numbers, mask);
+        if *aggregate == Aggregate::Distinct && digits.end() <= rows as u64 / ROWS_OF_SKETCH {
+            let mut sketches: Vec<Option<Distinct>> = vec![None; digits.end() as usize];
+            for (cell, value) in cells.iter().zip(values) {
+                // A cell of NULLs alone is one too.
+                let sketch = sketches[*cell as usize].get_or_insert_default();
+                if let Some(item) = held.items[value as usize] {
+                    sketch.add_item(item);
+                }
+            }
+            let mut run = Writer::new(&self.columns, need, &digits, first);
+            for (cell, sketch) in (0..).zip(sketches) {
+                if let Some(sketch) = sketch {
+                    run.push(cell, &State::Distinct(sketch))?;
+                }
+            }
+            return run.cells.finish();
+        }
+        digits.push(&mut cells, held.strings.len() as u64, values);
+        cells.sort_unstable();
+        let split = |number: u64| digits.split(need.key.len() + 1, number);
+        let mut run = Writer::new(&self.columns, need, &digits, first);
+        for rows in cells.chunk_by(|a, b| split(*a).0 == split(*b).0) {
+            let (cell, mut state) = (split(rows[0]).0, State::empty(aggregate));
+            for same in rows.chunk_by(|a, b| a == b) {
+                let (_, value) = split(same[0]);
+                match &mut state {
+                    State::Distinct(distinct) => {
+                        held.items[value as usize].into_iter().for_each(|item| distinct.add_item(item));
+                    }
+                    state => add_times(aggregate, state, &held.value(value, ty)?, same.len())?,
+                }
+            }
+            run.push(cell, &state)?;
+        }
+        run.cells.finish()
     }
 }
 
-/// Writes cells whose names come in the order of keys' ranks and buckets.
+impl Held {
+    /// The string of a number.
+    fn string(&self, number: u32) -> &[u8] {
+        self.strings.get(self.order.get(number as usize).copied().unwrap_or(number))
+    }
+
+    /// The value that a number's string is of.
+    fn value(&self, number: u32, ty: FieldType) -> Result<Value> {
+        name::take(ty, &mut self.string(number))
+    }
+
+    /// Numbers strings in their order.
+    fn put_in_order(&mut self) {
+        self.order = self.strings.order(name::prefix);
+        let ranks = ranks(&self.order);
+        self.numbers.iter_mut().for_each(|number| *number = ranks[*number as usize]);
+    }
+}
+
+/// Writes the cells of a metric, which come by their numbers, in order.
 struct Writer<'a> {
-    names: &'a Names<'a>,
-    run: RunWriter,
-    /// The rank of the key that `name` begins with, and its length.
-    key: Option<(u32, usize)>,
+    columns: &'a [Held],
+    need: &'a Need,
+    digits: &'a Digits,
+    /// The start of the first bucket.
+    first: Millis,
+    cells: RunWriter,
+    /// The number of the key that `name` begins with, and its length there.
+    key: Option<(u64, usize)>,
+    /// This key by column, the last first.
+    parts: Vec<u32>,
     name: Vec<u8>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
-    fn new(names: &'a Names<'a>) -> Writer<'a> {
-        Writer { names, run: RunWriter::new(), key: None, name: Vec::new(), bytes: Vec::new() }
+    fn new(columns: &'a [Held], need: &'a Need, digits: &'a Digits, first: Millis) -> Writer<'a> {
+        let (parts, name, bytes) = (Vec::new(), Vec::new(), Vec::new());
+        Writer { columns, need, digits, first, cells: RunWriter::new(), key: None, parts, name, bytes }
     }
 
-    /// Of a rank (the upper half) and bucket.
-    fn push(&mut self, name: u64, state: &State) -> Result<()> {
-        let rank = (name >> 32) as u32;
+    fn push(&mut self, cell: u64, state: &State) -> Result<()> {
+        let (key, bucket) = self.digits.split(self.need.key.len(), cell);
         let length = match self.key {
-            Some((known, length)) if known == rank => length,
-            _ => {
-                self.name.clear();
-                self.names.key(rank, &mut self.name);
-                self.name.len()
-            }
+            Some((known, length)) if known == key => length,
+            _ => self.begin(key),
         };
-        self.key = Some((rank, length));
+        self.key = Some((key, length));
         self.name.truncate(length);
-        name::put_bucket(self.names.bucket(name as u32), &mut self.name);
+        name::put_bucket(self.first + Millis::from(bucket) * self.need.width, &mut self.name);
         self.bytes.clear();
         state.encode(&mut self.bytes);
-        self.run.push(&self.name, &self.bytes)
+        self.cells.push(&self.name, &self.bytes)
     }
-}
 
-fn ranked(name: u64, ranks: &[u32]) -> u64 {
-    match ranks.get((name >> 32) as usize) {
-        Some(rank) => u64::from(*rank) << 32 | name & u64::from(u32::MAX),
-        None => name,
-    }
-}
-
-/// Cells that count their entries.
-fn counted(entries: &mut Vec<u64>, names: &Names<'_>) -> Result<Run> {
-    let mut entries = std::mem::take(entries);
-    entries.iter_mut().for_each(|name| *name = ranked(*name, names.ranks));
-    entries.sort_unstable();
-    let mut cells = Writer::new(names);
-    for same in entries.chunk_by(|a, b| a == b) {
-        cells.push(same[0], &State::Count(same.len() as u64))?;
-    }
-    cells.run.finish()
-}
-
-/// Cells of values.
-fn folded(
-    entries: &mut Vec<(u64, u32)>,
-    names: &Names<'_>,
-    aggregate: &Aggregate,
-    values: Option<(&Interner, FieldType)>,
-) -> Result<Run> {
-    let mut entries = std::mem::take(entries);
-    entries.iter_mut().for_each(|(name, _)| *name = ranked(*name, names.ranks));
-    entries.sort_unstable();
-    let mut cells = Writer::new(names);
-    let value = |number: u32| match values {
-        Some((strings, ty)) => name::take(ty, &mut strings.get(number)),
-        None => Ok(Value::Null),
-    };
-    if matches!(aggregate, Aggregate::Distinct) {
-        let count = values.map_or(0, |(strings, _)| strings.len() as u32);
-        let items =
-            (0..count).map(|number| Ok(Distinct::item(&value(number)?))).collect::<Result<Vec<_>>>()?;
-        for cell in entries.chunk_by(|a, b| a.0 == b.0) {
-            let mut distinct = Distinct::default();
-            let values = cell.chunk_by(|a, b| a.1 == b.1);
-            values.filter_map(|same| items[same[0].1 as usize]).for_each(|item| distinct.add_item(item));
-            cells.push(cell[0].0, &State::Distinct(distinct))?;
+    /// Begins a name with a key; gives its length.
+    fn begin(&mut self, key: u64) -> usize {
+        self.parts.clear();
+        let mut rest = key;
+        for last in (0..self.need.key.len()).rev() {
+            let (before, part) = self.digits.split(last, rest);
+            self.parts.push(part);
+            rest = before;
         }
-        return cells.run.finish();
-    }
-    for cell in entries.chunk_by(|a, b| a.0 == b.0) {
-        let mut state = State::empty(aggregate);
-        for same in cell.chunk_by(|a, b| a.1 == b.1) {
-            add_times(aggregate, &mut state, &value(same[0].1)?, same.len())?;
+        self.name.clear();
+        for (column, part) in self.need.key.iter().zip(self.parts.iter().rev()) {
+            self.name.extend_from_slice(self.columns[*column].string(*part));
         }
-        cells.push(cell[0].0, &state)?;
+        self.name.len()
     }
-    cells.run.finish()
+}
+
+/// Hands over numbers, which are below `end`, in their order, each once with how often it is there.
+fn counted(mut numbers: Vec<u64>, end: u64, mut each: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    if end <= numbers.len() as u64 * PLACES {
+        let mut counts = vec![0u32; end as usize];
+        numbers.iter().for_each(|number| counts[*number as usize] += 1);
+        let mut counts = (0..).zip(counts).filter(|(_, count)| *count > 0);
+        return counts.try_for_each(|(number, count)| each(number, u64::from(count)));
+    }
+    numbers.sort_unstable();
+    numbers.chunk_by(|a, b| a == b).try_for_each(|same| each(same[0], same.len() as u64))
 }
 
 /// Adds a value `n` times, by doubling where that pays.
@@ -375,37 +316,80 @@ fn add_times(aggregate: &Aggregate, state: &mut State, value: &Value, mut n: usi
     Ok(())
 }
 
-/// The rows where a column is true.
-fn mask(column: &Column) -> Result<Vec<bool>> {
-    let truths = column.as_materialized_series().bool()?;
-    Ok(truths.iter().map(|truth| truth == Some(true)).collect())
+/// What rows have that aren't gone.
+fn left<T>(values: impl Iterator<Item = T>, gone: &[u64]) -> impl Iterator<Item = T> {
+    values.enumerate().filter(move |(row, _)| !is_gone(gone, *row)).map(|(_, value)| value)
 }
 
-/// The numbers of a column's strings.
-fn intern(column: &Column, ty: FieldType, strings: &mut Interner) -> Result<Vec<u32>> {
-    fn numbers<T>(
+/// What rows have that a mask lets count.
+fn counting(values: &[u32], mask: Option<&[bool]>) -> impl Iterator<Item = u32> {
+    let counts = move |row: usize| mask.is_none_or(|mask| mask[row]);
+    values.iter().enumerate().filter(move |(row, _)| counts(*row)).map(|(_, value)| *value)
+}
+
+/// Takes the strings of a column's rows that aren't gone.
+fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Result<()> {
+    fn take<T>(
         values: impl Iterator<Item = Option<T>>,
-        strings: &mut Interner,
+        gone: &[u64],
+        held: &mut Held,
         put: impl Fn(T, &mut Vec<u8>),
-    ) -> Vec<u32> {
-        let mut string = Vec::new();
-        let numbers = values.map(|value| {
-            string.clear();
+    ) {
+        let Held { strings, numbers, .. } = held;
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for value in left(values, gone) {
             match value {
-                Some(value) => put(value, &mut string),
-                None => name::put(&Value::Null, &mut string),
+                Some(value) => put(value, &mut bytes),
+                None => name::put(&Value::Null, &mut bytes),
             }
-            strings.intern(&string)
-        });
-        numbers.collect()
-    }
-    let series = column.as_materialized_series();
-    Ok(match ty {
-        FieldType::String => numbers(series.str()?.iter(), strings, name::put_text),
-        FieldType::Int | FieldType::Decimal(_) => numbers(series.i64()?.iter(), strings, name::put_int),
-        FieldType::Float => numbers(series.f64()?.iter(), strings, name::put_float),
-        FieldType::Bool => {
-            numbers(series.bool()?.iter(), strings, |truth, out| name::put(&Value::Bool(truth), out))
+            ends.push(bytes.len());
+            if ends.len() == STRINGS {
+                strings.intern_all(&bytes, &ends, numbers);
+                bytes.clear();
+                ends.clear();
+            }
         }
-    })
+        strings.intern_all(&bytes, &ends, numbers);
+    }
+    // Room for these and no more: doubling would hold twice of it.
+    held.numbers.reserve_exact(column.len());
+    let series = column.as_materialized_series();
+    match ty {
+        FieldType::String => take(series.str()?.iter(), gone, held, name::put_text),
+        FieldType::Int | FieldType::Decimal(_) => take(series.i64()?.iter(), gone, held, name::put_int),
+        FieldType::Float => take(series.f64()?.iter(), gone, held, name::put_float),
+        FieldType::Bool => {
+            take(series.bool()?.iter(), gone, held, |truth, out| name::put(&Value::Bool(truth), out));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{ProptestConfig, prop, proptest};
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn in_places_and_sorted_counts_are_the_same(
+            numbers in prop::collection::vec(prop::sample::select(vec![0, 1, 2, 7, 90, 99u64]), 0..60),
+        ) {
+            let mut expected: BTreeMap<u64, u64> = BTreeMap::new();
+            numbers.iter().for_each(|number| *expected.entry(*number).or_default() += 1);
+            let expected: Vec<(u64, u64)> = expected.into_iter().collect();
+            for end in [100, u64::MAX] {
+                let mut found = Vec::new();
+                let each = |number: u64, count: u64| {
+                    found.push((number, count));
+                    Ok(())
+                };
+                counted(numbers.clone(), end, each).unwrap();
+                assert_eq!(found, expected, "below {end}");
+            }
+        }
+    }
 }

@@ -367,36 +367,33 @@ proptest! {
     }
 }
 
-/// Rows of `active_user` with so many users that its states are sketches.
+/// Rows of `active_user` with so many users that its states are sketches: of ten minutes, and with one row of each
+/// stream at the day's end, so that there are too many buckets for all of them to have a place.
 #[test]
 fn many_distinct_values_equal_a_naive_fold() {
     let catalog = Catalog::from_toml(OUTBRAIN).expect("shipped");
-    let rows = (0..2_000i64).map(|at| {
-        let stream = catalog.streams[at as usize % 2].clone();
-        let tp = TopicPartition { topic: stream.topic.clone(), partition: 0 };
-        let mut values: Vec<Value> =
-            stream.fields.iter().map(|field| of_type(&Value::Int(3), field.ty)).collect();
-        values[stream.field("uuid").expect("shipped")] = Value::str(&format!("user-{}", at * 7 % 1_500));
-        let time = SHIPPED_DAY.interval().start + at % 600_000;
-        values[stream.event_time.field] = Value::Int(time - stream.event_time.offset);
-        let event = from_values(&stream, &tp, at, Some(0), values).expect("within the bounds");
-        Row { stream, tp, offset: at, event }
-    });
-    let rows: Vec<Row> = rows.collect();
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let segments = write(directory.path(), &rows);
     let metric = catalog.metric("active_user").expect("shipped").clone();
-    let of = |memory| {
-        compare(
-            &catalog,
-            std::slice::from_ref(&metric),
-            SHIPPED_DAY,
-            &segments,
-            &rows,
-            Budget { memory, threads: 1 },
-        )
-    };
-    assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from many runs");
+    for last in [599_999, DAY - 1] {
+        let rows = (0..2_000i64).map(|at| {
+            let stream = catalog.streams[at as usize % 2].clone();
+            let tp = TopicPartition { topic: stream.topic.clone(), partition: 0 };
+            let mut values: Vec<Value> =
+                stream.fields.iter().map(|field| of_type(&Value::Int(3), field.ty)).collect();
+            values[stream.field("uuid").expect("shipped")] = Value::str(&format!("user-{}", at * 7 % 1_500));
+            let time = SHIPPED_DAY.interval().start + if at < 1_998 { at % 600_000 } else { last };
+            values[stream.event_time.field] = Value::Int(time - stream.event_time.offset);
+            let event = from_values(&stream, &tp, at, Some(0), values).expect("within the bounds");
+            Row { stream, tp, offset: at, event }
+        });
+        let rows: Vec<Row> = rows.collect();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let segments = write(directory.path(), &rows);
+        let of = |memory| {
+            let budget = Budget { memory, threads: 1 };
+            compare(&catalog, std::slice::from_ref(&metric), SHIPPED_DAY, &segments, &rows, budget)
+        };
+        assert_eq!(of(u64::MAX), of(100_000), "as one, and merged from many runs");
+    }
 }
 
 #[test]
