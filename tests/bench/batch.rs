@@ -118,7 +118,7 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
     days.bring(day).await?;
     let mut figures = Figures::default();
     for round in 1..=args.runs {
-        let reference = days.reference(day)?;
+        let reference = days.reference(day).await?;
         days.renew(round);
         let run = days.run(&["run"], 1).await?;
         let rows = days.check(day, &reference).await?;

@@ -6,7 +6,7 @@ use crate::{Args, disk};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -101,7 +101,7 @@ impl Days {
         let import = ["import", "--stream", "events", &folder];
         let importing = self.stack.process("batch-layer", &import, &["catalog", "archive"]);
         ensure!(importing.ended().await == 0, "{}", importing.logged());
-        let segments = self.segments(day)?;
+        let segments = self.segments(day).await?;
         println!(
             "  {date}: {} {shape} records made in {made_in:.0?} ({peak:.0} MB), imported in {:.0?}: {} segments, \
              {:.0} MB",
@@ -113,22 +113,34 @@ impl Days {
         Ok(())
     }
 
-    /// The archive's files with rows.
-    pub(crate) fn archive(&self) -> anyhow::Result<Vec<PathBuf>> {
-        segments(Path::new(&self.stack.archive["file://".len()..]))
+    /// The archive's files with rows. Those that a run has compacted lie there for a while yet, beside the file that their
+    /// rows are in now: they are left out, as the next run does.
+    pub(crate) async fn archive(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let root = Path::new(&self.stack.archive["file://".len()..]);
+        let mut found = segments(root)?;
+        let mut connection = self.connect().await?;
+        // The first run makes the ledger.
+        let is_there = "select to_regclass('tidemark.compaction') is not null";
+        if sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut connection).await? {
+            let sql = "select unnest(replaced) from tidemark.compaction";
+            let replaced: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut connection).await?;
+            let replaced: BTreeSet<PathBuf> = replaced.iter().map(|path| root.join(path)).collect();
+            found.retain(|file| !replaced.contains(file));
+        }
+        Ok(found)
     }
 
     /// Those of a day.
-    pub(crate) fn segments(&self, day: Day) -> anyhow::Result<Vec<PathBuf>> {
-        let mut found = self.archive()?;
+    pub(crate) async fn segments(&self, day: Day) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = self.archive().await?;
         let folder = format!("event_day={}", day.date());
         found.retain(|file| file.parent().is_some_and(|parent| parent.ends_with(&folder)));
         Ok(found)
     }
 
     /// What DuckDB makes of a day's segments.
-    pub(crate) fn reference(&self, day: Day) -> anyhow::Result<Reference> {
-        let files: Vec<String> = self.segments(day)?.iter().map(|file| text(file)).collect();
+    pub(crate) async fn reference(&self, day: Day) -> anyhow::Result<Reference> {
+        let files: Vec<String> = self.segments(day).await?.iter().map(|file| text(file)).collect();
         let out = text(&self.folder.path().join("reference"));
         let mut arguments = vec!["reference", &out];
         arguments.extend(files.iter().map(String::as_str));

@@ -53,14 +53,14 @@ struct Cold {
 }
 
 async fn cold(days: &Days, run: impl Future<Output = anyhow::Result<Run>>) -> anyhow::Result<Cold> {
-    let files = days.archive()?;
+    let files = days.archive().await?;
     disk::forget(&files)?;
     Ok(Cold { run: run.await?, length: length(&files)? })
 }
 
 async fn check(days: &Days, of: &[Day]) -> anyhow::Result<()> {
     for day in of {
-        days.check(*day, &days.reference(*day)?).await?;
+        days.check(*day, &days.reference(*day).await?).await?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ pub(crate) async fn measure(args: &Args, second: Day) -> anyhow::Result<()> {
     for day in both {
         days.bring(day).await?;
         let run = days.run(&["run"], 1).await?;
-        let rows = days.check(day, &days.reference(day)?).await?;
+        let rows = days.check(day, &days.reference(day).await?).await?;
         println!("  {}: {}, loaded {rows} rows in {:.1} s", day.date(), shown(&run), run.loaded);
         figures.add(&peak(day), run.peak);
     }
