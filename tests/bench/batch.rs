@@ -6,12 +6,14 @@
 mod days;
 mod dirty_days;
 mod disk;
+mod figures;
 mod process;
 mod second_day;
 mod watched;
 
 use clap::Parser;
 use days::{Day, Days};
+use figures::Figures;
 use process::machine;
 use sqlx::AssertSqlSafe;
 use std::time::Instant;
@@ -86,31 +88,6 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What rounds gave, by what it is, in the order in which it was first given.
-#[derive(Default)]
-struct Figures(Vec<(String, Vec<f64>)>);
-
-impl Figures {
-    fn add(&mut self, name: &str, figure: f64) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, figures)) => figures.push(figure),
-            None => self.0.push((name.to_owned(), vec![figure])),
-        }
-    }
-
-    fn print(self) {
-        for (name, mut found) in self.0 {
-            found.sort_by(f64::total_cmp);
-            println!(
-                "{name}: {:.2} ({:.2} to {:.2})",
-                found[found.len() / 2],
-                found[0],
-                found[found.len() - 1]
-            );
-        }
-    }
-}
-
 /// Measures a day's computation and load beside DuckDB and a bare COPY.
 async fn compare(args: &Args) -> anyhow::Result<()> {
     let mut days = Days::start(args).await?;
@@ -136,16 +113,16 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
             reference.peak
         );
         let all = [
-            ("computed, s", run.computed),
-            ("CPU-s of the whole run", run.cpu),
-            ("peak memory, MB", run.peak),
-            ("DuckDB, s", reference.seconds),
-            ("computed / DuckDB", run.computed / reference.seconds),
-            ("rows loaded per s", rows as f64 / run.loaded),
-            ("rows of a bare COPY per s", rows as f64 / bare),
-            ("loaded / bare COPY", bare / run.loaded),
+            ("computed, s", run.computed, 2),
+            ("CPU-s of the whole run", run.cpu, 2),
+            ("peak memory, MB", run.peak, 0),
+            ("DuckDB, s", reference.seconds, 2),
+            ("computed / DuckDB", run.computed / reference.seconds, 2),
+            ("rows loaded per s", rows as f64 / run.loaded, 0),
+            ("rows of a bare COPY per s", rows as f64 / bare, 0),
+            ("loaded / bare COPY", bare / run.loaded, 2),
         ];
-        all.into_iter().for_each(|(name, figure)| figures.add(name, figure));
+        all.into_iter().for_each(|(name, figure, digits)| figures.add(name, figure, digits));
     }
     figures.print();
     Ok(())

@@ -6,7 +6,8 @@
 //! files are fetched whole, to be proven by their checksums.
 
 use crate::days::{Day, Days, Run, length};
-use crate::{Args, Figures, disk};
+use crate::figures::Figures;
+use crate::{Args, disk};
 use anyhow::ensure;
 
 /// The metric that uses the fewest columns.
@@ -79,5 +80,5 @@ fn note(figures: &mut Figures, name: &str, took: &Cold, whole: &Cold) {
         ("MB read", run.read),
         ("MB read / MB of the archive's files", run.read / length),
     ];
-    all.into_iter().for_each(|(what, figure)| figures.add(&format!("{name}: {what}"), figure));
+    all.into_iter().for_each(|(what, figure)| figures.add(&format!("{name}: {what}"), figure, 2));
 }
