@@ -41,8 +41,9 @@ pub(crate) struct Reference {
     pub(crate) seconds: f64,
     pub(crate) cpu: f64,
     pub(crate) peak: f64,
-    /// By metric the number of cells and the sum of their values.
-    cells: BTreeMap<String, (i64, i64)>,
+    /// By metric the number of cells, the sum of their values, the sum of those values weighed by where they are, and what
+    /// weighs them, in SQL.
+    cells: BTreeMap<String, (i64, i64, i64, String)>,
 }
 
 /// What a command of the batch layer took: the figures of its process, and the seconds that it says of its parts, those
@@ -217,20 +218,27 @@ impl Days {
         Ok(tables)
     }
 
-    /// Holds every metric of a day against DuckDB's: cells, and what they add up to. Gives the number of all cells.
+    /// Holds every metric of a day against DuckDB's: how many cells, what they add up to, and what they add up to weighed by
+    /// key and bucket, which differs where a value is at another. Gives the number of all cells.
     pub(crate) async fn check(&self, day: Day, reference: &Reference) -> anyhow::Result<i64> {
         let (mut connection, mut all) = (self.connect().await?, 0);
         for (metric, table) in self.tables(&mut connection, day).await? {
-            let &(cells, sum) = reference.cells.get(&metric).context("DuckDB has not computed it")?;
+            let (cells, sum, weighed, weight) =
+                reference.cells.get(&metric).context("DuckDB has not computed it")?;
             let distinct = metric.contains("users");
             let value = if distinct { "estimate" } else { "value" };
-            let sql = format!("select count(*), coalesce(sum({value}), 0)::bigint from views.\"{table}\"");
-            let (found, total): (i64, i64) =
+            let sql = format!(
+                "select count(*), coalesce(sum({value}), 0)::bigint, coalesce(sum({value} * {weight}), 0)::bigint
+                 from (select *, date_part('epoch', bucket)::bigint / 300 as slot from views.\"{table}\") as cell"
+            );
+            let (found, total, placed): (i64, i64, i64) =
                 sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
             let metric = format!("{metric} on {}", day.date());
-            ensure!(found == cells, "{metric}: {found} cells, DuckDB has {cells}");
-            let near = (total - sum).abs() as f64 <= if distinct { 0.05 * sum as f64 } else { 0.0 };
-            ensure!(near, "{metric}: adds up to {total}, DuckDB's to {sum}");
+            ensure!(found == *cells, "{metric}: {found} cells, DuckDB has {cells}");
+            for (what, ours, theirs) in [("", total, *sum), (" by key and bucket", placed, *weighed)] {
+                let near = (ours - theirs).abs() as f64 <= if distinct { 0.05 * theirs as f64 } else { 0.0 };
+                ensure!(near, "{metric}: adds up{what} to {ours}, DuckDB's to {theirs}");
+            }
             all += found;
         }
         Ok(all)
