@@ -4,6 +4,8 @@
 //! Files are of one day each, and a dirty day is computed whole: what a run can pass over are the files of other days, and
 //! the columns that none of its metrics uses. That holds for an archive on this machine; from elsewhere a dirty day's
 //! files are fetched whole, to be proven by their checksums.
+//!
+//! What is read is all that the process reads from the disk (see `disk.rs`): what it reads of the archive, or more.
 
 use crate::days::{Day, Days, Run, length};
 use crate::figures::Figures;
