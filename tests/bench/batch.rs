@@ -15,7 +15,7 @@ use clap::Parser;
 use days::{Day, Days};
 use figures::Figures;
 use process::machine;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use std::time::Instant;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -128,7 +128,8 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The seconds that the same rows take into tables without an index, one after the other, on one connection.
+/// The seconds that the same rows take into tables without an index, one after the other, on one connection. Frozen, each in
+/// the transaction that made its table, as the batch layer loads them.
 async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
     let (mut connection, mut seconds) = (days.connect().await?, 0.0);
     for (_, table) in days.tables(&mut connection, day).await? {
@@ -139,14 +140,16 @@ async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
             rows.extend_from_slice(&chunk);
         }
         drop(stream);
+        let mut transaction = connection.begin().await?;
         let create = format!("create table bare (like views.\"{table}\")");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await?;
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         let begun = Instant::now();
-        let mut sink = connection.copy_in_raw("copy bare from stdin (format binary)").await?;
+        let mut sink = transaction.copy_in_raw("copy bare from stdin (format binary, freeze)").await?;
         for chunk in rows.chunks(CHUNK) {
             sink.send(chunk).await?;
         }
         sink.finish().await?;
+        transaction.commit().await?;
         seconds += begun.elapsed().as_secs_f64();
         sqlx::raw_sql("drop table bare").execute(&mut connection).await?;
     }
