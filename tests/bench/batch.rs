@@ -6,14 +6,16 @@
 mod days;
 mod dirty_days;
 mod disk;
+mod figures;
 mod process;
 mod second_day;
 mod watched;
 
 use clap::Parser;
 use days::{Day, Days};
+use figures::Figures;
 use process::machine;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use std::time::Instant;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
@@ -86,31 +88,6 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What rounds gave, by what it is, in the order in which it was first given.
-#[derive(Default)]
-struct Figures(Vec<(String, Vec<f64>)>);
-
-impl Figures {
-    fn add(&mut self, name: &str, figure: f64) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, figures)) => figures.push(figure),
-            None => self.0.push((name.to_owned(), vec![figure])),
-        }
-    }
-
-    fn print(self) {
-        for (name, mut found) in self.0 {
-            found.sort_by(f64::total_cmp);
-            println!(
-                "{name}: {:.2} ({:.2} to {:.2})",
-                found[found.len() / 2],
-                found[0],
-                found[found.len() - 1]
-            );
-        }
-    }
-}
-
 /// Measures a day's computation and load beside DuckDB and a bare COPY.
 async fn compare(args: &Args) -> anyhow::Result<()> {
     let mut days = Days::start(args).await?;
@@ -118,7 +95,7 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
     days.bring(day).await?;
     let mut figures = Figures::default();
     for round in 1..=args.runs {
-        let reference = days.reference(day)?;
+        let reference = days.reference(day).await?;
         days.renew(round);
         let run = days.run(&["run"], 1).await?;
         let rows = days.check(day, &reference).await?;
@@ -136,22 +113,23 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
             reference.peak
         );
         let all = [
-            ("computed, s", run.computed),
-            ("CPU-s of the whole run", run.cpu),
-            ("peak memory, MB", run.peak),
-            ("DuckDB, s", reference.seconds),
-            ("computed / DuckDB", run.computed / reference.seconds),
-            ("rows loaded per s", rows as f64 / run.loaded),
-            ("rows of a bare COPY per s", rows as f64 / bare),
-            ("loaded / bare COPY", bare / run.loaded),
+            ("computed, s", run.computed, 2),
+            ("CPU-s of the whole run", run.cpu, 2),
+            ("peak memory, MB", run.peak, 0),
+            ("DuckDB, s", reference.seconds, 2),
+            ("computed / DuckDB", run.computed / reference.seconds, 2),
+            ("rows loaded per s", rows as f64 / run.loaded, 0),
+            ("rows of a bare COPY per s", rows as f64 / bare, 0),
+            ("loaded / bare COPY", bare / run.loaded, 2),
         ];
-        all.into_iter().for_each(|(name, figure)| figures.add(name, figure));
+        all.into_iter().for_each(|(name, figure, digits)| figures.add(name, figure, digits));
     }
     figures.print();
     Ok(())
 }
 
-/// The seconds that the same rows take into tables without an index, one after the other, on one connection.
+/// The seconds that the same rows take into tables without an index, one after the other, on one connection. Frozen, each in
+/// the transaction that made its table, as the batch layer loads them.
 async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
     let (mut connection, mut seconds) = (days.connect().await?, 0.0);
     for (_, table) in days.tables(&mut connection, day).await? {
@@ -162,14 +140,16 @@ async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
             rows.extend_from_slice(&chunk);
         }
         drop(stream);
+        let mut transaction = connection.begin().await?;
         let create = format!("create table bare (like views.\"{table}\")");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await?;
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         let begun = Instant::now();
-        let mut sink = connection.copy_in_raw("copy bare from stdin (format binary)").await?;
+        let mut sink = transaction.copy_in_raw("copy bare from stdin (format binary, freeze)").await?;
         for chunk in rows.chunks(CHUNK) {
             sink.send(chunk).await?;
         }
         sink.finish().await?;
+        transaction.commit().await?;
         seconds += begun.elapsed().as_secs_f64();
         sqlx::raw_sql("drop table bare").execute(&mut connection).await?;
     }

@@ -6,7 +6,7 @@ use crate::{Args, disk};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -41,8 +41,9 @@ pub(crate) struct Reference {
     pub(crate) seconds: f64,
     pub(crate) cpu: f64,
     pub(crate) peak: f64,
-    /// By metric the number of cells and the sum of their values.
-    cells: BTreeMap<String, (i64, i64)>,
+    /// By metric the number of cells, the sum of their values, the sum of those values weighed by where they are, and what
+    /// weighs them, in SQL.
+    cells: BTreeMap<String, (i64, i64, i64, String)>,
 }
 
 /// What a command of the batch layer took: the figures of its process, and the seconds that it says of its parts, those
@@ -101,7 +102,7 @@ impl Days {
         let import = ["import", "--stream", "events", &folder];
         let importing = self.stack.process("batch-layer", &import, &["catalog", "archive"]);
         ensure!(importing.ended().await == 0, "{}", importing.logged());
-        let segments = self.segments(day)?;
+        let segments = self.segments(day).await?;
         println!(
             "  {date}: {} {shape} records made in {made_in:.0?} ({peak:.0} MB), imported in {:.0?}: {} segments, \
              {:.0} MB",
@@ -113,22 +114,34 @@ impl Days {
         Ok(())
     }
 
-    /// The archive's files with rows.
-    pub(crate) fn archive(&self) -> anyhow::Result<Vec<PathBuf>> {
-        segments(Path::new(&self.stack.archive["file://".len()..]))
+    /// The archive's files with rows. Those that a run has compacted lie there for a while yet, beside the file that their
+    /// rows are in now: they are left out, as the next run does.
+    pub(crate) async fn archive(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let root = Path::new(&self.stack.archive["file://".len()..]);
+        let mut found = segments(root)?;
+        let mut connection = self.connect().await?;
+        // The first run makes the ledger.
+        let is_there = "select to_regclass('tidemark.compaction') is not null";
+        if sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut connection).await? {
+            let sql = "select unnest(replaced) from tidemark.compaction";
+            let replaced: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut connection).await?;
+            let replaced: BTreeSet<PathBuf> = replaced.iter().map(|path| root.join(path)).collect();
+            found.retain(|file| !replaced.contains(file));
+        }
+        Ok(found)
     }
 
     /// Those of a day.
-    pub(crate) fn segments(&self, day: Day) -> anyhow::Result<Vec<PathBuf>> {
-        let mut found = self.archive()?;
+    pub(crate) async fn segments(&self, day: Day) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = self.archive().await?;
         let folder = format!("event_day={}", day.date());
         found.retain(|file| file.parent().is_some_and(|parent| parent.ends_with(&folder)));
         Ok(found)
     }
 
     /// What DuckDB makes of a day's segments.
-    pub(crate) fn reference(&self, day: Day) -> anyhow::Result<Reference> {
-        let files: Vec<String> = self.segments(day)?.iter().map(|file| text(file)).collect();
+    pub(crate) async fn reference(&self, day: Day) -> anyhow::Result<Reference> {
+        let files: Vec<String> = self.segments(day).await?.iter().map(|file| text(file)).collect();
         let out = text(&self.folder.path().join("reference"));
         let mut arguments = vec!["reference", &out];
         arguments.extend(files.iter().map(String::as_str));
@@ -205,20 +218,27 @@ impl Days {
         Ok(tables)
     }
 
-    /// Holds every metric of a day against DuckDB's: cells, and what they add up to. Gives the number of all cells.
+    /// Holds every metric of a day against DuckDB's: how many cells, what they add up to, and what they add up to weighed by
+    /// key and bucket, which differs where a value is at another. Gives the number of all cells.
     pub(crate) async fn check(&self, day: Day, reference: &Reference) -> anyhow::Result<i64> {
         let (mut connection, mut all) = (self.connect().await?, 0);
         for (metric, table) in self.tables(&mut connection, day).await? {
-            let &(cells, sum) = reference.cells.get(&metric).context("DuckDB has not computed it")?;
+            let (cells, sum, weighed, weight) =
+                reference.cells.get(&metric).context("DuckDB has not computed it")?;
             let distinct = metric.contains("users");
             let value = if distinct { "estimate" } else { "value" };
-            let sql = format!("select count(*), coalesce(sum({value}), 0)::bigint from views.\"{table}\"");
-            let (found, total): (i64, i64) =
+            let sql = format!(
+                "select count(*), coalesce(sum({value}), 0)::bigint, coalesce(sum({value} * {weight}), 0)::bigint
+                 from (select *, date_part('epoch', bucket)::bigint / 300 as slot from views.\"{table}\") as cell"
+            );
+            let (found, total, placed): (i64, i64, i64) =
                 sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
             let metric = format!("{metric} on {}", day.date());
-            ensure!(found == cells, "{metric}: {found} cells, DuckDB has {cells}");
-            let near = (total - sum).abs() as f64 <= if distinct { 0.05 * sum as f64 } else { 0.0 };
-            ensure!(near, "{metric}: adds up to {total}, DuckDB's to {sum}");
+            ensure!(found == *cells, "{metric}: {found} cells, DuckDB has {cells}");
+            for (what, ours, theirs) in [("", total, *sum), (" by key and bucket", placed, *weighed)] {
+                let near = (ours - theirs).abs() as f64 <= if distinct { 0.05 * theirs as f64 } else { 0.0 };
+                ensure!(near, "{metric}: adds up{what} to {ours}, DuckDB's to {theirs}");
+            }
             all += found;
         }
         Ok(all)

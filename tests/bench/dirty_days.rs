@@ -4,9 +4,12 @@
 //! Files are of one day each, and a dirty day is computed whole: what a run can pass over are the files of other days, and
 //! the columns that none of its metrics uses. That holds for an archive on this machine; from elsewhere a dirty day's
 //! files are fetched whole, to be proven by their checksums.
+//!
+//! What is read is all that the process reads from the disk (see `disk.rs`): what it reads of the archive, or more.
 
 use crate::days::{Day, Days, Run, length};
-use crate::{Args, Figures, disk};
+use crate::figures::Figures;
+use crate::{Args, disk};
 use anyhow::ensure;
 
 /// The metric that uses the fewest columns.
@@ -53,14 +56,14 @@ struct Cold {
 }
 
 async fn cold(days: &Days, run: impl Future<Output = anyhow::Result<Run>>) -> anyhow::Result<Cold> {
-    let files = days.archive()?;
+    let files = days.archive().await?;
     disk::forget(&files)?;
     Ok(Cold { run: run.await?, length: length(&files)? })
 }
 
 async fn check(days: &Days, of: &[Day]) -> anyhow::Result<()> {
     for day in of {
-        days.check(*day, &days.reference(*day)?).await?;
+        days.check(*day, &days.reference(*day).await?).await?;
     }
     Ok(())
 }
@@ -79,5 +82,5 @@ fn note(figures: &mut Figures, name: &str, took: &Cold, whole: &Cold) {
         ("MB read", run.read),
         ("MB read / MB of the archive's files", run.read / length),
     ];
-    all.into_iter().for_each(|(what, figure)| figures.add(&format!("{name}: {what}"), figure));
+    all.into_iter().for_each(|(what, figure)| figures.add(&format!("{name}: {what}"), figure, 2));
 }

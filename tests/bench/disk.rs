@@ -2,7 +2,8 @@
 //!
 //! The batch layer maps segments into memory (Polars does) and asks for the parts that it needs. `rchar` of /proc/PID/io
 //! knows nothing of that; `read_bytes` counts what was brought from the disk for it, each page once, and what the system
-//! brings along around it.
+//! brings along around it. It is of the process, whatever the file: pages of the program count too, and what was spilled
+//! into the folder for temporary files and read again, as far as they were not in memory any more.
 
 use anyhow::Context as _;
 use rustix::fs::{Advice, fadvise};

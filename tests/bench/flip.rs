@@ -1,13 +1,17 @@
 //! Answers while the tidemark moves: a run of the batch layer flips under load, beside a calm span as long.
 //!
 //! Every answer is held against what was sent. A calm span follows each run, once as many records have come as that one
-//! took in: as much lies in the realtime view then as when it began.
+//! took in: as much lies in the realtime view then as when it began. Before both the serving layer reads what has changed, so
+//! that neither has these reads.
 
 use crate::Args;
 use crate::figures::line;
 use crate::load::{Latency, Load};
 use crate::world::World;
 use std::time::{Duration, Instant};
+
+/// So long it is asked before each span that is measured: about keys of all groups.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// A run of the batch layer under load, and the calm span after it.
 struct Flip {
@@ -41,13 +45,16 @@ pub(crate) async fn measure(args: &Args, world: &mut World) -> anyhow::Result<()
 
 /// One run and its calm span; as many records lie above the tidemark afterwards as before.
 async fn flip(load: &Load, rate: f64, world: &mut World) -> anyhow::Result<Flip> {
-    let ends = world.epoch_over().await?;
+    let (ends, ask) = (world.epoch_over().await?, world.counted());
+    load.closed(&ask, WARM_UP).await?;
     let begun = Instant::now();
     let run = async { world.run(&ends).await.map(|()| begun.elapsed()) };
-    let (moving, length) = load.open(&world.counted(), rate, run).await?;
+    let (moving, length) = load.open(&ask, rate, run).await?;
     let length = length?;
     world.more().await?;
-    let (calm, ()) = load.open(&world.counted(), rate, tokio::time::sleep(length)).await?;
+    let ask = world.counted();
+    load.closed(&ask, WARM_UP).await?;
+    let (calm, ()) = load.open(&ask, rate, tokio::time::sleep(length)).await?;
     let answers = moving.len() + calm.len();
     Ok(Flip { length, answers, moving: Latency::of(moving)?, calm: Latency::of(calm)? })
 }

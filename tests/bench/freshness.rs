@@ -4,12 +4,14 @@
 //! of users of their own are sent now and then, each asked for until an answer counts it.
 
 mod events;
+mod figures;
 mod log;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use events::Records;
+use figures::Figures;
 use local::probe::Serving;
 use local::servers::KafkaOptions;
 use process::{cpu, machine, peak_memory};
@@ -71,30 +73,27 @@ async fn main() -> anyhow::Result<()> {
     let worker = stack.process("speed-layer", &worker, &["catalog", "kafka", "redis", "postgres"]);
     let (_process, serving) = stack.serving().await;
     let serving = Arc::new(serving);
-    let mut runs: Vec<[f64; 3]> = Vec::new();
+    let mut figures = Figures::default();
     for number in 0..args.runs {
         let before = cpu([worker.pid()])?;
         let mut delays = run(&stack, &serving, &args, number).await?;
-        let taken = cpu([worker.pid()])? - before;
+        let taken = (cpu([worker.pid()])? - before) / args.seconds as f64;
         delays.sort_unstable();
         let at = |part: f64| delays[((delays.len() - 1) as f64 * part) as usize] as f64;
         println!(
-            "  run {}: {} records asked for, p50 {} ms, p99 {} ms, worst {} ms; worker {:.2} CPU-s a second",
+            "  run {}: {} records asked for, p50 {} ms, p99 {} ms, worst {} ms; worker {taken:.2} CPU-s a second",
             number + 1,
             delays.len(),
             at(0.5),
             at(0.99),
-            at(1.0),
-            taken / args.seconds as f64
+            at(1.0)
         );
-        runs.push([at(0.5), at(0.99), taken / args.seconds as f64]);
+        figures.add("p50, ms", at(0.5), 0);
+        figures.add("p99, ms", at(0.99), 0);
+        figures.add("worker's CPU-s a second", taken, 2);
     }
     println!("worker's peak memory: {:.0} MB", peak_memory(worker.pid())?);
-    for (place, name) in ["p50, ms", "p99, ms", "worker's CPU-s a second"].iter().enumerate() {
-        let mut found: Vec<f64> = runs.iter().map(|run| run[place]).collect();
-        found.sort_by(f64::total_cmp);
-        println!("{name}: {:.2} ({:.2} to {:.2})", found[found.len() / 2], found[0], found[found.len() - 1]);
-    }
+    figures.print();
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 //! `cargo bench --workspace --bench push -- --help`. Servers are real. Views of one user come at a steady rate while a client
 //! is subscribed to that user's sliding counter; half of the rounds with many more subscribers to it.
 
+mod figures;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use figures::Figures;
 use process::{cpu, machine, peak_memory};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -77,21 +79,19 @@ async fn main() -> anyhow::Result<()> {
         url: serving.url.clone(),
         pid: process.pid(),
     };
-    let mut ratios = Vec::new();
-    let mut rounds: [Vec<Round>; 2] = Default::default();
+    let mut figures = Figures::default();
     for run in 0..args.runs {
-        for (place, others) in [0, args.subscribers].into_iter().enumerate() {
-            rounds[place].push(bench.round(2 * run + place, others).await?);
+        let without = bench.round(2 * run, 0).await?;
+        let with = bench.round(2 * run + 1, args.subscribers).await?;
+        for (name, round) in [("without", &without), ("with", &with)] {
+            figures.add(&format!("{name}: p50, ms"), round.p50, 2);
+            figures.add(&format!("{name}: p99, ms"), round.p99, 2);
+            figures.add(&format!("{name}: serving layer's CPU-s a second"), round.cpu, 2);
         }
-        ratios.push(rounds[1][run].p99 / rounds[0][run].p99);
+        figures.add("events/s of the subscriber that got fewest", with.updates, 2);
+        figures.add("p99 with others / without, in the same run", with.p99 / without.p99, 2);
     }
-    for (name, rounds) in ["without", "with"].iter().zip(&rounds) {
-        line(&format!("{name}: p50, ms"), rounds.iter().map(|round| round.p50));
-        line(&format!("{name}: p99, ms"), rounds.iter().map(|round| round.p99));
-        line(&format!("{name}: serving layer's CPU-s a second"), rounds.iter().map(|round| round.cpu));
-    }
-    line("events/s of the subscriber that got fewest", rounds[1].iter().map(|round| round.updates));
-    line("p99 with others / without, in the same run", ratios.into_iter());
+    figures.print();
     println!("serving layer's peak memory: {:.0} MB", peak_memory(process.pid())?);
     process.stop().await;
     Ok(())
@@ -237,13 +237,6 @@ impl Events {
             }
         }
     }
-}
-
-fn line(name: &str, values: impl Iterator<Item = f64>) {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let (median, min, max) = (values[values.len() / 2], values[0], values[values.len() - 1]);
-    println!("  {name:<44} {median:>8.2} ({min:.2} to {max:.2})");
 }
 
 /// The clock of the machine, which the broker stamps by too.

@@ -17,9 +17,9 @@ mod traffic;
 mod world;
 
 use clap::{Parser, ValueEnum};
-use figures::line;
+use figures::Figures;
 use growth::Growth;
-use load::{Ask, Latency, Load, Rates};
+use load::{Ask, Latency, Load};
 use process::machine;
 use std::time::Duration;
 use world::{USUAL, World};
@@ -141,20 +141,18 @@ async fn loads(args: &Args, world: &World) -> anyhow::Result<()> {
 /// As many requests as are answered, for the rates; then half as many, evenly, for the latencies.
 async fn measure(args: &Args, load: &Load, name: &str, ask: &Ask) -> anyhow::Result<()> {
     load.closed(ask, Duration::from_secs(1)).await?;
-    let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+    let mut figures = Figures::default();
     for _ in 0..args.runs {
         let highest = load.closed(ask, load.time).await?;
         let (taken, ()) = load.open(ask, highest.per_second / 2.0, tokio::time::sleep(load.time)).await?;
-        latencies.push(Latency::of(taken)?);
-        rates.push(highest);
+        let latency = Latency::of(taken)?;
+        figures.add("answers/s", highest.per_second, 0);
+        figures.add("answers per CPU-second, serving", highest.per_serving, 0);
+        figures.add("answers per CPU-second, redis", highest.per_redis, 0);
+        figures.add("p50 at half of that rate, ms", latency.p50, 2);
+        figures.add("p99 at half of that rate, ms", latency.p99, 2);
     }
     println!("{name}:");
-    let rate = |of: fn(&Rates) -> f64| -> Vec<f64> { rates.iter().map(of).collect() };
-    line("answers/s", &rate(|run| run.per_second), 0);
-    line("answers per CPU-second, serving", &rate(|run| run.per_serving), 0);
-    line("answers per CPU-second, redis", &rate(|run| run.per_redis), 0);
-    let latency = |of: fn(&Latency) -> f64| -> Vec<f64> { latencies.iter().map(of).collect() };
-    line("p50 at half of that rate, ms", &latency(|run| run.p50), 2);
-    line("p99 at half of that rate, ms", &latency(|run| run.p99), 2);
+    figures.print();
     Ok(())
 }

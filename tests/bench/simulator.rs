@@ -4,11 +4,13 @@
 //! `cargo bench --workspace --bench simulator -- --help`. DuckDB is a Python package (`--python`). A run that loses or adds a row fails
 //! the bench.
 
+mod figures;
 mod process;
 mod watched;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use figures::Figures;
 use local::layers::Layer;
 use local::servers::{Kafka, KafkaOptions};
 use process::machine;
@@ -88,7 +90,7 @@ async fn main() -> anyhow::Result<()> {
     let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
     let kafka = Kafka::start(&stack::found().await, &folder.path().join("kafka"), kafka).await?;
     kafka.create_topic("bare", PARTITIONS, &[]).await?;
-    let mut figures: Vec<[f64; 8]> = Vec::new();
+    let mut figures = Figures::default();
     for run in 0..args.runs {
         let prepare = ["prepare", &csv, "--out", &path("out"), "--memory", &args.memory];
         let (preparing, prepared) = timed(simulator.start(&prepare)).await?;
@@ -100,16 +102,6 @@ async fn main() -> anyhow::Result<()> {
         let values = values(&kafka, &topic(run))?;
         ensure!(values.len() as f64 == rows, "{} records of {rows} rows", values.len());
         let bare = produce(&kafka, &values)?;
-        let figure = [
-            rows / preparing,
-            prepared.peak,
-            duckdb / preparing,
-            rows / replaying,
-            replayed.peak,
-            rows / replayed.cpu,
-            rows / bare,
-            bare / replaying,
-        ];
         println!(
             "  run {}: {rows} lines ({:.0} MB) prepared in {:.1} s ({:.1} CPU-s), DuckDB {duckdb:.1} s; replayed in {:.1} s, \
              bare producer {bare:.1} s",
@@ -119,23 +111,16 @@ async fn main() -> anyhow::Result<()> {
             prepared.cpu,
             replaying
         );
-        figures.push(figure);
+        figures.add("prepare, lines/s", rows / preparing, 0);
+        figures.add("prepare, peak memory, MB", prepared.peak, 0);
+        figures.add("prepare / DuckDB within the same memory, speed", duckdb / preparing, 2);
+        figures.add("replay, records/s", rows / replaying, 0);
+        figures.add("replay, peak memory, MB", replayed.peak, 0);
+        figures.add("replay, records per CPU-second", rows / replayed.cpu, 0);
+        figures.add("bare producer, records/s", rows / bare, 0);
+        figures.add("replay / bare producer, speed", bare / replaying, 2);
     }
-    let names = [
-        "prepare, lines/s",
-        "prepare, peak memory, MB",
-        "prepare / DuckDB within the same memory, speed",
-        "replay, records/s",
-        "replay, peak memory, MB",
-        "replay, records per CPU-second",
-        "bare producer, records/s",
-        "replay / bare producer, speed",
-    ];
-    for (place, name) in names.iter().enumerate() {
-        let mut found: Vec<f64> = figures.iter().map(|figure| figure[place]).collect();
-        found.sort_by(f64::total_cmp);
-        println!("{name}: {:.2} ({:.2} to {:.2})", found[found.len() / 2], found[0], found[found.len() - 1]);
-    }
+    figures.print();
     Ok(())
 }
 

@@ -5,12 +5,14 @@
 
 mod answers;
 mod events;
+mod figures;
 mod log;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
 use events::Records;
+use figures::Figures;
 use local::layers::Layer;
 use local::servers::KafkaOptions;
 use process::{cpu, machine, peak_memory};
@@ -189,23 +191,18 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
 }
 
 fn report(args: &Args, mode: Mode, runs: &[Run]) {
-    let of = |what: &dyn Fn(&Run) -> f64| {
-        let mut values: Vec<f64> = runs.iter().map(what).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
-    let line = |name: &str, what: &dyn Fn(&Run) -> f64, digits: usize| {
-        let (median, min, max) = of(what);
-        println!("  {name:<34} {median:>12.digits$} ({min:.digits$} to {max:.digits$})");
-    };
-    let records = args.records as f64;
+    let (mut figures, records) = (Figures::default(), args.records as f64);
+    for run in runs {
+        let [worker, redis, kafka] = run.cpu;
+        figures.add("records/s", records / run.seconds, 0);
+        figures.add("records per CPU-second, all", records / (worker + redis + kafka), 0);
+        figures.add("records per CPU-second, worker", records / worker, 0);
+        figures.add("CPU us per record, worker", 1e6 * worker / records, 3);
+        figures.add("CPU us per record, redis", 1e6 * redis / records, 3);
+        figures.add("CPU us per record, kafka", 1e6 * kafka / records, 3);
+        figures.add("worker's peak memory, MB", run.peak, 0);
+        figures.add("data in redis, MB", run.dataset, 0);
+    }
     println!("{}:", mode.name());
-    line("records/s", &|run| records / run.seconds, 0);
-    line("records per CPU-second, all", &|run| records / run.cpu.iter().sum::<f64>(), 0);
-    line("records per CPU-second, worker", &|run| records / run.cpu[0], 0);
-    line("CPU us per record, worker", &|run| 1e6 * run.cpu[0] / records, 3);
-    line("CPU us per record, redis", &|run| 1e6 * run.cpu[1] / records, 3);
-    line("CPU us per record, kafka", &|run| 1e6 * run.cpu[2] / records, 3);
-    line("worker's peak memory, MB", &|run| run.peak, 0);
-    line("data in redis, MB", &|run| run.dataset, 0);
+    figures.print();
 }
