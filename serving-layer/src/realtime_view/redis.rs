@@ -151,14 +151,14 @@ impl RedisRealtimeView {
 
     /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
     async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
-        let held = keys.iter().map(|key| self.held.get(&(key.clone(), Want::Panes)));
-        let Some(held) = held.collect::<Option<Vec<_>>>() else { return Ok(None) };
         let Some(look) = self.looks.join(keys, |keys| self.look(keys)).await? else { return Ok(None) };
-        if keys.iter().zip(&held).any(|(key, held)| look.fences.get(key) != Some(&held.fence)) {
-            return Ok(None);
-        }
-        let groups = held.into_iter().map(|held| Some(held.group.clone())).collect();
-        Ok(Some((groups, look.marks.clone())))
+        // Taken after the look: another may have read on meanwhile, and what has the same fence is the same.
+        let unchanged = |key: &String| {
+            let held = self.held.get(&(key.clone(), Want::Panes))?;
+            (look.fences.get(key) == Some(&held.fence)).then(|| Some(held.group.clone()))
+        };
+        let groups = keys.iter().map(unchanged).collect::<Option<Groups>>();
+        Ok(groups.map(|groups| (groups, look.marks.clone())))
     }
 
     /// The fences of groups, and then the marks, in one go; `None` of a cluster, whose groups lie apart.
