@@ -79,19 +79,32 @@ pub(crate) async fn drop_partition(connection: &mut PgConnection, schema: &str, 
 }
 
 async fn detach_and_drop(connection: &mut PgConnection, schema: &str, table: &str) -> Result<()> {
-    let sql = "select p.relname, i.inhdetachpending from pg_inherits i
+    // Postgres detaches one partition of a table at a time: what a detach that was cut short has left is finished first.
+    let sql = "select p.relname, (select l.relname from pg_inherits o join pg_class l on l.oid = o.inhrelid
+                                  where o.inhparent = p.oid and o.inhdetachpending)
+               from pg_inherits i
                join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
                join pg_class p on p.oid = i.inhparent
                where n.nspname = $1 and c.relname = $2";
     let query = sqlx::query_as(sql).bind(schema).bind(table);
-    let attached: Option<(String, bool)> = query.fetch_optional(&mut *connection).await?;
-    let (schema, name) = (names::quote(schema), names::quote(table));
+    let attached: Option<(String, Option<String>)> = query.fetch_optional(&mut *connection).await?;
+    let schema = names::quote(schema);
     if let Some((parent, pending)) = attached {
-        let (parent, how) = (names::quote(&parent), if pending { "finalize" } else { "concurrently" });
-        let detach = format!("alter table {schema}.{parent} detach partition {schema}.{name} {how}");
-        sqlx::raw_sql(AssertSqlSafe(detach)).execute(&mut *connection).await?;
+        let detach = |partition: &str, how: &str| {
+            let (parent, partition) = (names::quote(&parent), names::quote(partition));
+            AssertSqlSafe(format!(
+                "alter table {schema}.{parent} detach partition {schema}.{partition} {how}"
+            ))
+        };
+        if let Some(pending) = &pending {
+            sqlx::raw_sql(detach(pending, "finalize")).execute(&mut *connection).await?;
+        }
+        if pending.as_deref() != Some(table) {
+            sqlx::raw_sql(detach(table, "concurrently")).execute(&mut *connection).await?;
+        }
         failpoint::hit("batch.detach.after");
     }
+    let name = names::quote(table);
     sqlx::raw_sql(AssertSqlSafe(format!("drop table if exists {schema}.{name}"))).execute(connection).await?;
     Ok(())
 }
