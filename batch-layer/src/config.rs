@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
+use shared_model::redis_address::{Address, AddressFault, Given};
 use shared_model::secret::{KafkaProperties, Secret, property_refused};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -189,6 +190,23 @@ pub struct AuditArgs {
     /// named.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub audit_patience: Duration,
+}
+
+impl AuditArgs {
+    /// The address of Redis, if one is given.
+    ///
+    /// # Errors
+    /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
+    pub(crate) fn address(&self) -> Result<Option<Address>, AddressFault> {
+        let Some(urls) = &self.redis else { return Ok(None) };
+        let given = Given {
+            urls,
+            ca: self.redis_ca.as_deref(),
+            cert: self.redis_cert.as_deref(),
+            key: self.redis_key.as_deref(),
+        };
+        Address::new(given, |path| std::fs::read(path)).map(Some)
+    }
 }
 
 /// Options of `run`.

@@ -33,5 +33,5 @@ pub use config::{
     Command, ImportArgs, LogFormat, PreviewArgs, RetentionArgs, RetryArgs, RollbackArgs, RunArgs, RunsArgs,
     ScheduleArgs, SweepArgs, WorkArgs,
 };
-pub use service::{allow_open_files, execute, exit_code, lower_priority};
+pub use service::{execute, exit_code, settle_resources};
 pub use telemetry::start_logging;

@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     let args = batch_layer::Args::parse();
     batch_layer::start_logging(args.log);
-    batch_layer::lower_priority(args.nice);
-    batch_layer::allow_open_files();
+    batch_layer::settle_resources(args.nice);
     work(args)
 }
 

@@ -58,9 +58,15 @@ pub async fn execute(args: Args, shutdown: CancellationToken) -> Result<()> {
     }
 }
 
-/// Lowers the process' priority for the processor by so much, for [`Args::nice`]. To be called before the runtime starts:
-/// Linux gives each thread the priority that the one that starts it has.
-pub fn lower_priority(by: u8) {
+/// Settles with the system what the process gets: a priority for the processor that is lower by so much, for
+/// [`Args::nice`], and as many open files as it may have. To be called before the runtime starts: Linux gives each thread
+/// the priority that the one that starts it has.
+pub fn settle_resources(nice: u8) {
+    lower_priority(nice);
+    allow_open_files();
+}
+
+fn lower_priority(by: u8) {
     if let Err(error) = rustix::process::nice(i32::from(by)) {
         tracing::warn!(%error, by, "--nice (TIDEMARK_NICE) has no effect, the system refuses it");
     }
@@ -68,7 +74,7 @@ pub fn lower_priority(by: u8) {
 
 /// Allows the program as many open files as it may allow itself: where nothing else is said, a process has 1,024, however
 /// many the system would let it have.
-pub fn allow_open_files() {
+fn allow_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // It goes on with what it has: a run that needs more says so.

@@ -5,6 +5,7 @@ use crate::query::Limits;
 use crate::telemetry::LogFormat;
 use axum::http::HeaderValue;
 use clap::{Parser, Subcommand};
+use shared_model::redis_address::{Address, AddressFault, Given};
 use shared_model::secret::Secret;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -238,6 +239,22 @@ pub struct RedisArgs {
     /// A PEM file with that certificate's private key.
     #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
     pub redis_key: Option<PathBuf>,
+}
+
+impl RedisArgs {
+    /// The address that they give.
+    ///
+    /// # Errors
+    /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
+    pub(crate) fn address(&self) -> Result<Address, AddressFault> {
+        let given = Given {
+            urls: &self.redis,
+            ca: self.redis_ca.as_deref(),
+            cert: self.redis_cert.as_deref(),
+            key: self.redis_key.as_deref(),
+        };
+        Address::new(given, |path| std::fs::read(path))
+    }
 }
 
 impl ViewsArgs {

@@ -48,7 +48,7 @@ use answer::Views;
 use anyhow::{Context, bail};
 use batch_view::PostgresBatchView;
 use boards::Boards;
-use realtime_view::{Address, RedisRealtimeView};
+use realtime_view::RedisRealtimeView;
 use shared_model::secret::POSTGRES;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ fn open(args: &ViewsArgs) -> anyhow::Result<Views> {
         PostgresBatchView::new(&url, args.postgres_connections).map_err(|_| POSTGRES.refused())
     });
     let batch = batch.context("--postgres (TIDEMARK_POSTGRES)")?;
-    let realtime = RedisRealtimeView::new(Address::new(&args.redis)?, u64::from(args.cache) << 20);
+    let realtime = RedisRealtimeView::new(args.redis.address()?, u64::from(args.cache) << 20);
     Ok(Views { catalog, batch: Arc::new(batch), realtime: Arc::new(realtime), limits: args.limits() })
 }
 

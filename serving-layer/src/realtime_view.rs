@@ -9,7 +9,7 @@ mod memory;
 mod redis;
 mod rounds;
 
-pub use self::redis::{Address, RedisRealtimeView};
+pub use self::redis::RedisRealtimeView;
 pub use group::{Group, Segment};
 pub use memory::MemoryRealtimeView;
 

@@ -20,5 +20,7 @@ pub mod view;
 pub mod causes;
 pub mod failpoint;
 pub mod secret;
+#[cfg(feature = "redis")]
+pub mod redis_address;
 #[cfg(any(test, feature = "testing"))]
 pub mod laws;

@@ -3,6 +3,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use shared_model::offsets::{OffsetRange, TopicPartition};
+use shared_model::redis_address::{Address, AddressFault, Given};
 use shared_model::secret::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -177,6 +178,22 @@ pub struct RedisArgs {
     /// A PEM file with that certificate's private key.
     #[arg(long, env = "TIDEMARK_REDIS_KEY", requires = "redis_cert")]
     pub redis_key: Option<PathBuf>,
+}
+
+impl RedisArgs {
+    /// The address that they give.
+    ///
+    /// # Errors
+    /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
+    pub(crate) fn address(&self) -> Result<Address, AddressFault> {
+        let given = Given {
+            urls: &self.redis,
+            ca: self.redis_ca.as_deref(),
+            cert: self.redis_cert.as_deref(),
+            key: self.redis_key.as_deref(),
+        };
+        Address::new(given, |path| std::fs::read(path))
+    }
 }
 
 fn partition(text: &str) -> Result<TopicPartition, String> {

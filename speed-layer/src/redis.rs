@@ -3,10 +3,6 @@
 //! Every command names one key, so that a cluster routes it; commands of one round are sent together on multiplexed
 //! connections. What an error means for a write is decided here: refused, stored, or unknown.
 
-mod address;
-
-pub(crate) use address::Address;
-
 use crate::flush::Answer;
 use crate::group::{Claimed, Write};
 use ::redis::aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig};
@@ -15,6 +11,7 @@ use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, cmd};
 use anyhow::{Context as _, anyhow, bail};
 use shared_model::failpoint;
+use shared_model::redis_address::Address;
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
 use std::sync::Arc;

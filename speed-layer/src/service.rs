@@ -8,7 +8,7 @@ use crate::dead_letters::{self, DeadLetters};
 use crate::health::{self, Health};
 use crate::look::{self, Looks};
 use crate::publish::Publisher;
-use crate::redis::{self, Address, Redis};
+use crate::redis::{self, Redis};
 use crate::telemetry;
 use crate::tidemark_source::TidemarkSource;
 use crate::verify;
@@ -122,7 +122,7 @@ async fn serve(
         async move { log.serve(behind).await }
     });
     let source = TidemarkSource::new(&args.postgres)?;
-    let Some(redis) = wait_for_redis(&Address::new(&args.redis)?, health, shutdown).await? else {
+    let Some(redis) = wait_for_redis(&args.redis.address()?, health, shutdown).await? else {
         return Ok(());
     };
     let Some(tidemarks) = source.wait(catalog, health, shutdown).await? else { return Ok(()) };

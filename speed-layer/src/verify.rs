@@ -7,7 +7,7 @@ use crate::config::VerifyArgs;
 use crate::consume::{self, Log};
 use crate::counters::Plan;
 use crate::decode::{self, Payload};
-use crate::redis::{Address, Redis};
+use crate::redis::Redis;
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use rdkafka::error::KafkaError;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// The first group that differs, or a server that doesn't answer.
 pub(crate) async fn verify(args: VerifyArgs, catalog: &Catalog) -> anyhow::Result<()> {
     let log = Log::new(&consume::client_config(&args.kafka, &args.kafka_property)?, "tidemark-verify")?;
-    let redis = Redis::connect(&Address::new(&args.redis)?).await?;
+    let redis = Redis::connect(&args.redis.address()?).await?;
     let topics = catalog.streams.iter().map(|stream| stream.topic.clone()).collect();
     let (mut total, mut faults) = (0, Vec::new());
     let partitions = log.partitions(topics).await?;

@@ -5,7 +5,7 @@
 //! other; a quarter the cells of one metric and day that moved, whose rest is sorted on disk; half the search for
 //! repeats, slice by slice; and of the batch view one row of each version. Whatever can't be compared is named.
 
-use super::realtime::{Address, Pass, Realtime};
+use super::realtime::{Pass, Realtime};
 use super::seam::{self, Span};
 use super::{Audit, CellStream, Sides, compare};
 use crate::archive::manifest::{IMPORT_PREFIX, import_topic};
@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _};
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::offsets::TopicPartition;
+use shared_model::redis_address::Address;
 use shared_model::tidemark::{Cut, Tidemark};
 use shared_model::time::EventDay;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +50,7 @@ impl Options {
     /// Where a certificate can't be read or a URL is none.
     pub(crate) fn new(args: &AuditArgs) -> Result<Options> {
         let (strict, patience) = (args.strict_audit, args.audit_patience);
-        Ok(Options { redis: Address::new(args)?, strict, patience })
+        Ok(Options { redis: args.address()?, strict, patience })
     }
 }
 

@@ -5,10 +5,6 @@
 //! reads the next ones. A pass has at least one group number, so the least is one group of each partition (a group is
 //! some MB at most).
 
-mod address;
-
-pub(crate) use address::Address;
-
 use super::seam::{Span, Unfit};
 use crate::compute::{Cell, Sorter};
 use anyhow::{Context as _, Result};
@@ -19,6 +15,7 @@ use shared_model::catalog::Catalog;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::metric::{Metric, MetricVersion};
+use shared_model::redis_address::Address;
 use shared_model::time::{EventDay, Millis};
 use shared_model::view::{self, Group, HEADER_FIELD, Header};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -142,8 +142,7 @@ pub fn run_as(arguments: Vec<OsString>, clock: fn() -> i64) -> Option<anyhow::Re
         "batch-layer" => {
             let args = batch_layer::Args::parse_from(arguments);
             batch_layer::start_logging(args.log);
-            batch_layer::lower_priority(args.nice);
-            batch_layer::allow_open_files();
+            batch_layer::settle_resources(args.nice);
             until_stopped(|shutdown| batch_layer::execute(args, shutdown))
         }
         "serving-layer" => {

@@ -4,10 +4,6 @@
 //! after it broke: by then it may lead to another kind of server. What was read is held, up to a bound; each answer is
 //! from behind a fence that stood after it was asked.
 
-mod address;
-
-pub use address::Address;
-
 use super::held::{self, Held, Taken, Told};
 use super::rounds::Rounds;
 use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Want, one_by_one};
@@ -18,6 +14,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
 use shared_model::offsets::TopicPartition;
+use shared_model::redis_address::Address;
 use shared_model::view::{self, FENCE_FIELD, MARKS_KEY};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::config::RedisArgs;
 use crate::live::{LiveRequest, live};
 use crate::merge::Cell;
 use crate::query::At;
-use crate::realtime_view::{Address, RedisRealtimeView};
+use crate::realtime_view::RedisRealtimeView;
 use crate::service::Service;
 use serde_json::json;
 use shared_model::aggregate::{Column, ColumnType};
@@ -194,7 +194,7 @@ async fn seed(world: &World, kept: i64, cut: i64, postgres: &str, redis: &str) -
     Views {
         catalog: world.catalog.clone(),
         batch: Arc::new(PostgresBatchView::new(postgres, 4).unwrap()),
-        realtime: Arc::new(RedisRealtimeView::new(Address::new(&redis).unwrap(), 64 << 20)),
+        realtime: Arc::new(RedisRealtimeView::new(redis.address().unwrap(), 64 << 20)),
         limits: Default::default(),
     }
 }

@@ -1,53 +1,108 @@
-//! Where Redis is, and the certificates that TLS needs beside the URL.
+//! Where Redis is, and the certificates that TLS needs beside the URL (feature `redis`).
+//!
+//! It makes the clients that connect; itself it connects nothing, and whoever asks for it reads the files. No fault shows a
+//! part of a URL.
 
-use crate::config::RedisArgs;
-use ::redis::cluster::ClusterClientBuilder;
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{Client, ClientTlsConfig, IntoConnectionInfo as _, RedisResult, TlsCertificates};
-use anyhow::Context as _;
-use shared_model::secret::REDIS;
+use crate::secret::{REDIS, Secret, SecretFault};
+use redis::cluster::ClusterClientBuilder;
+use redis::io::tcp::TcpSettings;
+use redis::{Client, ClientTlsConfig, IntoConnectionInfo as _, RedisError, RedisResult, TlsCertificates};
+use std::fmt;
+use std::io;
 use std::path::Path;
+use thiserror::Error;
 use url::Url;
 
 /// One server, or several nodes of a cluster. Files are read once: a new certificate is taken up at the next start.
 #[derive(Clone)]
-pub(crate) struct Address {
+pub struct Address {
     urls: Vec<String>,
     certificates: Option<TlsCertificates>,
 }
 
+/// An address as a command line gives it.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The URLs, divided by commas.
+    pub urls: &'a Secret,
+    /// The authorities that may have signed the server's certificate; without it, the system's.
+    pub ca: Option<&'a Path>,
+    /// The certificate that is shown to the server.
+    pub cert: Option<&'a Path>,
+    /// That certificate's private key.
+    pub key: Option<&'a Path>,
+}
+
+/// Why there is no such address.
+#[derive(Debug, Error)]
+pub enum AddressFault {
+    /// A URL is none, or the file that holds it can't be read.
+    #[error("--redis (TIDEMARK_REDIS)")]
+    Url(#[source] SecretFault),
+    /// A certificate's file can't be read.
+    #[error("cannot read {file} ({option})")]
+    File {
+        /// The file.
+        file: String,
+        /// The option that names it.
+        option: &'static str,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// A certificate or key is no PEM, or is given without `rediss://`.
+    #[error("--redis is not valid (expected redis://host:port, or rediss:// where certificates are given)")]
+    Client(#[source] RedisError),
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URLs may hold passwords.
+        write!(f, "Address({} url(s))", self.urls.len())
+    }
+}
+
 impl Address {
-    /// Reads the certificates and checks the URLs; nothing is connected.
+    /// Takes the certificates from their files, which `read` reads, and checks the URLs; nothing is connected.
     ///
     /// # Errors
-    /// Where a file can't be read or the key's is no PEM, a URL is none, or certificates are given without `rediss://`.
-    pub(crate) fn new(args: &RedisArgs) -> anyhow::Result<Address> {
-        let urls = args.redis.reveal_url(&REDIS, |path| std::fs::read_to_string(path)).and_then(|given| {
-            let urls: Vec<String> = given.split(',').map(|url| url.trim().to_owned()).collect();
+    /// [`AddressFault`].
+    pub fn new(
+        given: Given<'_>,
+        read: impl Fn(&Path) -> io::Result<Vec<u8>>,
+    ) -> Result<Address, AddressFault> {
+        let text = |path: &Path| {
+            // The bytes may be a secret: the error doesn't keep them.
+            String::from_utf8(read(path)?).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+        };
+        let urls = given.urls.reveal_url(&REDIS, text).and_then(|urls| {
+            let urls: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
             // The client's own error could show a part of the URL.
             let valid = urls.iter().all(|url| url.as_str().into_connection_info().is_ok());
             if valid { Ok(urls) } else { Err(REDIS.refused()) }
         });
-        let urls = urls.context("--redis (TIDEMARK_REDIS)")?;
-        let client_tls = match (&args.redis_cert, &args.redis_key) {
+        let urls = urls.map_err(AddressFault::Url)?;
+        let file = |path: &Path, option| {
+            let failed = |error| AddressFault::File { file: path.display().to_string(), option, error };
+            read(path).map_err(failed)
+        };
+        let client_tls = match (given.cert, given.key) {
             (Some(cert), Some(key)) => Some(ClientTlsConfig {
-                client_cert: read(cert, "--redis-cert")?,
-                client_key: read(key, "--redis-key")?,
+                client_cert: file(cert, "--redis-cert")?,
+                client_key: file(key, "--redis-key")?,
             }),
             _ => None,
         };
-        let root_cert = args.redis_ca.as_deref().map(|path| read(path, "--redis-ca")).transpose()?;
-        let given = client_tls.is_some() || root_cert.is_some();
-        let certificates = given.then_some(TlsCertificates { client_tls, root_cert });
+        let root_cert = given.ca.map(|path| file(path, "--redis-ca")).transpose()?;
+        let has_some = client_tls.is_some() || root_cert.is_some();
+        let certificates = has_some.then_some(TlsCertificates { client_tls, root_cert });
         let address = Address { urls, certificates };
-        address.clients().try_for_each(|client| client.map(drop)).context(
-            "--redis is not valid (expected redis://host:port, or rediss:// where certificates are given)",
-        )?;
+        address.clients().try_for_each(|client| client.map(drop)).map_err(AddressFault::Client)?;
         Ok(address)
     }
 
     /// A client of each server that was named.
-    pub(crate) fn clients(&self) -> impl Iterator<Item = RedisResult<Client>> {
+    pub fn clients(&self) -> impl Iterator<Item = RedisResult<Client>> {
         self.urls.iter().map(|url| {
             let info = url.as_str().into_connection_info()?.set_tcp_settings(at_once());
             match &self.certificates {
@@ -59,7 +114,7 @@ impl Address {
 
     /// The same, and the other nodes of the cluster, as `CLUSTER NODES` tells them: those that were named may be gone when
     /// a connection is made anew.
-    pub(crate) fn with_nodes(&self, nodes: &str) -> Address {
+    pub fn with_nodes(&self, nodes: &str) -> Address {
         let mut address = self.clone();
         for line in nodes.lines().filter(|line| !line.contains("fail") && !line.contains("noaddr")) {
             // <id> <host:port@bus,...> <flags> ...
@@ -76,7 +131,7 @@ impl Address {
     }
 
     /// A client of the cluster that the servers belong to.
-    pub(crate) fn cluster(&self) -> ClusterClientBuilder {
+    pub fn cluster(&self) -> ClusterClientBuilder {
         let builder = ClusterClientBuilder::new(self.urls.iter().map(String::as_str)).tcp_settings(at_once());
         match &self.certificates {
             Some(certificates) => builder.certs(certificates.clone()),
@@ -89,10 +144,6 @@ impl Address {
 /// which a server that has nothing to say yet puts off for 40 ms.
 fn at_once() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
-}
-
-fn read(path: &Path, option: &str) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {} ({option})", path.display()))
 }
 
 #[cfg(test)]
