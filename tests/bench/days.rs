@@ -55,7 +55,7 @@ pub(crate) struct Run {
     pub(crate) loaded: f64,
     pub(crate) cpu: f64,
     pub(crate) peak: f64,
-    /// MB that it read from the disk.
+    /// MB that it read from the disk, of whatever.
     pub(crate) read: f64,
     /// Its log.
     said: String,

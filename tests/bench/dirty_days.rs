@@ -5,7 +5,8 @@
 //! the columns that none of its metrics uses. That holds for an archive on this machine; from elsewhere a dirty day's
 //! files are fetched whole, to be proven by their checksums.
 //!
-//! What is read is all that the process reads from the disk (see `disk.rs`): what it reads of the archive, or more.
+//! What is read of the archive's files is told apart from all that the process reads from the disk (see `disk.rs`), which
+//! is also what it has spilled.
 
 use crate::days::{Day, Days, Run, length};
 use crate::figures::Figures;
@@ -51,14 +52,18 @@ pub(crate) async fn measure(args: &Args, count: u64) -> anyhow::Result<()> {
 /// What was done with nothing of the archive in memory.
 struct Cold {
     run: Run,
-    /// The length of the archive's files, in MB.
+    /// What was read of the archive's files, in MB.
+    read: f64,
+    /// Their length, in MB.
     length: f64,
 }
 
 async fn cold(days: &Days, run: impl Future<Output = anyhow::Result<Run>>) -> anyhow::Result<Cold> {
     let files = days.archive().await?;
     disk::forget(&files)?;
-    Ok(Cold { run: run.await?, length: length(&files)? })
+    let kept = disk::held(&files)?;
+    let run = run.await?;
+    Ok(Cold { run, read: disk::held(&files)? - kept, length: length(&files)? })
 }
 
 async fn check(days: &Days, of: &[Day]) -> anyhow::Result<()> {
@@ -70,17 +75,18 @@ async fn check(days: &Days, of: &[Day]) -> anyhow::Result<()> {
 
 /// Prints what something took, and notes it beside what all days took.
 fn note(figures: &mut Figures, name: &str, took: &Cold, whole: &Cold) {
-    let Cold { run, length } = took;
+    let Cold { run, read, length } = took;
     println!(
-        "    {name}: {:.1} s, {:.1} CPU-s, {:.1} of {length:.1} MB read",
+        "    {name}: {:.1} s, {:.1} CPU-s, {read:.1} of {length:.1} MB of the archive read, {:.1} MB in all",
         run.seconds, run.cpu, run.read
     );
     let all = [
         ("s", run.seconds),
         ("s / all days dirty", run.seconds / whole.run.seconds),
         ("CPU-s / all days dirty", run.cpu / whole.run.cpu),
-        ("MB read", run.read),
-        ("MB read / MB of the archive's files", run.read / length),
+        ("MB of the archive read", *read),
+        ("MB of the archive read / its MB", read / length),
+        ("MB read in all", run.read),
     ];
     all.into_iter().for_each(|(what, figure)| figures.add(&format!("{name}: {what}"), figure, 2));
 }
