@@ -7,6 +7,7 @@ mod days;
 mod dirty_days;
 mod disk;
 mod figures;
+mod machine;
 mod process;
 mod second_day;
 mod watched;
@@ -14,7 +15,6 @@ mod watched;
 use clap::Parser;
 use days::{Day, Days};
 use figures::Figures;
-use process::machine;
 use sqlx::{AssertSqlSafe, Connection as _};
 use std::time::Instant;
 
@@ -65,7 +65,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} records of a day (seed {}), {} MiB; median (min to max) of {} runs",
         args.rows, args.seed, args.memory, args.runs

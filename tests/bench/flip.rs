@@ -4,10 +4,10 @@
 //! took in: as much lies in the realtime view then as when it began. Before both the serving layer reads what has changed, so
 //! that neither has these reads.
 
-use crate::Args;
 use crate::figures::line;
 use crate::load::{Latency, Load};
 use crate::world::World;
+use crate::{Args, epochs};
 use std::time::{Duration, Instant};
 
 /// So long it is asked before each span that is measured: about keys of all groups.
@@ -45,10 +45,10 @@ pub(crate) async fn measure(args: &Args, world: &mut World) -> anyhow::Result<()
 
 /// One run and its calm span; as many records lie above the tidemark afterwards as before.
 async fn flip(load: &Load, rate: f64, world: &mut World) -> anyhow::Result<Flip> {
-    let (ends, ask) = (world.epoch_over().await?, world.counted());
+    let (ends, ask) = (epochs::over(&world.stack).await?, world.counted());
     load.closed(&ask, WARM_UP).await?;
     let begun = Instant::now();
-    let run = async { world.run(&ends).await.map(|()| begun.elapsed()) };
+    let run = async { epochs::run(&world.stack, &ends).await.map(|()| begun.elapsed()) };
     let (moving, length) = load.open(&ask, rate, run).await?;
     let length = length?;
     world.more().await?;

@@ -6,6 +6,8 @@
 mod events;
 mod figures;
 mod log;
+mod machine;
+mod peer;
 mod process;
 
 use anyhow::{Context as _, ensure};
@@ -13,17 +15,15 @@ use clap::Parser;
 use events::Records;
 use figures::Figures;
 use local::probe::Serving;
-use local::servers::KafkaOptions;
-use process::{cpu, machine, peak_memory};
+use process::{cpu, peak_memory};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tidemark_tests::stack::{Servers, Stack};
+use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const CATALOG: &str = include_str!("peer.toml");
 /// The event time at which the records begin: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
 /// So many records that are asked for are under way at once.
@@ -58,17 +58,12 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} records/s for {} s (seed {}), {} partitions; median (min to max) of {} runs",
         args.rate, args.seconds, args.seed, args.partitions, args.runs
     );
-    // A broker as it is run for real, not one that is there quickly.
-    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
-    let catalog = CATALOG.replace("IDENTITY", "[]").replace("PUBLISH", "false");
-    let stack = Stack::without_topics(&args.layers, &catalog, Servers { kafka, ..Servers::default() }).await;
-    stack.kafka.create_topic("events", args.partitions, &[]).await?;
-    stack.batch(&["run"]).await;
+    let stack = peer::started(&args.layers, &peer::USUAL.catalog(), args.partitions).await?;
     let worker = ["run", "--listen", "127.0.0.1:0"];
     let worker = stack.process("speed-layer", &worker, &["catalog", "kafka", "redis", "postgres"]);
     let (_process, serving) = stack.serving().await;

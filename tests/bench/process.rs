@@ -1,4 +1,4 @@
-//! What a process and the machine tell of themselves, read from /proc.
+//! What a process tells of itself, read from /proc.
 
 use anyhow::Context as _;
 
@@ -18,19 +18,4 @@ pub(crate) fn peak_memory(pid: i32) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-}
-
-/// The machine, in a line.
-pub(crate) fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");
-    let memory = read("/proc/meminfo");
-    let memory = memory.lines().next().unwrap_or_default().trim_start_matches("MemTotal:").trim().to_owned();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{cores} x{}; {memory}; {}",
-        model.trim_start_matches([' ', '\t', ':']),
-        read("/proc/version").trim()
-    )
 }

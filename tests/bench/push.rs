@@ -4,12 +4,13 @@
 //! is subscribed to that user's sliding counter; half of the rounds with many more subscribers to it.
 
 mod figures;
+mod machine;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use figures::Figures;
-use process::{cpu, machine, peak_memory};
+use process::{cpu, peak_memory};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
@@ -64,7 +65,7 @@ struct Round {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} records/s for {} s a round, without and with {} other subscribers; median (min to max) of {} runs",
         args.rate, args.seconds, args.subscribers, args.runs

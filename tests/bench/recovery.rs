@@ -6,20 +6,19 @@
 mod answers;
 mod events;
 mod log;
+mod machine;
+mod peer;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use events::Records;
-use local::servers::KafkaOptions;
-use process::{cpu, machine, peak_memory};
+use process::{cpu, peak_memory};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tidemark_tests::stack::{Servers, Stack};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const CATALOG: &str = include_str!("peer.toml");
 /// The event time at which the records begin: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
 
@@ -56,7 +55,7 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let before = args.rate * args.age;
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{before} records since the tidemark, then {} a second (seed {}), {} partitions, {} local copy",
         args.rate,
@@ -64,12 +63,7 @@ async fn main() -> anyhow::Result<()> {
         args.partitions,
         if args.no_local_copy { "no" } else { "a" }
     );
-    // A broker as it is run for real, not one that is there quickly.
-    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
-    let catalog = CATALOG.replace("IDENTITY", "[]").replace("PUBLISH", "false");
-    let stack = Stack::without_topics(&args.layers, &catalog, Servers { kafka, ..Servers::default() }).await;
-    stack.kafka.create_topic("events", args.partitions, &[]).await?;
-    stack.batch(&["run"]).await;
+    let stack = peer::started(&args.layers, &peer::USUAL.catalog(), args.partitions).await?;
     let idle = stack.redis.dataset().await as f64;
     let copies = local::servers::scratch()?;
     let folder = copies.path().display().to_string();

@@ -4,13 +4,16 @@
 //! `cargo bench --workspace --bench serving -- --help`. Servers are real. Thirty days lie in the batch view, the last hour
 //! in the realtime view; answers are held against naive counts of the records, and one that differs fails the bench.
 
+mod epochs;
 mod events;
 mod figures;
 mod flip;
 mod growth;
 mod load;
 mod log;
+mod machine;
 mod overhead;
+mod peer;
 mod process;
 mod questions;
 mod traffic;
@@ -20,7 +23,6 @@ use clap::{Parser, ValueEnum};
 use figures::Figures;
 use growth::Growth;
 use load::{Ask, Latency, Load};
-use process::machine;
 use std::time::Duration;
 use world::{USUAL, World};
 
@@ -96,7 +98,7 @@ enum Measure {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} records of 30 days in the batch view, {} of the last hour in the realtime view (seed {}); {} runs of {} s; \
          median (min to max)",

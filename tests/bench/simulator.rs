@@ -5,6 +5,7 @@
 //! the bench.
 
 mod figures;
+mod machine;
 mod process;
 mod watched;
 
@@ -13,7 +14,6 @@ use clap::Parser;
 use figures::Figures;
 use local::layers::Layer;
 use local::servers::{Kafka, KafkaOptions};
-use process::machine;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -76,7 +76,7 @@ async fn main() -> anyhow::Result<()> {
     let folder = local::servers::scratch()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
     let simulator = Simulator::new(&args.layers, folder.path(), Vec::new());
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} lines (seed {}), {}; median (min to max) of {}",
         args.lines, args.seed, args.memory, args.runs

@@ -7,20 +7,21 @@ mod answers;
 mod events;
 mod figures;
 mod log;
+mod machine;
+mod peer;
 mod process;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
-use events::Records;
+use events::{Records, Totals};
 use figures::Figures;
 use local::layers::Layer;
-use local::servers::KafkaOptions;
-use process::{cpu, machine, peak_memory};
+use peer::Peer;
+use process::{cpu, peak_memory};
 use std::time::{Duration, Instant};
-use tidemark_tests::stack::{Servers, Stack};
+use tidemark_tests::stack::Stack;
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
-const CATALOG: &str = include_str!("peer.toml");
 const MB: f64 = 1_048_576.0;
 const HOUR: i64 = 3_600_000;
 /// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
@@ -79,13 +80,15 @@ enum Mode {
 }
 
 impl Mode {
-    fn catalog(self, pane: &str) -> String {
+    /// The peer's catalog with so many metrics, and panes of this width.
+    fn catalog(self, metrics: usize, pane: &str) -> String {
         let dedup = matches!(self, Mode::PackedDedup | Mode::PlainDedup);
-        let identity = r#"["uuid", "document_id", "display_id", "ad_id", "ts"]"#;
-        CATALOG
-            .replace("IDENTITY", if dedup { identity } else { "[]" })
-            .replace("PUBLISH", if matches!(self, Mode::Plain | Mode::PlainDedup) { "true" } else { "false" })
-            .replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
+        let catalog = Peer { dedup, publish: self.publishes(), metrics }.catalog();
+        catalog.replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
+    }
+
+    fn publishes(self) -> bool {
+        matches!(self, Mode::Plain | Mode::PlainDedup)
     }
 
     fn name(self) -> String {
@@ -100,15 +103,22 @@ struct Run {
     cpu: [f64; 3],
     /// The workers' most memory, in MB.
     peak: f64,
-    /// The data in Redis at the end, in MB.
+    /// The data in Redis at the end, in bytes.
     dataset: f64,
+}
+
+impl Run {
+    /// CPU-microseconds of all of them for each of so many records.
+    fn for_each(&self, records: u64) -> f64 {
+        1e6 * self.cpu.iter().sum::<f64>() / records as f64
+    }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let modes = if args.mode.is_empty() { Mode::value_variants().to_vec() } else { args.mode.clone() };
-    println!("{}", machine());
+    println!("{}", machine::described().await);
     println!(
         "{} records (seed {}), {} partitions, {} workers, {} runs a mode; median (min to max)",
         args.records, args.seed, args.partitions, args.workers, args.runs
@@ -120,60 +130,72 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
-    // A broker as it is run for real, not one that is there quickly.
-    let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
-    let servers = Servers { kafka, ..Servers::default() };
-    let stack = Stack::without_topics(&args.layers, &mode.catalog(&args.pane), servers).await;
-    stack.kafka.create_topic("events", args.partitions, &[]).await?;
-    stack.batch(&["run"]).await;
-    let bootstrap = stack.kafka.bootstrap();
-    let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
-    let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
-    let begun = Instant::now();
-    let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
-    println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
+    let catalog = mode.catalog(peer::USUAL.metrics, &args.pane);
+    let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
+    let totals = fill(&stack, args).await?;
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
         let mut run = catch_up(&stack, args).await?;
-        run.dataset -= idle / MB;
-        println!("  run {}: {:.1} s", number + 1, run.seconds);
-        runs.push(run);
+        run.dataset -= idle;
+        println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
         answers::check(&stack, &totals, None).await?;
+        runs.push(run);
     }
-    report(args, mode, &runs);
+    println!("{}:", mode.name());
+    report(args, &runs);
     Ok(())
+}
+
+/// Writes the records into the log.
+async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<Totals> {
+    let (bootstrap, begun) = (stack.kafka.bootstrap(), Instant::now());
+    let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
+    let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
+    let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
+    println!("log written in {:.0?}", begun.elapsed());
+    Ok(totals)
+}
+
+/// Starts the workers.
+fn workers(stack: &Stack, args: &Args) -> Vec<Layer> {
+    let mut command = vec!["run", "--listen", "127.0.0.1:0"];
+    command.extend(args.worker.split_whitespace());
+    let connections = ["catalog", "kafka", "redis", "postgres"];
+    let start = |number: usize| {
+        stack.process_named("speed-layer", &format!("speed-{number}"), &command, &connections)
+    };
+    (0..args.workers).map(start).collect()
+}
+
+/// Waits until all that the log holds now is stored.
+async fn caught_up(stack: &Stack, workers: &[Layer]) -> anyhow::Result<()> {
+    let (ends, begun) = (stack.probe.ends()?, Instant::now());
+    loop {
+        for worker in workers {
+            ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
+        if stack.probe.lag(&ends).await? == 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Empties Redis, starts the workers, and waits until all that the log holds is stored.
 async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     stack.redis.empty().await;
-    let ends = stack.probe.ends()?;
     let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
     let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
-    let mut command = vec!["run", "--listen", "127.0.0.1:0"];
-    command.extend(args.worker.split_whitespace());
     let begun = Instant::now();
-    let start = |number: usize| {
-        let connections = ["catalog", "kafka", "redis", "postgres"];
-        stack.process_named("speed-layer", &format!("speed-{number}"), &command, &connections)
-    };
-    let workers: Vec<Layer> = (0..args.workers).map(start).collect();
+    let workers = workers(stack, args);
     let beside = args.beside.as_ref().map(|beside| {
         let mut words = beside.split_whitespace();
         let mut command = std::process::Command::new(words.next().unwrap_or_default());
         command.args(words).arg(workers[0].pid().to_string()).spawn()
     });
-    loop {
-        for worker in &workers {
-            ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
-        }
-        ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
-        if stack.probe.lag(&ends).await? == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    caught_up(stack, &workers).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let (mut work, mut peak) = (0.0, 0.0);
     for worker in &workers {
@@ -187,22 +209,21 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     if let Some(beside) = beside {
         beside?.wait()?;
     }
-    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB })
+    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 })
 }
 
-fn report(args: &Args, mode: Mode, runs: &[Run]) {
+fn report(args: &Args, runs: &[Run]) {
     let (mut figures, records) = (Figures::default(), args.records as f64);
     for run in runs {
-        let [worker, redis, kafka] = run.cpu;
-        figures.add("records/s", records / run.seconds, 0);
-        figures.add("records per CPU-second, all", records / (worker + redis + kafka), 0);
+        let ([worker, redis, kafka], rate) = (run.cpu, records / run.seconds);
+        figures.add("records/s", rate, 0);
+        figures.add("records per CPU-second, all", 1e6 / run.for_each(args.records), 0);
         figures.add("records per CPU-second, worker", records / worker, 0);
         figures.add("CPU us per record, worker", 1e6 * worker / records, 3);
         figures.add("CPU us per record, redis", 1e6 * redis / records, 3);
         figures.add("CPU us per record, kafka", 1e6 * kafka / records, 3);
         figures.add("worker's peak memory, MB", run.peak, 0);
-        figures.add("data in redis, MB", run.dataset, 0);
+        figures.add("data in redis, MB", run.dataset / MB, 0);
     }
-    println!("{}:", mode.name());
     figures.print();
 }

@@ -4,23 +4,21 @@
 
 use crate::events::{Records, Totals, uuid};
 use crate::load::Ask;
+use crate::peer::{self, Peer};
 use crate::process::peak_memory;
 use crate::questions::{FREQUENT, Questions, query, views};
-use crate::{Args, log};
-use anyhow::{Context as _, anyhow, ensure};
+use crate::{Args, epochs, log};
+use anyhow::{Context as _, ensure};
 use local::layers::Layer;
 use local::probe::Serving;
-use local::servers::KafkaOptions;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
-use shared_model::offsets::TopicPartition;
 use shared_model::time::{DAY, show};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
-use tidemark_tests::stack::{Servers, Stack};
+use tidemark_tests::stack::Stack;
 
-const CATALOG: &str = include_str!("peer.toml");
 /// The end of all records: 2016-07-01T00:00:00Z.
 pub(crate) const END: i64 = 1_467_331_200_000;
 /// How many days lie before it, as usual.
@@ -33,9 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 
 /// Each user's views in the last window.
 type Window = HashMap<String, u64>;
-
-/// The end of each partition's log.
-type Ends = BTreeMap<TopicPartition, i64>;
 
 /// What a record says.
 #[derive(serde::Deserialize)]
@@ -88,12 +83,7 @@ pub(crate) struct World {
 impl World {
     /// Starts it, and brings the records in; answers that are wrong are an error.
     pub(crate) async fn start(args: &Args, scale: Scale) -> anyhow::Result<World> {
-        // A broker as it is run for real, not one that is there quickly.
-        let kafka = KafkaOptions { heap_mb: 1_024, quick: false, ..KafkaOptions::default() };
-        let servers = Servers { kafka, ..Servers::default() };
-        let stack = Stack::without_topics(&args.layers, &catalog(scale), servers).await;
-        stack.kafka.create_topic("events", args.partitions, &[]).await?;
-        stack.batch(&["run"]).await;
+        let stack = peer::started(&args.layers, &catalog(scale), args.partitions).await?;
         let speed = stack.speed();
         let (process, serving) = stack.serving_with(&["--cache", &args.cache.to_string()]).await;
         let recent = Records {
@@ -158,8 +148,8 @@ impl World {
     /// Brings the days into the batch view and the hour into the realtime view.
     async fn fill(&mut self, history: Records) -> anyhow::Result<()> {
         self.send(history).await?;
-        let ends = self.epoch_over().await?;
-        self.run(&ends).await?;
+        let ends = epochs::over(&self.stack).await?;
+        epochs::run(&self.stack, &ends).await?;
         println!("computed");
         let (bootstrap, recent) = (self.stack.kafka.bootstrap(), self.recent);
         let (totals, window) = tokio::task::spawn_blocking(move || last_hour(&bootstrap, recent)).await??;
@@ -192,22 +182,6 @@ impl World {
         println!("{records} records of {users} users sent");
         self.totals.push(totals);
         Ok(())
-    }
-
-    /// Waits until the epoch of the newest record is over, which a run that starts sooner leaves open. Gives the ends that
-    /// the log had before: ticks come behind them.
-    pub(crate) async fn epoch_over(&self) -> anyhow::Result<Ends> {
-        let ends = self.stack.probe.ends()?;
-        let (epoch, now) = (self.stack.catalog.layout.epoch, tidemark_tests::now());
-        let over = epoch.boundary(epoch.epoch(now) + 1);
-        tokio::time::sleep(Duration::from_millis((over - now) as u64)).await;
-        Ok(ends)
-    }
-
-    /// A run of the batch layer, at the priority that it has by default, which moves the tidemark past these ends.
-    pub(crate) async fn run(&self, ends: &Ends) -> anyhow::Result<()> {
-        self.stack.batch(&["run", "--nice", "10"]).await;
-        self.stack.passed(ends).await.map_err(|behind| anyhow!("the tidemark has not passed {behind}"))
     }
 
     /// Holds answers against the records.
@@ -248,16 +222,11 @@ impl World {
 
 /// The peer's catalog, with copies of its metrics, and epochs that are soon over: the tidemark is to pass the days at once.
 fn catalog(scale: Scale) -> String {
-    let text = CATALOG
-        .replace("IDENTITY", "[]")
-        .replace("PUBLISH", "false")
+    let peer = Peer { metrics: peer::USUAL.metrics * scale.metrics, ..peer::USUAL };
+    peer.catalog()
         .replace("epoch = \"10m\"", "epoch = \"1m\"")
         .replace("2016-06-13", &show(scale.begin())[.."2016-06-13".len()])
-        .replace("to = \"2016-07-01\"", "to = \"2016-07-02\"");
-    let metrics = text.find("[metrics.").map_or("", |begin| &text[begin..]);
-    let copy = |number: usize| metrics.replace("]\ndescription", &format!("_{number}]\ndescription"));
-    let copies: String = (2..=scale.metrics).map(copy).collect();
-    text + "\n" + &copies
+        .replace("to = \"2016-07-01\"", "to = \"2016-07-02\"")
 }
 
 /// Sends the records of the last hour, and counts those of its last window.
