@@ -1,13 +1,16 @@
-//! How fast the speed layer catches up, on the peer's records and metrics, and what it costs.
+//! How fast the speed layer catches up, on the peer's records and metrics, what it costs and what it holds.
 //!
 //! `cargo bench --workspace --bench speed -- --help`. Servers are real; every run's answers are held against a naive fold of the
 //! records, and a run that differs fails the bench.
 
 mod answers;
+mod epochs;
 mod events;
 mod figures;
+mod footprint;
 mod log;
 mod machine;
+mod passing;
 mod peer;
 mod process;
 
@@ -26,8 +29,11 @@ const MB: f64 = 1_048_576.0;
 const HOUR: i64 = 3_600_000;
 /// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
+/// So many bytes of Redis a live cell may take.
+const CELL: f64 = 100.0;
 
-/// Measures how fast the speed layer catches up with a log that is there already.
+/// Measures how fast the speed layer catches up with a log that is there already; or what is named instead, each with servers
+/// of its own.
 #[derive(Parser)]
 struct Args {
     /// Records in the log.
@@ -57,6 +63,9 @@ struct Args {
     /// The program that is run as the layers, to compare with another build.
     #[arg(long, default_value = LAYERS)]
     layers: String,
+    /// Measure what is left in Redis when the windows have passed and runs of the batch layer have taken the records in.
+    #[arg(long)]
+    pass: bool,
     /// A command that runs beside each measured run, with the first worker's process id as its last argument (a
     /// profiler).
     #[arg(long)]
@@ -114,6 +123,13 @@ impl Run {
     }
 }
 
+/// What was measured of a run.
+struct Measured {
+    run: Run,
+    /// Cells in Redis at the end.
+    cells: usize,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -124,7 +140,12 @@ async fn main() -> anyhow::Result<()> {
         args.records, args.seed, args.partitions, args.workers, args.runs
     );
     for mode in modes {
-        measure(&args, mode).await.with_context(|| mode.name())?;
+        if !args.pass {
+            measure(&args, mode).await.with_context(|| mode.name())?;
+        }
+        if args.pass {
+            passing::measure(&args, mode).await.with_context(|| mode.name())?;
+        }
     }
     Ok(())
 }
@@ -140,11 +161,11 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
         run.dataset -= idle;
         println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
         answers::check(&stack, &totals, None).await?;
-        runs.push(run);
+        let cells = footprint::live_cells(&stack).await?;
+        runs.push(Measured { run, cells });
     }
     println!("{}:", mode.name());
-    report(args, &runs);
-    Ok(())
+    report(args, mode, &runs)
 }
 
 /// Writes the records into the log.
@@ -157,10 +178,11 @@ async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<Totals> {
     Ok(totals)
 }
 
-/// Starts the workers.
-fn workers(stack: &Stack, args: &Args) -> Vec<Layer> {
+/// Starts the workers, with further arguments beside those that the bench was given.
+fn workers(stack: &Stack, args: &Args, further: &[&str]) -> Vec<Layer> {
     let mut command = vec!["run", "--listen", "127.0.0.1:0"];
     command.extend(args.worker.split_whitespace());
+    command.extend(further);
     let connections = ["catalog", "kafka", "redis", "postgres"];
     let start = |number: usize| {
         stack.process_named("speed-layer", &format!("speed-{number}"), &command, &connections)
@@ -189,7 +211,7 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
     let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
     let begun = Instant::now();
-    let workers = workers(stack, args);
+    let workers = workers(stack, args, &[]);
     let beside = args.beside.as_ref().map(|beside| {
         let mut words = beside.split_whitespace();
         let mut command = std::process::Command::new(words.next().unwrap_or_default());
@@ -212,9 +234,10 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
     Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 })
 }
 
-fn report(args: &Args, runs: &[Run]) {
-    let (mut figures, records) = (Figures::default(), args.records as f64);
-    for run in runs {
+/// Prints the figures; cells that take too much of Redis are an error.
+fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
+    let (mut figures, records, mut worst) = (Figures::default(), args.records as f64, 0.0);
+    for Measured { run, cells } in runs {
         let ([worker, redis, kafka], rate) = (run.cpu, records / run.seconds);
         figures.add("records/s", rate, 0);
         figures.add("records per CPU-second, all", 1e6 / run.for_each(args.records), 0);
@@ -224,6 +247,14 @@ fn report(args: &Args, runs: &[Run]) {
         figures.add("CPU us per record, kafka", 1e6 * kafka / records, 3);
         figures.add("worker's peak memory, MB", run.peak, 0);
         figures.add("data in redis, MB", run.dataset / MB, 0);
+        figures.add("cells in redis", *cells as f64, 0);
+        if !mode.publishes() {
+            let bytes = run.dataset / *cells as f64;
+            figures.add("bytes of redis per cell", bytes, 1);
+            worst = bytes.max(worst);
+        }
     }
     figures.print();
+    ensure!(worst <= CELL, "a cell takes {worst:.1} bytes of redis, more than {CELL}");
+    Ok(())
 }
