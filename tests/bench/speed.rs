@@ -4,6 +4,7 @@
 //! records, and a run that differs fails the bench.
 
 mod answers;
+mod by_metrics;
 mod epochs;
 mod events;
 mod figures;
@@ -63,6 +64,9 @@ struct Args {
     /// The program that is run as the layers, to compare with another build.
     #[arg(long, default_value = LAYERS)]
     layers: String,
+    /// Measure what a record costs with so many metrics: a part of the eight, all of them, or copies beside them.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    metrics: Vec<u64>,
     /// Measure what is left in Redis when the windows have passed and runs of the batch layer have taken the records in.
     #[arg(long)]
     pass: bool,
@@ -140,8 +144,11 @@ async fn main() -> anyhow::Result<()> {
         args.records, args.seed, args.partitions, args.workers, args.runs
     );
     for mode in modes {
-        if !args.pass {
+        if args.metrics.is_empty() && !args.pass {
             measure(&args, mode).await.with_context(|| mode.name())?;
+        }
+        if !args.metrics.is_empty() {
+            by_metrics::measure(&args, mode).await.with_context(|| mode.name())?;
         }
         if args.pass {
             passing::measure(&args, mode).await.with_context(|| mode.name())?;
