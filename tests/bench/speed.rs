@@ -1,10 +1,12 @@
-//! How fast the speed layer catches up, on the peer's records and metrics, what it costs and what it holds.
+//! How fast the speed layer catches up, on the peer's records and metrics, what it costs and holds, beside what the servers
+//! can do at most.
 //!
 //! `cargo bench --workspace --bench speed -- --help`. Servers are real; every run's answers are held against a naive fold of the
 //! records, and a run that differs fails the bench.
 
 mod answers;
 mod by_metrics;
+mod ceiling;
 mod epochs;
 mod events;
 mod figures;
@@ -16,6 +18,7 @@ mod peer;
 mod process;
 
 use anyhow::{Context as _, ensure};
+use ceiling::Ceiling;
 use clap::{Parser, ValueEnum};
 use events::{Records, Totals};
 use figures::Figures;
@@ -127,11 +130,12 @@ impl Run {
     }
 }
 
-/// What was measured of a run.
+/// What was measured of a run, and beside it.
 struct Measured {
     run: Run,
     /// Cells in Redis at the end.
     cells: usize,
+    ceiling: Ceiling,
 }
 
 #[tokio::main]
@@ -169,7 +173,8 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
         println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
         answers::check(&stack, &totals, None).await?;
         let cells = footprint::live_cells(&stack).await?;
-        runs.push(Measured { run, cells });
+        let ceiling = Ceiling::measure(&stack, args.partitions, args.records).await?;
+        runs.push(Measured { run, cells, ceiling });
     }
     println!("{}:", mode.name());
     report(args, mode, &runs)
@@ -244,7 +249,7 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
 /// Prints the figures; cells that take too much of Redis are an error.
 fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
     let (mut figures, records, mut worst) = (Figures::default(), args.records as f64, 0.0);
-    for Measured { run, cells } in runs {
+    for Measured { run, cells, ceiling } in runs {
         let ([worker, redis, kafka], rate) = (run.cpu, records / run.seconds);
         figures.add("records/s", rate, 0);
         figures.add("records per CPU-second, all", 1e6 / run.for_each(args.records), 0);
@@ -259,6 +264,15 @@ fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
             let bytes = run.dataset / *cells as f64;
             figures.add("bytes of redis per cell", bytes, 1);
             worst = bytes.max(worst);
+        }
+        for (name, reached) in [
+            ("bare consumer", &ceiling.consume),
+            ("HINCRBY in pipelines of 256", &ceiling.hincrby),
+            ("SET EX in pipelines of 256", &ceiling.set),
+        ] {
+            figures.add(&format!("{name}, 1/s"), reached.per_second, 0);
+            figures.add(&format!("{name}, CPU us each"), reached.cpu, 3);
+            figures.add(&format!("records/s / {name}"), rate / reached.per_second, 2);
         }
     }
     figures.print();
