@@ -5,6 +5,7 @@
 
 mod answers;
 mod events;
+mod figures;
 mod log;
 mod machine;
 mod peer;
@@ -13,6 +14,7 @@ mod process;
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use events::Records;
+use figures::Figures;
 use process::{cpu, peak_memory};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,9 +33,12 @@ struct Args {
     /// How old the tidemark is, in seconds.
     #[arg(long, default_value_t = 1_200)]
     age: u64,
-    /// For how many seconds records go on to come after that.
+    /// For how many seconds of each run records go on to come after that.
     #[arg(long, default_value_t = 90)]
     seconds: u64,
+    /// Measured runs: Redis is emptied at the beginning of each.
+    #[arg(long, default_value_t = 5)]
+    runs: u64,
     /// Partitions of the log.
     #[arg(long, default_value_t = 4)]
     partitions: i32,
@@ -54,14 +59,18 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let before = args.rate * args.age;
+    let (before, of_a_run) = (args.rate * args.age, args.rate * args.seconds);
+    let all = before + of_a_run * args.runs;
     println!("{}", machine::described().await);
     println!(
-        "{before} records since the tidemark, then {} a second (seed {}), {} partitions, {} local copy",
+        "{before} records since the tidemark, then {} a second (seed {}), {} partitions, {} local copy; median (min to max) \
+         of {} runs of {} s",
         args.rate,
         args.seed,
         args.partitions,
-        if args.no_local_copy { "no" } else { "a" }
+        if args.no_local_copy { "no" } else { "a" },
+        args.runs,
+        args.seconds
     );
     let stack = peer::started(&args.layers, &peer::USUAL.catalog(), args.partitions).await?;
     let idle = stack.redis.dataset().await as f64;
@@ -76,9 +85,9 @@ async fn main() -> anyhow::Result<()> {
     // What came before is sent as fast as it goes, the rest at its rate from the moment on that all is taken in.
     let (sent, goes_on) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let records = Records {
-        count: before + args.rate * args.seconds,
+        count: all,
         start: START,
-        length: ((args.age + args.seconds) * 1_000) as i64,
+        length: ((args.age + args.seconds * args.runs) * 1_000) as i64,
         partitions: args.partitions as u64,
         keys: 1,
         seed: args.seed,
@@ -102,13 +111,13 @@ async fn main() -> anyhow::Result<()> {
             })
         }
     });
-    // How long it takes from now until no more than a second's records wait; all of those before are sent.
-    let live = async |within: u64| -> anyhow::Result<f64> {
+    // How long it takes from now until so many are sent, and no more than a second's records wait.
+    let live = async |least: u64, within: u64| -> anyhow::Result<f64> {
         let begun = Instant::now();
         loop {
             ensure!(worker.exited().is_none(), "the worker ended:\n{}", worker.logged());
             ensure!(begun.elapsed() < Duration::from_secs(3_600), "not live after an hour");
-            if sent.load(Ordering::Relaxed) >= before
+            if sent.load(Ordering::Relaxed) >= least
                 && stack.probe.lag(&stack.probe.ends()?).await? <= within as i64
             {
                 return Ok(begun.elapsed().as_secs_f64());
@@ -116,28 +125,37 @@ async fn main() -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let taken_in = live(args.rate).await;
+    let taken_in = live(before, args.rate).await;
     // Whatever came of it: the sender is not to wait for ever.
     goes_on.store(true, Ordering::Relaxed);
     taken_in?;
     println!("sent and taken in after {:.0?}", begun.elapsed());
-    let dataset = stack.redis.dataset().await as f64 - idle;
-    live(args.rate).await?;
-    let spent = cpu([worker.pid()])?;
-    stack.redis.empty().await;
-    let took = live(args.rate).await?;
-    println!(
-        "{:.0} MB in redis, emptied: live again after {took:.1} s, {:.1} CPU-s of the worker, whose peak memory is {:.0} MB",
-        dataset / 1e6,
-        cpu([worker.pid()])? - spent,
-        peak_memory(worker.pid())?
-    );
+    let mut figures = Figures::default();
+    for run in 0..args.runs {
+        live(before + run * of_a_run, args.rate).await?;
+        let dataset = stack.redis.dataset().await as f64 - idle;
+        let spent = cpu([worker.pid()])?;
+        stack.redis.empty().await;
+        let took = live(before, args.rate).await?;
+        let spent = cpu([worker.pid()])? - spent;
+        println!(
+            "  run {}: {:.0} MB in redis, emptied: live again after {took:.1} s, {spent:.1} CPU-s of the worker",
+            run + 1,
+            dataset / 1e6
+        );
+        ensure!(
+            sent.load(Ordering::Relaxed) < all,
+            "no record came any more in the end: more --seconds are needed"
+        );
+        figures.add("data in redis when it is emptied, MB", dataset / 1e6, 0);
+        figures.add("live again after, s", took, 1);
+        figures.add("worker's CPU-s until then", spent, 1);
+    }
+    figures.print();
+    println!("worker's peak memory: {:.0} MB", peak_memory(worker.pid())?);
     let totals = sending.await??;
-    live(0).await?;
+    live(all, 0).await?;
     answers::check(&stack, &totals, Some(20)).await.with_context(|| worker.logged())?;
-    println!(
-        "{} records; the answers of 20 keys a metric are as their naive fold",
-        before + args.rate * args.seconds
-    );
+    println!("{all} records; the answers of 20 keys a metric are as their naive fold");
     Ok(())
 }
