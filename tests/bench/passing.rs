@@ -1,7 +1,7 @@
 //! What is left in Redis when the windows of the records have passed and the tidemark too: as much as before they came.
 //!
 //! Panes go by event time, of which later records come; view cells with their epochs, which go once two runs of the batch
-//! layer have moved the tidemark past them. Both the start and the end have some later records in their windows.
+//! layer have moved the tidemark past them. At the start and in the end some other records are in the window.
 
 use crate::footprint::slices;
 use crate::{Args, HOUR, MB, Mode, START, answers, caught_up, epochs, fill, peer, workers};
