@@ -5,13 +5,16 @@
 
 mod group;
 mod held;
+mod kept;
 mod memory;
 mod redis;
 mod rounds;
+mod tally;
 
 pub use self::redis::{Address, RedisRealtimeView};
 pub use group::{Group, Segment};
 pub use memory::MemoryRealtimeView;
+pub use tally::{Tally, TallyOf};
 
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -60,6 +63,14 @@ pub trait RealtimeView: Send + Sync {
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(one_by_one(self, keys))
     }
+
+    /// What was kept of a key's items, of whichever segments.
+    fn tally(&self, _of: &TallyOf) -> Option<Arc<Tally>> {
+        None
+    }
+
+    /// Keeps it, perhaps, in place of what was kept of the same.
+    fn keep_tally(&self, _of: TallyOf, _tally: Arc<Tally>) {}
 }
 
 /// Reads the panes of groups, each by itself, and after them the marks.

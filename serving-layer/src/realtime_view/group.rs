@@ -9,6 +9,7 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Header, Sections, Slice, take_cell};
 use std::hash::BuildHasher as _;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// One group, as it stood at one moment.
@@ -40,6 +41,7 @@ pub struct Segment {
     pub slice: Slice,
     /// Its number within the group, where that is known.
     pub(super) number: u64,
+    serial: u64,
     bytes: Vec<u8>,
     sections: Result<Vec<Section>, CodecError>,
     /// Bytes of memory that it takes, the places of all its keys included.
@@ -69,11 +71,18 @@ struct Starts {
 
 impl Segment {
     pub(super) fn new(slice: Slice, number: u64, bytes: Vec<u8>) -> Segment {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let sections = sections(&bytes);
         let places = |section: &Section| SECTION + PLACE * section.count as usize;
         let places: usize = sections.iter().flatten().map(places).sum();
         let size = size_of::<Segment>() + bytes.capacity() + places;
-        Segment { slice, number, bytes, sections, size }
+        Segment { slice, number, serial, bytes, sections, size }
+    }
+
+    /// A number that no other segment read by this process has.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// What is stored.

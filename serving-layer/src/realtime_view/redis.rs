@@ -9,11 +9,10 @@ mod address;
 pub use address::Address;
 
 use super::held::{self, Held, Taken, Told};
+use super::kept::{Kept, Place};
 use super::rounds::Rounds;
-use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Want, one_by_one};
+use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Tally, TallyOf, Want, one_by_one};
 use futures::future::BoxFuture;
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, Options, OptionsBuilder, Weighter};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
@@ -35,7 +34,7 @@ pub struct RedisRealtimeView {
     connection: Mutex<Option<Connection>>,
     /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
-    held: Cache<Place, Arc<Held>, Size>,
+    kept: Kept,
     looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
 }
 
@@ -44,25 +43,6 @@ struct Look {
     /// Each group's, where there is one.
     fences: HashMap<String, String>,
     marks: Arc<Marks>,
-}
-
-/// A part of a group: its key, and which segments.
-type Place = (String, Want);
-
-#[derive(Clone)]
-struct Size;
-
-impl Weighter<Place, Arc<Held>> for Size {
-    fn weight(&self, (key, _): &Place, held: &Arc<Held>) -> u64 {
-        (key.len() + held.size) as u64
-    }
-}
-
-/// So much room for what is held, in one piece: a group may take all of it.
-fn room(memory: u64) -> Options {
-    let mut options = OptionsBuilder::new();
-    options.shards(1).estimated_items_capacity(1_024).weight_capacity(memory);
-    options.build().expect("both capacities are set")
 }
 
 impl std::fmt::Debug for RedisRealtimeView {
@@ -93,12 +73,7 @@ impl RedisRealtimeView {
             address: Mutex::new(address),
             connection: Mutex::default(),
             without_library: AtomicBool::default(),
-            held: Cache::with_options(
-                room(memory),
-                Size,
-                DefaultHashBuilder::default(),
-                DefaultLifecycle::default(),
-            ),
+            kept: Kept::new(memory),
             looks: Rounds::new(),
         }
     }
@@ -138,7 +113,7 @@ impl RedisRealtimeView {
     }
 
     async fn read(&self, place: Place) -> Result<Option<Arc<Group>>, RedisError> {
-        let before = self.held.get(&place);
+        let before = self.kept.group(&place.0, place.1);
         if let Some(held) = &before {
             let mut command = redis::cmd("HGET");
             let fence: Option<String> = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
@@ -151,10 +126,13 @@ impl RedisRealtimeView {
 
     /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
     async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
+        if keys.iter().any(|key| self.kept.group(key, Want::Panes).is_none()) {
+            return Ok(None);
+        }
         let Some(look) = self.looks.join(keys, |keys| self.look(keys)).await? else { return Ok(None) };
         // Taken after the look: another may have read on meanwhile, and what has the same fence is the same.
         let unchanged = |key: &String| {
-            let held = self.held.get(&(key.clone(), Want::Panes))?;
+            let held = self.kept.group(key, Want::Panes)?;
             (look.fences.get(key) == Some(&held.fence)).then(|| Some(held.group.clone()))
         };
         let groups = keys.iter().map(unchanged).collect::<Option<Groups>>();
@@ -187,13 +165,13 @@ impl RedisRealtimeView {
         loop {
             let newest = before.as_ref().map_or(0, |held| held.newest());
             let Some(told) = self.told(&place, newest).await? else {
-                self.held.remove(&place);
+                self.kept.forget_group(&place);
                 return Ok(None);
             };
             match held::take(told, before.as_deref()) {
                 Taken::Held(held) => {
                     let group = held.group.clone();
-                    self.held.insert(place, Arc::new(held));
+                    self.kept.keep_group(place, Arc::new(held));
                     return Ok(Some(group));
                 }
                 Taken::Once(group) => return Ok(Some(group)),
@@ -259,6 +237,14 @@ impl RealtimeView for RedisRealtimeView {
                 None => one_by_one(self, keys).await,
             }
         })
+    }
+
+    fn tally(&self, of: &TallyOf) -> Option<Arc<Tally>> {
+        self.kept.tally(of)
+    }
+
+    fn keep_tally(&self, of: TallyOf, tally: Arc<Tally>) {
+        self.kept.keep_tally(of, tally);
     }
 
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
