@@ -105,7 +105,7 @@ async fn ask(
         let tag = inputs.map(|(held, inputs)| (held, tag_of_run(service, &request, &inputs)));
         match tag {
             Some((held, tag)) if held.has(&tag) => {
-                begun.leave().await?;
+                begun.leave();
                 Ok(Err(tag))
             }
             tag => {
