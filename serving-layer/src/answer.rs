@@ -252,7 +252,7 @@ async fn add_batch(
     let one_key = query.pins_one_key(column);
     let (filters, condition) = (&query.filters, &query.condition);
     let scan = Scan { column, versions, past, span, one_key, buckets, filters, condition };
-    let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
+    let mut each = |cell: Result<&Cell, FoldError>| match cell.and_then(|cell| fold.add(place, cell)) {
         Ok(added) => {
             part.rows += u64::from(added);
             Ok(())

@@ -164,7 +164,7 @@ pub struct Fact {
 pub type EachFact<'a> = &'a mut (dyn FnMut(Fact) -> bool + Send);
 
 /// Takes each row; an error ends the reading.
-pub type EachCell<'a> = &'a mut (dyn FnMut(Result<Cell, FoldError>) -> Result<(), FoldError> + Send);
+pub type EachCell<'a> = &'a mut (dyn FnMut(Result<&Cell, FoldError>) -> Result<(), FoldError> + Send);
 
 /// Where snapshots come from.
 pub trait BatchView: Send + Sync {

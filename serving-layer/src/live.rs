@@ -1,8 +1,9 @@
 //! Live answers: the sliding counter of one key, from the panes in the realtime view.
 //!
 //! A window is the merge of its panes over all partitions; it ends with the pane of the newest event time that any
-//! partition trusts, so that a quiet stream's counters fall to 0. A top-k is counted again only where its window has other segments. No request waits for Postgres: the tidemark, which says
-//! what a missing group means, is the one that was last seen.
+//! partition trusts, so that a quiet stream's counters fall to 0. A top-k is counted again only where its window has other
+//! segments. No request waits for Postgres: the tidemark, which says what a missing group means, is the one that was last
+//! seen.
 
 use crate::answer::Views;
 use crate::batch_view::Position;

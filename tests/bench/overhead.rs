@@ -175,7 +175,7 @@ impl Calls {
         let ids: Vec<String> = versions.values().map(ToString::to_string).collect();
         let sql = format!(
             r#"select "uuid", $1, sum("value")::bigint from views."{}_{}"
-               where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = any($3)
+               where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = $3
                group by 1, 2"#,
             self.metric.name,
             self.metric.version,
@@ -183,8 +183,8 @@ impl Calls {
         );
         let from = DateTime::from_timestamp_millis(END - DAYS * DAY).context("a time")?;
         let to = DateTime::from_timestamp_millis(END).context("a time")?;
-        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(from).bind(to);
-        query.bind(vec![user.to_owned()]).fetch_all(&mut *connection).await?;
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(from).bind(to);
+        query.bind(user.to_owned()).fetch_all(&mut *connection).await?;
         Ok(())
     }
 }

@@ -207,7 +207,7 @@ impl Snapshot for MemorySnapshot {
             for version in &scan.versions {
                 let cells = held.versions[version.version_id as usize].cells.iter();
                 for cell in cells.filter(|cell| scan.span.contains(cell.bucket)) {
-                    if let Err(refused) = each(Ok(cell.clone())) {
+                    if let Err(refused) = each(Ok(cell)) {
                         return Ok(Err(refused));
                     }
                 }

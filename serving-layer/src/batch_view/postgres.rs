@@ -2,8 +2,9 @@
 //!
 //! A snapshot is one REPEATABLE READ, READ ONLY transaction. What is in force is read by one statement, whose plan is kept.
 //! Rows are read from a metric's parent table with literal version ids, so that the planner leaves out every other version's
-//! table. Nobody waits for the end of a transaction that wrote nothing. A snapshot that is dropped before its end closes its
-//! connection, which the server looks at once a second: a query that nobody waits for any more ends there too.
+//! table; a statement about one key stays the same until a flip, and so does its plan. Nobody waits for the end of a
+//! transaction that wrote nothing. A snapshot that is dropped before its end closes its connection, which the server looks at
+//! once a second: a query that nobody waits for any more ends there too.
 //!
 //! Connections are not asked whether they are alive before they are used. One that turns out dead where a snapshot begins, when
 //! nothing has been read yet, is closed, and another one taken in its place.
@@ -19,7 +20,7 @@ use crate::merge::FoldError;
 use chrono::NaiveDate;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
-use select::{Select, bind, cell, timestamp};
+use select::{Select, bind, blank, decode, timestamp};
 use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
@@ -36,7 +37,7 @@ use std::time::Duration;
 const OPENING: &str = include_str!("postgres/opening.sql");
 /// How long a connection is waited for, and then the beginning of a snapshot.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(3);
-/// How many statements' plans a connection keeps.
+/// How many statements' plans a connection keeps: of rows, those about one key.
 const STATEMENTS: usize = 32;
 
 /// A pool of connections to the batch view. Connects when first needed, again and again.
@@ -295,10 +296,13 @@ impl PostgresSnapshot {
         let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
             return Ok(Ok(()));
         };
-        let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(false).bind(from).bind(to);
+        let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(statement.kept).bind(from).bind(to);
         let mut rows = statement.bound.into_iter().fold(query, bind).fetch(&mut *self.connection);
+        let metric = &scan.column.metric;
+        let mut cell = blank(metric);
         while let Some(row) = rows.try_next().await? {
-            if let Err(refused) = each(cell(&scan.column.metric, &statement.needed, &row)) {
+            let decoded = decode(metric, &statement.needed, &row, &mut cell);
+            if let Err(refused) = each(decoded.map(|()| &cell)) {
                 return Ok(Err(refused));
             }
         }
