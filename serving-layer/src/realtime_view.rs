@@ -59,6 +59,16 @@ pub trait RealtimeView: Send + Sync {
     /// What the owners last said of their partitions. Entries that can't be read are left out.
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>>;
 
+    /// Those of some groups of which nothing need be read, since they are as they were; the others are left out, to be read
+    /// one by one.
+    fn standing<'a>(
+        &'a self,
+        keys: &'a [String],
+        _want: Want,
+    ) -> BoxFuture<'a, Result<Groups, RealtimeError>> {
+        Box::pin(async { Ok(vec![None; keys.len()]) })
+    }
+
     /// Reads the panes of groups, by their keys, and after them the marks.
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(one_by_one(self, keys))

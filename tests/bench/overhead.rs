@@ -153,16 +153,12 @@ impl Calls {
     async fn fences(&self, user: &str) -> anyhow::Result<()> {
         let mut connection = self.redis.clone();
         let _marks: redis::Value = redis::cmd("HGETALL").arg(MARKS_KEY).query_async(&mut connection).await?;
-        let reads = self.keys(user).into_iter().map(|key| {
-            let mut connection = self.redis.clone();
-            async move {
-                let mut command = redis::cmd("HGET");
-                command.arg(&key).arg(FENCE_FIELD);
-                let fence: Option<String> = command.query_async(&mut connection).await?;
-                fence.with_context(|| format!("{key} is not there"))
-            }
-        });
-        futures::future::try_join_all(reads).await?;
+        let mut all = redis::pipe();
+        for key in self.keys(user) {
+            all.cmd("HGET").arg(key).arg(FENCE_FIELD);
+        }
+        let fences: Vec<Option<String>> = all.query_async(&mut connection).await?;
+        ensure!(!fences.contains(&None), "a group of {user} is not there");
         Ok(())
     }
 

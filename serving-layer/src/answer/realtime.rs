@@ -33,24 +33,34 @@ pub(super) async fn add(
             return Ok(());
         }
     };
-    let mut keys = Vec::new();
-    let mut partitions = Vec::new();
+    let (mut by_query, mut partitions) = (Vec::new(), Vec::new());
     for asked in &mut *asked {
         let metrics = asked.metrics();
         let known = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
         asked.coverage.unknown_topics(&views.catalog, &metrics, &known);
-        keys.push(by_group(views, asked.query));
+        by_query.push(by_group(views, asked.query));
         partitions.push(known);
     }
     let mut wanted: BTreeMap<(TopicPartition, u32), Vec<Wanted<'_>>> = BTreeMap::new();
     for (place, asked) in asked.iter().enumerate() {
-        want(views, asked.query, place, &keys[place], &partitions[place], &mut wanted);
+        want(views, asked.query, place, &by_query[place], &partitions[place], &mut wanted);
     }
+    let groups = views.catalog.layout.groups;
+    let keys: Vec<String> = wanted.keys().map(|(tp, group)| view::group_key(tp, *group, groups)).collect();
+    let standing = match views.realtime.standing(&keys, Want::Epochs).await {
+        Ok(standing) => standing,
+        Err(error) => {
+            out_of_reach(views, tidemark, asked, &error);
+            return Ok(());
+        }
+    };
     let mut reads = Vec::new();
-    for ((tp, group), wanted) in wanted {
+    for ((((tp, _), wanted), key), standing) in wanted.into_iter().zip(&keys).zip(standing) {
         reads.push(async move {
-            let key = view::group_key(&tp, group, views.catalog.layout.groups);
-            let read = views.realtime.group(&key, Want::Epochs).await;
+            let read = match standing {
+                Some(group) => Ok(Some(group)),
+                None => views.realtime.group(key, Want::Epochs).await,
+            };
             (tp, wanted, read)
         });
     }

@@ -38,11 +38,11 @@ pub struct RedisRealtimeView {
     looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
 }
 
-/// What tells whether groups have changed, and the marks as they were after that.
+/// What tells whether groups have changed, and the marks as they were after that, if anyone asked for them.
 struct Look {
     /// Each group's, where there is one.
     fences: HashMap<String, String>,
-    marks: Arc<Marks>,
+    marks: Option<Arc<Marks>>,
 }
 
 impl std::fmt::Debug for RedisRealtimeView {
@@ -129,31 +129,65 @@ impl RedisRealtimeView {
         if keys.iter().any(|key| self.kept.group(key, Want::Panes).is_none()) {
             return Ok(None);
         }
-        let Some(look) = self.looks.join(keys, |keys| self.look(keys)).await? else { return Ok(None) };
-        // Taken after the look: another may have read on meanwhile, and what has the same fence is the same.
-        let unchanged = |key: &String| {
-            let held = self.kept.group(key, Want::Panes)?;
-            (look.fences.get(key) == Some(&held.fence)).then(|| Some(held.group.clone()))
-        };
-        let groups = keys.iter().map(unchanged).collect::<Option<Groups>>();
-        Ok(groups.map(|groups| (groups, look.marks.clone())))
+        let asked = keys.iter().cloned().chain([MARKS_KEY.to_owned()]);
+        let Some(look) = self.looks.join(asked, |keys| self.look(keys)).await? else { return Ok(None) };
+        let groups = keys.iter().map(|key| self.stands(key, Want::Panes, &look).map(Some));
+        let groups = groups.collect::<Option<Groups>>();
+        Ok(groups.zip(look.marks.clone()))
     }
 
-    /// The fences of groups, and then the marks, in one go; `None` of a cluster, whose groups lie apart.
-    async fn look(&self, keys: BTreeSet<String>) -> Result<Option<Arc<Look>>, RedisError> {
+    /// A group that is held, where a look found it unchanged. It is taken after the look: another may have read on meanwhile,
+    /// and what has the same fence is the same.
+    fn stands(&self, key: &str, want: Want, look: &Look) -> Option<Arc<Group>> {
+        let held = self.kept.group(key, want)?;
+        (look.fences.get(key) == Some(&held.fence)).then(|| held.group.clone())
+    }
+
+    /// The fences of groups, and then the marks if [`MARKS_KEY`] is among the keys, in one go; `None` of a cluster, whose
+    /// groups lie apart.
+    async fn look(&self, mut keys: BTreeSet<String>) -> Result<Option<Arc<Look>>, RedisError> {
         let Connection::One(mut connection) = self.connection().await? else { return Ok(None) };
+        let with_marks = keys.remove(MARKS_KEY);
         let mut all = redis::pipe();
         keys.iter().for_each(|key| _ = all.cmd("HGET").arg(key).arg(FENCE_FIELD));
-        all.cmd("HGETALL").arg(MARKS_KEY);
+        if with_marks {
+            all.cmd("HGETALL").arg(MARKS_KEY);
+        }
         // What is wrong with one group is no fault of the others: it is found by whoever reads that group on.
         all.ignore_errors();
         let mut answers: Vec<redis::Value> = self.noted(all.query_async(&mut connection).await).await?;
-        let marks = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
-        let marks: HashMap<String, Vec<u8>> = HashMap::from_redis_value(self.noted(marks).await?)?;
+        let mut marks = None;
+        if with_marks {
+            let told = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
+            let told: HashMap<String, Vec<u8>> = HashMap::from_redis_value(self.noted(told).await?)?;
+            marks = Some(Arc::new(self::marks(told)));
+        }
         let fence =
             |(key, answer): (String, redis::Value)| Some((key, String::from_redis_value(answer).ok()?));
         let fences = keys.into_iter().zip(answers).filter_map(fence).collect();
-        Ok(Some(Arc::new(Look { fences, marks: Arc::new(self::marks(marks)) })))
+        Ok(Some(Arc::new(Look { fences, marks })))
+    }
+
+    /// Of groups those that are held and unchanged.
+    async fn read_standing(&self, keys: &[String], want: Want) -> Result<Groups, RedisError> {
+        let held = keys.iter().filter(|key| self.kept.group(key, want).is_some());
+        let held: Vec<String> = held.cloned().collect();
+        if held.is_empty() {
+            return Ok(vec![None; keys.len()]);
+        }
+        let look = self.looks.join(held, |keys| self.look(keys)).await?;
+        let stands = |key: &String| self.stands(key, want, look.as_deref()?);
+        Ok(keys.iter().map(stands).collect())
+    }
+
+    /// The marks alone.
+    async fn read_marks(&self) -> Result<Arc<Marks>, RedisError> {
+        let look = self.looks.join([MARKS_KEY.to_owned()], |keys| self.look(keys)).await?;
+        if let Some(marks) = look.and_then(|look| look.marks.clone()) {
+            return Ok(marks);
+        }
+        let fields: HashMap<String, Vec<u8>> = self.query(redis::cmd("HGETALL").arg(MARKS_KEY)).await?;
+        Ok(Arc::new(marks(fields)))
     }
 
     /// Reads what has changed of a group since.
@@ -247,14 +281,20 @@ impl RealtimeView for RedisRealtimeView {
         self.kept.keep_tally(of, tally);
     }
 
+    fn standing<'a>(
+        &'a self,
+        keys: &'a [String],
+        want: Want,
+    ) -> BoxFuture<'a, Result<Groups, RealtimeError>> {
+        Box::pin(async move { self.read_standing(keys, want).await.map_err(unavailable) })
+    }
+
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
         Box::pin(async move {
-            let mut command = redis::cmd("HGETALL");
-            command.arg(MARKS_KEY);
-            let fields: HashMap<String, Vec<u8>> = self.query(&command).await.map_err(unavailable)?;
+            let marks = self.read_marks().await.map_err(unavailable)?;
             // The speed layer loads its library when it starts: look for it again now and then.
             self.without_library.store(false, Ordering::Relaxed);
-            Ok(marks(fields))
+            Ok(Arc::unwrap_or_clone(marks))
         })
     }
 }
