@@ -64,15 +64,14 @@ impl LiveRequest {
         let mut request =
             LiveRequest { by: vec![Value::Null; metric.by.len()], k: of_metric.unwrap_or(0), strict: false };
         let mut given = vec![false; metric.by.len()];
-        let mut allowed: Vec<String> = metric.by.iter().map(|column| column.name.clone()).collect();
-        allowed.push("strict".to_owned());
-        allowed.extend(of_metric.map(|_| "k".to_owned()));
+        let columns = metric.by.iter().map(|column| column.name.as_str());
+        let allowed = columns.chain(["strict"]).chain(of_metric.map(|_| "k"));
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: String| {
             if faults.len() >= MAX_FAULTS {
                 return;
             }
-            let allowed = allowed.clone();
+            let allowed = allowed.clone().map(str::to_owned).collect();
             faults.push(Fault { kind: FaultKind::Malformed, field: field.to_owned(), message, allowed });
         };
         for (name, text) in parameters {

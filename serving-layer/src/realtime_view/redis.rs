@@ -19,8 +19,8 @@ use redis::{Client, Cmd, FromRedisValue, RedisError};
 use shared_model::offsets::TopicPartition;
 use shared_model::view::{self, FENCE_FIELD, MARKS_KEY};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -35,6 +35,8 @@ pub struct RedisRealtimeView {
     /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
     kept: Kept,
+    /// The marks as Redis told them last, and what that says.
+    marks: std::sync::Mutex<Option<(redis::Value, Arc<Marks>)>>,
     looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
 }
 
@@ -74,6 +76,7 @@ impl RedisRealtimeView {
             connection: Mutex::default(),
             without_library: AtomicBool::default(),
             kept: Kept::new(memory),
+            marks: std::sync::Mutex::default(),
             looks: Rounds::new(),
         }
     }
@@ -159,13 +162,26 @@ impl RedisRealtimeView {
         let mut marks = None;
         if with_marks {
             let told = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
-            let told: HashMap<String, Vec<u8>> = HashMap::from_redis_value(self.noted(told).await?)?;
-            marks = Some(Arc::new(self::marks(told)));
+            marks = Some(self.told_marks(self.noted(told).await?)?);
         }
         let fence =
             |(key, answer): (String, redis::Value)| Some((key, String::from_redis_value(answer).ok()?));
         let fences = keys.into_iter().zip(answers).filter_map(fence).collect();
         Ok(Some(Arc::new(Look { fences, marks })))
+    }
+
+    /// The marks as they were told: most often they are those that were told last.
+    fn told_marks(&self, told: redis::Value) -> Result<Arc<Marks>, RedisError> {
+        let mut last = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((value, marks)) = &*last
+            && *value == told
+        {
+            return Ok(marks.clone());
+        }
+        let fields: HashMap<String, Vec<u8>> = HashMap::from_redis_value(told.clone())?;
+        let marks = Arc::new(marks(fields));
+        *last = Some((told, marks.clone()));
+        Ok(marks)
     }
 
     /// Of groups those that are held and unchanged.
