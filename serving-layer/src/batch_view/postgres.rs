@@ -117,8 +117,10 @@ impl BatchView for PostgresBatchView {
             let mut begun = self.try_begin(&begin).await?;
             // All that were idle may have died: each that has is closed, so that in the end one is made anew.
             for _ in 0..self.pool.options().get_max_connections() {
-                let Err(error) = &begun else { break };
-                tracing::info!(%error, "a connection to the batch view is replaced");
+                match &begun {
+                    Ok(_) => break,
+                    Err(error) => tracing::info!(%error, "a connection to the batch view is replaced"),
+                }
                 begun = self.try_begin(&begin).await?;
             }
             let snapshot = begun?;
