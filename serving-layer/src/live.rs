@@ -11,7 +11,7 @@ use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
 use crate::finish::error_bound_of;
 use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
-use crate::realtime_view::{Group, Marks, RealtimeError, Segment, Tally};
+use crate::realtime_view::{Group, Marks, RealtimeError, Segment, Sought, Tally};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -248,8 +248,9 @@ fn merge<'a>(
     coverage: &mut Coverage,
 ) -> HashMap<&'a [u8], State> {
     let mut merged: HashMap<&[u8], State> = HashMap::new();
+    let sought = [Sought::new(key)];
     for (tp, segment) in of_window(window, groups) {
-        let read = segment.cells(metric, Some(&[key]), |name, _, state| {
+        let read = segment.cells(metric, Some(&sought), |name, _, state| {
             coverage.cells += 1;
             match merged.entry(&name[key.len()..]) {
                 Entry::Occupied(mut held) => held.get_mut().merge(&state),

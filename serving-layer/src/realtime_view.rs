@@ -12,7 +12,7 @@ mod rounds;
 mod tally;
 
 pub use self::redis::{Address, RedisRealtimeView};
-pub use group::{Group, Segment};
+pub use group::{Group, Segment, Sought};
 pub use memory::MemoryRealtimeView;
 pub use tally::{Tally, TallyOf};
 

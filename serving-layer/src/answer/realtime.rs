@@ -5,7 +5,7 @@ use crate::coverage;
 use crate::error::ServeError;
 use crate::merge::{Cell, FoldError};
 use crate::query::Query;
-use crate::realtime_view::{Group, RealtimeError, Want};
+use crate::realtime_view::{Group, RealtimeError, Sought, Want};
 use futures::StreamExt;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
@@ -166,11 +166,16 @@ fn add_group(
     if !coverage.judge(&views.catalog, tp, header, tidemark, &metrics) {
         return Ok(());
     }
+    let sought = wanted
+        .columns
+        .iter()
+        .map(|(_, keys)| keys.map(|keys| keys.iter().map(|key| Sought::new(key)).collect::<Vec<_>>()));
+    let sought: Vec<Option<Vec<Sought<'_>>>> = sought.collect();
     let above = |slice| matches!(slice, Slice::Epoch(epoch) if epochs.contains(&epoch));
     let segments = group.iter().flat_map(|group| &group.segments);
     for segment in segments.filter(|segment| above(segment.slice)) {
-        for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
-            let read = segment.cells(metric, *keys, |key, bucket, state| {
+        for (((column, _), sought), metric) in wanted.columns.iter().zip(&sought).zip(&metrics) {
+            let read = segment.cells(metric, sought.as_deref(), |key, bucket, state| {
                 let cell = cell(metric, key, bucket, state)?;
                 for fold in folds.iter_mut() {
                     coverage.cells += u64::from(fold.add(*column, &cell)?);

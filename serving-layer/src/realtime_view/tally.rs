@@ -3,7 +3,7 @@
 //! A tally names the segments that it was counted from. As long as a window has exactly those it is what counting them again
 //! would give; a segment never changes, and another one has another number.
 
-use super::Segment;
+use super::{Segment, Sought};
 use hashbrown::HashMap;
 use shared_model::aggregate::{State, top_k};
 use shared_model::codec::CodecError;
@@ -41,9 +41,10 @@ impl Tally {
     ) -> Option<Tally> {
         let (mut of, mut cells) = (Vec::new(), 0);
         let mut merged: HashMap<&[u8], State> = HashMap::new();
+        let sought = [Sought::new(key)];
         for segment in segments {
             of.push(segment.serial());
-            let read = segment.cells(metric, Some(&[key]), |name, _, state| {
+            let read = segment.cells(metric, Some(&sought), |name, _, state| {
                 cells += 1;
                 match merged.get_mut(&name[key.len()..]) {
                     Some(held) => held.merge(&state),
