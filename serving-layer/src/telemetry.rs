@@ -60,7 +60,6 @@ pub fn upkeep() {
 }
 
 /// What is recorded of requests to one route that were answered with one status.
-#[derive(Clone)]
 struct Requests {
     count: Counter,
     seconds: Histogram,
@@ -91,10 +90,11 @@ pub fn request(route: &str, status: u16, took: Duration) {
         return requests.note(took);
     }
     drop(known);
+    // What is looked up before the recorder is there is of none, and would stay so.
+    let is_there = PROMETHEUS.get().is_some();
     let requests = Requests::of(route, status);
     requests.note(took);
-    // Before the recorder is there they are of none, and would stay so.
-    if PROMETHEUS.get().is_some() {
+    if is_there {
         let mut known = REQUESTS.write().unwrap_or_else(PoisonError::into_inner);
         known.entry(route.to_owned()).or_default().insert(status, requests);
     }
