@@ -7,7 +7,7 @@
 
 mod realtime;
 
-use crate::batch_view::{AtTidemark, BatchView, Lost, Scan, Snapshot, Versions};
+use crate::batch_view::{AtTidemark, BatchView, Lost, Opening, Scan, Snapshot, Versions, Wanted};
 use crate::coverage::{self, Coverage};
 use crate::error::ServeError;
 use crate::finish::{Rows, finish};
@@ -118,19 +118,17 @@ impl<'q> Begun<'q> {
     pub async fn new(views: &'q Views, queries: &'q [Query], at: At) -> Result<Begun<'q>, ServeError> {
         let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
         let run = if let At::Run(run) = at { Some(run) } else { None };
-        let found = snapshot.tidemark(run).await?.ok_or_else(no_tidemark)?;
-        let generation = run.map(|_| found.tidemark.generation);
         let budget = Arc::new(Budget::new(views.limits.max_cells));
         let mut asked: Vec<Asked<'_>> = queries.iter().map(|query| Asked::new(query, &budget)).collect();
+        let folded = asked.iter().flat_map(|asked| asked.folds.iter().map(Fold::query));
+        let wanted: Vec<Wanted<'_>> = folded.flat_map(wanted).collect();
+        let opening = snapshot.open(run, &wanted).await?.ok_or_else(no_tidemark)?;
+        let Opening { at: found, versions, lost } = opening;
+        let mut versions = versions.into_iter();
         for asked in &mut asked {
-            for fold in &asked.folds {
-                for column in &fold.query().columns {
-                    let (span, _) = fold.query().reads();
-                    asked.versions.push(snapshot.versions(&column.metric, span, generation).await?);
-                }
-            }
+            let columns: usize = asked.folds.iter().map(|fold| fold.query().columns.len()).sum();
+            asked.versions = versions.by_ref().take(columns).collect();
         }
-        let lost = snapshot.lost(generation).await?;
         Ok(Begun { views, at, snapshot, found, lost, asked, budget })
     }
 
@@ -142,11 +140,8 @@ impl<'q> Begun<'q> {
     }
 
     /// Ends the snapshot without an answer.
-    ///
-    /// # Errors
-    /// Where the batch view can't be reached.
-    pub async fn leave(self) -> Result<(), ServeError> {
-        Ok(self.snapshot.close().await?)
+    pub fn leave(self) {
+        self.snapshot.close();
     }
 
     /// The answers.
@@ -180,13 +175,22 @@ impl<'q> Begun<'q> {
             let metrics = asked.metrics();
             asked.coverage.lost(&views.catalog, &metrics, &lost);
         }
-        snapshot.close().await?;
+        snapshot.close();
         let finished = |Asked { query, folds, batch, coverage, .. }: Asked<'_>| {
             let rows = finish(query, folds, &budget).map_err(|error| over_limit(query, error))?;
             Ok(Answer { rows, at: found.clone(), batch, coverage })
         };
         asked.into_iter().map(finished).collect()
     }
+}
+
+/// What a query reads of the batch view, for each of its value columns.
+fn wanted(query: &Query) -> impl Iterator<Item = Wanted<'_>> {
+    let (span, _) = query.reads();
+    query.columns.iter().map(move |column| {
+        let one_key = query.pins_one_key(column);
+        Wanted { metric: &column.metric, span, one_key }
+    })
 }
 
 /// The epoch before which an answer as of a time ends: what was appended before its boundary is the same whenever it is
@@ -245,9 +249,10 @@ async fn add_batch(
     if versions.is_empty() {
         return Ok(());
     }
-    let scan =
-        Scan { column, versions, past, span, buckets, filters: &query.filters, condition: &query.condition };
-    let mut each = |cell: Result<Cell, FoldError>| match cell.and_then(|cell| fold.add(place, &cell)) {
+    let one_key = query.pins_one_key(column);
+    let (filters, condition) = (&query.filters, &query.condition);
+    let scan = Scan { column, versions, past, span, one_key, buckets, filters, condition };
+    let mut each = |cell: Result<&Cell, FoldError>| match cell.and_then(|cell| fold.add(place, cell)) {
         Ok(added) => {
             part.rows += u64::from(added);
             Ok(())

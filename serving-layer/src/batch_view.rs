@@ -89,6 +89,28 @@ pub struct VersionOf {
     pub hash: String,
 }
 
+/// What a request reads of the batch view: the days of a metric.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// The metric.
+    pub metric: &'a Metric,
+    /// The span that has the days.
+    pub span: Interval,
+    /// Whether rows of one key alone are read, whichever it is.
+    pub one_key: bool,
+}
+
+/// What is in force, or was at a past run.
+#[derive(Debug)]
+pub struct Opening {
+    /// The tidemark.
+    pub at: AtTidemark,
+    /// The versions of what is wanted, in its order.
+    pub versions: Vec<Versions>,
+    /// What the log had lost before it was archived: the batch view lacks it for good.
+    pub lost: Vec<Lost>,
+}
+
 /// Offsets that never reached the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
@@ -111,6 +133,8 @@ pub struct Scan<'a> {
     pub past: bool,
     /// Buckets that start inside.
     pub span: Interval,
+    /// Whether the conditions leave one key.
+    pub one_key: bool,
     /// How the answer cuts the span: a view may add up what falls into one bucket, and need not.
     pub buckets: &'a Buckets,
     /// The query's filters, and what must hold of them: a view may leave out rows that they refuse, and need not.
@@ -140,7 +164,7 @@ pub struct Fact {
 pub type EachFact<'a> = &'a mut (dyn FnMut(Fact) -> bool + Send);
 
 /// Takes each row; an error ends the reading.
-pub type EachCell<'a> = &'a mut (dyn FnMut(Result<Cell, FoldError>) -> Result<(), FoldError> + Send);
+pub type EachCell<'a> = &'a mut (dyn FnMut(Result<&Cell, FoldError>) -> Result<(), FoldError> + Send);
 
 /// Where snapshots come from.
 pub trait BatchView: Send + Sync {
@@ -160,19 +184,12 @@ pub trait BatchView: Send + Sync {
 
 /// One consistent sight of the batch view.
 pub trait Snapshot: Send {
-    /// The tidemark in force, or the one that a past run left in force; `None` before the first run.
-    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>>;
-
-    /// The versions of a metric for the days of a span, as of the generation that `tidemark` gave.
-    fn versions<'a>(
+    /// What is in force, or was when a past run was done; `None` before the first run. Asked first, and once.
+    fn open<'a>(
         &'a mut self,
-        metric: &'a Metric,
-        span: Interval,
-        at_generation: Option<i64>,
-    ) -> BoxFuture<'a, Result<Versions, BatchError>>;
-
-    /// Ranges of offsets that the log had lost before they were archived: the batch view lacks them for good.
-    fn lost(&mut self, at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>>;
+        at_run: Option<i64>,
+        wanted: &'a [Wanted<'a>],
+    ) -> BoxFuture<'a, Result<Option<Opening>, BatchError>>;
 
     /// Hands each row to `each` until it refuses one; that refusal is returned inside.
     fn rows<'a>(
@@ -190,6 +207,6 @@ pub trait Snapshot: Send {
         each: EachFact<'a>,
     ) -> BoxFuture<'a, Result<Vec<EventDay>, BatchError>>;
 
-    /// Ends the snapshot.
-    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>>;
+    /// Ends the snapshot; nobody waits until it has ended.
+    fn close(self: Box<Self>);
 }

@@ -17,9 +17,7 @@
 //! has no tag may not be stored. A `POST` has none: no cache asks about it, and HTTP gives `If-None-Match` another meaning
 //! there; the same query can be asked by `GET`.
 
-use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::fmt;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -101,11 +99,9 @@ fn opaque(tag: &str) -> &str {
 }
 
 /// Whatever says nothing else may not be stored.
-pub(crate) async fn no_store(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+pub(crate) fn no_store(response: &mut Response) {
     let unsaid = HeaderValue::from_static("no-store");
     response.headers_mut().entry(header::CACHE_CONTROL).or_insert(unsaid);
-    response
 }
 
 #[cfg(test)]

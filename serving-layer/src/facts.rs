@@ -6,7 +6,7 @@
 
 use crate::access::Scoped;
 use crate::answer::{Views, no_tidemark};
-use crate::batch_view::{AtTidemark, Fact};
+use crate::batch_view::{AtTidemark, Fact, Opening};
 use crate::coverage::Coverage;
 use crate::error::ServeError;
 use crate::http;
@@ -127,10 +127,9 @@ async fn records(views: &Views, query: &Query) -> Result<Records, ServeError> {
     let column = &query.columns[0];
     let metric = &*column.metric;
     let mut snapshot = views.batch.snapshot(views.limits.time_limit).await?;
-    let at = snapshot.tidemark(None).await?.ok_or_else(no_tidemark)?;
+    let Opening { at, lost, .. } = snapshot.open(None, &[]).await?.ok_or_else(no_tidemark)?;
     let mut coverage = Coverage::default();
     coverage.reach_of_batch(catalog, &[metric], &at.tidemark);
-    let lost = snapshot.lost(None).await?;
     coverage.lost(catalog, &[metric], &lost);
     let (pass, limit) = (query.offset, query.limit);
     let mut records =
@@ -162,7 +161,7 @@ async fn records(views: &Views, query: &Query) -> Result<Records, ServeError> {
             records.coverage.doubt_of(why, day);
         }
     }
-    snapshot.close().await?;
+    snapshot.close();
     Ok(records)
 }
 

@@ -18,6 +18,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use shared_model::metric::Metric;
 use shared_model::time::SlidingWindow;
 use std::collections::BTreeSet;
@@ -105,7 +106,7 @@ async fn ask(
         let tag = inputs.map(|(held, inputs)| (held, tag_of_run(service, &request, &inputs)));
         match tag {
             Some((held, tag)) if held.has(&tag) => {
-                begun.leave().await?;
+                begun.leave();
                 Ok(Err(tag))
             }
             tag => {
@@ -173,7 +174,17 @@ fn reply(mut request: Request, heads: Vec<Head>, mut answers: Vec<Answer>) -> Re
             ndjson(head, query, rows)
         };
     }
-    Json(Reply::new(&request, heads, answers)).into_response()
+    json(&Reply::new(&request, heads, answers))
+}
+
+/// JSON, in as much room as most replies need.
+fn json(reply: &impl Serialize) -> Response {
+    let mut text = Vec::with_capacity(1_024);
+    match serde_json::to_writer(&mut text, reply) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        // It says that it can't be written.
+        Err(_) => Json(reply).into_response(),
+    }
 }
 
 /// `GET /api/v1/live/{name}`
@@ -185,7 +196,7 @@ pub(crate) async fn live_value(
     let Parameters(parameters) = parameters.map_err(|rejection| ServeError::Body(rejection.body_text()))?;
     let (metric, _) = live_metric(&scoped, &name)?;
     let request = LiveRequest::parse(metric, &parameters)?;
-    Ok(Json(live_reply(&scoped, &name, &request).await?).into_response())
+    Ok(json(&live_reply(&scoped, &name, &request).await?))
 }
 
 /// The value of one key of what is served live under a name.

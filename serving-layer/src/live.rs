@@ -1,8 +1,9 @@
 //! Live answers: the sliding counter of one key, from the panes in the realtime view.
 //!
 //! A window is the merge of its panes over all partitions; it ends with the pane of the newest event time that any
-//! partition trusts, so that a quiet stream's counters fall to 0. No request waits for Postgres: the tidemark, which says
-//! what a missing group means, is the one that was last seen.
+//! partition trusts, so that a quiet stream's counters fall to 0. A top-k is counted again only where its window has other
+//! segments. No request waits for Postgres: the tidemark, which says what a missing group means, is the one that was last
+//! seen.
 
 use crate::answer::Views;
 use crate::batch_view::Position;
@@ -10,7 +11,7 @@ use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
 use crate::finish::error_bound_of;
 use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
-use crate::realtime_view::{Group, Marks, RealtimeError};
+use crate::realtime_view::{Group, Marks, RealtimeError, Segment, Sought, Tally};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -63,15 +64,14 @@ impl LiveRequest {
         let mut request =
             LiveRequest { by: vec![Value::Null; metric.by.len()], k: of_metric.unwrap_or(0), strict: false };
         let mut given = vec![false; metric.by.len()];
-        let mut allowed: Vec<String> = metric.by.iter().map(|column| column.name.clone()).collect();
-        allowed.push("strict".to_owned());
-        allowed.extend(of_metric.map(|_| "k".to_owned()));
+        let columns = metric.by.iter().map(|column| column.name.as_str());
+        let allowed = columns.chain(["strict"]).chain(of_metric.map(|_| "k"));
         let mut faults = Vec::new();
         let mut fault = |field: &str, message: String| {
             if faults.len() >= MAX_FAULTS {
                 return;
             }
-            let allowed = allowed.clone();
+            let allowed = allowed.clone().map(str::to_owned).collect();
             faults.push(Fault { kind: FaultKind::Malformed, field: field.to_owned(), message, allowed });
         };
         for (name, text) in parameters {
@@ -153,8 +153,14 @@ pub async fn live(
     for ((tp, _), header) in read.iter().zip(headers) {
         reach(views, position, metric, tp, header, window, &mut coverage);
     }
-    let merged = merge(metric, &key, window, &read, &mut coverage);
-    let value = value(metric, request, merged, &mut coverage);
+    let value = match kept(views, metric, &key, request.k, window, &read) {
+        Some(tally) => {
+            coverage.cells += tally.cells;
+            let best = tally.best(request.k).unwrap_or_default();
+            Counted::Ranked(best.to_vec())
+        }
+        None => value(metric, request, merge(metric, &key, window, &read, &mut coverage), &mut coverage),
+    };
     coverage.marks(&marks);
     Ok(reply(views, position, metric, request, window, value, &coverage))
 }
@@ -199,6 +205,40 @@ fn reach(
     coverage.live(&views.catalog, tp, header, &position.current);
 }
 
+/// The segments of the window, each with its partition.
+fn of_window(
+    window: Option<Interval>,
+    groups: &[Read],
+) -> impl Iterator<Item = (&TopicPartition, &Arc<Segment>)> {
+    let inside = move |slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(start));
+    let readable = groups.iter().filter_map(|(tp, group)| Some((tp, group.as_deref()?)));
+    let readable = readable.filter(|(_, group)| group.header.is_ok());
+    let segments = readable.flat_map(|(tp, group)| group.segments.iter().map(move |segment| (tp, segment)));
+    segments.filter(move |(_, segment)| inside(segment.slice))
+}
+
+/// The tally of a top-k, which is counted anew only where the window has other segments than the one that is kept; `None` of
+/// any other metric, and where something can't be decoded.
+fn kept(
+    views: &Views,
+    metric: &Metric,
+    key: &[u8],
+    k: usize,
+    window: Option<Interval>,
+    groups: &[Read],
+) -> Option<Arc<Tally>> {
+    metric.item.as_ref()?;
+    let of = (metric.version, key.to_vec());
+    let segments = || of_window(window, groups).map(|(_, segment)| segment);
+    let stands = |tally: &Arc<Tally>| tally.best(k).is_some() && tally.is_of(segments());
+    if let Some(tally) = views.realtime.tally(&of).filter(stands) {
+        return Some(tally);
+    }
+    let tally = Arc::new(Tally::count(metric, key, k, segments())?);
+    views.realtime.keep_tally(of, tally.clone());
+    Some(tally)
+}
+
 /// The merged state of the key, or of each of its items, by the item's bytes.
 fn merge<'a>(
     metric: &Metric,
@@ -208,23 +248,20 @@ fn merge<'a>(
     coverage: &mut Coverage,
 ) -> HashMap<&'a [u8], State> {
     let mut merged: HashMap<&[u8], State> = HashMap::new();
-    let inside = |slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(start));
-    for (tp, group) in groups {
-        let Some(group) = group.as_ref().filter(|group| group.header.is_ok()) else { continue };
-        for segment in group.segments.iter().filter(|segment| inside(segment.slice)) {
-            let read = segment.cells(metric, Some(&[key]), |name, _, state| {
-                coverage.cells += 1;
-                match merged.entry(&name[key.len()..]) {
-                    Entry::Occupied(mut held) => held.get_mut().merge(&state),
-                    Entry::Vacant(place) => {
-                        place.insert(state);
-                        Ok(())
-                    }
+    let sought = [Sought::new(key)];
+    for (tp, segment) in of_window(window, groups) {
+        let read = segment.cells(metric, Some(&sought), |name, _, state| {
+            coverage.cells += 1;
+            match merged.entry(&name[key.len()..]) {
+                Entry::Occupied(mut held) => held.get_mut().merge(&state),
+                Entry::Vacant(place) => {
+                    place.insert(state);
+                    Ok(())
                 }
-            });
-            if let Err(error) = read {
-                coverage.doubt_of(UNDECODABLE, format!("{tp}: {error}"));
             }
+        });
+        if let Err(error) = read {
+            coverage.doubt_of(UNDECODABLE, format!("{tp}: {error}"));
         }
     }
     merged

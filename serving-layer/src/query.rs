@@ -203,6 +203,15 @@ impl Query {
         Some(keys)
     }
 
+    /// Whether the filters pin each of the `by` values of `column`, which has some, to one.
+    pub fn pins_one_key(&self, column: &Column) -> bool {
+        let pins_one = |place| {
+            let pinned = self.pinned(&self.condition, column, Part::By(place));
+            pinned.is_some_and(|values| values.len() == 1)
+        };
+        !column.metric.by.is_empty() && (0..column.metric.by.len()).all(pins_one)
+    }
+
     /// The values that a part of the key can have where a condition holds; `None`: it can have any.
     fn pinned(&self, condition: &Condition<usize>, column: &Column, part: Part) -> Option<BTreeSet<Value>> {
         match condition {

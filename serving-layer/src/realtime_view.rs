@@ -5,13 +5,16 @@
 
 mod group;
 mod held;
+mod kept;
 mod memory;
 mod redis;
 mod rounds;
+mod tally;
 
 pub use self::redis::RedisRealtimeView;
-pub use group::{Group, Segment};
+pub use group::{Group, Segment, Sought};
 pub use memory::MemoryRealtimeView;
+pub use tally::{Tally, TallyOf};
 
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -56,10 +59,28 @@ pub trait RealtimeView: Send + Sync {
     /// What the owners last said of their partitions. Entries that can't be read are left out.
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>>;
 
+    /// Those of some groups of which nothing need be read, since they are as they were; the others are left out, to be read
+    /// one by one.
+    fn standing<'a>(
+        &'a self,
+        keys: &'a [String],
+        _want: Want,
+    ) -> BoxFuture<'a, Result<Groups, RealtimeError>> {
+        Box::pin(async { Ok(vec![None; keys.len()]) })
+    }
+
     /// Reads the panes of groups, by their keys, and after them the marks.
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(one_by_one(self, keys))
     }
+
+    /// What was kept of a key's items, of whichever segments.
+    fn tally(&self, _of: &TallyOf) -> Option<Arc<Tally>> {
+        None
+    }
+
+    /// Keeps it, perhaps, in place of what was kept of the same.
+    fn keep_tally(&self, _of: TallyOf, _tally: Arc<Tally>) {}
 }
 
 /// Reads the panes of groups, each by itself, and after them the marks.

@@ -2,7 +2,7 @@
 
 use crate::push::{socket, sse};
 use crate::service::Service;
-use crate::{access, boards, caching, documents, facts, http, page, telemetry};
+use crate::{access, boards, documents, facts, http, page, telemetry};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, header};
@@ -25,7 +25,14 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A request's name, for whoever needs it on the way.
 #[derive(Debug, Clone)]
-pub(crate) struct QueryId(pub(crate) String);
+pub(crate) struct QueryId(HeaderValue);
+
+impl QueryId {
+    /// It is plain text.
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
 
 /// All routes of a service.
 pub fn router(service: Service) -> Router {
@@ -57,11 +64,7 @@ pub fn router(service: Service) -> Router {
             DefaultBodyLimit::max(max_body),
             middleware::from_fn_with_state(service.clone(), access::guard),
         ))
-        .layer((
-            middleware::from_fn(caching::no_store),
-            CompressionLayer::new(),
-            RequestBodyTimeoutLayer::new(BODY_WITHIN),
-        ));
+        .layer((CompressionLayer::new(), RequestBodyTimeoutLayer::new(BODY_WITHIN)));
     let routes = if service.origins.is_empty() { routes } else { routes.layer(cors(&service)) };
     routes.layer(middleware::from_fn(observe)).with_state(service)
 }
@@ -94,16 +97,16 @@ fn cors(service: &Service) -> CorsLayer {
 /// Names, times and logs a request.
 async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = query_id(&request);
-    request.extensions_mut().insert(QueryId(id.to_str().unwrap_or_default().to_owned()));
-    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let route = path.unwrap_or_else(|| "other".to_owned());
-    let span = tracing::info_span!("request", id = %id.to_str().unwrap_or_default(), method = %request.method(), route);
+    let id = QueryId(query_id(&request));
+    request.extensions_mut().insert(id.clone());
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let route = path.as_ref().map_or("other", MatchedPath::as_str);
+    let span = tracing::info_span!("request", id = %id.as_str(), method = %request.method(), route);
     let mut response = next.run(request).instrument(span.clone()).await;
     let (took, status) = (started.elapsed(), response.status().as_u16());
-    telemetry::request(&route, status, took);
+    telemetry::request(route, status, took);
     span.in_scope(|| tracing::debug!(status, took_ms = took.as_millis() as u64, "answered"));
-    response.headers_mut().insert(QUERY_ID, id);
+    response.headers_mut().insert(QUERY_ID, id.0);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -120,7 +123,7 @@ fn query_id(request: &Request) -> HeaderValue {
         Some(id) => id.clone(),
         None => {
             let id = format!("{:x}-{:x}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-            HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unnamed"))
+            HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("unnamed"))
         }
     }
 }

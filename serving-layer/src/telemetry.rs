@@ -2,9 +2,11 @@
 //!
 //! Metric names start with `tidemark_serving_`; no label holds a user's text.
 
+use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use shared_model::tidemark::Tidemark;
-use std::sync::OnceLock;
+use std::collections::BTreeMap;
+use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -57,12 +59,45 @@ pub fn upkeep() {
     }
 }
 
+/// What is recorded of requests to one route that were answered with one status.
+struct Requests {
+    count: Counter,
+    seconds: Histogram,
+}
+
+impl Requests {
+    fn of(route: &str, status: u16) -> Requests {
+        let labels = [("route", route.to_owned()), ("status", status.to_string())];
+        Requests {
+            count: metrics::counter!("tidemark_serving_requests_total", &labels),
+            seconds: metrics::histogram!("tidemark_serving_request_seconds", "route" => route.to_owned()),
+        }
+    }
+
+    fn note(&self, took: Duration) {
+        self.count.increment(1);
+        self.seconds.record(took.as_secs_f64());
+    }
+}
+
+/// By route and status: there are few, and each is looked up in the recorder once.
+static REQUESTS: RwLock<BTreeMap<String, BTreeMap<u16, Requests>>> = RwLock::new(BTreeMap::new());
+
 /// Records one HTTP request.
 pub fn request(route: &str, status: u16, took: Duration) {
-    let labels = [("route", route.to_owned()), ("status", status.to_string())];
-    metrics::counter!("tidemark_serving_requests_total", &labels).increment(1);
-    metrics::histogram!("tidemark_serving_request_seconds", "route" => route.to_owned())
-        .record(took.as_secs_f64());
+    let known = REQUESTS.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(requests) = known.get(route).and_then(|of| of.get(&status)) {
+        return requests.note(took);
+    }
+    drop(known);
+    // What is looked up before the recorder is there is of none, and would stay so.
+    let is_there = PROMETHEUS.get().is_some();
+    let requests = Requests::of(route, status);
+    requests.note(took);
+    if is_there {
+        let mut known = REQUESTS.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(route.to_owned()).or_default().insert(status, requests);
+    }
 }
 
 /// Records an answer.

@@ -29,17 +29,9 @@ use tidemark_tests::stack::Stack;
 const CONNECTIONS: u32 = 16;
 
 const BEGIN: &str = "begin isolation level repeatable read read only; set local statement_timeout = 30000;
-                     set local client_connection_check_interval = '1s'";
-const TIDEMARK: &str = "select generation, run_id, cuts from tidemark.tidemark
-                        where $1::bigint is null or generation = $1 order by generation desc limit 1";
-const VERSIONS: &str = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial, v.hash
-                        from tidemark.live_version live join tidemark.view_version v using (version_id)
-                        where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
-const ARCHIVED: &str = "select distinct event_day from tidemark.segment
-                        where stream = any($1) and event_day >= $2 and event_day < $3
-                          and ($4::bigint is null or generation <= $4)";
-const LOST: &str = "select topic, partition, from_offset, to_offset, cause from tidemark.gap
-                    where $1::bigint is null or generation <= $1 order by 1, 2, 3";
+                     set local client_connection_check_interval = '1s';
+                     set local plan_cache_mode = force_generic_plan";
+const OPENING: &str = include_str!("../../serving-layer/src/batch_view/postgres/opening.sql");
 
 /// Compares requests with their calls alone.
 pub(crate) async fn measure(args: &Args, world: &World) -> anyhow::Result<()> {
@@ -97,7 +89,11 @@ impl Calls {
         let mut servers = stack.redis.connections().await;
         ensure!(servers.len() == 1, "of a Redis Cluster other calls are made than those known here");
         Ok(Calls {
-            postgres: PgPoolOptions::new().max_connections(CONNECTIONS).connect(&stack.database).await?,
+            postgres: PgPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .test_before_acquire(false)
+                .connect(&stack.database)
+                .await?,
             redis: servers.remove(0),
             metric: stack.catalog.metric("user_view_cnt").context("a metric of the peer")?.clone(),
             partitions: (0..partitions).map(|partition| TopicPartition::new("events", partition)).collect(),
@@ -134,44 +130,35 @@ impl Calls {
         let versions = self.versions(&mut connection).await?;
         self.fences(user).await?;
         self.rows(&mut connection, &versions, user).await?;
-        sqlx::raw_sql("commit").execute(&mut *connection).await?;
+        // Nor does the serving layer wait for it.
+        tokio::spawn(async move { sqlx::raw_sql("commit").execute(&mut *connection).await });
         Ok(())
     }
 
-    /// What is in force: the tidemark, the versions of the days, the archive's days, and what the log had lost. Gives the
-    /// versions.
+    /// What is in force: the tidemark, the versions of the days, the days that have none, and what the log had lost. Gives
+    /// the versions.
     async fn versions(&self, connection: &mut PgConnection) -> anyhow::Result<BTreeMap<NaiveDate, i64>> {
         let (from, to) = (EventDay::of(END - DAYS * DAY).date(), EventDay::of(END).date());
-        let now = None::<i64>;
-        sqlx::query(TIDEMARK).bind(now).fetch_optional(&mut *connection).await?;
-        let live = sqlx::query(VERSIONS).bind(self.metric.version.to_string()).bind(from).bind(to);
-        let mut versions = BTreeMap::new();
-        for row in live.fetch_all(&mut *connection).await? {
-            let table: Option<String> = row.try_get(3)?;
-            if table.is_some() {
-                versions.insert(row.try_get::<NaiveDate, _>(0)?, row.try_get::<i64, _>(1)?);
-            }
-        }
-        let archived = sqlx::query(ARCHIVED).bind(vec!["events".to_owned()]).bind(from).bind(to).bind(now);
-        archived.fetch_all(&mut *connection).await?;
-        sqlx::query(LOST).bind(now).fetch_all(&mut *connection).await?;
-        Ok(versions)
+        let opening = sqlx::query(OPENING).bind(vec![self.metric.version.to_string()]);
+        let opening = opening.bind(vec![from]).bind(vec![to]).bind(vec![1i64]);
+        let row =
+            opening.bind(vec!["events".to_owned()]).bind("force_generic_plan").fetch_one(connection).await?;
+        let (days, ids): (Vec<NaiveDate>, Vec<i64>) = (row.try_get(4)?, row.try_get(5)?);
+        let tables: Vec<Option<String>> = row.try_get(7)?;
+        let versions = days.into_iter().zip(ids).zip(tables);
+        Ok(versions.filter(|(_, table)| table.is_some()).map(|(version, _)| version).collect())
     }
 
     /// The marks, and then the fences of a user's groups.
     async fn fences(&self, user: &str) -> anyhow::Result<()> {
         let mut connection = self.redis.clone();
         let _marks: redis::Value = redis::cmd("HGETALL").arg(MARKS_KEY).query_async(&mut connection).await?;
-        let reads = self.keys(user).into_iter().map(|key| {
-            let mut connection = self.redis.clone();
-            async move {
-                let mut command = redis::cmd("HGET");
-                command.arg(&key).arg(FENCE_FIELD);
-                let fence: Option<String> = command.query_async(&mut connection).await?;
-                fence.with_context(|| format!("{key} is not there"))
-            }
-        });
-        futures::future::try_join_all(reads).await?;
+        let mut all = redis::pipe();
+        for key in self.keys(user) {
+            all.cmd("HGET").arg(key).arg(FENCE_FIELD);
+        }
+        let fences: Vec<Option<String>> = all.query_async(&mut connection).await?;
+        ensure!(!fences.contains(&None), "a group of {user} is not there");
         Ok(())
     }
 
@@ -184,7 +171,7 @@ impl Calls {
         let ids: Vec<String> = versions.values().map(ToString::to_string).collect();
         let sql = format!(
             r#"select "uuid", $1, sum("value")::bigint from views."{}_{}"
-               where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = any($3)
+               where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = $3
                group by 1, 2"#,
             self.metric.name,
             self.metric.version,
@@ -192,8 +179,8 @@ impl Calls {
         );
         let from = DateTime::from_timestamp_millis(END - DAYS * DAY).context("a time")?;
         let to = DateTime::from_timestamp_millis(END).context("a time")?;
-        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(from).bind(to);
-        query.bind(vec![user.to_owned()]).fetch_all(&mut *connection).await?;
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(from).bind(to);
+        query.bind(user.to_owned()).fetch_all(&mut *connection).await?;
         Ok(())
     }
 }

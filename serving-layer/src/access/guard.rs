@@ -3,6 +3,7 @@
 
 use super::log::{Entry, Pending};
 use super::{Access, Holder};
+use crate::caching::no_store;
 use crate::error::{Code, ServeError};
 use crate::query;
 use crate::reply::Envelope;
@@ -64,16 +65,24 @@ fn need(route: &str) -> Need {
     }
 }
 
-/// Lets a request pass that its key admits, and logs it.
+/// Lets a request pass that its key admits, and logs it. Of its response nothing may be stored that doesn't say so.
 pub(crate) async fn guard(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let mut response = match &service.access {
+        None => next.run(request).await,
+        Some(access) => guarded(access, &service, request, next).await,
+    };
+    no_store(&mut response);
+    response
+}
+
+async fn guarded(access: &Access, service: &Service, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let need = need(route.as_deref().unwrap_or_default());
-    match &service.access {
-        Some(access) if need != Need::Nothing => {
-            let passed = pass(access, &service, request, next, &need, route).await;
+    match need(route.as_deref().unwrap_or_default()) {
+        Need::Nothing => next.run(request).await,
+        need => {
+            let passed = pass(access, service, request, next, &need, route).await;
             passed.unwrap_or_else(IntoResponse::into_response)
         }
-        _ => next.run(request).await,
     }
 }
 
@@ -88,7 +97,7 @@ async fn pass(
     let now = (service.clock)();
     let holder = access.admit(bearer(request.headers(), route.as_deref()), now)?;
     holder.count(now)?;
-    let id = request.extensions().get::<QueryId>().map(|QueryId(id)| id.as_str()).unwrap_or_default();
+    let id = request.extensions().get::<QueryId>().map(QueryId::as_str).unwrap_or_default();
     let scoped =
         Scoped { service: holder.service.clone(), holder: Some(holder.clone()), query_id: id.into() };
     let (method, route) = (request.method().as_str(), route.as_deref().unwrap_or("other"));

@@ -5,7 +5,7 @@ use crate::coverage;
 use crate::error::ServeError;
 use crate::merge::{Cell, FoldError};
 use crate::query::Query;
-use crate::realtime_view::{Group, RealtimeError, Want};
+use crate::realtime_view::{Group, RealtimeError, Sought, Want};
 use futures::StreamExt;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
@@ -33,24 +33,34 @@ pub(super) async fn add(
             return Ok(());
         }
     };
-    let mut keys = Vec::new();
-    let mut partitions = Vec::new();
+    let (mut by_query, mut partitions) = (Vec::new(), Vec::new());
     for asked in &mut *asked {
         let metrics = asked.metrics();
         let known = coverage::partitions(&views.catalog, &metrics, tidemark, &marks);
         asked.coverage.unknown_topics(&views.catalog, &metrics, &known);
-        keys.push(by_group(views, asked.query));
+        by_query.push(by_group(views, asked.query));
         partitions.push(known);
     }
     let mut wanted: BTreeMap<(TopicPartition, u32), Vec<Wanted<'_>>> = BTreeMap::new();
     for (place, asked) in asked.iter().enumerate() {
-        want(views, asked.query, place, &keys[place], &partitions[place], &mut wanted);
+        want(views, asked.query, place, &by_query[place], &partitions[place], &mut wanted);
     }
+    let groups = views.catalog.layout.groups;
+    let keys: Vec<String> = wanted.keys().map(|(tp, group)| view::group_key(tp, *group, groups)).collect();
+    let standing = match views.realtime.standing(&keys, Want::Epochs).await {
+        Ok(standing) => standing,
+        Err(error) => {
+            out_of_reach(views, tidemark, asked, &error);
+            return Ok(());
+        }
+    };
     let mut reads = Vec::new();
-    for ((tp, group), wanted) in wanted {
+    for ((((tp, _), wanted), key), standing) in wanted.into_iter().zip(&keys).zip(standing) {
         reads.push(async move {
-            let key = view::group_key(&tp, group, views.catalog.layout.groups);
-            let read = views.realtime.group(&key, Want::Epochs).await;
+            let read = match standing {
+                Some(group) => Ok(Some(group)),
+                None => views.realtime.group(key, Want::Epochs).await,
+            };
             (tp, wanted, read)
         });
     }
@@ -156,11 +166,16 @@ fn add_group(
     if !coverage.judge(&views.catalog, tp, header, tidemark, &metrics) {
         return Ok(());
     }
+    let sought = wanted
+        .columns
+        .iter()
+        .map(|(_, keys)| keys.map(|keys| keys.iter().map(|key| Sought::new(key)).collect::<Vec<_>>()));
+    let sought: Vec<Option<Vec<Sought<'_>>>> = sought.collect();
     let above = |slice| matches!(slice, Slice::Epoch(epoch) if epochs.contains(&epoch));
     let segments = group.iter().flat_map(|group| &group.segments);
     for segment in segments.filter(|segment| above(segment.slice)) {
-        for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
-            let read = segment.cells(metric, *keys, |key, bucket, state| {
+        for (((column, _), sought), metric) in wanted.columns.iter().zip(&sought).zip(&metrics) {
+            let read = segment.cells(metric, sought.as_deref(), |key, bucket, state| {
                 let cell = cell(metric, key, bucket, state)?;
                 for fold in folds.iter_mut() {
                     coverage.cells += u64::from(fold.add(*column, &cell)?);

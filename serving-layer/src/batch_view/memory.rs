@@ -1,8 +1,8 @@
 //! The batch view in memory: the reference that tests hold the real one against.
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, EachFact, Fact, Lost, Position, Scan, Snapshot,
-    StoredLayout, VersionOf, Versions,
+    AtTidemark, BatchError, BatchView, EachCell, EachFact, Fact, Lost, Opening, Position, Scan, Snapshot,
+    StoredLayout, VersionOf, Versions, Wanted,
 };
 use crate::merge::{Cell, FoldError};
 use futures::future::BoxFuture;
@@ -139,27 +139,21 @@ impl BatchView for MemoryBatchView {
 
 struct MemorySnapshot(Arc<Held>);
 
-impl Snapshot for MemorySnapshot {
-    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>> {
+impl MemorySnapshot {
+    fn tidemark(&self, at_run: Option<i64>) -> Result<Option<AtTidemark>, BatchError> {
         let found = match at_run {
-            None => Ok(self.0.tidemarks.last()),
+            None => self.0.tidemarks.last(),
             Some(run) => match self.0.tidemarks.iter().find(|(_, made)| *made == run) {
-                Some(found) => Ok(Some(found)),
-                None => Err(BatchError::Run(format!("there is no run {run}"))),
+                Some(found) => Some(found),
+                None => return Err(BatchError::Run(format!("there is no run {run}"))),
             },
         };
         let at =
             |(tidemark, run): &(Tidemark, i64)| AtTidemark { tidemark: tidemark.clone(), run: Some(*run) };
-        let found = found.map(|found| found.map(at));
-        Box::pin(async move { found })
+        Ok(found.map(at))
     }
 
-    fn versions<'a>(
-        &'a mut self,
-        metric: &'a Metric,
-        span: Interval,
-        at_generation: Option<i64>,
-    ) -> BoxFuture<'a, Result<Versions, BatchError>> {
+    fn versions(&self, metric: &Metric, span: Interval, at_generation: Option<i64>) -> Versions {
         let last_run = at_generation.and_then(|generation| {
             self.0
                 .tidemarks
@@ -184,12 +178,23 @@ impl Snapshot for MemorySnapshot {
                 versions.missing.insert(*day);
             }
         }
-        Box::pin(async move { Ok(versions) })
+        versions
     }
+}
 
-    fn lost(&mut self, _at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>> {
-        let lost = self.0.lost.clone();
-        Box::pin(async move { Ok(lost) })
+impl Snapshot for MemorySnapshot {
+    fn open<'a>(
+        &'a mut self,
+        at_run: Option<i64>,
+        wanted: &'a [Wanted<'a>],
+    ) -> BoxFuture<'a, Result<Option<Opening>, BatchError>> {
+        let opening = self.tidemark(at_run).map(|at| {
+            let at = at?;
+            let generation = at_run.map(|_| at.tidemark.generation);
+            let versions = wanted.iter().map(|wanted| self.versions(wanted.metric, wanted.span, generation));
+            Some(Opening { versions: versions.collect(), lost: self.0.lost.clone(), at })
+        });
+        Box::pin(async move { opening })
     }
 
     fn rows<'a>(
@@ -202,7 +207,7 @@ impl Snapshot for MemorySnapshot {
             for version in &scan.versions {
                 let cells = held.versions[version.version_id as usize].cells.iter();
                 for cell in cells.filter(|cell| scan.span.contains(cell.bucket)) {
-                    if let Err(refused) = each(Ok(cell.clone())) {
+                    if let Err(refused) = each(Ok(cell)) {
                         return Ok(Err(refused));
                     }
                 }
@@ -231,7 +236,5 @@ impl Snapshot for MemorySnapshot {
         Box::pin(async move { Ok(missing) })
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
-        Box::pin(async { Ok(()) })
-    }
+    fn close(self: Box<Self>) {}
 }

@@ -1,21 +1,26 @@
 //! The batch view in Postgres.
 //!
-//! A snapshot is one REPEATABLE READ, READ ONLY transaction. Rows are read from a metric's parent table with literal
-//! version ids, so that the planner leaves out every other version's table. A snapshot that is dropped before its end
-//! closes its connection, which the server looks at once a second: a query that nobody waits for any more ends there too.
+//! A snapshot is one REPEATABLE READ, READ ONLY transaction. What is in force is read by one statement, whose plan is kept.
+//! Rows are read from a metric's parent table with literal version ids, so that the planner leaves out every other version's
+//! table; a statement about one key stays the same until a flip, and so does its plan. Nobody waits for the end of a
+//! transaction that wrote nothing. A snapshot that is dropped before its end closes its connection, which the server looks at
+//! once a second: a query that nobody waits for any more ends there too.
+//!
+//! Connections are not asked whether they are alive before they are used. One that turns out dead where a snapshot begins, when
+//! nothing has been read yet, is closed, and another one taken in its place.
 
 mod facts;
 mod select;
 
 use super::{
-    AtTidemark, BatchError, BatchView, EachCell, EachFact, Lost, Position, Scan, Snapshot, StoredLayout,
-    VersionOf, Versions,
+    AtTidemark, BatchError, BatchView, EachCell, EachFact, Lost, Opening, Position, Scan, Snapshot,
+    StoredLayout, VersionOf, Versions, Wanted,
 };
 use crate::merge::FoldError;
 use chrono::NaiveDate;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
-use select::{Select, bind, cell, timestamp};
+use select::{Select, bind, blank, decode, timestamp};
 use shared_model::catalog::Stream;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
@@ -28,11 +33,18 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 use std::str::FromStr;
 use std::time::Duration;
 
+/// What an answer begins with.
+const OPENING: &str = include_str!("postgres/opening.sql");
+/// How long a connection is waited for, and then the beginning of a snapshot.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(3);
+/// How many statements' plans a connection keeps: of rows, those about one key.
+const STATEMENTS: usize = 32;
+
 /// A pool of connections to the batch view. Connects when first needed, again and again.
 #[derive(Debug, Clone)]
 pub struct PostgresBatchView {
     pool: PgPool,
-    /// For looking at where it stands, however many queries are under way.
+    /// For looking at where it stands, and at audits, however many queries are under way.
     watch: PgPool,
 }
 
@@ -43,12 +55,25 @@ impl PostgresBatchView {
     /// Where the URL is none.
     pub fn new(url: &str, connections: u32) -> Result<PostgresBatchView, sqlx::Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("tidemark-serving");
-        let pool = |connections| {
-            let pool =
-                PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(3));
-            pool.connect_lazy_with(options.clone())
-        };
-        Ok(PostgresBatchView { pool: pool(connections.max(1)), watch: pool(1) })
+        let options = options.statement_cache_capacity(STATEMENTS);
+        let pool =
+            |connections| PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECTED_WITHIN);
+        let snapshots = pool(connections.max(1)).test_before_acquire(false);
+        Ok(PostgresBatchView {
+            pool: snapshots.connect_lazy_with(options.clone()),
+            watch: pool(1).connect_lazy_with(options),
+        })
+    }
+
+    /// A snapshot over whichever connection comes; `Ok(Err(_))`: over this one none can be begun.
+    async fn try_begin(&self, begin: &str) -> Result<Result<PostgresSnapshot, BatchError>, BatchError> {
+        let connection = self.pool.acquire().await.map_err(unavailable)?;
+        let mut snapshot = PostgresSnapshot { connection, ended: false };
+        let begun = tokio::time::timeout(CONNECTED_WITHIN, snapshot.run(begin.to_owned())).await;
+        match begun {
+            Ok(begun) => Ok(begun.map(|()| snapshot)),
+            Err(_) => Err(BatchError::Unavailable("a connection gives no answer".to_owned())),
+        }
     }
 
     async fn read_position(&self, known: Option<&Position>) -> Result<Option<Position>, sqlx::Error> {
@@ -83,14 +108,22 @@ impl PostgresBatchView {
 impl BatchView for PostgresBatchView {
     fn snapshot(&self, time_limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
         Box::pin(async move {
-            let connection = self.pool.acquire().await.map_err(unavailable)?;
-            let mut snapshot = PostgresSnapshot { connection, ended: false };
             let begin = format!(
                 "begin isolation level repeatable read read only; set local statement_timeout = {};
-                 set local client_connection_check_interval = '1s'",
+                 set local client_connection_check_interval = '1s';
+                 set local plan_cache_mode = force_generic_plan",
                 time_limit.as_millis().max(1)
             );
-            snapshot.run(begin).await?;
+            let mut begun = self.try_begin(&begin).await?;
+            // All that were idle may have died: each that has is closed, so that in the end one is made anew.
+            for _ in 0..self.pool.options().get_max_connections() {
+                match &begun {
+                    Ok(_) => break,
+                    Err(error) => tracing::info!(%error, "a connection to the batch view is replaced"),
+                }
+                begun = self.try_begin(&begin).await?;
+            }
+            let snapshot = begun?;
             Ok(Box::new(snapshot) as Box<dyn Snapshot>)
         })
     }
@@ -113,7 +146,7 @@ impl BatchView for PostgresBatchView {
                           'audit', to_jsonb(a) - 'run_id')
                    from tidemark.audit a join tidemark.run r using (run_id) order by run_id desc limit $1";
         Box::pin(async move {
-            match sqlx::query_scalar(sql).bind(limit).fetch_all(&self.pool).await {
+            match sqlx::query_scalar(sql).bind(limit).fetch_all(&self.watch).await {
                 Err(error) if is_undefined(&error) => Ok(Vec::new()),
                 other => other.map_err(unavailable),
             }
@@ -155,29 +188,43 @@ impl PostgresSnapshot {
         }
     }
 
-    async fn read_tidemark(&mut self, at: Option<i64>) -> Result<Option<AtTidemark>, sqlx::Error> {
-        let sql = "select generation, run_id, cuts from tidemark.tidemark
-                   where $1::bigint is null or generation = $1 order by generation desc limit 1";
-        let found: Option<(i64, Option<i64>, Json<Vec<StoredCut>>)> =
-            sqlx::query_as(sql).bind(at).fetch_optional(&mut *self.connection).await?;
-        Ok(found.map(|(generation, run, Json(cuts))| AtTidemark {
-            tidemark: Tidemark::from_stored(generation, cuts),
-            run,
-        }))
+    /// What is in force.
+    async fn read_now(&mut self, wanted: &[Wanted<'_>]) -> Result<Option<Opening>, sqlx::Error> {
+        let streams = (1i64..).zip(wanted).flat_map(|(place, wanted)| {
+            wanted.metric.bindings.iter().map(move |binding| (place, binding.stream.clone()))
+        });
+        let (places, streams): (Vec<i64>, Vec<String>) = streams.unzip();
+        let of: Vec<String> = wanted.iter().map(|wanted| wanted.metric.version.to_string()).collect();
+        let (from, to): (Vec<NaiveDate>, Vec<NaiveDate>) =
+            wanted.iter().map(|wanted| days(wanted.span)).unzip();
+        // Who asks about one key asks about others the same way.
+        let one_key = !wanted.is_empty() && wanted.iter().all(|wanted| wanted.one_key);
+        let planned = if one_key { "force_generic_plan" } else { "auto" };
+        let query = sqlx::query(OPENING).bind(of).bind(from).bind(to).bind(places).bind(streams);
+        let found = query.bind(planned).fetch_optional(&mut *self.connection).await?;
+        found.map(|row| opening(&row, wanted.len())).transpose()
     }
 
-    async fn live(&mut self, metric: &Metric, days: (NaiveDate, NaiveDate)) -> Result<Versions, sqlx::Error> {
-        let sql = "select live.event_day, v.version_id, v.run_id, v.table_name, v.partial, v.hash
-                   from tidemark.live_version live join tidemark.view_version v using (version_id)
-                   where live.version = $1 and live.event_day >= $2 and live.event_day < $3";
-        let query = sqlx::query(sql).bind(metric.version.to_string()).bind(days.0).bind(days.1);
-        let rows = query.fetch_all(&mut *self.connection).await?;
-        let mut versions = Versions::default();
-        for row in rows {
-            let (day, version) = version_of(&row)?;
-            versions.days.insert(day, version);
+    /// What was in force when a past run was done.
+    async fn read_run(&mut self, run: i64, wanted: &[Wanted<'_>]) -> Result<Option<Opening>, BatchError> {
+        self.run("set local plan_cache_mode = auto".to_owned()).await?;
+        let generation = self.generation_of(run).await?;
+        let Some(at) = self.read_tidemark(generation).await.map_err(unavailable)? else { return Ok(None) };
+        let mut versions = Vec::new();
+        for Wanted { metric, span, .. } in wanted {
+            let mut past = self.past(metric, days(*span), generation).await.map_err(unavailable)??;
+            let archived = self.archived(metric, days(*span), generation).await.map_err(unavailable)?;
+            past.missing = archived.into_iter().filter(|day| !past.days.contains_key(day)).collect();
+            versions.push(past);
         }
-        Ok(versions)
+        let lost = self.read_lost(generation).await.map_err(unavailable)?;
+        Ok(Some(Opening { at, versions, lost }))
+    }
+
+    async fn read_tidemark(&mut self, generation: i64) -> Result<Option<AtTidemark>, sqlx::Error> {
+        let sql = "select generation, run_id, cuts from tidemark.tidemark where generation = $1";
+        let found = sqlx::query(sql).bind(generation).fetch_optional(&mut *self.connection).await?;
+        found.map(|row| tidemark_of(&row)).transpose()
     }
 
     /// The versions that were live at a past generation. A version stays live until the flip that retires it: of each
@@ -217,20 +264,19 @@ impl PostgresSnapshot {
         &mut self,
         metric: &Metric,
         days: (NaiveDate, NaiveDate),
-        generation: Option<i64>,
+        generation: i64,
     ) -> Result<Vec<EventDay>, sqlx::Error> {
         let sql = "select distinct event_day from tidemark.segment
-                   where stream = any($1) and event_day >= $2 and event_day < $3
-                     and ($4::bigint is null or generation <= $4)";
+                   where stream = any($1) and event_day >= $2 and event_day < $3 and generation <= $4";
         let streams: Vec<String> = metric.bindings.iter().map(|binding| binding.stream.clone()).collect();
         let query = sqlx::query_scalar(sql).bind(streams).bind(days.0).bind(days.1).bind(generation);
         let found: Vec<NaiveDate> = query.fetch_all(&mut *self.connection).await?;
         Ok(found.into_iter().map(EventDay::from_date).collect())
     }
 
-    async fn read_lost(&mut self, generation: Option<i64>) -> Result<Vec<Lost>, sqlx::Error> {
+    async fn read_lost(&mut self, generation: i64) -> Result<Vec<Lost>, sqlx::Error> {
         let sql = "select topic, partition, from_offset, to_offset, cause from tidemark.gap
-                   where $1::bigint is null or generation <= $1 order by 1, 2, 3";
+                   where generation <= $1 order by 1, 2, 3";
         let rows: Vec<(String, i32, i64, i64, String)> =
             sqlx::query_as(sql).bind(generation).fetch_all(&mut *self.connection).await?;
         let lost = |(topic, partition, from, to, cause): (String, i32, i64, i64, String)| Lost {
@@ -252,10 +298,13 @@ impl PostgresSnapshot {
         let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
             return Ok(Ok(()));
         };
-        let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(false).bind(from).bind(to);
+        let query = sqlx::query(AssertSqlSafe(statement.sql)).persistent(statement.kept).bind(from).bind(to);
         let mut rows = statement.bound.into_iter().fold(query, bind).fetch(&mut *self.connection);
+        let metric = &scan.column.metric;
+        let mut cell = blank(metric);
         while let Some(row) = rows.try_next().await? {
-            if let Err(refused) = each(cell(&scan.column.metric, &statement.needed, &row)) {
+            let decoded = decode(metric, &statement.needed, &row, &mut cell);
+            if let Err(refused) = each(decoded.map(|()| &cell)) {
                 return Ok(Err(refused));
             }
         }
@@ -281,41 +330,20 @@ impl PostgresSnapshot {
 }
 
 impl Snapshot for PostgresSnapshot {
-    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>> {
+    fn open<'a>(
+        &'a mut self,
+        at_run: Option<i64>,
+        wanted: &'a [Wanted<'a>],
+    ) -> BoxFuture<'a, Result<Option<Opening>, BatchError>> {
         Box::pin(async move {
-            let at = match at_run {
-                Some(run) => Some(self.generation_of(run).await?),
-                None => None,
-            };
-            match self.read_tidemark(at).await {
+            if let Some(run) = at_run {
+                return self.read_run(run, wanted).await;
+            }
+            match self.read_now(wanted).await {
                 Err(error) if is_undefined(&error) => Ok(None),
                 other => other.map_err(unavailable),
             }
         })
-    }
-
-    fn versions<'a>(
-        &'a mut self,
-        metric: &'a Metric,
-        span: Interval,
-        at_generation: Option<i64>,
-    ) -> BoxFuture<'a, Result<Versions, BatchError>> {
-        Box::pin(async move {
-            let last = EventDay::of(span.end - 1);
-            let days = (EventDay::of(span.start).date(), EventDay(last.0 + 1).date());
-            let mut versions = match at_generation {
-                None => self.live(metric, days).await.map_err(unavailable)?,
-                Some(generation) => self.past(metric, days, generation).await.map_err(unavailable)??,
-            };
-            let archived = self.archived(metric, days, at_generation).await.map_err(unavailable)?;
-            let missing = archived.into_iter().filter(|day| !versions.days.contains_key(day)).collect();
-            versions.missing = missing;
-            Ok(versions)
-        })
-    }
-
-    fn lost(&mut self, at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>> {
-        Box::pin(async move { self.read_lost(at_generation).await.map_err(unavailable) })
     }
 
     fn rows<'a>(
@@ -345,13 +373,17 @@ impl Snapshot for PostgresSnapshot {
         })
     }
 
-    fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
-        Box::pin(async move {
-            self.run("commit".to_owned()).await?;
-            self.ended = true;
-            Ok(())
-        })
+    fn close(mut self: Box<Self>) {
+        tokio::spawn(async move {
+            self.ended = self.run("commit".to_owned()).await.is_ok();
+        });
     }
+}
+
+/// The first of a span's days, and the one behind its last.
+fn days(span: Interval) -> (NaiveDate, NaiveDate) {
+    let last = EventDay::of(span.end - 1);
+    (EventDay::of(span.start).date(), EventDay(last.0 + 1).date())
 }
 
 fn dropped(metric: &Metric, what: &str) -> BatchError {
@@ -380,4 +412,52 @@ fn version_of(row: &PgRow) -> Result<(EventDay, VersionOf), sqlx::Error> {
         hash: row.try_get(5)?,
     };
     Ok((EventDay::from_date(row.try_get(0)?), version))
+}
+
+/// The tidemark at the beginning of a row.
+fn tidemark_of(row: &PgRow) -> Result<AtTidemark, sqlx::Error> {
+    let Json(cuts): Json<Vec<StoredCut>> = row.try_get(2)?;
+    Ok(AtTidemark { tidemark: Tidemark::from_stored(row.try_get(0)?, cuts), run: row.try_get(1)? })
+}
+
+/// The row of [`OPENING`], of so many metrics that are wanted.
+fn opening(row: &PgRow, wanted: usize) -> Result<Opening, sqlx::Error> {
+    let mut versions = vec![Versions::default(); wanted];
+    let (places, days): (Vec<i64>, Vec<NaiveDate>) = (list(row, 3)?, list(row, 4)?);
+    let (ids, runs): (Vec<i64>, Vec<i64>) = (list(row, 5)?, list(row, 6)?);
+    let (tables, partial): (Vec<Option<String>>, Vec<bool>) = (list(row, 7)?, list(row, 8)?);
+    let hashes: Vec<String> = list(row, 9)?;
+    let made = ids.into_iter().zip(runs).zip(tables.into_iter().zip(partial)).zip(hashes);
+    let live = places.into_iter().zip(days);
+    for ((place, day), (((version_id, run), (table, partial)), hash)) in live.zip(made) {
+        if let Some(versions) = versions.get_mut((place - 1) as usize) {
+            let version = VersionOf { version_id, run, table, partial, hash };
+            versions.days.insert(EventDay::from_date(day), version);
+        }
+    }
+    let (places, days): (Vec<i64>, Vec<NaiveDate>) = (list(row, 10)?, list(row, 11)?);
+    for (place, day) in places.into_iter().zip(days) {
+        if let Some(versions) = versions.get_mut((place - 1) as usize) {
+            versions.missing.insert(EventDay::from_date(day));
+        }
+    }
+    let (topics, partitions): (Vec<String>, Vec<i32>) = (list(row, 12)?, list(row, 13)?);
+    let (from, to): (Vec<i64>, Vec<i64>) = (list(row, 14)?, list(row, 15)?);
+    let causes: Vec<String> = list(row, 16)?;
+    let ranges = from.into_iter().zip(to).map(|(from, to)| OffsetRange { from, to });
+    let lost = topics.into_iter().zip(partitions).zip(ranges).zip(causes);
+    let lost = lost.map(|(((topic, partition), range), cause)| Lost {
+        tp: TopicPartition::new(&topic, partition),
+        range,
+        cause,
+    });
+    Ok(Opening { at: tidemark_of(row)?, versions, lost: lost.collect() })
+}
+
+/// An array, which is NULL where it has nothing.
+fn list<'r, T>(row: &'r PgRow, at: usize) -> Result<Vec<T>, sqlx::Error>
+where
+    Vec<T>: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
+{
+    Ok(row.try_get::<Option<Vec<T>>, _>(at)?.unwrap_or_default())
 }

@@ -9,7 +9,8 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Header, Sections, Slice, take_cell};
 use std::hash::BuildHasher as _;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 /// One group, as it stood at one moment.
 #[derive(Debug, Clone)]
@@ -40,15 +41,18 @@ pub struct Segment {
     pub slice: Slice,
     /// Its number within the group, where that is known.
     pub(super) number: u64,
+    serial: u64,
     bytes: Vec<u8>,
     sections: Result<Vec<Section>, CodecError>,
+    /// Whose cells each section has: close together, since this is looked through for every key.
+    versions: Vec<MetricVersion>,
     /// Bytes of memory that it takes, the places of all its keys included.
     pub(super) size: usize,
 }
 
 /// Bytes that a key's place takes at most, and what a section takes beside them.
 const PLACE: usize = 12;
-const SECTION: usize = size_of::<Section>() + 64;
+const SECTION: usize = size_of::<Section>() + size_of::<MetricVersion>() + 64;
 
 /// One metric's cells.
 #[derive(Debug)]
@@ -63,17 +67,41 @@ struct Section {
 /// Where each key's cells begin in a section; they stand together.
 #[derive(Debug, Default)]
 struct Starts {
-    hash: DefaultHashBuilder,
     places: HashTable<u32>,
+}
+
+/// How keys are hashed, in all segments the same way.
+static HASH: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
+
+/// A key that is looked for in many segments: all `by` values, encoded.
+#[derive(Debug)]
+pub struct Sought<'a> {
+    by: &'a [u8],
+    hash: u64,
+}
+
+impl<'a> Sought<'a> {
+    /// Of a key's bytes.
+    pub fn new(by: &'a [u8]) -> Sought<'a> {
+        Sought { by, hash: HASH.hash_one(by) }
+    }
 }
 
 impl Segment {
     pub(super) fn new(slice: Slice, number: u64, bytes: Vec<u8>) -> Segment {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let sections = sections(&bytes);
         let places = |section: &Section| SECTION + PLACE * section.count as usize;
         let places: usize = sections.iter().flatten().map(places).sum();
         let size = size_of::<Segment>() + bytes.capacity() + places;
-        Segment { slice, number, bytes, sections, size }
+        let versions = sections.iter().flatten().map(|section| section.version).collect();
+        Segment { slice, number, serial, bytes, sections, versions, size }
+    }
+
+    /// A number that no other segment read by this process has.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// What is stored.
@@ -82,21 +110,19 @@ impl Segment {
         &self.bytes
     }
 
-    /// Hands a metric's cells to `each` (key, bucket, state): those of the given keys (each all `by` values, encoded), or
-    /// all of them.
+    /// Hands a metric's cells to `each` (key, bucket, state): those of the given keys, or all of them.
     ///
     /// # Errors
     /// Where the bytes are no segment, and what `each` refuses.
     pub fn cells<'a, E: From<CodecError>>(
         &'a self,
         metric: &Metric,
-        keys: Option<&[impl AsRef<[u8]>]>,
+        keys: Option<&[Sought<'_>]>,
         mut each: impl FnMut(&'a [u8], Millis, State) -> Result<(), E>,
     ) -> Result<(), E> {
         let sections = self.sections.as_ref().map_err(CodecError::clone)?;
-        let Some(section) = sections.iter().find(|section| section.version == metric.version) else {
-            return Ok(());
-        };
+        let place = self.versions.iter().position(|version| *version == metric.version);
+        let Some(section) = place.and_then(|place| sections.get(place)) else { return Ok(()) };
         let cells = &self.bytes[section.cells.clone()];
         let Some(keys) = keys else {
             let each = |_, key, bucket, state| each(key, bucket, state);
@@ -104,12 +130,12 @@ impl Segment {
         };
         let starts = section.starts.get_or_init(|| Starts::of(metric, section.count, cells));
         let starts = starts.as_ref().map_err(CodecError::clone)?;
-        for by in keys.iter().map(AsRef::as_ref) {
-            let Some(start) = starts.find(by, cells) else { continue };
+        for sought in keys {
+            let Some(start) = starts.find(sought, cells) else { continue };
             let mut rest = &cells[start..];
             while !rest.is_empty() {
                 let (key, bucket, state) = take_cell(&metric.aggregate, &mut rest)?;
-                if !key.starts_with(by) {
+                if !key.starts_with(sought.by) {
                     break;
                 }
                 each(key, bucket, state)?;
@@ -131,25 +157,26 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CodecError> {
 
 impl Starts {
     fn of(metric: &Metric, count: u64, cells: &[u8]) -> Result<Starts, CodecError> {
-        let (Starts { hash, mut places }, mut last) = (Starts::default(), None);
+        let (mut places, mut last) = (HashTable::new(), None);
         view::each_cell(&metric.aggregate, count, cells, |at, key, _, _| {
             let by = by_of(metric, key)?;
             if last.replace(by) != Some(by) {
                 let at = u32::try_from(at).map_err(|_| CodecError::Invalid("section length"))?;
                 let again = |&place: &u32| {
-                    hash.hash_one(key_at(cells, place).and_then(|key| by_of(metric, key).ok()))
+                    let key = key_at(cells, place).and_then(|key| by_of(metric, key).ok());
+                    HASH.hash_one(key.unwrap_or_default())
                 };
-                places.insert_unique(hash.hash_one(Some(by)), at, again);
+                places.insert_unique(HASH.hash_one(by), at, again);
             }
             Ok::<(), CodecError>(())
         })?;
-        Ok(Starts { hash, places })
+        Ok(Starts { places })
     }
 
     /// Where the cells of a key begin.
-    fn find(&self, by: &[u8], cells: &[u8]) -> Option<usize> {
-        let same = |&place: &u32| key_at(cells, place).is_some_and(|key| key.starts_with(by));
-        self.places.find(self.hash.hash_one(Some(by)), same).map(|&place| place as usize)
+    fn find(&self, sought: &Sought<'_>, cells: &[u8]) -> Option<usize> {
+        let same = |&place: &u32| key_at(cells, place).is_some_and(|key| key.starts_with(sought.by));
+        self.places.find(sought.hash, same).map(|&place| place as usize)
     }
 }
 
@@ -202,13 +229,14 @@ mod tests {
                     key
                 }).collect();
                 let keys: Vec<Vec<u8>> = keys.into_iter().collect();
+                let sought: Vec<Sought<'_>> = keys.iter().map(|key| Sought::new(key)).collect();
                 let (mut all, mut expected) = (Vec::new(), Vec::new());
                 unpack(&bytes, |version| (version == metric.version).then_some(&metric.aggregate), |_, key, bucket, state| {
                     all.push((key.to_vec(), bucket, state));
                     Ok(())
                 }).unwrap();
                 expected.extend(all.iter().filter(|(key, ..)| keys.iter().any(|by| key.starts_with(by))).cloned());
-                let found = |keys: Option<&[Vec<u8>]>| {
+                let found = |keys: Option<&[Sought<'_>]>| {
                     let mut found = Vec::new();
                     segment.cells(metric, keys, |key, bucket, state| {
                         found.push((key.to_vec(), bucket, state));
@@ -218,7 +246,7 @@ mod tests {
                     found
                 };
                 prop_assert_eq!(found(None), all);
-                prop_assert_eq!(found(Some(&keys)), expected);
+                prop_assert_eq!(found(Some(&sought)), expected);
             }
         }
     }

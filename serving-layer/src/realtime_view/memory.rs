@@ -1,10 +1,10 @@
 //! The realtime view in memory: the reference that tests hold the real one against.
 
-use super::{Group, Marks, RealtimeError, RealtimeView, Want};
+use super::{Group, Marks, RealtimeError, RealtimeView, Tally, TallyOf, Want};
 use futures::future::BoxFuture;
 use shared_model::offsets::TopicPartition;
 use shared_model::view::{self, Header, Mark, Slice};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Groups by key, and marks; `None`: out of reach.
@@ -15,6 +15,7 @@ pub struct MemoryRealtimeView(Mutex<Option<Held>>);
 struct Held {
     groups: BTreeMap<String, Arc<Group>>,
     marks: Marks,
+    tallies: HashMap<TallyOf, Arc<Tally>>,
 }
 
 impl Default for MemoryRealtimeView {
@@ -63,6 +64,18 @@ impl RealtimeView for MemoryRealtimeView {
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
         let found = self.with(|held| held.as_ref().map(|held| held.marks.clone()));
         Box::pin(async move { found.ok_or_else(out_of_reach) })
+    }
+
+    fn tally(&self, of: &TallyOf) -> Option<Arc<Tally>> {
+        self.with(|held| held.as_ref()?.tallies.get(of).cloned())
+    }
+
+    fn keep_tally(&self, of: TallyOf, tally: Arc<Tally>) {
+        self.with(|held| {
+            if let Some(held) = held {
+                held.tallies.insert(of, tally);
+            }
+        });
     }
 }
 

@@ -5,11 +5,10 @@
 //! from behind a fence that stood after it was asked.
 
 use super::held::{self, Held, Taken, Told};
+use super::kept::{Kept, Place};
 use super::rounds::Rounds;
-use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Want, one_by_one};
+use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Tally, TallyOf, Want, one_by_one};
 use futures::future::BoxFuture;
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, Options, OptionsBuilder, Weighter};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
@@ -17,8 +16,8 @@ use shared_model::offsets::TopicPartition;
 use shared_model::redis_address::Address;
 use shared_model::view::{self, FENCE_FIELD, MARKS_KEY};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -32,34 +31,17 @@ pub struct RedisRealtimeView {
     connection: Mutex<Option<Connection>>,
     /// Whether the speed layer's function library was found missing: groups are then read whole, again and again.
     without_library: AtomicBool,
-    held: Cache<Place, Arc<Held>, Size>,
+    kept: Kept,
+    /// The marks as Redis told them last, and what that says.
+    marks: std::sync::Mutex<Option<(redis::Value, Arc<Marks>)>>,
     looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
 }
 
-/// What tells whether groups have changed, and the marks as they were after that.
+/// What tells whether groups have changed, and the marks as they were after that, if anyone asked for them.
 struct Look {
     /// Each group's, where there is one.
     fences: HashMap<String, String>,
-    marks: Arc<Marks>,
-}
-
-/// A part of a group: its key, and which segments.
-type Place = (String, Want);
-
-#[derive(Clone)]
-struct Size;
-
-impl Weighter<Place, Arc<Held>> for Size {
-    fn weight(&self, (key, _): &Place, held: &Arc<Held>) -> u64 {
-        (key.len() + held.size) as u64
-    }
-}
-
-/// So much room for what is held, in one piece: a group may take all of it.
-fn room(memory: u64) -> Options {
-    let mut options = OptionsBuilder::new();
-    options.shards(1).estimated_items_capacity(1_024).weight_capacity(memory);
-    options.build().expect("both capacities are set")
+    marks: Option<Arc<Marks>>,
 }
 
 impl std::fmt::Debug for RedisRealtimeView {
@@ -90,12 +72,8 @@ impl RedisRealtimeView {
             address: Mutex::new(address),
             connection: Mutex::default(),
             without_library: AtomicBool::default(),
-            held: Cache::with_options(
-                room(memory),
-                Size,
-                DefaultHashBuilder::default(),
-                DefaultLifecycle::default(),
-            ),
+            kept: Kept::new(memory),
+            marks: std::sync::Mutex::default(),
             looks: Rounds::new(),
         }
     }
@@ -135,7 +113,7 @@ impl RedisRealtimeView {
     }
 
     async fn read(&self, place: Place) -> Result<Option<Arc<Group>>, RedisError> {
-        let before = self.held.get(&place);
+        let before = self.kept.group(&place.0, place.1);
         if let Some(held) = &before {
             let mut command = redis::cmd("HGET");
             let fence: Option<String> = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
@@ -148,31 +126,81 @@ impl RedisRealtimeView {
 
     /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
     async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
-        let Some(look) = self.looks.join(keys, |keys| self.look(keys)).await? else { return Ok(None) };
-        // Taken after the look: another may have read on meanwhile, and what has the same fence is the same.
-        let unchanged = |key: &String| {
-            let held = self.held.get(&(key.clone(), Want::Panes))?;
-            (look.fences.get(key) == Some(&held.fence)).then(|| Some(held.group.clone()))
-        };
-        let groups = keys.iter().map(unchanged).collect::<Option<Groups>>();
-        Ok(groups.map(|groups| (groups, look.marks.clone())))
+        if keys.iter().any(|key| self.kept.group(key, Want::Panes).is_none()) {
+            return Ok(None);
+        }
+        let asked = keys.iter().cloned().chain([MARKS_KEY.to_owned()]);
+        let Some(look) = self.looks.join(asked, |keys| self.look(keys)).await? else { return Ok(None) };
+        let groups = keys.iter().map(|key| self.stands(key, Want::Panes, &look).map(Some));
+        let groups = groups.collect::<Option<Groups>>();
+        Ok(groups.zip(look.marks.clone()))
     }
 
-    /// The fences of groups, and then the marks, in one go; `None` of a cluster, whose groups lie apart.
-    async fn look(&self, keys: BTreeSet<String>) -> Result<Option<Arc<Look>>, RedisError> {
+    /// A group that is held, where a look found it unchanged. It is taken after the look: another may have read on meanwhile,
+    /// and what has the same fence is the same.
+    fn stands(&self, key: &str, want: Want, look: &Look) -> Option<Arc<Group>> {
+        let held = self.kept.group(key, want)?;
+        (look.fences.get(key) == Some(&held.fence)).then(|| held.group.clone())
+    }
+
+    /// The fences of groups, and then the marks if [`MARKS_KEY`] is among the keys, in one go; `None` of a cluster, whose
+    /// groups lie apart.
+    async fn look(&self, mut keys: BTreeSet<String>) -> Result<Option<Arc<Look>>, RedisError> {
         let Connection::One(mut connection) = self.connection().await? else { return Ok(None) };
+        let with_marks = keys.remove(MARKS_KEY);
         let mut all = redis::pipe();
         keys.iter().for_each(|key| _ = all.cmd("HGET").arg(key).arg(FENCE_FIELD));
-        all.cmd("HGETALL").arg(MARKS_KEY);
+        if with_marks {
+            all.cmd("HGETALL").arg(MARKS_KEY);
+        }
         // What is wrong with one group is no fault of the others: it is found by whoever reads that group on.
         all.ignore_errors();
         let mut answers: Vec<redis::Value> = self.noted(all.query_async(&mut connection).await).await?;
-        let marks = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
-        let marks: HashMap<String, Vec<u8>> = HashMap::from_redis_value(self.noted(marks).await?)?;
+        let mut marks = None;
+        if with_marks {
+            let told = answers.pop().unwrap_or(redis::Value::Nil).extract_error();
+            marks = Some(self.told_marks(self.noted(told).await?)?);
+        }
         let fence =
             |(key, answer): (String, redis::Value)| Some((key, String::from_redis_value(answer).ok()?));
         let fences = keys.into_iter().zip(answers).filter_map(fence).collect();
-        Ok(Some(Arc::new(Look { fences, marks: Arc::new(self::marks(marks)) })))
+        Ok(Some(Arc::new(Look { fences, marks })))
+    }
+
+    /// The marks as they were told: most often they are those that were told last.
+    fn told_marks(&self, told: redis::Value) -> Result<Arc<Marks>, RedisError> {
+        let mut last = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((value, marks)) = &*last
+            && *value == told
+        {
+            return Ok(marks.clone());
+        }
+        let fields: HashMap<String, Vec<u8>> = HashMap::from_redis_value(told.clone())?;
+        let marks = Arc::new(marks(fields));
+        *last = Some((told, marks.clone()));
+        Ok(marks)
+    }
+
+    /// Of groups those that are held and unchanged.
+    async fn read_standing(&self, keys: &[String], want: Want) -> Result<Groups, RedisError> {
+        let held = keys.iter().filter(|key| self.kept.group(key, want).is_some());
+        let held: Vec<String> = held.cloned().collect();
+        if held.is_empty() {
+            return Ok(vec![None; keys.len()]);
+        }
+        let look = self.looks.join(held, |keys| self.look(keys)).await?;
+        let stands = |key: &String| self.stands(key, want, look.as_deref()?);
+        Ok(keys.iter().map(stands).collect())
+    }
+
+    /// The marks alone.
+    async fn read_marks(&self) -> Result<Arc<Marks>, RedisError> {
+        let look = self.looks.join([MARKS_KEY.to_owned()], |keys| self.look(keys)).await?;
+        if let Some(marks) = look.and_then(|look| look.marks.clone()) {
+            return Ok(marks);
+        }
+        let fields: HashMap<String, Vec<u8>> = self.query(redis::cmd("HGETALL").arg(MARKS_KEY)).await?;
+        Ok(Arc::new(marks(fields)))
     }
 
     /// Reads what has changed of a group since.
@@ -184,13 +212,13 @@ impl RedisRealtimeView {
         loop {
             let newest = before.as_ref().map_or(0, |held| held.newest());
             let Some(told) = self.told(&place, newest).await? else {
-                self.held.remove(&place);
+                self.kept.forget_group(&place);
                 return Ok(None);
             };
             match held::take(told, before.as_deref()) {
                 Taken::Held(held) => {
                     let group = held.group.clone();
-                    self.held.insert(place, Arc::new(held));
+                    self.kept.keep_group(place, Arc::new(held));
                     return Ok(Some(group));
                 }
                 Taken::Once(group) => return Ok(Some(group)),
@@ -258,14 +286,28 @@ impl RealtimeView for RedisRealtimeView {
         })
     }
 
+    fn tally(&self, of: &TallyOf) -> Option<Arc<Tally>> {
+        self.kept.tally(of)
+    }
+
+    fn keep_tally(&self, of: TallyOf, tally: Arc<Tally>) {
+        self.kept.keep_tally(of, tally);
+    }
+
+    fn standing<'a>(
+        &'a self,
+        keys: &'a [String],
+        want: Want,
+    ) -> BoxFuture<'a, Result<Groups, RealtimeError>> {
+        Box::pin(async move { self.read_standing(keys, want).await.map_err(unavailable) })
+    }
+
     fn marks(&self) -> BoxFuture<'_, Result<Marks, RealtimeError>> {
         Box::pin(async move {
-            let mut command = redis::cmd("HGETALL");
-            command.arg(MARKS_KEY);
-            let fields: HashMap<String, Vec<u8>> = self.query(&command).await.map_err(unavailable)?;
+            let marks = self.read_marks().await.map_err(unavailable)?;
             // The speed layer loads its library when it starts: look for it again now and then.
             self.without_library.store(false, Ordering::Relaxed);
-            Ok(marks(fields))
+            Ok(Arc::unwrap_or_clone(marks))
         })
     }
 }

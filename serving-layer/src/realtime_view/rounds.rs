@@ -34,7 +34,7 @@ impl<T: Clone> Rounds<T> {
     /// What is told about some keys, and those of whoever else joins the round.
     pub(super) async fn join<F: Future<Output = T>>(
         &self,
-        keys: &[String],
+        keys: impl IntoIterator<Item = String>,
         ask: impl FnOnce(BTreeSet<String>) -> F,
     ) -> T {
         let joined = self.joined(keys);
@@ -47,11 +47,11 @@ impl<T: Clone> Rounds<T> {
     }
 
     /// The round that can be joined, and now asks about some keys, too.
-    fn joined(&self, keys: &[String]) -> Arc<Round<T>> {
+    fn joined(&self, keys: impl IntoIterator<Item = String>) -> Arc<Round<T>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let round =
             open.get_or_insert_with(|| Arc::new(Round { keys: Mutex::default(), told: OnceCell::new() }));
-        round.keys.lock().unwrap_or_else(PoisonError::into_inner).extend(keys.iter().cloned());
+        round.keys.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
         round.clone()
     }
 
@@ -95,7 +95,7 @@ mod tests {
         }
 
         async fn join(&self, key: &str) -> usize {
-            self.rounds.join(&[key.to_owned()], |keys| self.ask(keys)).await
+            self.rounds.join([key.to_owned()], |keys| self.ask(keys)).await
         }
 
         fn asked(&self) -> Vec<String> {

@@ -5,8 +5,8 @@ use super::over_http::Served;
 use super::world::{NOW, START, World, fixed, span};
 use crate::Service;
 use crate::batch_view::{
-    AtTidemark, BatchError, BatchView, EachCell, EachFact, Lost, MemoryBatchView, Position, Scan, Snapshot,
-    Versions,
+    BatchError, BatchView, EachCell, EachFact, Lost, MemoryBatchView, Opening, Position, Scan, Snapshot,
+    Wanted,
 };
 use crate::merge::FoldError;
 use crate::realtime_view::MemoryRealtimeView;
@@ -17,9 +17,8 @@ use futures::future::BoxFuture;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use shared_model::catalog::Stream;
-use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
-use shared_model::time::{EventDay, Interval, show};
+use shared_model::time::{EventDay, show};
 use shared_model::view::{Looked, Mark};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -146,21 +145,12 @@ impl BatchView for Counting {
 struct CountingSnapshot(Box<dyn Snapshot>, Arc<AtomicUsize>);
 
 impl Snapshot for CountingSnapshot {
-    fn tidemark(&mut self, at_run: Option<i64>) -> BoxFuture<'_, Result<Option<AtTidemark>, BatchError>> {
-        self.0.tidemark(at_run)
-    }
-
-    fn versions<'a>(
+    fn open<'a>(
         &'a mut self,
-        metric: &'a Metric,
-        span: Interval,
-        at_generation: Option<i64>,
-    ) -> BoxFuture<'a, Result<Versions, BatchError>> {
-        self.0.versions(metric, span, at_generation)
-    }
-
-    fn lost(&mut self, at_generation: Option<i64>) -> BoxFuture<'_, Result<Vec<Lost>, BatchError>> {
-        self.0.lost(at_generation)
+        at_run: Option<i64>,
+        wanted: &'a [Wanted<'a>],
+    ) -> BoxFuture<'a, Result<Option<Opening>, BatchError>> {
+        self.0.open(at_run, wanted)
     }
 
     fn rows<'a>(
@@ -181,8 +171,8 @@ impl Snapshot for CountingSnapshot {
         self.0.facts(stream, span, each)
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), BatchError>> {
-        self.0.close()
+    fn close(self: Box<Self>) {
+        self.0.close();
     }
 }
 

@@ -266,5 +266,24 @@ async fn real_servers_answer_as_memory_does() {
         counted.push(answered.rows.rows[0].values[0].clone());
     }
     assert_ne!(counted[0], counted[1]);
-    assert!(at(&views, &world.query(request), At::Run(77)).await.is_err());
+    assert!(at(&views, &world.query(request.clone()), At::Run(77)).await.is_err());
+    dead_connections_are_replaced(&views, &world.query(request), &postgres).await;
+}
+
+/// Ends every connection while it is idle: who asks next is answered as before.
+async fn dead_connections_are_replaced(views: &Views, query: &crate::query::Query, postgres: &str) {
+    let pool = PgPool::connect(postgres).await.unwrap();
+    let expected = ask(views, query).await.rows;
+    for _ in 0..3 {
+        futures::future::join_all((0..4).map(|_| ask(views, query))).await;
+        let sql = "select count(pg_terminate_backend(pid, 60000)) from pg_stat_activity
+                   where application_name = 'tidemark-serving' and datname = current_database()";
+        let ended: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap();
+        assert!(ended > 0);
+        for answer in futures::future::join_all((0..4).map(|_| ask(views, query))).await {
+            assert_eq!(answer.rows, expected);
+        }
+        assert!(views.batch.position(None).await.unwrap().is_some());
+        assert!(views.batch.audits(1).await.unwrap().is_empty());
+    }
 }

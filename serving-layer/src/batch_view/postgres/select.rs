@@ -61,7 +61,12 @@ pub(super) struct Select {
     pub(super) bound: Vec<Bound>,
     /// The places of the `by` columns that it returns.
     pub(super) needed: Vec<usize>,
+    /// Whether the connection keeps its plan: it is asked again about other keys, of the same days.
+    pub(super) kept: bool,
 }
+
+/// A plan has a part for each day: of more days it isn't kept.
+const KEPT_DAYS: usize = 64;
 
 impl Select {
     /// Filters are there to read less; all are tested again. Counts and sums are added up over the columns that the
@@ -104,7 +109,8 @@ impl Select {
             }
         }
         sql.push_str(&group_by);
-        Select { sql, bound, needed }
+        let kept = scan.one_key && !scan.past && scan.versions.len() <= KEPT_DAYS;
+        Select { sql, bound, needed, kept }
     }
 }
 
@@ -172,6 +178,11 @@ fn test(column: &KeyColumn, test: &Test, bound: &mut Vec<Bound>) -> Option<Strin
         Test::Between(low, high) => Some(format!("({} and {})", compare(">=", low)?, compare("<=", high)?)),
         Test::In(values) => {
             let values: Vec<Value> = values.iter().filter(|value| sayable(value)).cloned().collect();
+            // Of one, the plan is as good as one that knows the value, see [`Select::kept`].
+            if let [value] = &values[..] {
+                bound.push(Bound::One(value.clone()));
+                return Some(format!("{name} = ${}", bound.len() + 2));
+            }
             (!values.is_empty()).then(|| bound.push(Bound::Many(values)))?;
             Some(format!("{name} = any(${})", bound.len() + 2))
         }
@@ -190,25 +201,35 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Decodes a row of a [`Select`]; columns that it doesn't return, which nobody asks for, are NULL.
-pub(super) fn cell(metric: &Metric, needed: &[usize], row: &PgRow) -> Result<Cell, FoldError> {
+/// A cell to decode rows of a [`Select`] into; columns that it doesn't return, which nobody asks for, are NULL.
+pub(super) fn blank(metric: &Metric) -> Cell {
+    let by = vec![Value::Null; metric.by.len()];
+    Cell { by, item: None, bucket: 0, state: State::empty(&metric.aggregate) }
+}
+
+/// Decodes a row into a cell, in place of the row before it.
+pub(super) fn decode(
+    metric: &Metric,
+    needed: &[usize],
+    row: &PgRow,
+    cell: &mut Cell,
+) -> Result<(), FoldError> {
     let invalid = |_: sqlx::Error| FoldError::Undecodable(CodecError::Invalid("row of the batch view"));
-    let mut at = 0;
-    let mut key = |column: &KeyColumn| {
-        at += 1;
-        key_value(row, at - 1, column.ty).map_err(invalid)
-    };
-    let mut by = vec![Value::Null; metric.by.len()];
-    for place in needed {
-        by[*place] = key(&metric.by[*place])?;
+    for (at, place) in needed.iter().enumerate() {
+        cell.by[*place] = key_value(row, at, metric.by[*place].ty).map_err(invalid)?;
     }
-    let item = metric.item.as_ref().map(&mut key).transpose()?;
+    let mut at = needed.len();
+    if let Some(item) = &metric.item {
+        cell.item = Some(key_value(row, at, item.ty).map_err(invalid)?);
+        at += 1;
+    }
     let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
+    cell.bucket = bucket.timestamp_millis();
     let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
     let columns = state_columns(metric).enumerate().map(stored);
     let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-    let state = State::from_columns(&metric.aggregate, columns)?;
-    Ok(Cell { by, item, bucket: bucket.timestamp_millis(), state })
+    cell.state = State::from_columns(&metric.aggregate, columns)?;
+    Ok(())
 }
 
 fn key_value(row: &PgRow, at: usize, ty: FieldType) -> Result<Value, sqlx::Error> {
