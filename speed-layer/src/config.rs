@@ -160,6 +160,10 @@ pub struct RunArgs {
     /// Don't publish finished values as plain keys from this worker.
     #[arg(long)]
     pub no_publish: bool,
+    /// Publish finished values at every pane, each in its turn, while catching up too; without it, the newest at most once
+    /// a second. All workers of a group are to do it: one that reads waits for the one that publishes.
+    #[arg(long, env = "TIDEMARK_PUBLISH_PANES")]
+    pub publish_panes: bool,
 }
 
 /// Where Redis is, and how to trust it.

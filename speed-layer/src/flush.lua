@@ -114,11 +114,43 @@ local function lease(keys, args)
   return holder and 1 or 2
 end
 
--- tm1_rank KEYS[1]=sorted set ARGV = (count, member)...
--- Replaces a published top-k as a whole, so that no reader sees a mixture.
-local function rank(keys, args)
-  redis.call('DEL', keys[1])
-  if #args > 0 then redis.call('ZADD', keys[1], unpack(args)) end
+-- tm1_panes KEYS[1]=group ARGV[1]=a fence
+-- Returns {} where there is no group, or one that is being put back; {fence} where it is the one given, so that nothing
+-- has changed; else {fence, field of a pane, ...}: one consistent state of the group.
+local function panes(keys, args)
+  local key = keys[1]
+  local fence = redis.call('HGET', key, 'f')
+  if not fence then return {} end
+  local out = { fence }
+  if fence == args[1] then return out end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    -- 112 is p.
+    if string.byte(field) == 112 then out[#out + 1] = field end
+  end
+  return out
+end
+
+-- Calls a command with n arguments from args[at] on, an even number at once, as many as the stack has room for. Returns
+-- where they end.
+local function slices(command, key, args, at, n)
+  local after = at + n
+  for from = at, after - 1, 1000 do
+    redis.call(command, key, unpack(args, from, math.min(from + 999, after - 1)))
+  end
+  return after
+end
+
+-- tm1_ranks KEYS=sorted sets ARGV = for each of them: 1 (what stands there goes first) or 0, n, m, n members that go,
+--   (count, member)... of m arguments
+-- Changes published top-k, each in one step, so that no reader sees a mixture.
+local function ranks(keys, args)
+  local at = 1
+  for _, key in ipairs(keys) do
+    local anew, gone, put = args[at], tonumber(args[at + 1]), tonumber(args[at + 2])
+    if anew == '1' then redis.call('DEL', key) end
+    at = slices('ZREM', key, args, at + 3, gone)
+    at = slices('ZADD', key, args, at, put)
+  end
   return 'OK'
 end
 
@@ -126,9 +158,10 @@ redis.register_function('tm1_put', put)
 redis.register_function('tm1_restore', restore)
 redis.register_function('tm1_flush', flush)
 redis.register_function('tm1_lease', lease)
-redis.register_function('tm1_rank', rank)
+redis.register_function('tm1_ranks', ranks)
 -- When memory is full, what makes room must pass, and so must the claim without which nobody could.
 redis.register_function { function_name = 'tm1_claim', callback = claim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'tm1_reset', callback = reset, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'tm1_trim', callback = trim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'tm1_read', callback = read, flags = { 'no-writes' } }
+redis.register_function { function_name = 'tm1_panes', callback = panes, flags = { 'no-writes' } }

@@ -1,31 +1,15 @@
-//! From panes to finished values under plain names: what a reader with `redis-cli` alone gets.
+//! Finished values under plain names: what a reader with `redis-cli` alone gets.
 //!
 //! Pure. A name is the metric's live name and the key's parts joined by `:`; a key whose value is 0 or nothing has no
 //! name at all, so that what has slid out is gone.
 
-use shared_model::aggregate::top_k::rank;
-use shared_model::aggregate::{Aggregate, Finished, State};
+use shared_model::aggregate::Finished;
 use shared_model::catalog::Catalog;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
-use shared_model::metric::{Metric, MetricVersion};
-use shared_model::time::{Interval, Millis};
-use shared_model::view::{self, Slice};
-use std::collections::{BTreeMap, HashMap};
+use shared_model::metric::Metric;
 use std::fmt::Write as _;
 use std::sync::Arc;
-
-/// What stands under one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Published {
-    /// A string.
-    Text(String),
-    /// A sorted set: the items with their counts, best first.
-    Ranked(Vec<(String, u64)>),
-}
-
-/// All names with their values.
-pub(crate) type Names = HashMap<String, Published>;
 
 /// The metrics that are published.
 pub(crate) fn published_metrics(catalog: &Catalog) -> Vec<Arc<Metric>> {
@@ -34,94 +18,32 @@ pub(crate) fn published_metrics(catalog: &Catalog) -> Vec<Arc<Metric>> {
     catalog.metrics.iter().filter(live).cloned().collect()
 }
 
-/// The sliding windows of all published metrics at one moment, while groups are merged into them.
-pub(crate) struct Live {
-    metrics: Vec<(Arc<Metric>, Interval)>,
-    cells: HashMap<MetricVersion, HashMap<Box<[u8]>, State>>,
+/// The name that a metric's keys begin with.
+pub(crate) fn live_name(metric: &Metric) -> &str {
+    metric.live_name.as_ref().unwrap_or(&metric.name)
 }
 
-impl Live {
-    /// The windows at the newest trusted event time.
-    pub(crate) fn at(metrics: &[Arc<Metric>], newest: Millis) -> Live {
-        let windowed = |metric: &Arc<Metric>| Some((metric.clone(), metric.window?.at(newest)));
-        Live { metrics: metrics.iter().filter_map(windowed).collect(), cells: HashMap::new() }
-    }
-
-    /// Merges one stored segment, if it is of a pane that is inside a window.
-    pub(crate) fn merge(&mut self, slice: Slice, segment: &[u8]) -> Result<(), CodecError> {
-        let Slice::Pane(start) = slice else { return Ok(()) };
-        let Live { metrics, cells } = self;
-        let inside = |version| {
-            let mut inside =
-                metrics.iter().filter(|(metric, window)| metric.version == version && window.contains(start));
-            inside.next().map(|(metric, _)| &metric.aggregate)
-        };
-        view::unpack(segment, inside, |version, key, _, state| {
-            let cells = cells.entry(version).or_default();
-            match cells.get_mut(key) {
-                Some(cell) => cell.merge(&state)?,
-                None => {
-                    cells.insert(key.into(), state);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// The finished values under their names.
-    pub(crate) fn finish(self) -> Result<Names, CodecError> {
-        let mut names = Names::new();
-        for (metric, _) in &self.metrics {
-            let Some(cells) = self.cells.get(&metric.version) else { continue };
-            match metric.aggregate {
-                Aggregate::TopK { k } => rank_all(metric, k, cells, &mut names)?,
-                _ => {
-                    for (key, state) in cells {
-                        if let Some(text) = text(&state.finish(&metric.aggregate)) {
-                            names.insert(name(metric, &mut &key[..])?, Published::Text(text));
-                        }
-                    }
-                }
-            }
-        }
-        Ok(names)
-    }
-}
-
-fn rank_all(
-    metric: &Metric,
-    k: usize,
-    cells: &HashMap<Box<[u8]>, State>,
-    names: &mut Names,
-) -> Result<(), CodecError> {
-    let mut sets: BTreeMap<String, Vec<(Value, u64)>> = BTreeMap::new();
-    for (key, state) in cells {
-        let mut rest = &key[..];
-        let name = name(metric, &mut rest)?;
-        let item = Value::decode(&mut rest)?;
-        if let State::Count(count) = state {
-            sets.entry(name).or_default().push((item, *count));
-        }
-    }
-    for (name, items) in sets {
-        let ranked = rank(items, k).into_iter().map(|(item, count)| (show(&item), count)).collect();
-        names.insert(name, Published::Ranked(ranked));
+/// Appends the name of a cell; takes the `by` values off the key.
+pub(crate) fn name(metric: &Metric, key: &mut &[u8], name: &mut String) -> Result<(), CodecError> {
+    name.push_str(live_name(metric));
+    for _ in &metric.by {
+        name.push(':');
+        escape(&Value::decode(key)?, name);
     }
     Ok(())
 }
 
-/// The name of a cell; takes the `by` values off the key.
-fn name(metric: &Metric, key: &mut &[u8]) -> Result<String, CodecError> {
-    let mut name = metric.live_name.clone().unwrap_or_else(|| metric.name.clone());
-    for _ in &metric.by {
-        name.push(':');
-        escape(&Value::decode(key)?, &mut name);
-    }
-    Ok(name)
+/// Appends a count that isn't 0, as [`text`] has it.
+pub(crate) fn count(count: u64, text: &mut String) {
+    let written = match i64::try_from(count) {
+        Ok(count) => write!(text, "{count}"),
+        Err(_) => write!(text, "{}", count as f64),
+    };
+    written.expect("writing to a string");
 }
 
 /// A value as an item of a set: `\N` for NULL.
-fn show(value: &Value) -> String {
+pub(crate) fn show(value: &Value) -> String {
     match value {
         Value::Null => NULL.to_owned(),
         other => other.to_string(),
@@ -133,11 +55,23 @@ const NULL: &str = "\\N";
 
 /// Appends a value to a name, percent-encoding what would make it ambiguous or unreadable.
 fn escape(value: &Value, name: &mut String) {
-    if value.is_null() {
-        name.push_str(NULL);
-        return;
-    }
-    for char in value.to_string().chars() {
+    let text = match value {
+        Value::Null => NULL,
+        Value::Str(text) if !is_plain(text) => return encode(text, name),
+        Value::Str(text) => text.as_str(),
+        // Numbers and truth values have nothing to encode.
+        other => return write!(name, "{other}").expect("writing to a string"),
+    };
+    name.push_str(text);
+}
+
+/// Whether a text has nothing that would be encoded, at a glance.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b':' | b'%' | b'\\'))
+}
+
+fn encode(text: &str, name: &mut String) {
+    for char in text.chars() {
         if matches!(char, ':' | '%' | '\\') || char.is_control() {
             let mut bytes = [0; 4];
             for byte in char.encode_utf8(&mut bytes).bytes() {
@@ -150,7 +84,7 @@ fn escape(value: &Value, name: &mut String) {
 }
 
 /// A value as text; `None` where there is nothing to publish.
-fn text(value: &Finished) -> Option<String> {
+pub(crate) fn text(value: &Finished) -> Option<String> {
     match value {
         Finished::Null(()) | Finished::Int(0) => None,
         Finished::Int(value) => Some(value.to_string()),
@@ -159,6 +93,9 @@ fn text(value: &Finished) -> Option<String> {
         list @ Finished::List(_) => serde_json::to_string(list).ok(),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod naive;
 
 #[cfg(test)]
 mod tests {

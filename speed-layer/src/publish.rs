@@ -1,266 +1,378 @@
 //! Publishes finished sliding values as plain keys, for readers with no code of ours.
 //!
-//! One worker does it, the holder of a lease; it writes what changed since its last pass, at most once a pane of event
-//! time, and deletes what has slid out. Values here are for convenience: the serving layer never reads them.
+//! One worker does it, the holder of a lease. It keeps the windows of all published metrics, follows what the groups hold,
+//! and writes what changes: of the newest window at most once a second and once a pane of event time, or, asked for every
+//! pane, of each window in turn, while the last one's changes are still being sent. What has slid out is deleted. After an
+//! error, or when the lease was lost, it begins anew with what then stands. Values here are for convenience: the serving
+//! layer never reads them.
+//!
+//! Publishing every pane, it goes as far as no partition that feeds a published metric is still to bring records, but late
+//! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
+//! ahead (see [`window::paced`]). Memory: see [`sliding`].
 
-use crate::live::{self, Live, Names, Published};
+mod changes;
+mod lease;
+mod merged;
+mod ranked;
+mod read;
+mod sliding;
+mod slots;
+mod stock;
+mod totals;
+mod write;
+
 use crate::redis::Redis;
-use ::redis::cmd;
-use anyhow::Context as _;
-use futures::{StreamExt as _, stream};
+use crate::{counters, live, redis, window};
+use ::redis::RedisResult;
+use anyhow::{Context as _, bail};
+use changes::Changes;
+use lease::Lease;
+use read::{News, Reader};
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
-use shared_model::failpoint;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
-use shared_model::time::Millis;
-use shared_model::view::{self, Mark};
+use shared_model::time::{Millis, show};
+use shared_model::view::Mark;
+use sliding::{SegmentId, Sliding};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use stock::Stock;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-/// The key of the lease.
-const LEASE: &str = "tm1:publisher";
-/// The hash of all live names that were ever published and still stand, each with the pattern of its keys: what tells the
-/// keys of a metric that is published no more.
-const PUBLISHED: &str = "tm1:published";
-/// How long a lease lasts without renewal.
-const LEASE_MS: u64 = 5_000;
-/// The lease was ours and is renewed.
-const HELD: u8 = 1;
-/// The lease was nobody's and is ours now.
-const TAKEN: u8 = 2;
-/// How many commands are under way at once.
-const ABREAST: usize = 256;
-/// The shortest time between two passes, for replays whose panes fly by.
+/// The shortest time between two passes over one window, and between two windows where not all are published.
 const PACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is another pane, where all are published.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// All partitions' marks, by name.
+type Marks = BTreeMap<String, Mark>;
 
 /// A candidate for publishing.
 pub(crate) struct Publisher {
-    redis: Redis,
-    catalog: Arc<Catalog>,
-    metrics: Vec<Arc<Metric>>,
-    token: String,
-    /// What stands in Redis, while we hold the lease. A value of `None` is known by its name alone.
-    standing: Option<BTreeMap<String, Option<Published>>>,
-    /// Live names whose keys go with the next pass, being published no more.
-    stale: Vec<String>,
-    marks: BTreeMap<String, Mark>,
-    window_end: Option<Millis>,
-    passed: Instant,
-    settled: bool,
+    pub(crate) redis: Redis,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) token: String,
+    /// Whether every pane is published.
+    pub(crate) every_pane: bool,
+    /// How far every pane is published, while this worker does it.
+    pub(crate) published: watch::Sender<Option<Millis>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(redis: Redis, catalog: Arc<Catalog>, token: String) -> Publisher {
-        let metrics = live::published_metrics(&catalog);
-        let passed = Instant::now();
-        let (marks, settled) = (BTreeMap::new(), false);
-        let (standing, stale) = (None, Vec::new());
-        Publisher {
-            redis,
-            catalog,
-            metrics,
-            token,
-            standing,
-            stale,
-            marks,
-            window_end: None,
-            passed,
-            settled,
-        }
-    }
-
     /// Publishes while it holds the lease, until the stop; then lets the lease go.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let pane = Duration::from_millis(self.catalog.layout.pane.unsigned_abs());
-        let mut round = tokio::time::interval((pane / 4).clamp(Duration::from_millis(100), PACE));
-        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let (term, mut terms) = watch::channel(None);
+        let (redis, token) = (self.redis.clone(), self.token.clone());
+        let (done, published) = (CancellationToken::new(), self.published.subscribe());
+        let lease = tokio::spawn(Lease { redis, token, term, published }.keep(done.clone()));
+        let mut is_failing = false;
         loop {
-            tokio::select! {
+            let ended = tokio::select! {
                 () = stop.cancelled() => break,
-                _ = round.tick() => {}
-            }
-            if let Err(error) = self.round(pane).await {
-                tracing::debug!("publishing: {}", Causes(error.as_ref()));
-                // What was written before the error isn't known: take stock anew.
-                self.standing = None;
-            }
-        }
-        if self.standing.is_some() {
-            // Not renewed in vain: it runs out by itself too.
-            if let Err(error) = self.lease(1).await {
-                tracing::debug!("the publisher's lease was not released: {error}");
-            }
-        }
-    }
-
-    async fn round(&mut self, pane: Duration) -> anyhow::Result<()> {
-        match self.lease(LEASE_MS).await.context("the lease")? {
-            HELD => {}
-            // Nobody held it, not even we: we are new, were late, or Redis was emptied.
-            TAKEN => self.standing = None,
-            _ => {
-                self.standing = None;
-                return Ok(());
-            }
-        }
-        if self.standing.is_none() {
-            tracing::info!("publishing finished values from this worker");
-            self.standing = Some(self.take_stock().await.context("taking stock of published keys")?);
-            self.settled = false;
-        }
-        let marks = self.redis.marks().await.context("the marks")?;
-        let Some(newest) = marks.values().filter_map(|mark| mark.trusted).max() else { return Ok(()) };
-        let window_end = newest.div_euclid(self.catalog.layout.pane);
-        let since = self.passed.elapsed();
-        let moved = self.window_end != Some(window_end);
-        let still = marks == self.marks;
-        let due = !(self.settled && still) && since >= pane.min(PACE) && (moved || since >= pane);
-        if due || self.window_end.is_none() {
-            self.passed = Instant::now();
-            self.pass(&marks, newest).await?;
-            // One more pass after the last movement has seen everything.
-            self.settled = still;
-            (self.marks, self.window_end) = (marks, Some(window_end));
-        }
-        Ok(())
-    }
-
-    /// Takes or renews the lease: [`HELD`], [`TAKEN`], or another's.
-    async fn lease(&self, millis: u64) -> ::redis::RedisResult<u8> {
-        let mut lease = cmd("FCALL");
-        lease.arg("tm1_lease").arg(1).arg(LEASE).arg(&self.token).arg(millis);
-        failpoint::hit("speed.lease.before");
-        let reply = self.redis.ask(&lease).await;
-        failpoint::hit("speed.lease.after");
-        reply
-    }
-
-    /// Reads all groups, merges, and writes what differs from what stands.
-    async fn pass(&mut self, marks: &BTreeMap<String, Mark>, newest: Millis) -> anyhow::Result<()> {
-        let mut live = Live::at(&self.metrics, newest);
-        let mut groups = stream::iter(self.groups(marks)).map(|key| {
-            let redis = self.redis.clone();
-            async move {
-                let mut read = cmd("FCALL_RO");
-                let read = read.arg("tm1_read").arg(1).arg(&key).arg("p");
-                redis.ask::<Vec<Option<Vec<u8>>>>(read).await.with_context(|| format!("reading {key}"))
-            }
-        });
-        let mut groups = groups.by_ref().buffer_unordered(8);
-        while let Some(fields) = groups.next().await {
-            let fields = fields?;
-            // Without a header it is being put back, and not whole.
-            let Some((Some(_), segments)) = fields.split_first() else { continue };
-            for pair in segments.chunks(2) {
-                let [Some(field), Some(segment)] = pair else { continue };
-                let named = std::str::from_utf8(field).ok().and_then(view::parse_segment_field);
-                if let Some((slice, _)) = named {
-                    live.merge(slice, segment)?;
+                ended = self.term(&mut terms, &mut is_failing) => ended,
+            };
+            self.published.send_replace(None);
+            if let Err(error) = ended {
+                self.failed(&error, is_failing).await;
+                is_failing = true;
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(PACE) => {}
                 }
             }
-            // Merging is work: let others have their turn.
-            tokio::task::yield_now().await;
         }
-        drop(groups);
-        let names = live.finish()?;
-        self.write(names).await?;
-        if !self.stale.is_empty() {
-            self.redis.ask::<()>(cmd("HDEL").arg(PUBLISHED).arg(&self.stale)).await?;
-            self.stale.clear();
+        done.cancel();
+        if lease.await.is_err() {
+            tracing::warn!("the publisher's lease broke off");
         }
-        Ok(())
     }
 
-    /// The groups of the partitions that feed a published metric.
-    fn groups(&self, marks: &BTreeMap<String, Mark>) -> Vec<String> {
-        let feeds = |tp: &TopicPartition| {
-            self.catalog.stream_of_topic(&tp.topic).is_some_and(|stream| {
-                self.metrics.iter().flat_map(|metric| &metric.bindings).any(|of| of.stream == stream.name)
-            })
-        };
-        let groups = self.catalog.layout.groups;
-        let partitions = marks.keys().filter_map(|name| TopicPartition::parse(name)).filter(feeds);
-        partitions.flat_map(|tp| (0..groups).map(move |group| view::group_key(&tp, group, groups))).collect()
-    }
-
-    async fn write(&mut self, mut names: Names) -> anyhow::Result<()> {
-        let Some(standing) = self.standing.as_mut() else { return Ok(()) };
-        let mut commands = Vec::new();
-        standing.retain(|name, known| match names.remove(name) {
-            None => {
-                commands.push(cmd("UNLINK").arg(name).to_owned());
-                false
+    /// Publishes from when the lease is held until it is lost, or an error.
+    async fn term(
+        &self,
+        terms: &mut watch::Receiver<Option<u64>>,
+        is_failing: &mut bool,
+    ) -> anyhow::Result<()> {
+        let term = terms.wait_for(Option::is_some).await.map(|term| *term);
+        let Ok(term) = term else { return std::future::pending().await };
+        let lost = async { terms.wait_for(|now| *now != term).await.is_ok() };
+        let mut windows = Windows::new(self);
+        tokio::select! {
+            _ = lost => {
+                tracing::info!("another may publish finished values now");
+                Ok(())
             }
-            Some(value) => {
-                if known.as_ref() != Some(&value) {
-                    commands.push(set(name, &value));
-                    *known = Some(value);
-                }
-                true
-            }
-        });
-        for (name, value) in names {
-            commands.push(set(&name, &value));
-            standing.insert(name, Some(value));
+            ended = windows.publish(is_failing) => ended,
         }
-        metrics::counter!("tidemark_speed_published_total").increment(commands.len() as u64);
-        let mut sent = stream::iter(commands)
-            .map(|command| {
-                let redis = self.redis.clone();
-                async move {
-                    failpoint::hit("speed.publish.before");
-                    let answer = redis.ask::<::redis::Value>(&command).await;
-                    failpoint::hit("speed.publish.after");
-                    answer
-                }
-            })
-            .buffer_unordered(ABREAST);
-        while let Some(answer) = sent.next().await {
-            answer?;
-        }
-        Ok(())
     }
 
-    /// The keys that stand in Redis already, whoever wrote them, those of metrics that are published no more included.
-    async fn take_stock(&mut self) -> anyhow::Result<BTreeMap<String, Option<Published>>> {
-        let mut named: BTreeMap<String, String> = self.redis.ask(cmd("HGETALL").arg(PUBLISHED)).await?;
-        let ours = self.metrics.iter().map(|metric| {
-            let name = metric.live_name.clone().unwrap_or_else(|| metric.name.clone());
-            let pattern = if metric.by.is_empty() { name.clone() } else { format!("{name}:*") };
-            (name, pattern)
-        });
-        let ours: BTreeMap<String, String> = ours.collect();
-        self.stale = named.keys().filter(|name| !ours.contains_key(*name)).cloned().collect();
-        if !ours.is_empty() {
-            let mut note = cmd("HSET");
-            note.arg(PUBLISHED);
-            ours.iter().for_each(|(name, pattern)| _ = note.arg(name).arg(pattern));
-            self.redis.ask::<()>(&note).await?;
+    /// Says why nothing is published, once, and mends what can be.
+    async fn failed(&self, error: &anyhow::Error, again: bool) {
+        let causes = Causes(error.as_ref());
+        if again {
+            tracing::debug!("finished values are not published: {causes}");
+        } else {
+            tracing::warn!("finished values are not published: {causes}; it is tried again");
         }
-        named.extend(ours);
-        let mut standing = BTreeMap::new();
-        for pattern in named.values() {
-            standing.extend(self.redis.scan(pattern).await?.into_iter().map(|key| (key, None)));
+        if redis::lacks_library(error)
+            && let Err(error) = self.redis.load_library().await
+        {
+            tracing::debug!("the function library is not loaded: {}", redis::explain(&error));
         }
-        Ok(standing)
     }
 }
 
-/// What puts a value in its place, as a whole.
-fn set(name: &str, value: &Published) -> ::redis::Cmd {
-    match value {
-        Published::Text(text) => cmd("SET").arg(name).arg(text).to_owned(),
-        Published::Ranked(items) => {
-            let mut command = cmd("FCALL");
-            command.arg("tm1_rank").arg(1).arg(name);
-            for (item, count) in items {
-                command.arg(*count).arg(item);
-            }
-            command
+/// The windows of all published metrics, during a term.
+struct Windows<'a> {
+    of: &'a Publisher,
+    metrics: Vec<Arc<Metric>>,
+    pane: Millis,
+    /// The width of the widest window that is published, and of the widest of all.
+    widest: Millis,
+    longest: Millis,
+    /// By group number.
+    groups: Vec<Sliding>,
+    reader: Reader,
+    /// What stood before, until the first pass.
+    stock: Option<Stock>,
+    /// What is being sent: of one pass at most.
+    sending: JoinSet<RedisResult<()>>,
+    /// Where the windows end that were published last.
+    end: Option<Millis>,
+    /// The marks at the last pass, when that was, and whether they were the same at the one before.
+    marks: Marks,
+    passed: Instant,
+    settled: bool,
+    /// Where another left off that published every pane before us; `None`: it wasn't asked yet.
+    left_off: Option<Option<Millis>>,
+    /// No pane had expired since the first records when all were first kept for us.
+    from_the_first: bool,
+}
+
+impl<'a> Windows<'a> {
+    fn new(of: &'a Publisher) -> Windows<'a> {
+        let (layout, metrics) = (of.catalog.layout, live::published_metrics(&of.catalog));
+        let width = |metric: &Arc<Metric>| metric.window.map(|window| window.width);
+        Windows {
+            of,
+            pane: layout.pane,
+            widest: metrics.iter().filter_map(width).max().unwrap_or(0),
+            longest: counters::longest_window(&of.catalog),
+            groups: (0..layout.groups).map(|_| Sliding::new(&metrics, layout.pane)).collect(),
+            reader: Reader::new(of.redis.clone(), layout.groups),
+            stock: None,
+            sending: JoinSet::new(),
+            end: None,
+            marks: Marks::new(),
+            passed: Instant::now(),
+            settled: false,
+            left_off: None,
+            from_the_first: false,
+            metrics,
         }
+    }
+
+    /// Publishes until an error.
+    async fn publish(&mut self, is_failing: &mut bool) -> anyhow::Result<()> {
+        let stock = Stock::take(&self.of.redis, &self.metrics).await;
+        self.stock = Some(stock.context("taking stock of published keys")?);
+        if !*is_failing {
+            tracing::info!("publishing finished values from this worker");
+        }
+        let pane = Duration::from_millis(self.pane.unsigned_abs());
+        let pace = (pane / 4).clamp(Duration::from_millis(100), PACE);
+        let mut round = tokio::time::interval(if self.of.every_pane { LOOK } else { pace });
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            round.tick().await;
+            while let Some(sent) = self.sending.try_join_next() {
+                sent.context("sending broke off")?.context("writing plain keys")?;
+                *is_failing = false;
+            }
+            match self.of.every_pane {
+                true => self.every_pane().await?,
+                false => self.newest().await?,
+            }
+        }
+    }
+
+    /// A round in which the newest window is published, if it is time.
+    async fn newest(&mut self) -> anyhow::Result<()> {
+        let marks = self.of.redis.marks().await.context("the marks")?;
+        let Some(newest) = marks.values().filter_map(|mark| mark.trusted).max() else { return Ok(()) };
+        let end = window::pane_after(newest, self.pane);
+        if self.end.is_some_and(|known| end < known) {
+            bail!("the newest event time has gone back");
+        }
+        if self.is_due(&marks, end) {
+            let passed = Instant::now();
+            self.read(&marks, end, end).await?;
+            self.pass(end).await?;
+            self.passed(marks, passed);
+        }
+        Ok(())
+    }
+
+    /// A round in which each window is published that can be and wasn't yet.
+    async fn every_pane(&mut self) -> anyhow::Result<()> {
+        if self.end.is_none() {
+            self.hold().await?;
+        }
+        let marks = self.of.redis.marks().await.context("the marks")?;
+        let limit = self.publishable(&marks);
+        if self.end.is_none() {
+            self.begin(&marks, limit).await?;
+        }
+        let (Some(limit), Some(mut end), passed) = (limit, self.end, Instant::now()) else { return Ok(()) };
+        if limit > end {
+            self.read(&marks, end + self.pane, limit).await?;
+            while end < limit {
+                end = self.next(end, limit);
+                self.pass(end).await?;
+            }
+            self.passed(marks, passed);
+        } else if self.is_due(&marks, end) {
+            self.read(&marks, end, end).await?;
+            self.pass(end).await?;
+            self.passed(marks, passed);
+        }
+        Ok(())
+    }
+
+    /// Lets no pane expire from now on that another left to us, or, where nobody did, none at all until it is known where to
+    /// begin.
+    async fn hold(&mut self) -> anyhow::Result<()> {
+        if self.left_off.is_none() {
+            let told = self.of.redis.published_to().await.context("where another left off")?;
+            self.left_off = Some(told.filter(|to| *to > Millis::MIN));
+        }
+        let left_off = self.left_off.flatten().unwrap_or(Millis::MIN);
+        lease::tell(&self.of.redis, left_off).await.context("keeping panes from expiring")
+    }
+
+    /// Begins where another left off; else at the first window all of whose panes are there. The marks are of after panes
+    /// were held.
+    async fn begin(&mut self, marks: &Marks, limit: Option<Millis>) -> anyhow::Result<()> {
+        let of_ours = self.partitions(marks).map(|(_, mark)| mark).collect::<Vec<_>>();
+        let newest = of_ours.iter().filter_map(|mark| mark.trusted).max();
+        let oldest = window::oldest_pane(of_ours.into_iter(), self.pane, self.longest);
+        let (Some(oldest), Some(newest)) = (oldest, newest) else {
+            self.from_the_first = true;
+            return Ok(());
+        };
+        let Some(limit) = limit else {
+            // What others read isn't published: nobody is to wait.
+            self.from_the_first = true;
+            self.of.published.send_replace(Some(oldest + self.longest));
+            return Ok(());
+        };
+        let before = match self.left_off.flatten() {
+            Some(left_off) => left_off.min(window::pane_after(newest, self.pane)),
+            None if self.from_the_first => {
+                self.read(marks, Millis::MIN, limit).await?;
+                let first = self.groups.iter().filter_map(Sliding::earliest).min();
+                first.map_or(limit, |first| first.min(limit))
+            }
+            None => oldest + self.widest - self.pane,
+        };
+        tracing::info!("publishing every pane, first the window that ends at {}", show(before + self.pane));
+        self.end = Some(before);
+        self.of.published.send_replace(self.end);
+        Ok(())
+    }
+
+    /// Our partitions, with their marks.
+    fn partitions<'m>(&self, marks: &'m Marks) -> impl Iterator<Item = (TopicPartition, &'m Mark)> {
+        let parsed = marks.iter().filter_map(|(name, mark)| Some((TopicPartition::parse(name)?, mark)));
+        parsed.filter(move |(tp, _)| self.of.catalog.stream_of_topic(&tp.topic).is_some())
+    }
+
+    /// Whether a partition feeds a published metric.
+    fn feeds(&self, tp: &TopicPartition) -> bool {
+        self.of.catalog.stream_of_topic(&tp.topic).is_some_and(|stream| {
+            self.metrics.iter().flat_map(|metric| &metric.bindings).any(|of| of.stream == stream.name)
+        })
+    }
+
+    /// The end of the newest window that can be published.
+    fn publishable(&self, marks: &Marks) -> Option<Millis> {
+        let newest = self.partitions(marks).filter_map(|(_, mark)| mark.trusted).max()?;
+        let feeding: Vec<&Mark> =
+            self.partitions(marks).filter(|(tp, _)| self.feeds(tp)).map(|(_, mark)| mark).collect();
+        window::publishable(feeding.into_iter(), newest, self.pane)
+    }
+
+    /// The end after `end` to publish next: those in between, where nothing changes, are published with it.
+    fn next(&self, end: Millis, limit: Millis) -> Millis {
+        let changes = self.groups.iter().filter_map(Sliding::next).min().unwrap_or(limit);
+        let next = if self.stock.is_some() { end } else { changes.min(limit) };
+        next.max(end + self.pane)
+    }
+
+    /// Whether a pass is due over the windows that end there: they are others, or something has moved since the last.
+    fn is_due(&self, marks: &Marks, end: Millis) -> bool {
+        let pane = Duration::from_millis(self.pane.unsigned_abs());
+        let (since, moved, still) = (self.passed.elapsed(), self.end != Some(end), *marks == self.marks);
+        let due = !(self.settled && still) && since >= pane.min(PACE) && (moved || since >= pane);
+        due || self.end.is_none()
+    }
+
+    /// Takes in that passes were made by these marks.
+    fn passed(&mut self, marks: Marks, at: Instant) {
+        // One more pass after the last movement has seen everything.
+        self.settled = marks == self.marks;
+        (self.marks, self.passed) = (marks, at);
+    }
+
+    /// Reads what is new for windows that end from `first` to `last`.
+    async fn read(&mut self, marks: &Marks, first: Millis, last: Millis) -> anyhow::Result<()> {
+        let feeding: Vec<TopicPartition> =
+            self.partitions(marks).map(|(tp, _)| tp).filter(|tp| self.feeds(tp)).collect();
+        feeding.into_iter().for_each(|tp| self.reader.follow(tp));
+        let (groups, from) = (&mut self.groups, first.saturating_sub(self.widest));
+        let take_in = |News { group, source, gone, come }: News| -> anyhow::Result<()> {
+            for (pane, seq) in gone {
+                groups[group].remove(SegmentId { pane, source, seq });
+            }
+            for ((pane, seq), segment) in come {
+                groups[group].add(SegmentId { pane, source, seq }, segment)?;
+            }
+            Ok(())
+        };
+        self.reader.read(from, last, take_in).await
+    }
+
+    /// Moves the windows on to an end, and sends what changes once what changed before is sent.
+    async fn pass(&mut self, end: Millis) -> anyhow::Result<()> {
+        let mut changes = Changes::default();
+        for group in &mut self.groups {
+            group.advance(end, &mut changes)?;
+            // Others have their turn.
+            tokio::task::yield_now().await;
+        }
+        let stale = self.stock.take().map(|stock| stock.goes_with(&mut changes)).unwrap_or_default();
+        while let Some(sent) = self.sending.join_next().await {
+            sent.context("sending broke off")?.context("writing plain keys")?;
+        }
+        let redis = self.of.redis.clone();
+        // A pass over the same windows again, or over the first, is no more panes, or one.
+        let panes = self.end.map_or(0, |before| (end - before) / self.pane);
+        let told = self.of.every_pane.then(|| (self.of.published.clone(), panes.unsigned_abs()));
+        self.sending.spawn(async move {
+            write::send(&redis, &changes).await?;
+            stock::forget(&redis, &stale).await?;
+            if let Some((published, panes)) = told {
+                metrics::counter!("tidemark_speed_published_panes_total").increment(panes);
+                published.send_replace(Some(end));
+            }
+            Ok(())
+        });
+        self.end = Some(end);
+        Ok(())
     }
 }

@@ -12,6 +12,7 @@ use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErr
 use anyhow::{Context as _, anyhow, bail};
 use shared_model::failpoint;
 use shared_model::redis_address::Address;
+use shared_model::time::Millis;
 use shared_model::view::{self, Header, MARKS_KEY, Mark, Slice};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use tokio::sync::Mutex;
 
 /// The function library.
 pub(crate) const LIBRARY: &str = include_str!("flush.lua");
+/// The key that says how far every pane is published, as long as somebody does that.
+const PUBLISHED_TO: &str = "tm1:published_to";
 const CONNECT: Duration = Duration::from_secs(3);
 const RESPONSE: Duration = Duration::from_secs(15);
 
@@ -258,6 +261,21 @@ impl Redis {
         Ok(found.into_iter().filter_map(|(tp, json)| Some((tp, serde_json::from_str(&json).ok()?))).collect())
     }
 
+    /// How far every pane is published: the end of the newest window, where somebody does that.
+    pub(crate) async fn published_to(&self) -> RedisResult<Option<Millis>> {
+        self.ask(cmd("GET").arg(PUBLISHED_TO)).await
+    }
+
+    /// Says how far every pane is published; after a while it isn't believed any more.
+    pub(crate) async fn set_published_to(&self, to: Millis, believed: Duration) -> RedisResult<()> {
+        self.ask(cmd("SET").arg(PUBLISHED_TO).arg(to).arg("PX").arg(believed.as_millis() as u64)).await
+    }
+
+    /// Whether keys lie on several nodes, so that a command can't name many.
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self, Redis::Cluster(_))
+    }
+
     /// All keys that match a pattern, over all nodes.
     pub(crate) async fn scan(&self, pattern: &str) -> RedisResult<Vec<String>> {
         let mut keys = Vec::new();
@@ -311,6 +329,11 @@ impl Redis {
 
 fn is_of_the_connection(error: &RedisError) -> bool {
     error.is_unrecoverable_error() || error.is_connection_refusal() || error.is_timeout()
+}
+
+/// Whether something failed because the function library isn't there, or is an older one.
+pub(crate) fn lacks_library(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<RedisError>()).any(is_library_missing)
 }
 
 fn is_library_missing(error: &RedisError) -> bool {

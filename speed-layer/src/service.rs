@@ -22,6 +22,7 @@ use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
+use shared_model::view::Mark;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ const CONTEST: Duration = Duration::from_secs(15);
 /// What a worker says that was away for longer than a session, until it is given partitions again.
 const LOST: &str = "no sign of this worker for a session: its partitions were given to others";
 const MARKS_POLL: Duration = Duration::from_millis(500);
+/// The same where there may be a publisher to wait for.
+const PACED_POLL: Duration = Duration::from_millis(200);
 
 /// Runs the command until it is done or told to stop.
 ///
@@ -138,10 +141,15 @@ async fn serve(
     let (look, looks) = watch::channel(Looks::new());
     tokio::spawn(look::follow(log.clone(), topics.keys().cloned().collect(), look, behind.clone()));
     let (panes, oldest_pane) = watch::channel(None);
-    tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, behind.clone()));
+    let (wait, waits) = watch::channel(false);
+    let (published, publishes) = watch::channel(None);
+    let every_pane = args.publish_panes;
+    let pacing = every_pane.then_some(Pacing { wait, publishes });
+    tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, pacing, behind.clone()));
     if !args.no_publish {
-        let token = format!("{:016x}", claim::random());
-        tokio::spawn(Publisher::new(redis.clone(), catalog.clone(), token).run(behind.clone()));
+        let (redis, catalog, token) = (redis.clone(), catalog.clone(), format!("{:016x}", claim::random()));
+        let publisher = Publisher { redis, catalog, token, every_pane, published };
+        tokio::spawn(publisher.run(behind.clone()));
     }
     let (decide, decisions) = mpsc::unbounded_channel();
     let member = if args.assign.is_empty() {
@@ -160,6 +168,7 @@ async fn serve(
         tidemarks,
         looks,
         oldest_pane,
+        waits,
         dead_letters: DeadLetters::new(&kafka)?,
         health: health.clone(),
         flush_interval: args.flush_interval,
@@ -387,32 +396,76 @@ fn check_assignment(assigned: &[TopicPartition], topics: &BTreeMap<Arc<str>, i32
     Ok(())
 }
 
-/// Follows all partitions' marks and hands on the oldest pane that is still in a window. It never goes back.
+/// What a worker that is to let every pane be published follows, beside the marks.
+struct Pacing {
+    /// Whether those who read are to wait.
+    wait: watch::Sender<bool>,
+    /// How far every pane is published, where it is this worker that does it; where it isn't, Redis tells.
+    publishes: watch::Receiver<Option<Millis>>,
+}
+
+/// Follows all partitions' marks and hands on the oldest pane that is still in a window, or still to be published. It
+/// never goes back.
 async fn follow_marks(
     redis: Redis,
     catalog: Arc<Catalog>,
     panes: watch::Sender<Option<Millis>>,
+    mut pacing: Option<Pacing>,
     stop: CancellationToken,
 ) {
     let (pane, longest) = (catalog.layout.pane, counters::longest_window(&catalog));
+    let lateness = catalog.streams.iter().map(|stream| stream.lateness).max().unwrap_or(0);
+    // A publisher stays behind the newest times by the lateness, and by a pane that is open.
+    let allowed = (longest / 2).max(2 * pane) + lateness;
     loop {
-        if let Ok(marks) = redis.marks().await {
+        if let Ok((marks, published)) = marks_and_published(&redis, pacing.as_ref()).await {
             let ours = |name: &String| {
                 TopicPartition::parse(name).is_some_and(|tp| catalog.stream_of_topic(&tp.topic).is_some())
             };
             let marks: Vec<_> =
                 marks.into_iter().filter(|(name, _)| ours(name)).map(|(_, mark)| mark).collect();
             let oldest = window::oldest_pane(marks.iter(), pane, longest);
+            let (oldest, waits) = window::paced(oldest, published, longest, allowed);
             panes.send_if_modified(|known| {
                 oldest > *known && {
                     *known = oldest;
                     true
                 }
             });
+            if let Some(Pacing { wait, .. }) = &pacing {
+                metrics::gauge!("tidemark_speed_waiting").set(f64::from(u8::from(waits)));
+                wait.send_if_modified(|known| std::mem::replace(known, waits) != waits);
+            }
         }
+        let poll = if pacing.is_some() { PACED_POLL } else { MARKS_POLL };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(MARKS_POLL) => {}
+            () = tokio::time::sleep(poll) => {}
+            () = moved(&mut pacing) => {}
         }
     }
+}
+
+/// The marks, and then how far every pane is published: who publishes has panes kept first, and then looks at the marks.
+async fn marks_and_published(
+    redis: &Redis,
+    pacing: Option<&Pacing>,
+) -> ::redis::RedisResult<(BTreeMap<String, Mark>, Option<Millis>)> {
+    let marks = redis.marks().await?;
+    let published = match pacing.map(|pacing| *pacing.publishes.borrow()) {
+        None => None,
+        Some(None) => redis.published_to().await?,
+        ours => ours.flatten(),
+    };
+    Ok((marks, published))
+}
+
+/// Waits until this worker has published another pane.
+async fn moved(pacing: &mut Option<Pacing>) {
+    if let Some(Pacing { publishes, .. }) = pacing
+        && publishes.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }

@@ -54,6 +54,11 @@ fn describe() {
     describe_gauge!("tidemark_speed_generation", "Newest tidemark generation seen");
     describe_gauge!("tidemark_speed_ready", "1 when ready");
     describe_counter!("tidemark_speed_published_total", "Plain keys written or deleted by the publisher");
+    describe_counter!(
+        "tidemark_speed_published_panes_total",
+        "Panes whose windows were published, each in its turn"
+    );
+    describe_gauge!("tidemark_speed_waiting", "1 while reading waits for the publisher of every pane");
 }
 
 /// Counters of one partition, resolved once: the fold is no place to look up labels.

@@ -24,6 +24,39 @@ pub(crate) fn oldest_pane<'a>(
     Some(reached.div_euclid(pane) * pane + pane - longest)
 }
 
+/// The end of the newest window that every pane can be published up to, by the marks of the partitions that feed it: the
+/// one with the newest time of all where they have caught up; else the last one that those that haven't will bring no more
+/// records of, but late ones.
+pub(crate) fn publishable<'a>(
+    mut feeding: impl Iterator<Item = &'a Mark> + Clone,
+    newest: Millis,
+    pane: Millis,
+) -> Option<Millis> {
+    let behind = feeding.clone().filter(|mark| !mark.caught_up);
+    match behind.map(|mark| mark.watermark).min() {
+        None => feeding.any(|mark| mark.trusted.is_some()).then(|| pane_after(newest, pane)),
+        // `None` is the least: nothing is known of what that one will bring.
+        Some(watermark) => watermark.map(|watermark| watermark.min(newest).div_euclid(pane) * pane),
+    }
+}
+
+/// What a publisher of every pane, which has come as far as `published`, asks of those who read on: the oldest pane that
+/// is to be kept, and whether to wait, being further ahead of it than is `allowed`.
+pub(crate) fn paced(
+    oldest: Option<Millis>,
+    published: Option<Millis>,
+    longest: Millis,
+    allowed: Millis,
+) -> (Option<Millis>, bool) {
+    match (oldest, published) {
+        (Some(oldest), Some(published)) => {
+            let is_ahead = oldest.saturating_add(longest) > published.saturating_add(allowed);
+            (Some(oldest.min(published.saturating_sub(longest))), is_ahead)
+        }
+        _ => (oldest, false),
+    }
+}
+
 /// The start of the first pane that begins after `time`.
 pub(crate) fn pane_after(time: Millis, pane: Millis) -> Millis {
     time.div_euclid(pane).saturating_add(1).saturating_mul(pane)
@@ -50,6 +83,34 @@ mod tests {
         check(&[mark(Some(5_005), true), mark(Some(2_000), false)], Some(1_010 - 300));
         check(&[mark(Some(5_005), true), mark(None, false)], None);
         check(&[mark(Some(5_005), true), mark(None, true)], Some(5_010 - 300));
+    }
+
+    #[test]
+    fn every_pane_is_published_up_to_the_slowest_reader() {
+        let check = |marks: &[Mark], expected| {
+            assert_eq!(publishable(marks.iter(), 6_000, 10), expected, "{marks:?}");
+        };
+        check(&[], None);
+        check(&[mark(None, true)], None);
+        check(&[mark(Some(5_005), true)], Some(6_010));
+        check(&[mark(Some(5_005), false)], Some(4_000));
+        check(&[mark(Some(5_005), true), mark(Some(2_009), false)], Some(1_000));
+        check(&[mark(Some(5_005), false), mark(Some(2_009), true)], Some(4_000));
+        check(&[mark(Some(5_005), true), mark(None, false)], None);
+        check(&[mark(Some(5_005), true), mark(None, true)], Some(6_010));
+    }
+
+    #[test]
+    fn nothing_is_let_go_of_that_is_to_be_published_and_nobody_goes_far_beyond() {
+        let check = |oldest, published, expected| {
+            assert_eq!(paced(oldest, published, 300, 150), expected, "{oldest:?} {published:?}");
+        };
+        check(None, Some(1_000), (None, false));
+        check(Some(5_000), None, (Some(5_000), false));
+        check(Some(690), Some(1_000), (Some(690), false));
+        check(Some(850), Some(1_000), (Some(700), false));
+        check(Some(851), Some(1_000), (Some(700), true));
+        check(Some(0), Some(Millis::MIN), (Some(Millis::MIN), true));
     }
 
     #[test]

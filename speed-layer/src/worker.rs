@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) looks: watch::Receiver<Looks>,
     /// The oldest pane that is still in a window.
     pub(crate) oldest_pane: watch::Receiver<Option<Millis>>,
+    /// Whether reading is to wait, for who publishes every pane to come closer.
+    pub(crate) waits: watch::Receiver<bool>,
     pub(crate) dead_letters: DeadLetters,
     pub(crate) health: Health,
     pub(crate) flush_interval: Duration,
@@ -208,10 +210,12 @@ const ON: Flow = Ok(ControlFlow::Continue(()));
 impl Owner<'_> {
     async fn run(&mut self, records: &Records, stop: &CancellationToken) -> anyhow::Result<Spell> {
         let mut messages = records.stream();
-        let mut tidemarks = self.shared.tidemarks.clone();
+        let (mut tidemarks, mut waits) = (self.shared.tidemarks.clone(), self.shared.waits.clone());
         let mut round = tokio::time::interval(self.shared.flush_interval);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // What isn't taken stays with the client, which fetches no more than it has room for.
+            let waiting = *waits.borrow_and_update();
             let flow = tokio::select! {
                 biased;
                 () = stop.cancelled() => {
@@ -222,12 +226,13 @@ impl Owner<'_> {
                         _ => Spell::Ended(Ended::Stopped),
                     });
                 }
-                _ = round.tick() => match self.end_seen || self.flushed.elapsed() >= CATCHING_UP {
+                _ = round.tick() => match self.end_seen || waiting || self.flushed.elapsed() >= CATCHING_UP {
                     true => self.flush(false, stop).await?,
                     false => ControlFlow::Continue(()),
                 },
                 Ok(()) = tidemarks.changed() => self.compare(&tidemarks.borrow_and_update().clone()),
-                Some(message) = messages.next() => {
+                Ok(()) = waits.changed() => ControlFlow::Continue(()),
+                Some(message) = messages.next(), if !waiting => {
                     self.take(message)?;
                     for _ in 0..TURN {
                         let Some(Some(message)) = messages.next().now_or_never() else {

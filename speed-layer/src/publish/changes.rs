@@ -1,0 +1,76 @@
+//! What a pass changes under plain names: values that are put, names that go, sets of which members change.
+
+/// Texts, one behind the other in one piece of memory.
+#[derive(Debug, Default)]
+pub(crate) struct Texts {
+    all: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// Where the next text is written; it is there once it is ended.
+    #[inline]
+    pub(crate) fn next(&mut self) -> &mut String {
+        &mut self.all
+    }
+
+    /// Ends a text.
+    #[inline]
+    pub(crate) fn end(&mut self) {
+        self.ends.push(self.all.len());
+    }
+
+    /// Adds a text.
+    pub(crate) fn push(&mut self, text: &str) {
+        self.next().push_str(text);
+        self.end();
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// One of them.
+    #[inline]
+    pub(crate) fn get(&self, number: usize) -> &str {
+        let begin = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.all[begin..self.ends[number]]
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len()).map(|number| self.get(number))
+    }
+}
+
+/// A ranked set that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ranking {
+    /// Its name.
+    pub(crate) name: String,
+    /// Whether what stands there, if anything does, goes first.
+    pub(crate) anew: bool,
+    /// Members with their counts.
+    pub(crate) put: Vec<(String, u64)>,
+    /// Members that go.
+    pub(crate) gone: Vec<String>,
+}
+
+/// All that a pass changes.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Names and the texts that come to stand under them, in turn.
+    pub(crate) puts: Texts,
+    /// Names under which nothing stands any more.
+    pub(crate) drops: Texts,
+    /// Sets.
+    pub(crate) rankings: Vec<Ranking>,
+}
+
+impl Changes {
+    /// How many names change.
+    pub(crate) fn len(&self) -> usize {
+        self.puts.len() / 2 + self.drops.len() + self.rankings.len()
+    }
+}

@@ -1,0 +1,221 @@
+//! Follows what the groups hold of panes: what has come since the last look, and what is there no more.
+//!
+//! A segment's name stands for the same bytes for ever, so each is fetched once. Segments are replaced by their merge in
+//! one step: what is gone and what has come instead is handed on together, or neither. Where nothing of a pane is left, it
+//! has expired: what was read of it stays, until no window asks for it.
+
+use crate::redis::Redis;
+use ::redis::cmd;
+use anyhow::{Context as _, bail};
+use futures::{StreamExt as _, stream};
+use shared_model::offsets::TopicPartition;
+use shared_model::time::Millis;
+use shared_model::view::{self, Slice};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many groups are read at once.
+const ABREAST: usize = 16;
+/// How often a group is looked at again that changes while it is read.
+const TRIES: usize = 20;
+
+/// A pane's start and a segment's number.
+pub(crate) type Segment = (Millis, u64);
+
+/// What is new of a group.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// The group's number.
+    pub(crate) group: usize,
+    /// The partition's.
+    pub(crate) source: u32,
+    /// Segments that are there no more.
+    pub(crate) gone: Vec<Segment>,
+    /// Segments that are.
+    pub(crate) come: Vec<(Segment, Vec<u8>)>,
+}
+
+/// What is known of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Known {
+    /// The fence at the last look.
+    fence: Vec<u8>,
+    read: BTreeSet<Segment>,
+    /// What is there and wasn't asked for yet.
+    unread: BTreeSet<Segment>,
+}
+
+impl Known {
+    /// What is known after a look that found these fields of panes, and what of what was read is gone. Panes that start
+    /// before `from` are of no interest.
+    fn after(&self, fence: &[u8], fields: &[Vec<u8>], from: Millis) -> (Known, Vec<Segment>) {
+        let segment = |field: &Vec<u8>| match view::parse_segment_field(std::str::from_utf8(field).ok()?)? {
+            (Slice::Pane(start), seq) => Some((start, seq)),
+            (Slice::Epoch(_), _) => None,
+        };
+        let mut unread: BTreeSet<Segment> = fields.iter().filter_map(segment).collect();
+        let is_the_same = incarnation(fence) == incarnation(&self.fence);
+        let stands = |pane: Millis| unread.range((pane, 0)..=(pane, u64::MAX)).next().is_some();
+        let is_gone = |segment: &Segment| !unread.contains(segment) && (!is_the_same || stands(segment.0));
+        let (gone, mut read): (BTreeSet<Segment>, BTreeSet<Segment>) =
+            self.read.iter().copied().partition(is_gone);
+        read.retain(|(pane, _)| *pane >= from);
+        unread.retain(|segment| segment.0 >= from && !read.contains(segment));
+        (Known { fence: fence.to_vec(), read, unread }, gone.into_iter().collect())
+    }
+}
+
+/// What a fence says of the group's incarnation.
+fn incarnation(fence: &[u8]) -> &[u8] {
+    fence.split(|byte| *byte == b':').next().unwrap_or_default()
+}
+
+/// One group of one partition.
+struct Followed {
+    group: usize,
+    source: u32,
+    key: String,
+    known: Known,
+}
+
+impl Followed {
+    /// Takes in what is new of the panes that start at or after `from` and before `to`.
+    async fn read(&mut self, redis: &Redis, from: Millis, to: Millis) -> anyhow::Result<News> {
+        let (group, source) = (self.group, self.source);
+        let mut seen = self.known.fence.clone();
+        for _ in 0..TRIES {
+            let mut look = cmd("FCALL_RO");
+            look.arg("tm1_panes").arg(1).arg(&self.key).arg(&seen);
+            let found: Vec<Vec<u8>> =
+                redis.ask(&look).await.with_context(|| format!("looking at {}", self.key))?;
+            let Some((fence, fields)) = found.split_first() else {
+                // Without a fence it is not there, or being put back: what was read of it stays.
+                return Ok(News { group, source, ..News::default() });
+            };
+            let (mut known, gone) = match *fence == seen {
+                true => (self.known.clone(), Vec::new()),
+                false => self.known.after(fence, fields, from),
+            };
+            let wanted: Vec<Segment> = known.unread.range(..(to, 0)).copied().collect();
+            let Some(segments) = fetch(redis, &self.key, &wanted).await? else {
+                // One was merged since the look: what it became is looked for.
+                seen.clear();
+                continue;
+            };
+            for segment in &wanted {
+                known.unread.remove(segment);
+            }
+            known.read.extend(&wanted);
+            self.known = known;
+            return Ok(News { group, source, gone, come: wanted.into_iter().zip(segments).collect() });
+        }
+        bail!("{} changes whenever it is read", self.key)
+    }
+}
+
+/// The bytes of segments; `None` where one of them is gone.
+async fn fetch(redis: &Redis, key: &str, wanted: &[Segment]) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+    if wanted.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    let mut call = cmd("HMGET");
+    call.arg(key);
+    for &(pane, seq) in wanted {
+        call.arg(view::segment_field(Slice::Pane(pane), seq));
+    }
+    let found: Vec<Option<Vec<u8>>> = redis.ask(&call).await.with_context(|| format!("reading {key}"))?;
+    Ok(found.into_iter().collect())
+}
+
+/// All groups that are followed.
+pub(crate) struct Reader {
+    redis: Redis,
+    /// Of each partition.
+    groups: u32,
+    sources: BTreeMap<TopicPartition, u32>,
+    followed: Vec<Followed>,
+}
+
+impl Reader {
+    pub(crate) fn new(redis: Redis, groups: u32) -> Reader {
+        Reader { redis, groups, sources: BTreeMap::new(), followed: Vec::new() }
+    }
+
+    /// Follows the groups of a partition from now on, if they aren't yet.
+    pub(crate) fn follow(&mut self, tp: TopicPartition) {
+        let source = self.sources.len() as u32;
+        if self.sources.contains_key(&tp) {
+            return;
+        }
+        for group in 0..self.groups {
+            let key = view::group_key(&tp, group, self.groups);
+            let known = Known::default();
+            self.followed.push(Followed { group: group as usize, source, key, known });
+        }
+        // All partitions' groups of a number one after the other, since their cells go to the same windows.
+        self.followed.sort_by_key(|followed| (followed.group, followed.source));
+        self.sources.insert(tp, source);
+    }
+
+    /// Hands on what is new of the panes that start at or after `from` and before `to`; neither is ever before the last
+    /// time's. After an error nothing is known of what was handed on.
+    pub(crate) async fn read(
+        &mut self,
+        from: Millis,
+        to: Millis,
+        mut each: impl FnMut(News) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let reads = std::mem::take(&mut self.followed).into_iter().map(|mut followed| {
+            let redis = self.redis.clone();
+            async move {
+                let news = followed.read(&redis, from, to).await;
+                (followed, news)
+            }
+        });
+        let mut reads = stream::iter(reads).buffered(ABREAST);
+        let mut followed = Vec::new();
+        while let Some((group, news)) = reads.next().await {
+            each(news?)?;
+            followed.push(group);
+            // Taking in is work: let others have their turn.
+            tokio::task::yield_now().await;
+        }
+        drop(reads);
+        self.followed = followed;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(segments: &[Segment]) -> BTreeSet<Segment> {
+        segments.iter().copied().collect()
+    }
+
+    #[test]
+    fn what_was_merged_is_replaced_and_what_has_expired_stays() {
+        let check = |before: &[Segment],
+                     fence: &str,
+                     fields: &[&str],
+                     gone: &[Segment],
+                     unread: &[Segment]| {
+            let known = Known { fence: b"a:5:7".to_vec(), read: segments(before), unread: BTreeSet::new() };
+            let fields: Vec<Vec<u8>> = fields.iter().map(|field| field.as_bytes().to_vec()).collect();
+            let (after, found) = known.after(fence.as_bytes(), &fields, 10);
+            assert_eq!((found.as_slice(), &after.unread), (gone, &segments(unread)), "{fence} {fields:?}");
+            let stay = before.iter().filter(|segment| !gone.contains(segment) && segment.0 >= 10);
+            assert_eq!(after.read, stay.copied().collect());
+        };
+        check(&[], "a:9:8", &["p10:8", "p0:3", "h", "p20:8"], &[], &[(10, 8), (20, 8)]);
+        check(&[(10, 1), (10, 2)], "a:9:8", &["p10:1", "p10:2", "p10:8"], &[], &[(10, 8)]);
+        // Two became one.
+        check(&[(10, 1), (10, 2)], "a:9:8", &["p10:8"], &[(10, 1), (10, 2)], &[(10, 8)]);
+        check(&[(10, 1), (10, 2), (20, 2)], "a:9:8", &["p10:2", "p20:2"], &[(10, 1)], &[]);
+        // Of the pane nothing is left.
+        check(&[(10, 1), (20, 1)], "a:9:8", &["p20:1"], &[], &[]);
+        check(&[(0, 1), (20, 1)], "a:9:8", &["p20:1"], &[], &[]);
+        // Built anew.
+        check(&[(10, 1), (20, 1)], "b:2:90", &["p20:90"], &[(10, 1), (20, 1)], &[(20, 90)]);
+    }
+}
