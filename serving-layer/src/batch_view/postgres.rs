@@ -35,8 +35,10 @@ use std::time::Duration;
 
 /// What an answer begins with.
 const OPENING: &str = include_str!("postgres/opening.sql");
-/// How long a connection is waited for, and then the beginning of a snapshot.
+/// How long a connection is waited for, then the beginning of a snapshot, and its end.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(3);
+/// How long audits may be read for.
+const AUDITS_WITHIN: Duration = Duration::from_secs(30);
 /// How many statements' plans a connection keeps: of rows, those about one key.
 const STATEMENTS: usize = 32;
 
@@ -44,7 +46,7 @@ const STATEMENTS: usize = 32;
 #[derive(Debug, Clone)]
 pub struct PostgresBatchView {
     pool: PgPool,
-    /// For looking at where it stands, and at audits, however many queries are under way.
+    /// For looking at where it stands, however many queries are under way.
     watch: PgPool,
 }
 
@@ -63,6 +65,26 @@ impl PostgresBatchView {
             pool: snapshots.connect_lazy_with(options.clone()),
             watch: pool(1).connect_lazy_with(options),
         })
+    }
+
+    /// Begins a snapshot in which no statement takes longer than `time_limit`.
+    async fn begin(&self, time_limit: Duration) -> Result<PostgresSnapshot, BatchError> {
+        let begin = format!(
+            "begin isolation level repeatable read read only; set local statement_timeout = {};
+             set local client_connection_check_interval = '1s';
+             set local plan_cache_mode = force_generic_plan",
+            time_limit.as_millis().max(1)
+        );
+        let mut begun = self.try_begin(&begin).await?;
+        // All that were idle may have died: each that has is closed, so that in the end one is made anew.
+        for _ in 0..self.pool.options().get_max_connections() {
+            match &begun {
+                Ok(_) => break,
+                Err(error) => tracing::info!(%error, "a connection to the batch view is replaced"),
+            }
+            begun = self.try_begin(&begin).await?;
+        }
+        begun
     }
 
     /// A snapshot over whichever connection comes; `Ok(Err(_))`: over this one none can be begun.
@@ -107,25 +129,7 @@ impl PostgresBatchView {
 
 impl BatchView for PostgresBatchView {
     fn snapshot(&self, time_limit: Duration) -> BoxFuture<'_, Result<Box<dyn Snapshot>, BatchError>> {
-        Box::pin(async move {
-            let begin = format!(
-                "begin isolation level repeatable read read only; set local statement_timeout = {};
-                 set local client_connection_check_interval = '1s';
-                 set local plan_cache_mode = force_generic_plan",
-                time_limit.as_millis().max(1)
-            );
-            let mut begun = self.try_begin(&begin).await?;
-            // All that were idle may have died: each that has is closed, so that in the end one is made anew.
-            for _ in 0..self.pool.options().get_max_connections() {
-                match &begun {
-                    Ok(_) => break,
-                    Err(error) => tracing::info!(%error, "a connection to the batch view is replaced"),
-                }
-                begun = self.try_begin(&begin).await?;
-            }
-            let snapshot = begun?;
-            Ok(Box::new(snapshot) as Box<dyn Snapshot>)
-        })
+        Box::pin(async move { Ok(Box::new(self.begin(time_limit).await?) as Box<dyn Snapshot>) })
     }
 
     fn position<'a>(
@@ -146,9 +150,15 @@ impl BatchView for PostgresBatchView {
                           'audit', to_jsonb(a) - 'run_id')
                    from tidemark.audit a join tidemark.run r using (run_id) order by run_id desc limit $1";
         Box::pin(async move {
-            match sqlx::query_scalar(sql).bind(limit).fetch_all(&self.watch).await {
+            let mut snapshot = self.begin(AUDITS_WITHIN).await?;
+            let found = sqlx::query_scalar(sql).bind(limit).fetch_all(&mut *snapshot.connection).await;
+            match found {
+                Ok(audits) => {
+                    Box::new(snapshot).close();
+                    Ok(audits)
+                }
                 Err(error) if is_undefined(&error) => Ok(Vec::new()),
-                other => other.map_err(unavailable),
+                Err(error) => Err(unavailable(error)),
             }
         })
     }
@@ -375,7 +385,9 @@ impl Snapshot for PostgresSnapshot {
 
     fn close(mut self: Box<Self>) {
         tokio::spawn(async move {
-            self.ended = self.run("commit".to_owned()).await.is_ok();
+            // Of a server that stands still no connection is kept waiting: there are only so many.
+            let ended = tokio::time::timeout(CONNECTED_WITHIN, self.run("commit".to_owned())).await;
+            self.ended = matches!(ended, Ok(Ok(())));
         });
     }
 }
