@@ -63,8 +63,8 @@ pub struct ViewsArgs {
     /// How many groups of the realtime view one query reads at once.
     #[arg(long, default_value_t = Limits::default().redis_reads)]
     pub redis_reads: usize,
-    /// The most memory that groups of the realtime view are kept in, in MiB: of those that are asked for again, only what
-    /// has changed is read.
+    /// The most memory that groups of the realtime view are kept in, and what was counted of them for top-ks, in MiB: of
+    /// those that are asked for again, only what has changed is read.
     #[arg(long, default_value_t = 256)]
     pub cache: u32,
 }

@@ -37,6 +37,9 @@ enum Thing {
 #[derive(Clone)]
 struct Size;
 
+/// Bytes that a place takes, whatever stands there: its name, and what finds it.
+const PLACE: usize = size_of::<Name>() + size_of::<Thing>() + 64;
+
 impl Equivalent<Name> for Sought<'_> {
     fn equivalent(&self, name: &Name) -> bool {
         match (self, name) {
@@ -57,7 +60,7 @@ impl Weighter<Name, Thing> for Size {
             Thing::Group(held) => held.size,
             Thing::Tally(tally) => tally.size(),
         };
-        (named + size) as u64
+        (PLACE + named + size) as u64
     }
 }
 

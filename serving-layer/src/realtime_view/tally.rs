@@ -64,6 +64,7 @@ impl Tally {
         let (most, there) = (k.max(KEPT), counted.len());
         let mut ranked = top_k::rank(counted, most);
         ranked.shrink_to_fit();
+        of.shrink_to_fit();
         let all = there <= most || ranked.len() < most;
         Some(Tally { of, ranked, all, cells })
     }
