@@ -113,7 +113,7 @@ impl Publisher {
 
     /// Says why nothing is published, once, and mends what can be.
     async fn failed(&self, error: &anyhow::Error, again: bool) {
-        let causes = Causes(error.as_ref());
+        let causes = Causes(error.as_ref()).to_string();
         if again {
             tracing::debug!("finished values are not published: {causes}");
         } else {
