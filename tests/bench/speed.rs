@@ -7,6 +7,7 @@ mod answers;
 mod events;
 mod figures;
 mod log;
+mod plain;
 mod process;
 
 use anyhow::{Context as _, ensure};
@@ -15,6 +16,7 @@ use events::Records;
 use figures::Figures;
 use local::layers::Layer;
 use local::servers::KafkaOptions;
+use plain::Window;
 use process::{cpu, machine, peak_memory};
 use std::time::{Duration, Instant};
 use tidemark_tests::stack::{Servers, Stack};
@@ -72,7 +74,7 @@ enum Mode {
     Packed,
     /// The same, and repeats are left out.
     PackedDedup,
-    /// Finished values are published as plain keys; repeats aren't looked for.
+    /// Finished values are published as plain keys at every pane; repeats aren't looked for.
     Plain,
     /// The same, and repeats are left out.
     PlainDedup,
@@ -84,8 +86,12 @@ impl Mode {
         let identity = r#"["uuid", "document_id", "display_id", "ad_id", "ts"]"#;
         CATALOG
             .replace("IDENTITY", if dedup { identity } else { "[]" })
-            .replace("PUBLISH", if matches!(self, Mode::Plain | Mode::PlainDedup) { "true" } else { "false" })
+            .replace("PUBLISH", if self.is_plain() { "true" } else { "false" })
             .replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
+    }
+
+    fn is_plain(self) -> bool {
+        matches!(self, Mode::Plain | Mode::PlainDedup)
     }
 
     fn name(self) -> String {
@@ -102,6 +108,8 @@ struct Run {
     peak: f64,
     /// The data in Redis at the end, in MB.
     dataset: f64,
+    /// Plain keys written or deleted.
+    writes: f64,
 }
 
 #[tokio::main]
@@ -130,12 +138,17 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
     let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
     let begun = Instant::now();
-    let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
+    let sent = tokio::task::spawn_blocking(move || {
+        let mut window = Window::new(START + HOUR);
+        let totals = log::send(&bootstrap, records, |record| window.see(record))?;
+        anyhow::Ok((totals, window))
+    });
+    let (totals, window) = sent.await??;
     println!("{}: log written in {:.0?}", mode.name(), begun.elapsed());
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
-        let mut run = catch_up(&stack, args).await?;
+        let mut run = catch_up(&stack, args, mode, &window).await?;
         run.dataset -= idle / MB;
         println!("  run {}: {:.1} s", number + 1, run.seconds);
         runs.push(run);
@@ -145,13 +158,14 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Empties Redis, starts the workers, and waits until all that the log holds is stored.
-async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
+/// Empties Redis, starts the workers, and waits until all that the log holds is stored, and published.
+async fn catch_up(stack: &Stack, args: &Args, mode: Mode, window: &Window) -> anyhow::Result<Run> {
     stack.redis.empty().await;
     let ends = stack.probe.ends()?;
     let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
     let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
     let mut command = vec!["run", "--listen", "127.0.0.1:0"];
+    command.extend(mode.is_plain().then_some("--publish-panes"));
     command.extend(args.worker.split_whitespace());
     let begun = Instant::now();
     let start = |number: usize| {
@@ -169,25 +183,31 @@ async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
             ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
         }
         ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
-        if stack.probe.lag(&ends).await? == 0 {
+        if stack.probe.lag(&ends).await? == 0 && (!mode.is_plain() || window.is_published(stack).await?) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let (mut work, mut peak) = (0.0, 0.0);
+    let (mut work, mut peak, mut writes) = (0.0, 0.0, 0.0);
     for worker in &workers {
         work += cpu([worker.pid()])?;
         peak += peak_memory(worker.pid())?;
     }
     let cpu = [work, cpu(stack.redis.pids())? - before[0], cpu([kafka])? - before[1]];
+    if mode.is_plain() {
+        for worker in &workers {
+            writes += plain::writes(worker).await?;
+        }
+        window.check(stack).await?;
+    }
     for worker in workers {
         worker.stop().await;
     }
     if let Some(beside) = beside {
         beside?.wait()?;
     }
-    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB })
+    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 / MB, writes })
 }
 
 fn report(args: &Args, mode: Mode, runs: &[Run]) {
@@ -202,6 +222,9 @@ fn report(args: &Args, mode: Mode, runs: &[Run]) {
         figures.add("CPU us per record, kafka", 1e6 * kafka / records, 3);
         figures.add("worker's peak memory, MB", run.peak, 0);
         figures.add("data in redis, MB", run.dataset, 0);
+        if mode.is_plain() {
+            figures.add("plain keys written per record", run.writes / records, 2);
+        }
     }
     println!("{}:", mode.name());
     figures.print();
