@@ -84,7 +84,7 @@ impl Followed {
         let mut seen = self.known.fence.clone();
         for _ in 0..TRIES {
             let mut look = cmd("FCALL_RO");
-            look.arg("tm1_panes").arg(1).arg(&self.key).arg(&seen);
+            look.arg("tm1_panes").arg(1).arg(&self.key).arg(&seen[..]);
             let found: Vec<Vec<u8>> =
                 redis.ask(&look).await.with_context(|| format!("looking at {}", self.key))?;
             let Some((fence, fields)) = found.split_first() else {
