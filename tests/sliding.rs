@@ -375,7 +375,8 @@ async fn every_pane_is_published_once_and_in_turn_whoever_does_it_being_killed()
             (first_window(&speed).expect("what it publishes first"), window_end(&serving).await);
         match left_off {
             Some(left_off) => assert_eq!(first, left_off + PANE, "goes on where the other left off"),
-            None => assert!((PANE..=6 * PANE).contains(&(first - START)), "{first} is not the first window"),
+            // The first, or an empty one before it, where the watermark was there when it began.
+            None => assert!((-12 * PANE..=6 * PANE).contains(&(first - START)), "first {first}"),
         }
         wait_for("every pane published", async || {
             let (panes, all) = (panes_published(&speed).await?, (end - first) / PANE + 1);

@@ -152,6 +152,8 @@ struct Windows<'a> {
     left_off: Option<Millis>,
     /// No pane had expired since the first records when all were first kept for us.
     from_the_first: bool,
+    /// Whether others are held back from the start: not for who did nothing but fail before.
+    holds: bool,
 }
 
 impl<'a> Windows<'a> {
@@ -173,6 +175,7 @@ impl<'a> Windows<'a> {
             settled: false,
             left_off: None,
             from_the_first: false,
+            holds: false,
             metrics,
         }
     }
@@ -180,10 +183,11 @@ impl<'a> Windows<'a> {
     /// Publishes until an error.
     async fn publish(&mut self, is_failing: &mut bool) -> anyhow::Result<()> {
         if self.of.every_pane {
+            self.holds = !*is_failing;
             let told = self.of.redis.published_to().await.context("where another left off")?;
             self.left_off = told.filter(|to| *to > Millis::MIN);
             // It goes on to be told meanwhile, so that no pane expires that was left to us.
-            self.of.published.send_replace(self.left_off);
+            self.of.published.send_replace(self.left_off.filter(|_| self.holds));
         }
         let stock = Stock::take(&self.of.redis, &self.metrics).await;
         self.stock = Some(stock.context("taking stock of published keys")?);
@@ -227,7 +231,7 @@ impl<'a> Windows<'a> {
     /// A round in which each window is published that can be and wasn't yet.
     async fn every_pane(&mut self) -> anyhow::Result<()> {
         let is_told = self.of.published.borrow().is_some();
-        if self.end.is_none() && !is_told {
+        if self.end.is_none() && self.holds && !is_told {
             // From now on no pane expires, until it is known where to begin.
             lease::tell(&self.of.redis, Millis::MIN).await.context("keeping panes from expiring")?;
         }
@@ -279,7 +283,7 @@ impl<'a> Windows<'a> {
         };
         tracing::info!("publishing every pane, first the window that ends at {}", show(before + self.pane));
         self.end = Some(before);
-        self.of.published.send_replace(self.end);
+        self.of.published.send_replace(self.end.filter(|_| self.holds));
         Ok(())
     }
 
