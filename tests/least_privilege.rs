@@ -126,6 +126,15 @@ impl Guarded {
         oracle
     }
 
+    /// Changes what the speed layer may do in Redis.
+    async fn of_speed(&self, right: &str) {
+        for url in self.redis_as("admin", PASSWORD).split(',') {
+            let client = redis::Client::open(url).expect("a url");
+            let mut connection = client.get_multiplexed_async_connection().await.expect("redis");
+            let () = ask(&mut connection, &["ACL", "SETUSER", "tidemark-speed", right]).await;
+        }
+    }
+
     /// What Redis says to a user's command.
     async fn says(&self, user: &str, password: &str, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let mut said = Err(redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no Redis")));
@@ -244,6 +253,30 @@ async fn with_just_their_rights_and_naughty_keys_the_layers_answer_right() {
         assert!(!listed.contains("_PASSWORD"), "{listed}");
     }
     rights_end(&guarded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_publish_says_so_and_does_once_it_may() {
+    let mut guarded = Guarded::start(Topology::Chosen).await;
+    guarded.batch().await;
+    guarded.of_speed("-zadd").await;
+    let speed = guarded.layer("speed-layer", &SPEED, "SPEED_PASSWORD");
+    guarded.stack.send(&deliveries());
+    wait_for("the worker saying that it publishes nothing", async || {
+        let log = speed.logged();
+        let says = log.contains("finished values are not published") && log.contains("permission");
+        if says { Ok(()) } else { Err(log) }
+    })
+    .await;
+    guarded.of_speed("+zadd").await;
+    wait_for("a plain key", async || {
+        match guarded.says("tidemark-reader", "READER_PASSWORD", &["EXISTS", "geo_top_5m"]).await {
+            Ok(redis::Value::Int(1)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    one_line_a_message(&speed);
 }
 
 /// Each key's counter, under its documented plain name, and from the API.

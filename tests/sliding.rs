@@ -323,6 +323,71 @@ async fn what_has_slid_out_is_gone_though_other_partitions_are_idle() {
     stack.compare(&serving, &stack.oracle(), "after the windows have passed").await;
 }
 
+/// The end of the window that a worker says to publish first, where it publishes every pane.
+fn first_window(worker: &Layer) -> Result<i64, String> {
+    let log = worker.logged();
+    let (_, time) = log.split_once("first the window that ends at ").ok_or_else(|| log.clone())?;
+    let time = time.split_whitespace().next().unwrap_or_default();
+    Ok(chrono::DateTime::parse_from_rfc3339(time).map_err(|error| error.to_string())?.timestamp_millis())
+}
+
+/// How many panes a worker says to have published, each in its turn.
+async fn panes_published(worker: &Layer) -> Result<i64, String> {
+    let log = worker.logged();
+    let (_, url) = log.split_once("listening on ").ok_or("not listening")?;
+    let url = format!("{}/metrics", url.split_whitespace().next().unwrap_or_default());
+    let answer = reqwest::get(&url).await.map_err(|error| error.to_string())?;
+    let told = answer.text().await.map_err(|error| error.to_string())?;
+    let line = told.lines().find_map(|line| line.strip_prefix("tidemark_speed_published_panes_total "));
+    line.unwrap_or("0").parse().map_err(|_| format!("{line:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_pane_is_published_once_and_in_turn_whoever_does_it_being_killed() {
+    const PANE: i64 = 10_000;
+    let stack = Stack::start(LAYERS, 2).await;
+    stack.batch(&["run"]).await;
+    let (_process, serving) = stack.serving().await;
+    let mut masters = stack.redis.connections().await;
+    // No group, whose members would have to be timed out first.
+    let partitions: Vec<String> =
+        stack.probe.partitions().expect("partitions").iter().map(ToString::to_string).collect();
+    let partitions = partitions.join(",");
+    let command = [
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--flush-interval",
+        "20ms",
+        "--pending-cells",
+        "200",
+        "--publish-panes",
+        "--assign",
+        &partitions,
+    ];
+    let mut left_off = None;
+    for part in deliveries(8_000, 31).chunks(4_000) {
+        stack.send(part);
+        let mut speed = stack.process("speed-layer", &command, &["catalog", "kafka", "redis", "postgres"]);
+        stack.settle().await;
+        compare_plain(&mut masters, &serving, &stack.oracle()).await;
+        let (first, end) =
+            (first_window(&speed).expect("what it publishes first"), window_end(&serving).await);
+        match left_off {
+            Some(left_off) => assert_eq!(first, left_off + PANE, "goes on where the other left off"),
+            // The first, or an empty one before it, where the watermark was there when it began.
+            None => assert!((-12 * PANE..=6 * PANE).contains(&(first - START)), "first {first}"),
+        }
+        wait_for("every pane published", async || {
+            let (panes, all) = (panes_published(&speed).await?, (end - first) / PANE + 1);
+            if panes == all { Ok(()) } else { Err(format!("{panes} panes of {all}")) }
+        })
+        .await;
+        left_off = Some(end);
+        speed.kill();
+    }
+}
+
 /// The offsets that are committed to Kafka for lag tools.
 fn committed(stack: &Stack) -> BTreeMap<(String, i32), i64> {
     let consumer: BaseConsumer = ClientConfig::new()

@@ -113,7 +113,7 @@ impl Publisher {
 
     /// Says why nothing is published, once, and mends what can be.
     async fn failed(&self, error: &anyhow::Error, again: bool) {
-        let causes = Causes(error.as_ref());
+        let causes = Causes(error.as_ref()).to_string();
         if again {
             tracing::debug!("finished values are not published: {causes}");
         } else {
@@ -148,10 +148,12 @@ struct Windows<'a> {
     marks: Marks,
     passed: Instant,
     settled: bool,
-    /// Where another left off that published every pane before us; `None`: it wasn't asked yet.
-    left_off: Option<Option<Millis>>,
+    /// Where another left off that published every pane until just now.
+    left_off: Option<Millis>,
     /// No pane had expired since the first records when all were first kept for us.
     from_the_first: bool,
+    /// Whether others are held back from the start: not for who did nothing but fail before.
+    holds: bool,
 }
 
 impl<'a> Windows<'a> {
@@ -173,12 +175,20 @@ impl<'a> Windows<'a> {
             settled: false,
             left_off: None,
             from_the_first: false,
+            holds: false,
             metrics,
         }
     }
 
     /// Publishes until an error.
     async fn publish(&mut self, is_failing: &mut bool) -> anyhow::Result<()> {
+        if self.of.every_pane {
+            self.holds = !*is_failing;
+            let told = self.of.redis.published_to().await.context("where another left off")?;
+            self.left_off = told.filter(|to| *to > Millis::MIN);
+            // It goes on to be told meanwhile, so that no pane expires that was left to us.
+            self.of.published.send_replace(self.left_off.filter(|_| self.holds));
+        }
         let stock = Stock::take(&self.of.redis, &self.metrics).await;
         self.stock = Some(stock.context("taking stock of published keys")?);
         if !*is_failing {
@@ -220,8 +230,10 @@ impl<'a> Windows<'a> {
 
     /// A round in which each window is published that can be and wasn't yet.
     async fn every_pane(&mut self) -> anyhow::Result<()> {
-        if self.end.is_none() {
-            self.hold().await?;
+        let is_told = self.of.published.borrow().is_some();
+        if self.end.is_none() && self.holds && !is_told {
+            // From now on no pane expires, until it is known where to begin.
+            lease::tell(&self.of.redis, Millis::MIN).await.context("keeping panes from expiring")?;
         }
         let marks = self.of.redis.marks().await.context("the marks")?;
         let limit = self.publishable(&marks);
@@ -244,17 +256,6 @@ impl<'a> Windows<'a> {
         Ok(())
     }
 
-    /// Lets no pane expire from now on that another left to us, or, where nobody did, none at all until it is known where to
-    /// begin.
-    async fn hold(&mut self) -> anyhow::Result<()> {
-        if self.left_off.is_none() {
-            let told = self.of.redis.published_to().await.context("where another left off")?;
-            self.left_off = Some(told.filter(|to| *to > Millis::MIN));
-        }
-        let left_off = self.left_off.flatten().unwrap_or(Millis::MIN);
-        lease::tell(&self.of.redis, left_off).await.context("keeping panes from expiring")
-    }
-
     /// Begins where another left off; else at the first window all of whose panes are there. The marks are of after panes
     /// were held.
     async fn begin(&mut self, marks: &Marks, limit: Option<Millis>) -> anyhow::Result<()> {
@@ -271,7 +272,7 @@ impl<'a> Windows<'a> {
             self.of.published.send_replace(Some(oldest + self.longest));
             return Ok(());
         };
-        let before = match self.left_off.flatten() {
+        let before = match self.left_off {
             Some(left_off) => left_off.min(window::pane_after(newest, self.pane)),
             None if self.from_the_first => {
                 self.read(marks, Millis::MIN, limit).await?;
@@ -282,7 +283,7 @@ impl<'a> Windows<'a> {
         };
         tracing::info!("publishing every pane, first the window that ends at {}", show(before + self.pane));
         self.end = Some(before);
-        self.of.published.send_replace(self.end);
+        self.of.published.send_replace(self.end.filter(|_| self.holds));
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use rdkafka::client::DefaultClientContext;
 use shared_model::catalog::Catalog;
 use shared_model::causes::Causes;
 use shared_model::offsets::TopicPartition;
+use shared_model::redis_address::Address;
 use shared_model::time::Millis;
 use shared_model::view::Mark;
 use std::collections::BTreeMap;

@@ -12,12 +12,13 @@ pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     counts.dedup();
     let most = counts.last().copied().unwrap_or(peer::USUAL.metrics);
     let mut stack = peer::started(&args.layers, &mode.catalog(most, &args.pane), args.partitions).await?;
-    let totals = fill(&stack, args).await?;
+    let (totals, window) = fill(&stack, args).await?;
+    let published = mode.is_plain().then_some(&window);
     let (mut figures, mut costs) = (Figures::default(), vec![Vec::new(); counts.len()]);
     for number in 0..args.runs {
         for (&count, costs) in counts.iter().zip(&mut costs) {
             stack.rewrite_catalog(&mode.catalog(count, &args.pane));
-            let run = catch_up(&stack, args).await?;
+            let run = catch_up(&stack, args, published).await?;
             answers::check(&stack, &totals, None).await?;
             println!("  {}, run {}, {count} metrics: {:.1} s", mode.name(), number + 1, run.seconds);
             let records = args.records as f64;

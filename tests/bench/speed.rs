@@ -15,6 +15,7 @@ mod log;
 mod machine;
 mod passing;
 mod peer;
+mod plain;
 mod process;
 
 use anyhow::{Context as _, ensure};
@@ -24,6 +25,7 @@ use events::{Records, Totals};
 use figures::Figures;
 use local::layers::Layer;
 use peer::Peer;
+use plain::Window;
 use process::{cpu, peak_memory};
 use std::time::{Duration, Instant};
 use tidemark_tests::stack::Stack;
@@ -31,6 +33,8 @@ use tidemark_tests::stack::Stack;
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 const MB: f64 = 1_048_576.0;
 const HOUR: i64 = 3_600_000;
+/// A run that takes longer has failed.
+const LONGEST: Duration = Duration::from_secs(1_800);
 /// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
 /// So many bytes of Redis a live cell may take.
@@ -89,7 +93,7 @@ enum Mode {
     Packed,
     /// The same, and repeats are left out.
     PackedDedup,
-    /// Finished values are published as plain keys; repeats aren't looked for.
+    /// Finished values are published as plain keys at every pane; repeats aren't looked for.
     Plain,
     /// The same, and repeats are left out.
     PlainDedup,
@@ -99,11 +103,11 @@ impl Mode {
     /// The peer's catalog with so many metrics, and panes of this width.
     fn catalog(self, metrics: usize, pane: &str) -> String {
         let dedup = matches!(self, Mode::PackedDedup | Mode::PlainDedup);
-        let catalog = Peer { dedup, publish: self.publishes(), metrics }.catalog();
+        let catalog = Peer { dedup, publish: self.is_plain(), metrics }.catalog();
         catalog.replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
     }
 
-    fn publishes(self) -> bool {
+    fn is_plain(self) -> bool {
         matches!(self, Mode::Plain | Mode::PlainDedup)
     }
 
@@ -121,6 +125,8 @@ struct Run {
     peak: f64,
     /// The data in Redis at the end, in bytes.
     dataset: f64,
+    /// Plain keys written or deleted.
+    writes: f64,
 }
 
 impl Run {
@@ -164,11 +170,12 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let catalog = mode.catalog(peer::USUAL.metrics, &args.pane);
     let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
-    let totals = fill(&stack, args).await?;
+    let (totals, window) = fill(&stack, args).await?;
+    let published = mode.is_plain().then_some(&window);
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
-        let mut run = catch_up(&stack, args).await?;
+        let mut run = catch_up(&stack, args, published).await?;
         run.dataset -= idle;
         println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
         answers::check(&stack, &totals, None).await?;
@@ -180,14 +187,19 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     report(args, mode, &runs)
 }
 
-/// Writes the records into the log.
-async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<Totals> {
+/// Writes the records into the log; gives what they come to, in all and in the last window.
+async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<(Totals, Window)> {
     let (bootstrap, begun) = (stack.kafka.bootstrap(), Instant::now());
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
     let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
-    let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
+    let sent = tokio::task::spawn_blocking(move || {
+        let mut window = Window::new(START + HOUR);
+        let totals = log::send(&bootstrap, records, |record| window.see(record))?;
+        anyhow::Ok((totals, window))
+    });
+    let sent = sent.await??;
     println!("log written in {:.0?}", begun.elapsed());
-    Ok(totals)
+    Ok(sent)
 }
 
 /// Starts the workers, with further arguments beside those that the bench was given.
@@ -209,7 +221,7 @@ async fn caught_up(stack: &Stack, workers: &[Layer]) -> anyhow::Result<()> {
         for worker in workers {
             ensure!(worker.exited().is_none(), "a worker ended:\n{}", worker.logged());
         }
-        ensure!(begun.elapsed() < Duration::from_secs(1_800), "not caught up after half an hour");
+        ensure!(begun.elapsed() < LONGEST, "not caught up after half an hour");
         if stack.probe.lag(&ends).await? == 0 {
             return Ok(());
         }
@@ -217,33 +229,46 @@ async fn caught_up(stack: &Stack, workers: &[Layer]) -> anyhow::Result<()> {
     }
 }
 
-/// Empties Redis, starts the workers, and waits until all that the log holds is stored.
-async fn catch_up(stack: &Stack, args: &Args) -> anyhow::Result<Run> {
+/// Empties Redis, starts the workers, and waits until all that the log holds is stored, and what is named published.
+async fn catch_up(stack: &Stack, args: &Args, published: Option<&Window>) -> anyhow::Result<Run> {
     stack.redis.empty().await;
     let kafka = stack.kafka.pid().context("kafka has ended")? as i32;
     let before = [cpu(stack.redis.pids())?, cpu([kafka])?];
     let begun = Instant::now();
-    let workers = workers(stack, args, &[]);
+    let further: &[&str] = if published.is_some() { &["--publish-panes"] } else { &[] };
+    let workers = workers(stack, args, further);
     let beside = args.beside.as_ref().map(|beside| {
         let mut words = beside.split_whitespace();
         let mut command = std::process::Command::new(words.next().unwrap_or_default());
         command.args(words).arg(workers[0].pid().to_string()).spawn()
     });
     caught_up(stack, &workers).await?;
+    while let Some(window) = published
+        && !window.is_published(stack).await?
+    {
+        ensure!(begun.elapsed() < LONGEST, "the last pane isn't published after half an hour");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let seconds = begun.elapsed().as_secs_f64();
-    let (mut work, mut peak) = (0.0, 0.0);
+    let (mut work, mut peak, mut writes) = (0.0, 0.0, 0.0);
     for worker in &workers {
         work += cpu([worker.pid()])?;
         peak += peak_memory(worker.pid())?;
     }
     let cpu = [work, cpu(stack.redis.pids())? - before[0], cpu([kafka])? - before[1]];
+    if let Some(window) = published {
+        for worker in &workers {
+            writes += plain::writes(worker).await?;
+        }
+        window.check(stack).await?;
+    }
     for worker in workers {
         worker.stop().await;
     }
     if let Some(beside) = beside {
         beside?.wait()?;
     }
-    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64 })
+    Ok(Run { seconds, cpu, peak, dataset: stack.redis.dataset().await as f64, writes })
 }
 
 /// Prints the figures; cells that take too much of Redis are an error.
@@ -260,7 +285,9 @@ fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
         figures.add("worker's peak memory, MB", run.peak, 0);
         figures.add("data in redis, MB", run.dataset / MB, 0);
         figures.add("cells in redis", *cells as f64, 0);
-        if !mode.publishes() {
+        if mode.is_plain() {
+            figures.add("plain keys written per record", run.writes / records, 2);
+        } else {
             let bytes = run.dataset / *cells as f64;
             figures.add("bytes of redis per cell", bytes, 1);
             worst = bytes.max(worst);

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use shared_model::catalog::Stream;
 use shared_model::offsets::{OffsetRange, TopicPartition};
-use shared_model::time::{EventDay, show};
+use shared_model::time::{EventDay, Interval, show};
 use shared_model::view::{Looked, Mark};
 use std::collections::BTreeMap;
 use std::sync::Arc;

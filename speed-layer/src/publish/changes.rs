@@ -37,11 +37,6 @@ impl Texts {
         let begin = number.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.all[begin..self.ends[number]]
     }
-
-    /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        (0..self.len()).map(|number| self.get(number))
-    }
 }
 
 /// A ranked set that changes.

@@ -73,7 +73,7 @@ impl Lease {
         let holds = self.term.borrow().is_some();
         // Not let go of in vain: it runs out by itself too.
         if holds && let Err(error) = self.ask(Duration::from_millis(1)).await {
-            tracing::debug!("the publisher's lease was not released: {error}");
+            tracing::debug!("the publisher's lease was not released: {}", explain(&error));
         }
     }
 
@@ -90,11 +90,11 @@ impl Lease {
     /// Tells how far every pane is published.
     async fn tell(&self) {
         let (holds, to) = (self.term.borrow().is_some(), *self.published.borrow());
-        if let Some(to) = to
-            && holds
-            && let Err(error) = tell(&self.redis, to).await
+        // The next renewal isn't to wait for an answer that doesn't come.
+        if let Some(to) = to.filter(|_| holds)
+            && let Ok(Err(error)) = timeout(RENEWAL, tell(&self.redis, to)).await
         {
-            tracing::debug!("how far every pane is published is not told: {error}");
+            tracing::debug!("how far every pane is published is not told: {}", explain(&error));
         }
     }
 }

@@ -84,7 +84,7 @@ impl Followed {
         let mut seen = self.known.fence.clone();
         for _ in 0..TRIES {
             let mut look = cmd("FCALL_RO");
-            look.arg("tm1_panes").arg(1).arg(&self.key).arg(&seen);
+            look.arg("tm1_panes").arg(1).arg(&self.key).arg(&seen[..]);
             let found: Vec<Vec<u8>> =
                 redis.ask(&look).await.with_context(|| format!("looking at {}", self.key))?;
             let Some((fence, fields)) = found.split_first() else {
@@ -205,7 +205,7 @@ mod tests {
             let (after, found) = known.after(fence.as_bytes(), &fields, 10);
             assert_eq!((found.as_slice(), &after.unread), (gone, &segments(unread)), "{fence} {fields:?}");
             let stay = before.iter().filter(|segment| !gone.contains(segment) && segment.0 >= 10);
-            assert_eq!(after.read, stay.copied().collect());
+            assert_eq!(after.read, stay.copied().collect::<BTreeSet<_>>());
         };
         check(&[], "a:9:8", &["p10:8", "p0:3", "h", "p20:8"], &[], &[(10, 8), (20, 8)]);
         check(&[(10, 1), (10, 2)], "a:9:8", &["p10:1", "p10:2", "p10:8"], &[], &[(10, 8)]);

@@ -31,7 +31,7 @@ window = "5s"
 grain = "5m"
 publish = true
 
-[metrics.all]
+[metrics.total]
 stream = "views"
 aggregate = "count"
 window = "2s"
@@ -197,7 +197,7 @@ impl Play {
     }
 
     fn apply(&mut self, changes: &Changes) {
-        for name in changes.drops.iter() {
+        for name in (0..changes.drops.len()).map(|at| changes.drops.get(at)) {
             assert!(self.published.remove(name).is_some(), "{name} goes and wasn't there");
         }
         for at in (0..changes.puts.len()).step_by(2) {
