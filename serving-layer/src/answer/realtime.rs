@@ -17,6 +17,7 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Adds what the realtime view has from the tidemark on, of the epochs before `until`. Where it can't be read, the answers are the batch view's alone,
 /// and say so.
@@ -54,10 +55,12 @@ pub(super) async fn add(
             return Ok(());
         }
     };
+    // A query holds no more of the view than it reads at once: what gives way to other groups meanwhile is read anew.
+    let standing = standing.into_iter().map(|group| group.as_ref().map(Arc::downgrade));
     let mut reads = Vec::new();
     for ((((tp, _), wanted), key), standing) in wanted.into_iter().zip(&keys).zip(standing) {
         reads.push(async move {
-            let read = match standing {
+            let read = match standing.and_then(|group| group.upgrade()) {
                 Some(group) => Ok(Some(group)),
                 None => views.realtime.group(key, Want::Epochs).await,
             };
