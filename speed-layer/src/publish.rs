@@ -3,8 +3,8 @@
 //! One worker does it, the holder of a lease. It keeps the windows of all published metrics, follows what the groups hold,
 //! and writes what changes: of the newest window at most once a second and once a pane of event time, or, asked for every
 //! pane, of each window in turn, while the last one's changes are still being sent. What has slid out is deleted. After an
-//! error, or when the lease was lost, it begins anew with what then stands. Values here are for convenience: the serving
-//! layer never reads them.
+//! error, or when the lease was lost or another one has written, it begins anew with what then stands. Values here are for
+//! convenience: the serving layer never reads them.
 //!
 //! Publishing every pane, it goes as far as no partition that feeds a published metric is still to bring records, but late
 //! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
