@@ -116,3 +116,34 @@ fn redis_in_memory_answers_as_the_function_library_does() {
     });
     ran.unwrap_or_else(|failed| panic!("{failed}"));
 }
+
+#[test]
+fn a_lease_has_one_holder_who_is_told_once_that_another_has_written() {
+    let runtime = Runtime::new().expect("a runtime");
+    let found = install::ensure(&[Need::Redis], Installing::Yes, &mut |_| {}).expect("redis");
+    let folder = scratch().expect("a temporary folder");
+    let redis =
+        runtime.block_on(Redis::start(&found, folder.path(), RedisOptions::default())).expect("redis");
+    let client = redis::Client::open(redis.url()).expect("its url");
+    let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("a connection");
+    let loaded = runtime
+        .block_on(cmd("FUNCTION").arg("LOAD").arg(LIBRARY).query_async::<Value>(&mut connection.clone()));
+    loaded.expect("the function library");
+    let asks = [
+        ("a", 0, 2, "nobody had it"),
+        ("a", 0, 1, "it is renewed"),
+        ("b", 0, 0, "it is another's"),
+        ("a", 0, 1, "which says nothing of writes"),
+        ("b", 1, 0, "it is another's"),
+        ("b", 1, 0, "however often that is said"),
+        ("c", 0, 0, "nobody takes it meanwhile"),
+        ("a", 0, 2, "another has written"),
+        ("a", 0, 1, "once"),
+    ];
+    for (token, written, expected, why) in asks {
+        let mut lease = cmd("FCALL");
+        lease.arg("tm1_lease").arg(1).arg("tm1:publisher").arg(token).arg(600_000).arg(written);
+        let said = runtime.block_on(lease.query_async::<i64>(&mut connection.clone())).expect("an answer");
+        assert_eq!(said, expected, "{token}: {why}");
+    }
+}

@@ -105,13 +105,18 @@ local function read(keys, args)
   return out
 end
 
--- tm1_lease KEYS[1]=lease ARGV = token, milliseconds
--- Takes or renews a lease; returns 0 if another holds it, 1 if the caller held it, 2 if nobody did.
+-- tm1_lease KEYS[1]=lease ARGV = token, milliseconds, 1 if the caller lost it and may have written since, else 0
+-- Takes or renews a lease; returns 0 if another holds it, 1 if the caller held it, 2 if nobody did, or if the caller did and
+-- one who had lost it may have written: its token has a ! then, which the holder alone takes off.
 local function lease(keys, args)
-  local holder = redis.call('GET', keys[1])
-  if holder and holder ~= args[1] then return 0 end
-  redis.call('SET', keys[1], args[1], 'PX', args[2])
-  return holder and 1 or 2
+  local key, token = keys[1], args[1]
+  local holder = redis.call('GET', key)
+  if holder and holder ~= token and holder ~= token .. '!' then
+    if args[3] == '1' and string.sub(holder, -1) ~= '!' then redis.call('SET', key, holder .. '!', 'KEEPTTL') end
+    return 0
+  end
+  redis.call('SET', key, token, 'PX', args[2])
+  return holder == token and 1 or 2
 end
 
 -- tm1_panes KEYS[1]=group ARGV[1]=a fence

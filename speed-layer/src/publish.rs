@@ -3,8 +3,8 @@
 //! One worker does it, the holder of a lease. It keeps the windows of all published metrics, follows what the groups hold,
 //! and writes what changes: of the newest window at most once a second and once a pane of event time, or, asked for every
 //! pane, of each window in turn, while the last one's changes are still being sent. What has slid out is deleted. After an
-//! error, or when the lease was lost, it begins anew with what then stands. Values here are for convenience: the serving
-//! layer never reads them.
+//! error, or when the lease was lost or another one has written, it begins anew with what then stands. Values here are for
+//! convenience: the serving layer never reads them.
 //!
 //! Publishing every pane, it goes as far as no partition that feeds a published metric is still to bring records, but late
 //! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
@@ -71,17 +71,14 @@ impl Publisher {
         let (done, published) = (CancellationToken::new(), self.published.subscribe());
         let lease = tokio::spawn(Lease { redis, token, term, published }.keep(done.clone()));
         let mut is_failing = false;
-        loop {
-            let ended = tokio::select! {
-                () = stop.cancelled() => break,
-                ended = self.term(&mut terms, &mut is_failing) => ended,
-            };
+        while !stop.is_cancelled() {
+            let ended = self.term(&mut terms, &mut is_failing, &stop).await;
             self.published.send_replace(None);
             if let Err(error) = ended {
                 self.failed(&error, is_failing).await;
                 is_failing = true;
                 tokio::select! {
-                    () = stop.cancelled() => break,
+                    () = stop.cancelled() => {}
                     () = tokio::time::sleep(PACE) => {}
                 }
             }
@@ -92,23 +89,35 @@ impl Publisher {
         }
     }
 
-    /// Publishes from when the lease is held until it is lost, or an error.
+    /// Publishes from when the lease is held until it is lost, the stop, or an error. Nothing is sent any more after that.
     async fn term(
         &self,
         terms: &mut watch::Receiver<Option<u64>>,
         is_failing: &mut bool,
+        stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let term = terms.wait_for(Option::is_some).await.map(|term| *term);
-        let Ok(term) = term else { return std::future::pending().await };
+        let begins = async { terms.wait_for(Option::is_some).await.map(|term| *term) };
+        let term = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            term = begins => term,
+        };
+        let Ok(term) = term else {
+            stop.cancelled().await;
+            return Ok(());
+        };
         let lost = async { terms.wait_for(|now| *now != term).await.is_ok() };
         let mut windows = Windows::new(self);
-        tokio::select! {
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
             _ = lost => {
                 tracing::info!("another may publish finished values now");
                 Ok(())
             }
             ended = windows.publish(is_failing) => ended,
-        }
+        };
+        // What is sent tells how far it came: not after it was said that nobody does.
+        windows.sending.shutdown().await;
+        ended
     }
 
     /// Says why nothing is published, once, and mends what can be.
@@ -131,6 +140,8 @@ impl Publisher {
 struct Windows<'a> {
     of: &'a Publisher,
     metrics: Vec<Arc<Metric>>,
+    /// Whether every pane is published. Where no metric is, there is only to clear away what stands.
+    every_pane: bool,
     pane: Millis,
     /// The width of the widest window that is published, and of the widest of all.
     widest: Millis,
@@ -162,6 +173,7 @@ impl<'a> Windows<'a> {
         let width = |metric: &Arc<Metric>| metric.window.map(|window| window.width);
         Windows {
             of,
+            every_pane: of.every_pane && !metrics.is_empty(),
             pane: layout.pane,
             widest: metrics.iter().filter_map(width).max().unwrap_or(0),
             longest: counters::longest_window(&of.catalog),
@@ -182,7 +194,7 @@ impl<'a> Windows<'a> {
 
     /// Publishes until an error.
     async fn publish(&mut self, is_failing: &mut bool) -> anyhow::Result<()> {
-        if self.of.every_pane {
+        if self.every_pane {
             self.holds = !*is_failing;
             let told = self.of.redis.published_to().await.context("where another left off")?;
             self.left_off = told.filter(|to| *to > Millis::MIN);
@@ -196,7 +208,7 @@ impl<'a> Windows<'a> {
         }
         let pane = Duration::from_millis(self.pane.unsigned_abs());
         let pace = (pane / 4).clamp(Duration::from_millis(100), PACE);
-        let mut round = tokio::time::interval(if self.of.every_pane { LOOK } else { pace });
+        let mut round = tokio::time::interval(if self.every_pane { LOOK } else { pace });
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             round.tick().await;
@@ -204,7 +216,7 @@ impl<'a> Windows<'a> {
                 sent.context("sending broke off")?.context("writing plain keys")?;
                 *is_failing = false;
             }
-            match self.of.every_pane {
+            match self.every_pane {
                 true => self.every_pane().await?,
                 false => self.newest().await?,
             }
@@ -363,7 +375,7 @@ impl<'a> Windows<'a> {
         let redis = self.of.redis.clone();
         // A pass over the same windows again, or over the first, is no more panes, or one.
         let panes = self.end.map_or(0, |before| (end - before) / self.pane);
-        let told = self.of.every_pane.then(|| (self.of.published.clone(), panes.unsigned_abs()));
+        let told = self.every_pane.then(|| (self.of.published.clone(), panes.unsigned_abs()));
         self.sending.spawn(async move {
             write::send(&redis, &changes).await?;
             stock::forget(&redis, &stale).await?;

@@ -21,7 +21,7 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const BELIEVED: Duration = Duration::from_secs(15);
 /// The lease was ours and is renewed.
 const HELD: u8 = 1;
-/// The lease was nobody's and is ours now.
+/// The lease was nobody's and is ours now; or it was ours, and one who didn't know has sent something too.
 const TAKEN: u8 = 2;
 
 /// A candidate's lease.
@@ -40,25 +40,33 @@ impl Lease {
         let mut renewal = tokio::time::interval(RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut terms, mut renewed) = (0, Instant::now());
+        // Whether we may have sent something not knowing that it was another's; as yet, or now that nothing more is sent.
+        let (mut sends, mut sent) = (false, false);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = renewal.tick() => {}
                 Ok(()) = self.published.changed() => {
-                    self.tell().await;
+                    if renewed.elapsed() < LASTS {
+                        self.tell().await;
+                    }
                     continue;
                 }
             }
             let (asked, holds) = (Instant::now(), self.term.borrow().is_some());
-            match timeout(RENEWAL, self.ask(LASTS)).await {
+            match timeout(RENEWAL, self.ask(LASTS, sent)).await {
                 Ok(Ok(HELD)) if holds => renewed = asked,
                 // Nobody held it, or not for sure even we: we are new, were late, or Redis was emptied.
                 Ok(Ok(HELD | TAKEN)) => {
                     renewed = asked;
                     terms += 1;
+                    (sends, sent) = (true, false);
                     self.term.send_replace(Some(terms));
                 }
-                Ok(Ok(_)) => _ = self.term.send_replace(None),
+                Ok(Ok(_)) => {
+                    self.term.send_replace(None);
+                    sent = std::mem::take(&mut sends);
+                }
                 failed => {
                     if let Ok(Err(error)) = failed {
                         tracing::debug!("the publisher's lease is not renewed: {}", explain(&error));
@@ -72,15 +80,16 @@ impl Lease {
         }
         let holds = self.term.borrow().is_some();
         // Not let go of in vain: it runs out by itself too.
-        if holds && let Err(error) = self.ask(Duration::from_millis(1)).await {
+        if holds && let Err(error) = self.ask(Duration::from_millis(1), false).await {
             tracing::debug!("the publisher's lease was not released: {}", explain(&error));
         }
     }
 
-    /// Takes or renews the lease: [`HELD`], [`TAKEN`], or another's.
-    async fn ask(&self, lasts: Duration) -> RedisResult<u8> {
+    /// Takes or renews the lease: [`HELD`], [`TAKEN`], or another's, who is to begin anew where we have `sent` something.
+    async fn ask(&self, lasts: Duration, sent: bool) -> RedisResult<u8> {
+        let (millis, sent) = (lasts.as_millis() as u64, u8::from(sent));
         let mut lease = cmd("FCALL");
-        lease.arg("tm1_lease").arg(1).arg(LEASE).arg(&self.token).arg(lasts.as_millis() as u64);
+        lease.arg("tm1_lease").arg(1).arg(LEASE).arg(&self.token).arg(millis).arg(sent);
         failpoint::hit("speed.lease.before");
         let reply = self.redis.ask(&lease).await;
         failpoint::hit("speed.lease.after");

@@ -91,21 +91,27 @@ impl Followed {
                 // Without a fence it is not there, or being put back: what was read of it stays.
                 return Ok(News { group, source, ..News::default() });
             };
-            let (mut known, gone) = match *fence == seen {
-                true => (self.known.clone(), Vec::new()),
-                false => self.known.after(fence, fields, from),
+            let (news, gone) = match *fence == seen {
+                true => (None, Vec::new()),
+                false => {
+                    let (known, gone) = self.known.after(fence, fields, from);
+                    (Some(known), gone)
+                }
             };
+            let known = news.as_ref().unwrap_or(&self.known);
             let wanted: Vec<Segment> = known.unread.range(..(to, 0)).copied().collect();
             let Some(segments) = fetch(redis, &self.key, &wanted).await? else {
                 // One was merged since the look: what it became is looked for.
                 seen.clear();
                 continue;
             };
-            for segment in &wanted {
-                known.unread.remove(segment);
+            if let Some(known) = news {
+                self.known = known;
             }
-            known.read.extend(&wanted);
-            self.known = known;
+            for segment in &wanted {
+                self.known.unread.remove(segment);
+            }
+            self.known.read.extend(&wanted);
             return Ok(News { group, source, gone, come: wanted.into_iter().zip(segments).collect() });
         }
         bail!("{} changes whenever it is read", self.key)

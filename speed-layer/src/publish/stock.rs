@@ -9,8 +9,8 @@ use shared_model::metric::Metric;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-/// The hash of all live names that were ever published and still stand, each with the pattern of its keys: what tells the
-/// keys of a metric that is published no more.
+/// The hash of all live names that were ever published and still stand, each with the pattern of its keys that are longer
+/// than the name: what tells the keys of a metric that is published no more.
 const PUBLISHED: &str = "tm1:published";
 
 /// The names that stand, and the live names whose keys all go, being published no more.
@@ -23,12 +23,9 @@ impl Stock {
     /// Looks for what stands, and notes down what will.
     pub(crate) async fn take(redis: &Redis, metrics: &[Arc<Metric>]) -> RedisResult<Stock> {
         let mut named: BTreeMap<String, String> = redis.ask(cmd("HGETALL").arg(PUBLISHED)).await?;
-        let ours = metrics.iter().map(|metric| {
-            let name = live::live_name(metric).to_owned();
-            let pattern = if metric.by.is_empty() { name.clone() } else { format!("{name}:*") };
-            (name, pattern)
-        });
-        let ours: BTreeMap<String, String> = ours.collect();
+        let pattern = |name: &str| format!("{name}:*");
+        let ours = metrics.iter().map(|metric| live::live_name(metric));
+        let ours: BTreeMap<String, String> = ours.map(|name| (name.to_owned(), pattern(name))).collect();
         let stale = named.keys().filter(|name| !ours.contains_key(*name)).cloned().collect();
         if !ours.is_empty() {
             let mut note = cmd("HSET");
@@ -38,8 +35,10 @@ impl Stock {
         }
         named.extend(ours);
         let mut names = HashSet::new();
-        for pattern in named.values() {
-            names.extend(redis.scan(pattern).await?);
+        for name in named.into_keys() {
+            // A metric may have had no key before, or one now.
+            names.extend(redis.scan(&pattern(&name)).await?);
+            names.insert(name);
         }
         Ok(Stock { names, stale })
     }
