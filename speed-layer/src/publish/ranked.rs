@@ -1,7 +1,8 @@
 //! Top-k over a window: sets of items by their totals, of which only those that were touched are ranked again.
 //!
-//! Of a large set few items are ever near the top: those whose totals are above a floor, which is chosen so that they are
-//! a few times k. As long as k of them are above it, the top k are among them, whatever the others are.
+//! Of a large set few items are ever near the top: those that rank before a floor, an item with its total, which is chosen
+//! so that they are a few times k. As long as there are k of them, the top k are among them, whatever the others are; and
+//! what touches only others changes nothing.
 
 use super::changes::{Changes, Ranking};
 use super::slots::Slots;
@@ -11,9 +12,10 @@ use shared_model::aggregate::top_k::rank;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::metric::Metric;
-use std::mem::replace;
+use std::cmp::Reverse;
+use std::mem::{replace, take};
 
-/// How many times k items are above a floor that is chosen.
+/// How many times k items rank before a floor that is chosen.
 const NEAR: usize = 4;
 
 /// The items of one key.
@@ -21,11 +23,10 @@ const NEAR: usize = 4;
 struct Set {
     /// The slots of all its items.
     members: Vec<u32>,
-    /// Those whose totals are above the floor; until the set is ranked, others too.
+    /// Those that rank before the floor; until the set is ranked, others too.
     near: Vec<u32>,
-    floor: u64,
-    /// With more above it, another floor is chosen.
-    limit: usize,
+    /// The total and the item that come next; `None` where all items are near.
+    floor: Option<(u64, Value)>,
     is_touched: bool,
     /// The items that are published with their counts, by item.
     published: Vec<(Value, u64)>,
@@ -78,21 +79,31 @@ impl Ranked {
     }
 
     /// Writes what differs from what is published.
+    ///
+    /// # Errors
+    /// Where a key isn't one of the metric's.
     pub(super) fn changes(&mut self, metric: &Metric, out: &mut Changes) -> Result<(), CodecError> {
         let touched = self.totals.take_touched();
         let mut sets = Vec::new();
         for &slot in &touched {
             let (number, _) = self.places[slot as usize];
+            let set = &self.sets[number as usize];
+            // One that neither was near the top nor is now changes nothing there.
+            let was_near = self.is_near[slot as usize];
+            if !was_near && !self.is_near_top(number, slot, set.floor.as_ref())? {
+                continue;
+            }
+            self.is_near[slot as usize] = true;
             let set = &mut self.sets[number as usize];
+            if !was_near {
+                set.near.push(slot);
+            }
             if !replace(&mut set.is_touched, true) {
                 sets.push(number);
             }
-            if self.totals.of(slot) > set.floor && !replace(&mut self.is_near[slot as usize], true) {
-                set.near.push(slot);
-            }
         }
         for set in sets {
-            self.narrow(set);
+            self.narrow(set)?;
             self.rank(metric, set, out)?;
         }
         for slot in touched {
@@ -103,31 +114,78 @@ impl Ranked {
         Ok(())
     }
 
-    /// Leaves those near the top of a set that are above its floor, or above another one where this one no longer tells the
-    /// top k, or lets too many through.
-    fn narrow(&mut self, set: u32) {
-        let Ranked { k, totals, is_near, sets, .. } = self;
-        let set = &mut sets[set as usize];
-        let floor = set.floor;
-        set.near.retain(|&slot| {
-            let stays = totals.of(slot) > floor;
-            is_near[slot as usize] = stays;
-            stays
-        });
-        if set.near.len() <= set.limit && (floor == 0 || set.near.len() >= *k) {
-            return;
+    /// Whether a set's item ranks before a floor; before none does what is in the window at all.
+    fn is_near_top(&self, set: u32, slot: u32, floor: Option<&(u64, Value)>) -> Result<bool, CodecError> {
+        let total = self.totals.of(slot);
+        match floor {
+            Some((count, item)) if total == *count => Ok(self.item(set, slot)? < *item),
+            Some((count, _)) => Ok(total > *count),
+            None => Ok(total > 0),
         }
-        let counts = set.members.iter().map(|&slot| totals.of(slot));
-        set.floor = floor_of(counts.filter(|&count| count > 0).collect(), *k);
-        set.near.clear();
-        for &slot in &set.members {
-            let near = totals.of(slot) > set.floor;
-            is_near[slot as usize] = near;
-            if near {
-                set.near.push(slot);
+    }
+
+    /// The item of a slot in a set.
+    fn item(&self, set: u32, slot: u32) -> Result<Value, CodecError> {
+        Value::decode(&mut &self.totals.slots.key(slot)[self.names.key(set).len()..])
+    }
+
+    /// Leaves those near the top of a set that rank before its floor; where they are too few to tell the top k, or too many,
+    /// another floor is chosen.
+    fn narrow(&mut self, number: u32) -> Result<(), CodecError> {
+        let set = &mut self.sets[number as usize];
+        let (before, floor) = (take(&mut set.near), set.floor.take());
+        let mut near = Vec::with_capacity(before.len());
+        for slot in before {
+            let stays = self.is_near_top(number, slot, floor.as_ref())?;
+            self.is_near[slot as usize] = stays;
+            near.extend(stays.then_some(slot));
+        }
+        let most = NEAR * self.k;
+        let floor = if near.len() < self.k && floor.is_some() {
+            near.clear();
+            near.extend_from_slice(&self.sets[number as usize].members);
+            near.retain(|&slot| self.totals.of(slot) > 0);
+            self.cut(number, &mut near, most)?
+        } else if near.len() > 2 * most {
+            self.cut(number, &mut near, most)?
+        } else {
+            floor
+        };
+        let set = &mut self.sets[number as usize];
+        (set.near, set.floor) = (near, floor);
+        Ok(())
+    }
+
+    /// Leaves so many of a set's slots, those that rank first; gives the floor that they rank before.
+    fn cut(
+        &mut self,
+        number: u32,
+        slots: &mut Vec<u32>,
+        most: usize,
+    ) -> Result<Option<(u64, Value)>, CodecError> {
+        let mut floor = None;
+        if slots.len() > most {
+            let by_total = |slot: &u32| Reverse(self.totals.of(*slot));
+            slots.select_nth_unstable_by_key(most, by_total);
+            let level = self.totals.of(slots[most]);
+            // Only of those that are level there the items are looked at.
+            let mut level_items = Vec::new();
+            for &slot in slots.iter().filter(|&&slot| self.totals.of(slot) == level) {
+                level_items.push((self.item(number, slot)?, slot));
             }
+            for &slot in slots.iter() {
+                self.is_near[slot as usize] = false;
+            }
+            slots.retain(|&slot| self.totals.of(slot) > level);
+            let room = most - slots.len();
+            level_items.select_nth_unstable(room);
+            slots.extend(level_items[..room].iter().map(|(_, slot)| *slot));
+            floor = Some((level, level_items.swap_remove(room).0));
         }
-        set.limit = 2 * set.near.len().max(NEAR * *k);
+        for &slot in slots.iter() {
+            self.is_near[slot as usize] = true;
+        }
+        Ok(floor)
     }
 
     /// Ranks a set, and writes what differs from what is published.
@@ -187,16 +245,4 @@ impl Ranked {
         }
         self.totals.slots.free(slot);
     }
-}
-
-/// The floor above which few of these counts lie, but k at least; 0 where they are few.
-fn floor_of(mut counts: Vec<u64>, k: usize) -> u64 {
-    let near = NEAR * k;
-    if counts.len() <= near {
-        return 0;
-    }
-    let floor = *counts.select_nth_unstable_by(near, |a, b| b.cmp(a)).1;
-    let above = counts[..near].iter().filter(|&&count| count > floor).count();
-    // Where many are level there, they are let through.
-    if above < k { floor - 1 } else { floor }
 }
