@@ -36,6 +36,7 @@ source, out, memory = sys.argv[1:]
 connection = duckdb.connect()
 connection.execute(f\"set memory_limit = '{memory}'\")
 connection.execute(f\"set temp_directory = '{out}.temp'\")
+connection.execute('set enable_progress_bar = false')
 begun = time.time()
 connection.execute(f\"\"\"
     copy (select *, (timestamp + 1465876799998) // 86400000 as day from read_csv('{source}', nullstr = '\\\\N') order by timestamp)
