@@ -169,6 +169,8 @@ fn values(kafka: &Kafka, topic: &str) -> anyhow::Result<Vec<(i32, Vec<u8>)>> {
     config
         .set("bootstrap.servers", kafka.bootstrap())
         .set("group.id", "bench")
+        // A commit's event would end a poll with nothing.
+        .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
     let consumer: BaseConsumer = config.create()?;
     let mut partitions = TopicPartitionList::new();
