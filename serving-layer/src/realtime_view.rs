@@ -7,12 +7,13 @@ mod group;
 mod held;
 mod kept;
 mod memory;
+mod places;
 mod redis;
 mod rounds;
 mod tally;
 
 pub use self::redis::RedisRealtimeView;
-pub use group::{Group, Segment, Sought};
+pub use group::{Found, Group, Segment, Sought};
 pub use memory::MemoryRealtimeView;
 pub use tally::{Tally, TallyOf};
 
