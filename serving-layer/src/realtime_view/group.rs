@@ -42,7 +42,8 @@ impl Group {
         unknown: Vec<String>,
         before: Option<&Group>,
     ) -> Group {
-        let places = before.map(|before| before.places.carried(&segments)).unwrap_or_default();
+        let places = before.map(|before| before.places.carried(&before.segments, &segments));
+        let places = places.unwrap_or_default();
         Group { header, segments, unknown, places }
     }
 

@@ -35,9 +35,13 @@ pub(super) fn hash(by: &[u8]) -> u32 {
 pub(super) struct Places(Mutex<Vec<(MetricVersion, Arc<Index>)>>);
 
 impl Places {
-    /// Of the same group with other segments: what is known of those that it still has.
-    pub(super) fn carried(&self, segments: &[Arc<Segment>]) -> Places {
+    /// What is known of a group's segments `before`, of those that it has now.
+    pub(super) fn carried(&self, before: &[Arc<Segment>], segments: &[Arc<Segment>]) -> Places {
         let known = self.lock().clone();
+        let serial = |segment: &Arc<Segment>| segment.serial();
+        if before.iter().map(serial).eq(segments.iter().map(serial)) {
+            return Places(Mutex::new(known));
+        }
         let carried = known.iter().map(|(version, index)| (*version, index.carried(*version, segments)));
         let carried = carried.filter(|(_, index)| !index.blocks.is_empty());
         Places(Mutex::new(carried.map(|(version, index)| (version, Arc::new(index))).collect()))

@@ -126,18 +126,20 @@ impl RedisRealtimeView {
 
     /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
     async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
-        if keys.iter().any(|key| self.kept.group(key, Want::Panes).is_none()) {
-            return Ok(None);
-        }
+        let held = keys.iter().map(|key| self.kept.group(key, Want::Panes));
+        let Some(held) = held.collect::<Option<Vec<Arc<Held>>>>() else { return Ok(None) };
         let asked = keys.iter().cloned().chain([MARKS_KEY.to_owned()]);
         let Some(look) = self.looks.join(asked, |keys| self.look(keys)).await? else { return Ok(None) };
-        let groups = keys.iter().map(|key| self.stands(key, Want::Panes, &look).map(Some));
-        let groups = groups.collect::<Option<Groups>>();
+        let standing = |(key, held): (&String, &Arc<Held>)| match look.fences.get(key) == Some(&held.fence) {
+            true => Some(Some(held.group.clone())),
+            false => self.stands(key, Want::Panes, &look).map(Some),
+        };
+        let groups = keys.iter().zip(&held).map(standing).collect::<Option<Groups>>();
         Ok(groups.zip(look.marks.clone()))
     }
 
-    /// A group that is held, where a look found it unchanged. It is taken after the look: another may have read on meanwhile,
-    /// and what has the same fence is the same.
+    /// A group that is held, where a look found it unchanged. It is taken after the look, too: another may have read on
+    /// meanwhile, and what has the same fence is the same.
     fn stands(&self, key: &str, want: Want, look: &Look) -> Option<Arc<Group>> {
         let held = self.kept.group(key, want)?;
         (look.fences.get(key) == Some(&held.fence)).then(|| held.group.clone())
