@@ -20,6 +20,7 @@ pub struct Group {
     pub segments: Vec<Arc<Segment>>,
     /// Fields that no known layout has.
     pub unknown: Vec<String>,
+    /// Where the cells of each key stand in them.
     pub(super) places: Places,
 }
 
