@@ -11,16 +11,18 @@ use crate::coverage::{self, Coverage};
 use crate::error::{Fault, FaultKind, ServeError};
 use crate::finish::error_bound_of;
 use crate::query::{MAX_FAULTS, MAX_TEXT, type_name};
-use crate::realtime_view::{Group, Marks, RealtimeError, Segment, Sought, Tally};
+use crate::realtime_view::{Found, Group, Marks, RealtimeError, Sought, Tally};
 use crate::reply::{Envelope, Key, LiveReply, RankedReply};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use shared_model::aggregate::{Aggregate, State, top_k};
+use shared_model::codec::CodecError;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{Interval, SlidingWindow, show};
 use shared_model::view::{self, Header, Slice};
+use std::convert::Infallible;
 use std::sync::Arc;
 
 /// What is known without asking: refreshed once a second.
@@ -159,7 +161,12 @@ pub async fn live(
             let best = tally.best(request.k).unwrap_or_default();
             Counted::Ranked(best.to_vec())
         }
-        None => value(metric, request, merge(metric, &key, window, &read, &mut coverage), &mut coverage),
+        None if metric.item.is_some() => Counted::Ranked(ranked(
+            request.k,
+            merge(metric, &key, window, &read, &mut coverage),
+            &mut coverage,
+        )),
+        None => Counted::One(total(metric, &key, window, &read, &mut coverage)),
     };
     coverage.marks(&marks);
     Ok(reply(views, position, metric, request, window, value, &coverage))
@@ -205,16 +212,15 @@ fn reach(
     coverage.live(&views.catalog, tp, header, &position.current);
 }
 
-/// The segments of the window, each with its partition.
-fn of_window(
-    window: Option<Interval>,
-    groups: &[Read],
-) -> impl Iterator<Item = (&TopicPartition, &Arc<Segment>)> {
-    let inside = move |slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(start));
-    let readable = groups.iter().filter_map(|(tp, group)| Some((tp, group.as_deref()?)));
-    let readable = readable.filter(|(_, group)| group.header.is_ok());
-    let segments = readable.flat_map(|(tp, group)| group.segments.iter().map(move |segment| (tp, segment)));
-    segments.filter(move |(_, segment)| inside(segment.slice))
+/// Whether a slice is one of the window's panes.
+fn inside(window: Option<Interval>) -> impl Fn(Slice) -> bool + Copy {
+    move |slice| matches!((slice, window), (Slice::Pane(start), Some(w)) if w.contains(start))
+}
+
+/// The groups that are there and can be read, each with its partition.
+fn readable(groups: &[Read]) -> impl Iterator<Item = (&TopicPartition, &Group)> + Clone {
+    let there = groups.iter().filter_map(|(tp, group)| Some((tp, group.as_deref()?)));
+    there.filter(|(_, group)| group.header.is_ok())
 }
 
 /// The tally of a top-k, which is counted anew only where the window has other segments than the one that is kept; `None` of
@@ -229,17 +235,58 @@ fn kept(
 ) -> Option<Arc<Tally>> {
     metric.item.as_ref()?;
     let of = (metric.version, key.to_vec());
-    let segments = || of_window(window, groups).map(|(_, segment)| segment);
-    let stands = |tally: &Arc<Tally>| tally.best(k).is_some() && tally.is_of(segments());
+    let groups = readable(groups).map(|(_, group)| group);
+    let segments = groups.clone().flat_map(|group| &group.segments);
+    let segments = segments.filter(|segment| inside(window)(segment.slice));
+    let stands = |tally: &Arc<Tally>| tally.best(k).is_some() && tally.is_of(segments);
     if let Some(tally) = views.realtime.tally(&of).filter(stands) {
         return Some(tally);
     }
-    let tally = Arc::new(Tally::count(metric, key, k, segments())?);
+    let tally = Arc::new(Tally::count(metric, key, k, groups, inside(window))?);
     views.realtime.keep_tally(of, tally.clone());
     Some(tally)
 }
 
-/// The merged state of the key, or of each of its items, by the item's bytes.
+/// Hands the names and states of a key's cells in the window to `merge`; what can't be decoded or merged is noted.
+fn each<'a>(
+    metric: &Metric,
+    key: &[u8],
+    window: Option<Interval>,
+    groups: &'a [Read],
+    coverage: &mut Coverage,
+    mut merge: impl FnMut(&'a [u8], State) -> Result<(), CodecError>,
+) {
+    let sought = [Sought::new(key)];
+    for (tp, group) in readable(groups) {
+        let Ok(()) = group.find(metric, &sought, inside(window), |found: Found<'a>| {
+            coverage.cells += u64::from(found.is_ok());
+            if let Err(error) = found.and_then(|(name, _, state)| merge(name, state)) {
+                coverage.doubt_of(UNDECODABLE, format!("{tp}: {error}"));
+            }
+            Ok::<(), Infallible>(())
+        });
+    }
+}
+
+/// The merged state of the key.
+fn total(
+    metric: &Metric,
+    key: &[u8],
+    window: Option<Interval>,
+    groups: &[Read],
+    coverage: &mut Coverage,
+) -> State {
+    let mut total = State::empty(&metric.aggregate);
+    each(metric, key, window, groups, coverage, |name, state| {
+        if name.len() > key.len() {
+            return Err(CodecError::Invalid("cell key"));
+        }
+        total.merge(&state)
+    });
+    total
+}
+
+/// The merged states of the key's items, by their bytes.
 fn merge<'a>(
     metric: &Metric,
     key: &[u8],
@@ -248,22 +295,13 @@ fn merge<'a>(
     coverage: &mut Coverage,
 ) -> HashMap<&'a [u8], State> {
     let mut merged: HashMap<&[u8], State> = HashMap::new();
-    let sought = [Sought::new(key)];
-    for (tp, segment) in of_window(window, groups) {
-        let read = segment.cells(metric, Some(&sought), |name, _, state| {
-            coverage.cells += 1;
-            match merged.entry(&name[key.len()..]) {
-                Entry::Occupied(mut held) => held.get_mut().merge(&state),
-                Entry::Vacant(place) => {
-                    place.insert(state);
-                    Ok(())
-                }
-            }
-        });
-        if let Err(error) = read {
-            coverage.doubt_of(UNDECODABLE, format!("{tp}: {error}"));
+    each(metric, key, window, groups, coverage, |name, state| match merged.entry(&name[key.len()..]) {
+        Entry::Occupied(mut held) => held.get_mut().merge(&state),
+        Entry::Vacant(place) => {
+            place.insert(state);
+            Ok(())
         }
-    }
+    });
     merged
 }
 
@@ -275,19 +313,8 @@ enum Counted {
     Ranked(Vec<(Value, u64)>),
 }
 
-fn value(
-    metric: &Metric,
-    request: &LiveRequest,
-    mut merged: HashMap<&[u8], State>,
-    coverage: &mut Coverage,
-) -> Counted {
-    if metric.item.is_none() {
-        let state = merged.remove(&[][..]);
-        if !merged.is_empty() {
-            coverage.doubt(UNDECODABLE);
-        }
-        return Counted::One(state.unwrap_or_else(|| State::empty(&metric.aggregate)));
-    }
+/// The items counted most often, best first.
+fn ranked(k: usize, merged: HashMap<&[u8], State>, coverage: &mut Coverage) -> Vec<(Value, u64)> {
     let counted =
         merged.into_iter().filter_map(|(mut item, state)| match (Value::decode(&mut item), state) {
             (Ok(value), State::Count(count)) if item.is_empty() => Some((value, count)),
@@ -296,7 +323,7 @@ fn value(
                 None
             }
         });
-    Counted::Ranked(top_k::rank(counted, request.k))
+    top_k::rank(counted, k)
 }
 
 const UNDECODABLE: &str = "segments of the realtime view can't be decoded";

@@ -89,6 +89,8 @@ pub struct Fold<'q> {
     merged: Vec<Merged>,
     /// Where each bucket and key stands among them.
     places: HashTable<usize>,
+    /// Where the last cell came to: most often the next one comes there too.
+    last: usize,
     hash: DefaultHashBuilder,
     cells: usize,
     budget: Arc<Budget>,
@@ -98,7 +100,7 @@ impl<'q> Fold<'q> {
     /// An empty fold that takes its cells from a budget.
     pub fn new(query: &'q Query, budget: Arc<Budget>) -> Fold<'q> {
         let (merged, places, hash) = (Vec::new(), HashTable::new(), DefaultHashBuilder::default());
-        let mut fold = Fold { query, merged, places, hash, cells: 0, budget };
+        let mut fold = Fold { query, merged, places, last: 0, hash, cells: 0, budget };
         fold.restart();
         fold
     }
@@ -115,15 +117,28 @@ impl<'q> Fold<'q> {
         }
     }
 
+    /// Whether the query's filters admit the cells of a key.
+    pub fn admits(&self, column: usize, by: &[Value], item: Option<&Value>) -> bool {
+        self.query.admits(&self.query.columns[column], by, item)
+    }
+
     /// Takes in one cell of a value column's metric; `false` where the query's span or filters leave it out.
     ///
     /// # Errors
     /// [`FoldError`]; the fold is then short of this cell and must not be called complete.
     pub fn add(&mut self, column: usize, cell: &Cell) -> Result<bool, FoldError> {
+        Ok(self.admits(column, &cell.by, cell.item.as_ref()) && self.add_admitted(column, cell)?)
+    }
+
+    /// Takes in a cell whose key the filters admit; `false` where the query's span leaves it out.
+    ///
+    /// # Errors
+    /// See [`Fold::add`].
+    pub fn add_admitted(&mut self, column: usize, cell: &Cell) -> Result<bool, FoldError> {
         let query = self.query;
         let plan = &query.columns[column];
         let (span, buckets) = query.reads();
-        if !span.contains(cell.bucket) || !query.admits(plan, &cell.by, cell.item.as_ref()) {
+        if !span.contains(cell.bucket) {
             return Ok(false);
         }
         let place = self.place(buckets.start_of(cell.bucket), &plan.group, &cell.by);
@@ -162,7 +177,7 @@ impl<'q> Fold<'q> {
 
     /// Where the states of a bucket and of a key stand: the key is made of those of the values `by` that `group` names.
     fn place(&mut self, bucket: Millis, group: &[usize], by: &[Value]) -> usize {
-        let Fold { query, merged, places, hash, .. } = self;
+        let Fold { query, merged, places, last, hash, .. } = self;
         let hash_of = |bucket: Millis, key: &mut dyn Iterator<Item = &Value>| {
             let mut hasher = hash.build_hasher();
             bucket.hash(&mut hasher);
@@ -171,14 +186,19 @@ impl<'q> Fold<'q> {
         };
         let key = || group.iter().map(|place| &by[*place]);
         let same = |&place: &usize| {
-            let there: &Merged = &merged[place];
-            there.bucket == bucket && there.key.iter().eq(key())
+            let there: Option<&Merged> = merged.get(place);
+            there.is_some_and(|there| there.bucket == bucket && there.key.iter().eq(key()))
         };
+        if same(&*last) {
+            return *last;
+        }
         let hashed = hash_of(bucket, &mut key());
         if let Some(&place) = places.find(hashed, same) {
+            *last = place;
             return place;
         }
         let place = merged.len();
+        *last = place;
         places.insert_unique(hashed, place, |&place| {
             hash_of(merged[place].bucket, &mut merged[place].key.iter())
         });

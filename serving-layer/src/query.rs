@@ -38,6 +38,7 @@ use shared_model::aggregate::{Aggregate, quantile};
 use shared_model::event::Value;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Interval;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -213,17 +214,23 @@ impl Query {
     }
 
     /// The values that a part of the key can have where a condition holds; `None`: it can have any.
-    fn pinned(&self, condition: &Condition<usize>, column: &Column, part: Part) -> Option<BTreeSet<Value>> {
+    fn pinned<'a>(
+        &'a self,
+        condition: &'a Condition<usize>,
+        column: &Column,
+        part: Part,
+    ) -> Option<Cow<'a, BTreeSet<Value>>> {
         match condition {
             Condition::Test(filter) if column.tested[*filter] == part => match &self.filters[*filter].test {
-                Test::In(values) => Some(values.clone()),
-                Test::IsNull => Some([Value::Null].into()),
+                Test::In(values) => Some(Cow::Borrowed(values)),
+                Test::IsNull => Some(Cow::Owned([Value::Null].into())),
                 _ => None,
             },
             Condition::All(parts) => parts.iter().find_map(|each| self.pinned(each, column, part)),
             Condition::Any(parts) => {
                 let pinned = parts.iter().map(|each| self.pinned(each, column, part));
-                Some(pinned.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+                let pinned = pinned.collect::<Option<Vec<_>>>()?;
+                Some(Cow::Owned(pinned.into_iter().flat_map(Cow::into_owned).collect()))
             }
             Condition::Test(_) | Condition::Not(_) => None,
         }

@@ -301,7 +301,10 @@ impl State {
 
     /// The state from its stored columns: the first [`Aggregate::state_columns`] of them; the rest, which are for
     /// people, may be there or not and are not looked at.
-    pub fn from_columns(aggregate: &Aggregate, columns: Vec<Column>) -> Result<State, StateError> {
+    pub fn from_columns(
+        aggregate: &Aggregate,
+        columns: impl IntoIterator<Item = Column>,
+    ) -> Result<State, StateError> {
         let mut columns = columns.into_iter();
         let state = match (aggregate, columns.next(), columns.next()) {
             (Aggregate::Count | Aggregate::TopK { .. }, Some(Column::BigInt(Some(count))), _) => {

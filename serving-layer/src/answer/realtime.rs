@@ -3,9 +3,9 @@
 use super::{Asked, Views, over_limit};
 use crate::coverage;
 use crate::error::ServeError;
-use crate::merge::{Cell, FoldError};
+use crate::merge::{Cell, Fold, FoldError};
 use crate::query::Query;
-use crate::realtime_view::{Group, RealtimeError, Sought, Want};
+use crate::realtime_view::{Found, Group, RealtimeError, Sought, Want};
 use futures::StreamExt;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
@@ -13,7 +13,6 @@ use shared_model::event::Value;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::Tidemark;
-use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -169,41 +168,100 @@ fn add_group(
     if !coverage.judge(&views.catalog, tp, header, tidemark, &metrics) {
         return Ok(());
     }
-    let sought = wanted
-        .columns
-        .iter()
-        .map(|(_, keys)| keys.map(|keys| keys.iter().map(|key| Sought::new(key)).collect::<Vec<_>>()));
-    let sought: Vec<Option<Vec<Sought<'_>>>> = sought.collect();
-    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epochs.contains(&epoch));
-    let segments = group.iter().flat_map(|group| &group.segments);
-    for segment in segments.filter(|segment| above(segment.slice)) {
-        for (((column, _), sought), metric) in wanted.columns.iter().zip(&sought).zip(&metrics) {
-            let read = segment.cells(metric, sought.as_deref(), |key, bucket, state| {
-                let cell = cell(metric, key, bucket, state)?;
-                for fold in folds.iter_mut() {
-                    coverage.cells += u64::from(fold.add(*column, &cell)?);
-                }
+    for ((column, keys), metric) in wanted.columns.iter().zip(&metrics) {
+        let mut reading = Reading::new(metric, folds.len());
+        let mut take = |found| match reading.take(found, *column, folds) {
+            Ok(added) => {
+                coverage.cells += added;
                 Ok(())
-            });
-            match read {
-                Ok(()) => {}
-                Err(FoldError::Undecodable(error)) => {
-                    coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), tp);
-                }
-                Err(limit) => return Err(over_limit(query, limit)),
             }
+            Err(FoldError::Undecodable(error)) => {
+                coverage.doubt_of(format!("segments of the realtime view can't be decoded: {error}"), tp);
+                Ok(())
+            }
+            Err(limit) => Err(limit),
+        };
+        cells(metric, *keys, &epochs, group, &mut take).map_err(|limit| over_limit(query, limit))?;
+    }
+    Ok(())
+}
+
+/// Hands a group's cells of some epochs to `take`: those of some keys, or all.
+fn cells<'a>(
+    metric: &Metric,
+    keys: Option<&[Vec<u8>]>,
+    epochs: &Range<i64>,
+    group: Option<&'a Group>,
+    take: &mut impl FnMut(Found<'a>) -> Result<(), FoldError>,
+) -> Result<(), FoldError> {
+    let Some(group) = group else { return Ok(()) };
+    let above = |slice| matches!(slice, Slice::Epoch(epoch) if epochs.contains(&epoch));
+    if let Some(keys) = keys {
+        let sought: Vec<Sought<'_>> = keys.iter().map(|key| Sought::new(key)).collect();
+        return group.find(metric, &sought, above, take);
+    }
+    for segment in group.segments.iter().filter(|segment| above(segment.slice)) {
+        match segment.cells(metric, |key, bucket, state| take(Ok((key, bucket, state)))) {
+            Err(FoldError::Undecodable(error)) => take(Err(error))?,
+            read => read?,
         }
     }
     Ok(())
 }
 
-/// Decodes a cell's key.
-pub(crate) fn cell(metric: &Metric, key: &[u8], bucket: Millis, state: State) -> Result<Cell, CodecError> {
-    let mut input = key;
-    let by = metric.by.iter().map(|_| Value::decode(&mut input)).collect::<Result<Vec<_>, _>>()?;
-    let item = metric.item.as_ref().map(|_| Value::decode(&mut input)).transpose()?;
-    if !input.is_empty() {
-        return Err(CodecError::Invalid("cell key"));
+/// The cells of a metric, one after the other. A key is decoded, and tested, once for all cells in a row that have it.
+struct Reading<'a> {
+    metric: &'a Metric,
+    /// The key of the cell, encoded.
+    key: Option<&'a [u8]>,
+    cell: Cell,
+    /// Which of the folds admit the key.
+    admitted: Vec<bool>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(metric: &'a Metric, folds: usize) -> Reading<'a> {
+        let (by, state) = (Vec::with_capacity(metric.by.len()), State::empty(&metric.aggregate));
+        let cell = Cell { by, item: None, bucket: 0, state };
+        Reading { metric, key: None, cell, admitted: vec![false; folds] }
     }
-    Ok(Cell { by, item, bucket, state })
+
+    /// Adds a cell to folds; how many of them took it in.
+    fn take(&mut self, found: Found<'a>, column: usize, folds: &mut [Fold<'_>]) -> Result<u64, FoldError> {
+        let (key, bucket, state) = found?;
+        let Reading { metric, key: last, cell, admitted } = self;
+        (cell.bucket, cell.state) = (bucket, state);
+        if *last != Some(key) {
+            *last = None;
+            decode_key(metric, key, cell)?;
+            for (admitted, fold) in admitted.iter_mut().zip(&*folds) {
+                *admitted = fold.admits(column, &cell.by, cell.item.as_ref());
+            }
+            *last = Some(key);
+        }
+        let mut added = 0;
+        for (_, fold) in admitted.iter().zip(folds).filter(|(admitted, _)| **admitted) {
+            added += u64::from(fold.add_admitted(column, cell)?);
+        }
+        Ok(added)
+    }
+}
+
+/// Decodes a cell's key into it.
+fn decode_key(metric: &Metric, key: &[u8], cell: &mut Cell) -> Result<(), CodecError> {
+    let mut input = key;
+    cell.by.clear();
+    for _ in &metric.by {
+        cell.by.push(Value::decode(&mut input)?);
+    }
+    cell.item = metric.item.as_ref().map(|_| Value::decode(&mut input)).transpose()?;
+    if input.is_empty() { Ok(()) } else { Err(CodecError::Invalid("cell key")) }
+}
+
+/// A cell, its key decoded.
+#[cfg(test)]
+pub(crate) fn cell(metric: &Metric, key: &[u8], bucket: i64, state: State) -> Result<Cell, CodecError> {
+    let mut cell = Cell { by: Vec::new(), item: None, bucket, state };
+    decode_key(metric, key, &mut cell)?;
+    Ok(cell)
 }

@@ -313,7 +313,7 @@ impl PostgresSnapshot {
         let metric = &scan.column.metric;
         let mut cell = blank(metric);
         while let Some(row) = rows.try_next().await? {
-            let decoded = decode(metric, &statement.needed, &row, &mut cell);
+            let decoded = decode(metric, &statement.needed, &statement.state, &row, &mut cell);
             if let Err(refused) = each(decoded.map(|()| &cell)) {
                 return Ok(Err(refused));
             }

@@ -1,37 +1,89 @@
-//! A group as it was read. A key's cells are found in a segment without going through those of other keys.
+//! A group as it was read. A key's cells are found without going through those of other keys.
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use super::places::{PART, PLACE, Places, hash};
 use shared_model::aggregate::State;
-use shared_model::codec::CodecError;
+use shared_model::codec::{CodecError, take_bytes};
 use shared_model::event::Value;
 use shared_model::metric::{Metric, MetricVersion};
 use shared_model::time::Millis;
 use shared_model::view::{self, Header, Sections, Slice, take_cell};
-use std::hash::BuildHasher as _;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, OnceLock};
 
 /// One group, as it stood at one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Group {
     /// What it says of itself, if that can be read.
     pub header: Result<Header, CodecError>,
-    /// The segments wanted, perhaps others too.
+    /// The segments wanted, perhaps others too; always the same ones.
     pub segments: Vec<Arc<Segment>>,
     /// Fields that no known layout has.
     pub unknown: Vec<String>,
+    /// Where the cells of each key stand in them.
+    pub(super) places: Places,
 }
 
 impl From<view::Group> for Group {
     fn from(read: view::Group) -> Group {
         let segment = |(slice, bytes)| Arc::new(Segment::new(slice, 0, bytes));
-        Group {
-            header: Header::from_json(&read.header),
-            segments: read.segments.into_iter().map(segment).collect(),
-            unknown: read.unknown,
-        }
+        let segments = read.segments.into_iter().map(segment).collect();
+        Group::new(Header::from_json(&read.header), segments, read.unknown, None)
     }
+}
+
+/// A cell's key, bucket and state, or why there is something that can't be decoded.
+pub type Found<'a> = Result<(&'a [u8], Millis, State), CodecError>;
+
+impl Group {
+    /// A group; `before`: what was known of it when it had other segments.
+    pub(super) fn new(
+        header: Result<Header, CodecError>,
+        segments: Vec<Arc<Segment>>,
+        unknown: Vec<String>,
+        before: Option<&Group>,
+    ) -> Group {
+        let places = before.map(|before| before.places.carried(&before.segments, &segments));
+        let places = places.unwrap_or_default();
+        Group { header, segments, unknown, places }
+    }
+
+    /// Hands a metric's cells of some keys, key by key, to `each`: those in segments of the slices wanted. Of each of these
+    /// segments that can't be decoded it is handed why not, once.
+    ///
+    /// # Errors
+    /// What `each` refuses.
+    pub fn find<'a, E>(
+        &'a self,
+        metric: &Metric,
+        keys: &[Sought<'_>],
+        wanted: impl Fn(Slice) -> bool,
+        mut each: impl FnMut(Found<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let places = self.places.of(metric, &self.segments);
+        for (_, error) in places.broken().iter().filter(|(slice, _)| wanted(*slice)) {
+            each(Err(error.clone()))?;
+        }
+        for sought in keys {
+            for (part, at) in places.find(sought.hash).filter(|(part, _)| wanted(part.slice)) {
+                let mut rest = &self.segments[part.segment].bytes[part.cells.clone()][at..];
+                while begins_with(sought.by, rest) {
+                    let cell = take_cell(&metric.aggregate, &mut rest);
+                    let is_broken = cell.is_err();
+                    each(cell)?;
+                    if is_broken {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is another cell, and it is one of a key.
+fn begins_with(by: &[u8], mut cells: &[u8]) -> bool {
+    take_bytes(&mut cells, "cell key").is_ok_and(|key| key.starts_with(by))
 }
 
 /// One segment of a group.
@@ -44,15 +96,9 @@ pub struct Segment {
     serial: u64,
     bytes: Vec<u8>,
     sections: Result<Vec<Section>, CodecError>,
-    /// Whose cells each section has: close together, since this is looked through for every key.
-    versions: Vec<MetricVersion>,
     /// Bytes of memory that it takes, the places of all its keys included.
     pub(super) size: usize,
 }
-
-/// Bytes that a key's place takes at most, and what a section takes beside them.
-const PLACE: usize = 12;
-const SECTION: usize = size_of::<Section>() + size_of::<MetricVersion>() + 64;
 
 /// One metric's cells.
 #[derive(Debug)]
@@ -60,30 +106,19 @@ struct Section {
     version: MetricVersion,
     count: u64,
     cells: Range<usize>,
-    /// Found out when a key is first looked for.
-    starts: OnceLock<Result<Starts, CodecError>>,
 }
-
-/// Where each key's cells begin in a section; they stand together.
-#[derive(Debug, Default)]
-struct Starts {
-    places: HashTable<u32>,
-}
-
-/// How keys are hashed, in all segments the same way.
-static HASH: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
 
 /// A key that is looked for in many segments: all `by` values, encoded.
 #[derive(Debug)]
 pub struct Sought<'a> {
     by: &'a [u8],
-    hash: u64,
+    hash: u32,
 }
 
 impl<'a> Sought<'a> {
     /// Of a key's bytes.
     pub fn new(by: &'a [u8]) -> Sought<'a> {
-        Sought { by, hash: HASH.hash_one(by) }
+        Sought { by, hash: hash(by) }
     }
 }
 
@@ -92,11 +127,12 @@ impl Segment {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let sections = sections(&bytes);
-        let places = |section: &Section| SECTION + PLACE * section.count as usize;
-        let places: usize = sections.iter().flatten().map(places).sum();
-        let size = size_of::<Segment>() + bytes.capacity() + places;
-        let versions = sections.iter().flatten().map(|section| section.version).collect();
-        Segment { slice, number, serial, bytes, sections, versions, size }
+        // No cell takes less than a byte, whatever the section says.
+        let cells = |section: &Section| section.cells.len().min(section.count as usize);
+        let taken = |section: &Section| size_of::<Section>() + PART + PLACE * cells(section);
+        let taken: usize = sections.iter().flatten().map(taken).sum();
+        let size = size_of::<Segment>() + bytes.capacity() + taken;
+        Segment { slice, number, serial, bytes, sections, size }
     }
 
     /// A number that no other segment read by this process has.
@@ -110,38 +146,48 @@ impl Segment {
         &self.bytes
     }
 
-    /// Hands a metric's cells to `each` (key, bucket, state): those of the given keys, or all of them.
+    /// Hands a metric's cells to `each` (key, bucket, state).
     ///
     /// # Errors
     /// Where the bytes are no segment, and what `each` refuses.
     pub fn cells<'a, E: From<CodecError>>(
         &'a self,
         metric: &Metric,
-        keys: Option<&[Sought<'_>]>,
         mut each: impl FnMut(&'a [u8], Millis, State) -> Result<(), E>,
     ) -> Result<(), E> {
-        let sections = self.sections.as_ref().map_err(CodecError::clone)?;
-        let place = self.versions.iter().position(|version| *version == metric.version);
-        let Some(section) = place.and_then(|place| sections.get(place)) else { return Ok(()) };
-        let cells = &self.bytes[section.cells.clone()];
-        let Some(keys) = keys else {
-            let each = |_, key, bucket, state| each(key, bucket, state);
-            return view::each_cell(&metric.aggregate, section.count, cells, each);
-        };
-        let starts = section.starts.get_or_init(|| Starts::of(metric, section.count, cells));
-        let starts = starts.as_ref().map_err(CodecError::clone)?;
-        for sought in keys {
-            let Some(start) = starts.find(sought, cells) else { continue };
-            let mut rest = &cells[start..];
-            while !rest.is_empty() {
-                let (key, bucket, state) = take_cell(&metric.aggregate, &mut rest)?;
-                if !key.starts_with(sought.by) {
-                    break;
-                }
-                each(key, bucket, state)?;
-            }
+        let Some(section) = self.section(metric.version)? else { return Ok(()) };
+        let (count, cells) = (section.count, &self.bytes[section.cells.clone()]);
+        view::each_cell(&metric.aggregate, count, cells, |_, key, bucket, state| each(key, bucket, state))
+    }
+
+    /// Where a metric's cells stand in the bytes, if it has some; in those that are no segment, at an empty place.
+    pub(super) fn place_of(&self, version: MetricVersion) -> Option<Range<usize>> {
+        match self.section(version) {
+            Ok(section) => Some(section?.cells.clone()),
+            Err(_) => Some(0..0),
         }
-        Ok(())
+    }
+
+    /// Hands each key of a metric (the `by` values), and where its cells begin, to `each`; they stand together.
+    pub(super) fn each_key(
+        &self,
+        metric: &Metric,
+        mut each: impl FnMut(&[u8], u32),
+    ) -> Result<(), CodecError> {
+        let Some(section) = self.section(metric.version)? else { return Ok(()) };
+        let (cells, mut last) = (&self.bytes[section.cells.clone()], None);
+        view::each_cell(&metric.aggregate, section.count, cells, |at, key, _, _| {
+            let by = by_of(metric, key)?;
+            if last.replace(by) != Some(by) {
+                each(by, u32::try_from(at).map_err(|_| CodecError::Invalid("section length"))?);
+            }
+            Ok(())
+        })
+    }
+
+    fn section(&self, version: MetricVersion) -> Result<Option<&Section>, CodecError> {
+        let sections = self.sections.as_ref().map_err(CodecError::clone)?;
+        Ok(sections.iter().find(|section| section.version == version))
     }
 }
 
@@ -149,39 +195,10 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CodecError> {
     let (mut sections, mut found) = (Sections::of(bytes)?, Vec::new());
     while let Some((version, count, cells)) = sections.take()? {
         let from = cells.as_ptr() as usize - bytes.as_ptr() as usize;
-        found.push(Section { version, count, cells: from..from + cells.len(), starts: OnceLock::new() });
+        found.push(Section { version, count, cells: from..from + cells.len() });
     }
     found.shrink_to_fit();
     Ok(found)
-}
-
-impl Starts {
-    fn of(metric: &Metric, count: u64, cells: &[u8]) -> Result<Starts, CodecError> {
-        let (mut places, mut last) = (HashTable::new(), None);
-        view::each_cell(&metric.aggregate, count, cells, |at, key, _, _| {
-            let by = by_of(metric, key)?;
-            if last.replace(by) != Some(by) {
-                let at = u32::try_from(at).map_err(|_| CodecError::Invalid("section length"))?;
-                let again = |&place: &u32| {
-                    let key = key_at(cells, place).and_then(|key| by_of(metric, key).ok());
-                    HASH.hash_one(key.unwrap_or_default())
-                };
-                places.insert_unique(HASH.hash_one(by), at, again);
-            }
-            Ok::<(), CodecError>(())
-        })?;
-        Ok(Starts { places })
-    }
-
-    /// Where the cells of a key begin.
-    fn find(&self, sought: &Sought<'_>, cells: &[u8]) -> Option<usize> {
-        let same = |&place: &u32| key_at(cells, place).is_some_and(|key| key.starts_with(sought.by));
-        self.places.find(sought.hash, same).map(|&place| place as usize)
-    }
-}
-
-fn key_at(cells: &[u8], place: u32) -> Option<&[u8]> {
-    shared_model::codec::take_bytes(&mut &cells[place as usize..], "cell key").ok()
 }
 
 /// The part of a cell's key that is the `by` values: what no other key begins with.
@@ -221,7 +238,8 @@ mod tests {
         #[test]
         fn looking_for_keys_finds_what_going_through_all_does(cells in cells(), wanted in proptest::collection::btree_set(0..8i64, 0..4)) {
             let bytes = pack(&cells);
-            let segment = Segment::new(Slice::Epoch(1), 1, bytes.clone());
+            let segment = Arc::new(Segment::new(Slice::Epoch(1), 1, bytes.clone()));
+            let group = Group::new(Err(CodecError::Invalid("header")), vec![segment.clone()], Vec::new(), None);
             for metric in &catalog().metrics {
                 let keys: BTreeSet<Vec<u8>> = wanted.iter().map(|&by| {
                     let mut key = Vec::new();
@@ -236,17 +254,19 @@ mod tests {
                     Ok(())
                 }).unwrap();
                 expected.extend(all.iter().filter(|(key, ..)| keys.iter().any(|by| key.starts_with(by))).cloned());
-                let found = |keys: Option<&[Sought<'_>]>| {
-                    let mut found = Vec::new();
-                    segment.cells(metric, keys, |key, bucket, state| {
-                        found.push((key.to_vec(), bucket, state));
-                        Ok::<(), CodecError>(())
-                    }).unwrap();
-                    found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-                    found
-                };
-                prop_assert_eq!(found(None), all);
-                prop_assert_eq!(found(Some(&sought)), expected);
+                let (mut gone_through, mut found) = (Vec::new(), Vec::new());
+                segment.cells(metric, |key, bucket, state| {
+                    gone_through.push((key.to_vec(), bucket, state));
+                    Ok::<(), CodecError>(())
+                }).unwrap();
+                group.find(metric, &sought, |_| true, |cell| {
+                    let (key, bucket, state) = cell?;
+                    found.push((key.to_vec(), bucket, state));
+                    Ok::<(), CodecError>(())
+                }).unwrap();
+                found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+                prop_assert_eq!(gone_through, all);
+                prop_assert_eq!(found, expected);
             }
         }
     }

@@ -48,17 +48,17 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
     let (header, length) = (Header::from_json(&told.header), told.header.len());
     let incarnation = |header: &Result<Header, _>| header.as_ref().map(|header| header.incarnation).ok();
     let same = |held: &&Held| incarnation(&held.group.header) == incarnation(&header);
-    let before: HashMap<_, _> = before
-        .filter(same)
+    let before = before.filter(same).map(|held| &*held.group);
+    let known: HashMap<_, _> = before
         .into_iter()
-        .flat_map(|held| &held.group.segments)
+        .flat_map(|group| &group.segments)
         .map(|segment| ((segment.slice, segment.number), segment))
         .collect();
     let (mut segments, mut unknown) = (Vec::new(), Vec::new());
     for (field, bytes) in told.fields {
         let name = String::from_utf8_lossy(&field);
         match (view::parse_segment_field(&name), bytes) {
-            (Some(named), bytes) => match (before.get(&named), bytes) {
+            (Some(named), bytes) => match (known.get(&named), bytes) {
                 (Some(&held), _) => segments.push(held.clone()),
                 (None, Some(bytes)) => segments.push(Arc::new(Segment::new(named.0, named.1, bytes))),
                 (None, None) => return Taken::Short,
@@ -67,7 +67,7 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
         }
     }
     let fence = header.as_ref().map(Header::fence).ok();
-    let group = Arc::new(Group { header, segments, unknown });
+    let group = Arc::new(Group::new(header, segments, unknown, before));
     let Some(fence) = fence else { return Taken::Once(group) };
     // A header in memory is no larger than its JSON and a kilobyte.
     let size = group.segments.iter().map(|segment| segment.size).sum::<usize>() + length + 1_024;

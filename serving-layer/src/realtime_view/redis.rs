@@ -114,7 +114,10 @@ impl RedisRealtimeView {
 
     async fn read(&self, place: Place) -> Result<Option<Arc<Group>>, RedisError> {
         let before = self.kept.group(&place.0, place.1);
-        if let Some(held) = &before {
+        // One server's groups are looked at all together: who comes here has done so, and this one has changed.
+        if let Some(held) = &before
+            && let Connection::Cluster(_) = self.connection().await?
+        {
             let mut command = redis::cmd("HGET");
             let fence: Option<String> = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
             if fence.as_ref() == Some(&held.fence) {
@@ -124,20 +127,27 @@ impl RedisRealtimeView {
         self.read_on(place, before).await
     }
 
-    /// The panes of groups, and then the marks, in one go; `None` where some must be read on first.
-    async fn unchanged(&self, keys: &[String]) -> Result<Option<(Groups, Arc<Marks>)>, RedisError> {
-        if keys.iter().any(|key| self.kept.group(key, Want::Panes).is_none()) {
-            return Ok(None);
+    /// The panes of groups that are held and unchanged, the others left out, and the marks as they were after that; of a
+    /// cluster, whose groups lie apart, nothing.
+    async fn unchanged(&self, keys: &[String]) -> Result<(Groups, Option<Arc<Marks>>), RedisError> {
+        let held = keys.iter().map(|key| self.kept.group(key, Want::Panes));
+        let held: Vec<Option<Arc<Held>>> = held.collect();
+        let none = || (vec![None; keys.len()], None);
+        if held.iter().all(Option::is_none) {
+            return Ok(none());
         }
         let asked = keys.iter().cloned().chain([MARKS_KEY.to_owned()]);
-        let Some(look) = self.looks.join(asked, |keys| self.look(keys)).await? else { return Ok(None) };
-        let groups = keys.iter().map(|key| self.stands(key, Want::Panes, &look).map(Some));
-        let groups = groups.collect::<Option<Groups>>();
-        Ok(groups.zip(look.marks.clone()))
+        let Some(look) = self.looks.join(asked, |keys| self.look(keys)).await? else { return Ok(none()) };
+        let standing = |(key, held): (&String, Option<Arc<Held>>)| {
+            let fence = look.fences.get(key);
+            let same = held.filter(|held| fence == Some(&held.fence)).map(|held| held.group.clone());
+            same.or_else(|| self.stands(key, Want::Panes, &look))
+        };
+        Ok((keys.iter().zip(held).map(standing).collect(), look.marks.clone()))
     }
 
-    /// A group that is held, where a look found it unchanged. It is taken after the look: another may have read on meanwhile,
-    /// and what has the same fence is the same.
+    /// A group that is held, where a look found it unchanged. It is taken after the look, too: another may have read on
+    /// meanwhile, and what has the same fence is the same.
     fn stands(&self, key: &str, want: Want, look: &Look) -> Option<Arc<Group>> {
         let held = self.kept.group(key, want)?;
         (look.fences.get(key) == Some(&held.fence)).then(|| held.group.clone())
@@ -280,8 +290,8 @@ impl RealtimeView for RedisRealtimeView {
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(async move {
             match self.unchanged(keys).await.map_err(unavailable)? {
-                Some(all) => Ok(all),
-                None => one_by_one(self, keys).await,
+                (groups, Some(marks)) if groups.iter().all(Option::is_some) => Ok((groups, marks)),
+                (groups, _) => one_by_one(self, keys, groups).await,
             }
         })
     }

@@ -3,12 +3,13 @@
 //! A tally names the segments that it was counted from. As long as a window has exactly those it is what counting them again
 //! would give; a segment never changes, and another one has another number.
 
-use super::{Segment, Sought};
+use super::{Group, Segment, Sought};
 use hashbrown::HashMap;
 use shared_model::aggregate::{State, top_k};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::metric::{Metric, MetricVersion};
+use shared_model::view::Slice;
 use std::sync::Arc;
 
 /// So many items are kept, however few are asked for.
@@ -31,20 +32,23 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts a key's items in segments, for a top `k`; `None` where something of them can't be decoded or merged, so that
-    /// it isn't all there.
+    /// Counts a key's items in those segments of groups that are of the slices wanted, for a top `k`; `None` where something of
+    /// them can't be decoded or merged, so that it isn't all there.
     pub fn count<'a>(
         metric: &Metric,
         key: &[u8],
         k: usize,
-        segments: impl Iterator<Item = &'a Arc<Segment>>,
+        groups: impl Iterator<Item = &'a Group>,
+        wanted: impl Fn(Slice) -> bool,
     ) -> Option<Tally> {
         let (mut of, mut cells) = (Vec::new(), 0);
         let mut merged: HashMap<&[u8], State> = HashMap::new();
         let sought = [Sought::new(key)];
-        for segment in segments {
-            of.push(segment.serial());
-            let read = segment.cells(metric, Some(&sought), |name, _, state| {
+        for group in groups {
+            let segments = group.segments.iter().filter(|segment| wanted(segment.slice));
+            of.extend(segments.map(|segment| segment.serial()));
+            let read = group.find(metric, &sought, &wanted, |found| {
+                let (name, _, state) = found?;
                 cells += 1;
                 match merged.get_mut(&name[key.len()..]) {
                     Some(held) => held.merge(&state),
@@ -95,7 +99,7 @@ mod tests {
     use super::*;
     use crate::tests::catalog;
     use proptest::prelude::*;
-    use shared_model::view::{CellId, Cells, Slice, pack, unpack};
+    use shared_model::view::{CellId, Cells, pack, unpack};
     use std::collections::BTreeMap;
 
     fn metric() -> Arc<Metric> {
@@ -119,6 +123,12 @@ mod tests {
 
     fn segment(bytes: Vec<u8>) -> Arc<Segment> {
         Arc::new(Segment::new(Slice::Pane(0), 1, bytes))
+    }
+
+    /// Counts in segments, of one group.
+    fn count(metric: &Metric, key: &[u8], k: usize, segments: &[Arc<Segment>]) -> Option<Tally> {
+        let group = Group::new(Err(CodecError::Invalid("header")), segments.to_vec(), Vec::new(), None);
+        Tally::count(metric, key, k, [&group].into_iter(), |_| true)
     }
 
     /// What happens to the segments of a window.
@@ -182,7 +192,7 @@ mod tests {
                         let stands = kept.take().filter(|kept| kept.is_of(segments.iter()));
                         let tally = match stands {
                             Some(tally) => tally,
-                            None => Tally::count(&metric, &key, k, segments.iter()).expect("cells of ours"),
+                            None => count(&metric, &key, k, &segments).expect("cells of ours"),
                         };
                         let expected = best(&metric, &key, k, &segments);
                         prop_assert_eq!(tally.best(k), Some(&expected[..]));
@@ -198,7 +208,7 @@ mod tests {
         let (metric, key) = (metric(), encoded(1));
         let cells: Vec<_> = (0..2 * KEPT as i64).map(|item| (1, item, 1 + item as u64 % 7)).collect();
         let segments = [segment(packed(&metric, &cells))];
-        let tally = |k| Tally::count(&metric, &key, k, segments.iter()).expect("cells of ours");
+        let tally = |k| count(&metric, &key, k, &segments).expect("cells of ours");
         let check = |asked: usize, k: usize, is_kept: bool| {
             let expected = best(&metric, &key, k, &segments);
             assert_eq!(tally(asked).best(k), is_kept.then_some(&expected[..]), "{asked}, then {k}");
@@ -214,6 +224,6 @@ mod tests {
         let metric = metric();
         let mut bytes = packed(&metric, &[(1, 1, 1)]);
         bytes.pop();
-        assert_eq!(Tally::count(&metric, &encoded(1), 10, [segment(bytes)].iter()), None);
+        assert_eq!(count(&metric, &encoded(1), 10, &[segment(bytes)]), None);
     }
 }

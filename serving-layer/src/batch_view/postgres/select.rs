@@ -61,6 +61,8 @@ pub(super) struct Select {
     pub(super) bound: Vec<Bound>,
     /// The places of the `by` columns that it returns.
     pub(super) needed: Vec<usize>,
+    /// The types of the columns that hold the state, which come last.
+    pub(super) state: Vec<ColumnType>,
     /// Whether the connection keeps its plan: it is asked again about other keys, of the same days.
     pub(super) kept: bool,
 }
@@ -110,7 +112,8 @@ impl Select {
         }
         sql.push_str(&group_by);
         let kept = scan.one_key && !scan.past && scan.versions.len() <= KEPT_DAYS;
-        Select { sql, bound, needed, kept }
+        let state = state_columns(metric).map(|(_, ty)| ty).collect();
+        Select { sql, bound, needed, state, kept }
     }
 }
 
@@ -211,6 +214,7 @@ pub(super) fn blank(metric: &Metric) -> Cell {
 pub(super) fn decode(
     metric: &Metric,
     needed: &[usize],
+    state: &[ColumnType],
     row: &PgRow,
     cell: &mut Cell,
 ) -> Result<(), FoldError> {
@@ -225,10 +229,12 @@ pub(super) fn decode(
     }
     let bucket: DateTime<Utc> = row.try_get(at).map_err(invalid)?;
     cell.bucket = bucket.timestamp_millis();
-    let stored = |(i, (_, ty)): (usize, (&str, ColumnType))| state_column(row, at + 1 + i, ty);
-    let columns = state_columns(metric).enumerate().map(stored);
-    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-    cell.state = State::from_columns(&metric.aggregate, columns)?;
+    // No aggregate has its state in more of them.
+    let mut columns = [None, None];
+    for ((column, ty), at) in columns.iter_mut().zip(state).zip(at + 1..) {
+        *column = Some(state_column(row, at, *ty).map_err(invalid)?);
+    }
+    cell.state = State::from_columns(&metric.aggregate, columns.into_iter().flatten())?;
     Ok(())
 }
 
