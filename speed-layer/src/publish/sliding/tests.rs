@@ -206,14 +206,20 @@ impl Play {
             assert_ne!(before, Some(Published::Text(text)), "{name} is written as it was");
         }
         for ranking in &changes.rankings {
-            assert_eq!(ranking.anew, !self.published.contains_key(&ranking.name), "{ranking:?}");
+            let text = |at| changes.members.get(at).to_owned();
+            let name = text(ranking.first);
+            assert_eq!(ranking.anew, !self.published.contains_key(&name), "{name}");
             let empty = || Published::Ranked(BTreeMap::new());
-            let set = self.published.entry(ranking.name.clone()).or_insert_with(empty);
-            let Published::Ranked(items) = set else { panic!("{ranking:?} is of a text") };
-            for item in &ranking.gone {
-                assert!(items.remove(item).is_some(), "{item} goes and wasn't there: {ranking:?}");
+            let set = self.published.entry(name.clone()).or_insert_with(empty);
+            let Published::Ranked(items) = set else { panic!("{name} is of a text") };
+            for item in (ranking.first + 1..ranking.put).map(text) {
+                assert!(items.remove(&item).is_some(), "{item} goes and wasn't there: {name}");
             }
-            items.extend(ranking.put.iter().cloned());
+            for at in (ranking.put..ranking.end).step_by(2) {
+                let (count, item) = (text(at).parse().expect("a count"), text(at + 1));
+                let before = items.insert(item.clone(), count);
+                assert_ne!(before, Some(count), "{item} is written as it was: {name}");
+            }
         }
     }
 }
