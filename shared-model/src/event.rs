@@ -84,7 +84,7 @@ impl Value {
                 out.extend_from_slice(&float.to_be_bytes());
             }
             Value::Str(text) => {
-                out.push(5);
+                out.push(TEXT);
                 codec::put_bytes(out, text.as_bytes());
             }
         }
@@ -103,13 +103,34 @@ impl Value {
                 *input = rest;
                 Value::Float(f64::from_be_bytes(*bytes))
             }
-            5 => {
-                let text = codec::take_bytes(input, "text value")?;
-                Value::str(std::str::from_utf8(text).map_err(|_| CodecError::Invalid("text value"))?)
-            }
+            TEXT => Value::str(take_text(input)?),
             _ => return Err(CodecError::Invalid("value tag")),
         })
     }
+
+    /// Takes a text without copying it; `None`, and nothing is taken, where what comes is another value.
+    ///
+    /// # Errors
+    /// Where its bytes are no text.
+    #[inline]
+    pub fn decode_text<'a>(input: &mut &'a [u8]) -> Result<Option<&'a str>, CodecError> {
+        match input.split_first() {
+            Some((&TEXT, rest)) => {
+                *input = rest;
+                take_text(input).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The tag of a text's canonical bytes.
+const TEXT: u8 = 5;
+
+#[inline]
+fn take_text<'a>(input: &mut &'a [u8]) -> Result<&'a str, CodecError> {
+    let text = codec::take_bytes(input, "text value")?;
+    std::str::from_utf8(text).map_err(|_| CodecError::Invalid("text value"))
 }
 
 impl PartialEq for Value {

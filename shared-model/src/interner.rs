@@ -128,7 +128,7 @@ fn at<'a>(bytes: &'a [u8], ends: &[usize], number: u32) -> &'a [u8] {
 
 /// Spreads 32 bits over 64: a table looks at the highest and the lowest.
 #[inline]
-fn spread(hash: u32) -> u64 {
+pub fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

@@ -12,13 +12,14 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord};
 use shared_model::event::{PRODUCED_HEADER, Reject};
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 
 /// The topic of a topic's dead letters.
 pub(crate) fn topic_of(topic: &str) -> String {
@@ -74,23 +75,37 @@ impl DeadLetter {
     }
 }
 
-/// The producers of dead letters, shared by all partitions.
+/// The producers of dead letters, shared by all partitions. Each is made when it is first needed: its thread takes a
+/// hundredth of a core, even where there are no letters (it looks without waiting for the last of each 100 ms; rdkafka
+/// 0.39).
 #[derive(Clone)]
 pub(crate) struct DeadLetters {
-    together: FutureProducer,
+    kafka: ClientConfig,
+    together: Arc<OnceCell<FutureProducer>>,
     /// Sends every letter by itself: a broker refuses a batch that is longer than its topic admits, whole.
-    alone: FutureProducer,
+    alone: Arc<OnceCell<FutureProducer>>,
     admin: Arc<AdminClient<DefaultClientContext>>,
 }
 
 impl DeadLetters {
-    /// Makes the producers; they connect when needed.
+    /// Finds out whether the producers can be made.
     pub(crate) fn new(kafka: &ClientConfig) -> anyhow::Result<DeadLetters> {
-        let failed = "cannot make the producer of dead letters";
-        let together = config(kafka).create().context(failed)?;
-        let alone = config(kafka).set("batch.num.messages", "1").create().context(failed)?;
-        let admin = Arc::new(kafka.create().context(failed)?);
-        Ok(DeadLetters { together, alone, admin })
+        drop(config(kafka).create::<BaseProducer>().context(FAILED)?);
+        let admin = Arc::new(kafka.create().context(FAILED)?);
+        let (together, alone) = Default::default();
+        Ok(DeadLetters { kafka: kafka.clone(), together, alone, admin })
+    }
+
+    /// The producer that sends letters together.
+    async fn together(&self) -> anyhow::Result<&FutureProducer> {
+        self.together.get_or_try_init(|| async { config(&self.kafka).create().context(FAILED) }).await
+    }
+
+    /// The one that doesn't.
+    async fn alone(&self) -> anyhow::Result<&FutureProducer> {
+        let mut config = config(&self.kafka);
+        config.set("batch.num.messages", "1");
+        self.alone.get_or_try_init(|| async { config.create().context(FAILED) }).await
     }
 
     /// Writes them all; returns when every one is acknowledged.
@@ -111,12 +126,12 @@ impl DeadLetters {
     /// A record must not stop its partition: of one that is longer than the topic of dead letters admits, as much is kept
     /// as goes in. Its whole bytes are in the stream's topic and in the archive's rejects.
     async fn send(&self, topic: &str, tp: &TopicPartition, letter: &DeadLetter) -> anyhow::Result<()> {
-        let mut sent = try_send(&self.together, topic, tp, letter, usize::MAX).await;
+        let mut sent = try_send(self.together().await?, topic, tp, letter, usize::MAX).await;
         for kept in [usize::MAX, TRUNCATED, 0] {
             let Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) = sent else {
                 break;
             };
-            sent = try_send(&self.alone, topic, tp, letter, kept).await;
+            sent = try_send(self.alone().await?, topic, tp, letter, kept).await;
         }
         sent.with_context(|| format!("cannot write a dead letter to topic {topic}"))
     }
@@ -157,6 +172,7 @@ async fn try_send(
     producer.send(record, Duration::from_secs(30)).await.map(drop).map_err(|(error, _)| error)
 }
 
+const FAILED: &str = "cannot make the producer of dead letters";
 /// The header with the record's own key.
 const KEY_HEADER: &str = "key";
 /// How much of a record is kept that is too long for the topic of dead letters.

@@ -28,46 +28,51 @@ pub(crate) fn name(metric: &Metric, key: &mut &[u8], name: &mut String) -> Resul
     name.push_str(live_name(metric));
     for _ in &metric.by {
         name.push(':');
-        escape(&Value::decode(key)?, name);
+        match Value::decode_text(key)? {
+            Some(text) => escape(text, name),
+            None => item(&Value::decode(key)?, name),
+        }
     }
     Ok(())
 }
 
 /// Appends a count that isn't 0, as [`text`] has it.
 pub(crate) fn count(count: u64, text: &mut String) {
-    let written = match i64::try_from(count) {
-        Ok(count) => write!(text, "{count}"),
-        Err(_) => write!(text, "{}", count as f64),
-    };
-    written.expect("writing to a string");
+    match i64::try_from(count) {
+        Ok(count) => number(count, text),
+        Err(_) => write!(text, "{}", count as f64).expect("writing to a string"),
+    }
 }
 
-/// A value as an item of a set: `\N` for NULL.
-pub(crate) fn show(value: &Value) -> String {
+fn number(number: i64, text: &mut String) {
+    text.push_str(itoa::Buffer::new().format(number));
+}
+
+/// Appends a value as an item of a set: `\N` for NULL.
+pub(crate) fn item(value: &Value, text: &mut String) {
     match value {
-        Value::Null => NULL.to_owned(),
-        other => other.to_string(),
+        Value::Null => text.push_str(NULL),
+        Value::Int(int) => number(*int, text),
+        Value::Str(item) => text.push_str(item),
+        other => write!(text, "{other}").expect("writing to a string"),
     }
 }
 
 /// NULL, as in the files that the data comes from.
 const NULL: &str = "\\N";
 
-/// Appends a value to a name, percent-encoding what would make it ambiguous or unreadable.
-fn escape(value: &Value, name: &mut String) {
-    let text = match value {
-        Value::Null => NULL,
-        Value::Str(text) if !is_plain(text) => return encode(text, name),
-        Value::Str(text) => text.as_str(),
-        // Numbers and truth values have nothing to encode.
-        other => return write!(name, "{other}").expect("writing to a string"),
-    };
-    name.push_str(text);
+/// Appends a text to a name, percent-encoding what would make it ambiguous or unreadable. Other values have nothing to
+/// encode.
+fn escape(text: &str, name: &mut String) {
+    if is_plain(text) { name.push_str(text) } else { encode(text, name) }
 }
 
-/// Whether a text has nothing that would be encoded, at a glance.
+/// Whether a text has nothing that would be encoded, at a glance: many bytes at once.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b':' | b'%' | b'\\'))
+    text.bytes().fold(true, |is_plain, byte| {
+        let is_named = byte == b':' || byte == b'%' || byte == b'\\';
+        is_plain & (b' '..=b'~').contains(&byte) & !is_named
+    })
 }
 
 fn encode(text: &str, name: &mut String) {
@@ -101,26 +106,33 @@ pub(crate) mod naive;
 mod tests {
     use super::*;
 
+    fn part(value: &Value) -> String {
+        let (mut key, mut part) = (Vec::new(), String::new());
+        value.encode(&mut key);
+        let mut rest = &key[..];
+        match Value::decode_text(&mut rest).expect("a value") {
+            Some(text) => escape(text, &mut part),
+            None => item(value, &mut part),
+        }
+        part
+    }
+
     #[test]
     fn names_are_unambiguous() {
-        let check = |value: Value, expected: &str| {
-            let mut name = String::new();
-            escape(&value, &mut name);
-            assert_eq!(name, expected);
-        };
+        let check = |value: Value, expected: &str| assert_eq!(part(&value), expected);
         check(Value::str("US>CA>807"), "US>CA>807");
         check(Value::str("a:b%c\n"), "a%3Ab%25c%0A");
         check(Value::Null, "\\N");
         check(Value::str("\\N"), "%5CN");
         check(Value::str("%5CN"), "%255CN");
         check(Value::Int(-7), "-7");
+        check(Value::Bool(true), "true");
     }
 
     proptest::proptest! {
         #[test]
         fn a_name_is_one_plain_word_and_leads_back_to_its_value(text: String) {
-            let mut name = String::new();
-            escape(&Value::str(&text), &mut name);
+            let name = part(&Value::str(&text));
             proptest::prop_assert!(!name.chars().any(|char| char.is_control() || char == ':' || char == '\\'));
             let mut bytes = name.split('%');
             let mut back = bytes.next().unwrap().as_bytes().to_vec();

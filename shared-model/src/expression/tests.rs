@@ -346,6 +346,9 @@ proptest! {
         prop_assert!(fits(&value, tree.ty), "{value:?} of {tree:?}");
         let mut bytes = Vec::new();
         value.encode(&mut bytes);
+        let (text, mut rest) = (if let Value::Str(text) = &value { Some(&text[..]) } else { None }, &bytes[..]);
+        prop_assert_eq!(Value::decode_text(&mut rest), Ok::<_, codec::CodecError>(text));
+        prop_assert_eq!(rest.is_empty(), text.is_some());
         prop_assert_eq!(Value::decode(&mut &bytes[..]), Ok::<_, codec::CodecError>(value));
         // Records of other shapes than declared don't make it panic either.
         tree.evaluate(&values[..2]);

@@ -1,6 +1,6 @@
 //! The published values of one moment, by a naive fold over all segments: what tests hold the publisher against.
 
-use super::{name, show, text};
+use super::{item, name, text};
 use shared_model::aggregate::top_k::rank;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::CodecError;
@@ -89,13 +89,18 @@ fn rank_all(
     for (key, state) in cells {
         let (mut rest, mut named) = (&key[..], String::new());
         name(metric, &mut rest, &mut named)?;
-        let item = Value::decode(&mut rest)?;
+        let value = Value::decode(&mut rest)?;
         if let State::Count(count) = state {
-            sets.entry(named).or_default().push((item, *count));
+            sets.entry(named).or_default().push((value, *count));
         }
     }
     for (name, items) in sets {
-        let ranked = rank(items, k).into_iter().map(|(item, count)| (show(&item), count)).collect();
+        let shown = |(value, count)| {
+            let mut shown = String::new();
+            item(&value, &mut shown);
+            (shown, count)
+        };
+        let ranked = rank(items, k).into_iter().map(shown).collect();
         names.insert(name, Published::Ranked(ranked));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What a pass changes under plain names: values that are put, names that go, sets of which members change.
 
+use std::ops::Range;
+
 /// Texts, one behind the other in one piece of memory.
 #[derive(Debug, Default)]
 pub(crate) struct Texts {
@@ -31,6 +33,12 @@ impl Texts {
         self.ends.len()
     }
 
+    /// How many bytes these have.
+    pub(crate) fn bytes(&self, numbers: Range<usize>) -> usize {
+        let end = |count: usize| count.checked_sub(1).map_or(0, |last| self.ends[last]);
+        end(numbers.end) - end(numbers.start)
+    }
+
     /// One of them.
     #[inline]
     pub(crate) fn get(&self, number: usize) -> &str {
@@ -39,17 +47,30 @@ impl Texts {
     }
 }
 
-/// A ranked set that changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A ranked set that changes, as the numbers of its texts: its name, the members that go, and the others, each behind its
+/// count.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Ranking {
-    /// Its name.
-    pub(crate) name: String,
     /// Whether what stands there, if anything does, goes first.
     pub(crate) anew: bool,
-    /// Members with their counts.
-    pub(crate) put: Vec<(String, u64)>,
-    /// Members that go.
-    pub(crate) gone: Vec<String>,
+    /// Its name.
+    pub(crate) first: usize,
+    /// Where the members begin that are put; those that go are behind the name.
+    pub(crate) put: usize,
+    /// Where they end.
+    pub(crate) end: usize,
+}
+
+impl Ranking {
+    /// How many members go.
+    pub(crate) fn gone(&self) -> usize {
+        self.put - self.first - 1
+    }
+
+    /// How many members change.
+    pub(crate) fn len(&self) -> usize {
+        self.gone() + (self.end - self.put) / 2
+    }
 }
 
 /// All that a pass changes.
@@ -61,6 +82,8 @@ pub(crate) struct Changes {
     pub(crate) drops: Texts,
     /// Sets.
     pub(crate) rankings: Vec<Ranking>,
+    /// Their texts.
+    pub(crate) members: Texts,
 }
 
 impl Changes {

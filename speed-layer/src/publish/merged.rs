@@ -49,19 +49,15 @@ struct Cell {
 /// The states of keys.
 #[derive(Default)]
 pub(super) struct Merged {
-    slots: Slots,
-    cells: Vec<Cell>,
+    slots: Slots<Cell>,
     touched: Vec<u32>,
 }
 
 impl Merged {
     /// Adds a segment's state of a key. Gives its slot.
     pub(super) fn add(&mut self, key: &[u8], id: SegmentId, state: State) -> Result<u32, CodecError> {
-        let (slot, _) = self.slots.take(key);
-        if slot as usize == self.cells.len() {
-            self.cells.push(Cell::default());
-        }
-        let pane = self.cells[slot as usize].panes.entry(id.pane).or_default();
+        let slot = self.slots.take(key);
+        let pane = self.slots.of_mut(slot).panes.entry(id.pane).or_default();
         pane.merged = None;
         match pane.states.get_mut(&id) {
             Some(known) => known.merge(&state)?,
@@ -73,7 +69,7 @@ impl Merged {
 
     /// Takes a segment's state out again.
     pub(super) fn take_out(&mut self, slot: u32, id: SegmentId) {
-        let panes = &mut self.cells[slot as usize].panes;
+        let panes = &mut self.slots.of_mut(slot).panes;
         if let Some(pane) = panes.get_mut(&id.pane) {
             pane.states.remove(&id);
             pane.merged = None;
@@ -85,7 +81,7 @@ impl Merged {
     }
 
     fn touch(&mut self, slot: u32) {
-        if !std::mem::replace(&mut self.cells[slot as usize].is_touched, true) {
+        if !std::mem::replace(&mut self.slots.of_mut(slot).is_touched, true) {
             self.touched.push(slot);
         }
     }
@@ -98,7 +94,7 @@ impl Merged {
     /// Writes what differs from what is published.
     pub(super) fn changes(&mut self, metric: &Metric, out: &mut Changes) -> Result<(), CodecError> {
         for slot in std::mem::take(&mut self.touched) {
-            let (cell, mut key) = (&mut self.cells[slot as usize], self.slots.key(slot));
+            let (mut key, cell) = self.slots.both(slot);
             cell.is_touched = false;
             let mut whole = State::empty(&metric.aggregate);
             for pane in cell.panes.values_mut() {

@@ -5,8 +5,9 @@
 //! and small enough to stay near the processor while a pass is at them. A segment's cells count from when its pane enters
 //! a window until it leaves it; sums take them off again, other states are merged anew where they were touched.
 //!
-//! Memory: for each live key about 60 bytes and what is longer than 22 bytes of it, for each cell in a window 8 bytes (a
-//! state that isn't a count: itself), and the packed bytes of panes that are still to enter.
+//! Memory: for each live key about 70 bytes and what is longer than 22 bytes of it, for each cell in a window 8 bytes (a
+//! state that isn't a count: itself), for each item near the top of a set 50 bytes (of k items, 8 k at most), and the
+//! packed bytes of panes that are still to enter.
 
 use super::changes::Changes;
 use super::merged::Merged;
@@ -20,6 +21,9 @@ use shared_model::time::Millis;
 use shared_model::view::{Sections, each_cell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How many cells are looked for at once.
+const AT_ONCE: usize = 64;
 
 /// A segment of one of the partitions' groups of one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +45,11 @@ struct Part {
 }
 
 impl Part {
+    /// Makes room for so many cells, which have so many bytes: each has three at least.
+    fn make_room(&mut self, count: u64, bytes: usize) {
+        self.cells.reserve_exact(usize::try_from(count).unwrap_or(usize::MAX).min(bytes / 3));
+    }
+
     #[inline]
     fn push(&mut self, slot: u32, count: u64) {
         match u32::try_from(count) {
@@ -53,6 +62,27 @@ impl Part {
         let small = self.cells.iter().map(|&(slot, count)| (slot, u64::from(count)));
         small.chain(self.large.iter().copied())
     }
+}
+
+/// Hands on a section's counts, some dozens at once, with their keys; those that are 0 are left out.
+fn each_counts<'a>(
+    aggregate: &Aggregate,
+    count: u64,
+    cells: &'a [u8],
+    mut each: impl FnMut(&[(&'a [u8], u64)]) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let mut some = Vec::with_capacity(AT_ONCE);
+    each_cell(aggregate, count, cells, |_, key, _, state| {
+        if let State::Count(count @ 1..) = state {
+            some.push((key, count));
+        }
+        if some.len() == AT_ONCE {
+            each(&some)?;
+            some.clear();
+        }
+        Ok::<(), CodecError>(())
+    })?;
+    each(&some)
 }
 
 enum Kind {
@@ -84,19 +114,17 @@ impl Window {
     /// Takes in a segment's cells.
     fn enter(&mut self, id: SegmentId, count: u64, cells: &[u8]) -> Result<(), CodecError> {
         let part = self.parts.entry(id).or_default();
+        part.make_room(count, cells.len());
         let aggregate = &self.metric.aggregate;
         match &mut self.kind {
-            Kind::Counts(counts) => each_cell(aggregate, count, cells, |_, key, _, state| {
-                if let State::Count(count @ 1..) = state {
-                    part.push(counts.totals.add(key, count)?.0, count);
-                }
-                Ok::<(), CodecError>(())
+            Kind::Counts(counts) => each_counts(aggregate, count, cells, |cells| {
+                counts.totals.add(cells, |slot, _, count, _| {
+                    part.push(slot, count);
+                    Ok(())
+                })
             }),
-            Kind::Ranked(ranked) => each_cell(aggregate, count, cells, |_, key, _, state| {
-                if let State::Count(count @ 1..) = state {
-                    part.push(ranked.add(key, count)?, count);
-                }
-                Ok::<(), CodecError>(())
+            Kind::Ranked(ranked) => each_counts(aggregate, count, cells, |cells| {
+                ranked.add(cells, |slot, count| part.push(slot, count))
             }),
             Kind::Merged(merged) => each_cell(aggregate, count, cells, |_, key, _, state| {
                 part.push(merged.add(key, id, state)?, 0);

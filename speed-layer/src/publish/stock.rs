@@ -49,7 +49,7 @@ impl Stock {
             self.names.remove(first.puts.get(at));
         }
         for ranking in &first.rankings {
-            self.names.remove(&ranking.name);
+            self.names.remove(first.members.get(ranking.first));
         }
         self.names.iter().for_each(|name| first.drops.push(name));
         self.stale

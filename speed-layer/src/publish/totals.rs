@@ -7,98 +7,100 @@ use super::slots::Slots;
 use crate::live;
 use shared_model::codec::CodecError;
 use shared_model::metric::Metric;
+use std::mem::replace;
 
-/// The totals of keys.
+/// A key's total, and what else is held of it.
 #[derive(Default)]
-pub(super) struct Totals {
-    pub(super) slots: Slots,
-    totals: Vec<u64>,
-    is_touched: Vec<bool>,
-    touched: Vec<u32>,
+pub(super) struct Total<T> {
+    pub(super) total: u64,
+    /// Whether it was touched since the last pass.
+    pub(super) is_touched: bool,
+    pub(super) of: T,
 }
 
-impl Totals {
-    /// Adds to a key's total what isn't 0. Gives its slot, and whether it is given to it just now.
+/// The totals of keys.
+pub(super) struct Totals<T> {
+    pub(super) slots: Slots<Total<T>>,
+    /// The slots whose totals were touched since the last pass, each once.
+    pub(super) touched: Vec<u32>,
+    /// What was found of the keys that came last.
+    found: Vec<(u32, u32)>,
+}
+
+impl<T> Default for Totals<T> {
+    fn default() -> Totals<T> {
+        Totals { slots: Slots::default(), touched: Vec::new(), found: Vec::new() }
+    }
+}
+
+impl<T: Default> Totals<T> {
+    /// Adds to keys' totals what isn't 0. Hands each slot to `each`, with its key, what was added, and what else is held.
     ///
     /// # Errors
-    /// Where it would be more than 64 bits can hold, which only forged counts can.
+    /// Where a total would be more than 64 bits can hold, which only forged counts can; and what `each` refuses.
     #[inline]
-    pub(super) fn add(&mut self, key: &[u8], count: u64) -> Result<(u32, bool), CodecError> {
-        let (slot, is_new) = self.slots.take(key);
-        if slot as usize == self.totals.len() {
-            self.totals.push(0);
-            self.is_touched.push(false);
+    pub(super) fn add<'k>(
+        &mut self,
+        cells: &[(&'k [u8], u64)],
+        mut each: impl FnMut(u32, &'k [u8], u64, &mut T) -> Result<(), CodecError>,
+    ) -> Result<(), CodecError> {
+        let Totals { slots, touched, found } = self;
+        slots.take_all(cells.iter().map(|(key, _)| *key), found);
+        for (&(_, slot), &(key, count)) in found.iter().zip(cells) {
+            let held = slots.of_mut(slot);
+            held.total = held.total.checked_add(count).ok_or(CodecError::Invalid("count: beyond 64 bits"))?;
+            if !replace(&mut held.is_touched, true) {
+                touched.push(slot);
+            }
+            each(slot, key, count, &mut held.of)?;
         }
-        let total = &mut self.totals[slot as usize];
-        *total = total.checked_add(count).ok_or(CodecError::Invalid("count: beyond 64 bits"))?;
-        self.touch(slot);
-        Ok((slot, is_new))
+        Ok(())
     }
 
     /// Takes off again what was added.
     #[inline]
     pub(super) fn take_off(&mut self, slot: u32, count: u64) {
-        self.totals[slot as usize] -= count;
-        self.touch(slot);
-    }
-
-    #[inline]
-    fn touch(&mut self, slot: u32) {
-        if !std::mem::replace(&mut self.is_touched[slot as usize], true) {
+        let held = self.slots.of_mut(slot);
+        held.total -= count;
+        if !replace(&mut held.is_touched, true) {
             self.touched.push(slot);
         }
-    }
-
-    /// The total of a slot.
-    #[inline]
-    pub(super) fn of(&self, slot: u32) -> u64 {
-        self.totals[slot as usize]
     }
 
     /// Whether a total was touched since the last pass.
     pub(super) fn is_touched(&self) -> bool {
         !self.touched.is_empty()
     }
-
-    /// The slots whose totals were touched since the last pass, each once.
-    pub(super) fn take_touched(&mut self) -> Vec<u32> {
-        for &slot in &self.touched {
-            self.is_touched[slot as usize] = false;
-        }
-        std::mem::take(&mut self.touched)
-    }
 }
 
 /// Counts that are published as they are.
 #[derive(Default)]
 pub(super) struct Counts {
-    pub(super) totals: Totals,
-    /// What is published of each slot; 0: nothing.
-    published: Vec<u64>,
+    /// With what is published of each; 0: nothing.
+    pub(super) totals: Totals<u64>,
 }
 
 impl Counts {
     /// Writes what differs from what is published.
     pub(super) fn changes(&mut self, metric: &Metric, out: &mut Changes) -> Result<(), CodecError> {
-        let touched = self.totals.take_touched();
-        self.published.resize(self.totals.totals.len(), 0);
-        for slot in touched {
-            let (total, published) = (self.totals.of(slot), &mut self.published[slot as usize]);
-            if total != *published {
-                *published = total;
-                let key = &mut self.totals.slots.key(slot);
+        let Totals { slots, touched, .. } = &mut self.totals;
+        for slot in touched.drain(..) {
+            let (mut key, held) = slots.both(slot);
+            held.is_touched = false;
+            let total = held.total;
+            if replace(&mut held.of, total) != total {
                 if total == 0 {
-                    live::name(metric, key, out.drops.next())?;
+                    live::name(metric, &mut key, out.drops.next())?;
                     out.drops.end();
                 } else {
-                    live::name(metric, key, out.puts.next())?;
+                    live::name(metric, &mut key, out.puts.next())?;
                     out.puts.end();
                     live::count(total, out.puts.next());
                     out.puts.end();
                 }
             }
             if total == 0 {
-                self.totals.slots.free(slot);
+                slots.free(slot);
             }
         }
         Ok(())
