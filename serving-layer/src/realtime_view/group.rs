@@ -1,6 +1,6 @@
 //! A group as it was read. A key's cells are found without going through those of other keys.
 
-use super::places::{PART, PLACE, Places, hash};
+use super::places::{Places, hash, room};
 use shared_model::aggregate::State;
 use shared_model::codec::{CodecError, take_bytes};
 use shared_model::event::Value;
@@ -36,7 +36,7 @@ impl From<view::Group> for Group {
 pub type Found<'a> = Result<(&'a [u8], Millis, State), CodecError>;
 
 impl Group {
-    /// A group; `before`: what was known of it when it had other segments.
+    /// A group; `before`: the same when it was read last, of which the places of segments that it still has stay known.
     pub(super) fn new(
         header: Result<Header, CodecError>,
         segments: Vec<Arc<Segment>>,
@@ -129,7 +129,7 @@ impl Segment {
         let sections = sections(&bytes);
         // No cell takes less than a byte, whatever the section says.
         let cells = |section: &Section| section.cells.len().min(section.count as usize);
-        let taken = |section: &Section| size_of::<Section>() + PART + PLACE * cells(section);
+        let taken = |section: &Section| size_of::<Section>() + room(cells(section));
         let taken: usize = sections.iter().flatten().map(taken).sum();
         let size = size_of::<Segment>() + bytes.capacity() + taken;
         Segment { slice, number, serial, bytes, sections, size }
