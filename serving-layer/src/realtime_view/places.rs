@@ -140,17 +140,20 @@ impl Index {
 }
 
 /// Puts a block behind others.
-fn push(blocks: &mut Vec<Standing>, mut last: Standing) {
+fn push(blocks: &mut Vec<Standing>, last: Standing) {
     if last.there == 0 {
         return;
     }
-    if 2 * (last.block.size() - last.there) > last.there {
-        last = Standing::merged(&[last]);
+    let gone = last.block.size() - last.there;
+    let (mut there, mut several) = (last.there, vec![last]);
+    while let Some(before) = blocks.pop_if(|before| before.there < FACTOR * there) {
+        there += before.there;
+        several.push(before);
     }
-    while let Some(before) = blocks.pop_if(|before| before.there < FACTOR * last.there) {
-        last = Standing::merged(&[before, last]);
+    if several.len() > 1 || 2 * gone > there {
+        several = vec![Standing::merged(&several)];
     }
-    blocks.push(last);
+    blocks.append(&mut several);
 }
 
 /// A block, and which of its segments the group still has.
