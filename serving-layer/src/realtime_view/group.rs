@@ -215,6 +215,7 @@ mod tests {
     use proptest::prelude::*;
     use shared_model::view::{CellId, Cells, pack, unpack};
     use std::collections::BTreeSet;
+    use std::convert::Infallible;
 
     /// Cells of all counts of the catalog: few keys, so that they have several buckets and items each.
     fn cells() -> impl Strategy<Value = Cells> {
@@ -269,5 +270,29 @@ mod tests {
                 prop_assert_eq!(found, expected);
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_not_taken_for_another_of_the_same_hash() {
+        let metric = catalog().live("user_view_cnt_5m").expect("a count").clone();
+        let keys: [Vec<u8>; 2] = [1, 2].map(|by| {
+            let mut key = Vec::new();
+            Value::Int(by).encode(&mut key);
+            key
+        });
+        let id = CellId { version: metric.version, key: keys[0].clone().into(), bucket: 0 };
+        let bytes = pack(&Cells::from([(id, State::Count(1))]));
+        let segments = vec![Arc::new(Segment::new(Slice::Epoch(1), 1, bytes))];
+        let group = Group::new(Err(CodecError::Invalid("header")), segments, Vec::new(), None);
+        let found = keys.each_ref().map(|by| {
+            let (mut found, sought) = (0, [Sought { by, hash: hash(&keys[0]) }]);
+            let each = |_: Found<'_>| {
+                found += 1;
+                Ok::<(), Infallible>(())
+            };
+            let Ok(()) = group.find(&metric, &sought, |_| true, each);
+            found
+        });
+        assert_eq!(found, [1, 0]);
     }
 }
