@@ -17,7 +17,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 /// A block is at least so many times as large as the one behind it.
 const FACTOR: usize = 4;
 
-/// Bytes that a segment takes of a block, and so many places of it, each with what finds it.
+/// Bytes that a segment with so many places takes in a block, what finds them included.
 fn bytes(places: usize) -> usize {
     size_of::<Of>() + size_of::<Option<Part>>() + places * (size_of::<Place>() + size_of::<u32>())
 }
@@ -273,7 +273,7 @@ impl Block {
         Block { of, places, begins }
     }
 
-    /// Bytes that its segments take of it.
+    /// Bytes that its segments take in it.
     fn size(&self) -> usize {
         self.of.iter().map(Of::size).sum()
     }
