@@ -161,11 +161,10 @@ pub async fn live(
             let best = tally.best(request.k).unwrap_or_default();
             Counted::Ranked(best.to_vec())
         }
-        None if metric.item.is_some() => Counted::Ranked(ranked(
-            request.k,
-            merge(metric, &key, window, &read, &mut coverage),
-            &mut coverage,
-        )),
+        None if metric.item.is_some() => {
+            let merged = merge(metric, &key, window, &read, &mut coverage);
+            Counted::Ranked(ranked(request.k, merged, &mut coverage))
+        }
         None => Counted::One(total(metric, &key, window, &read, &mut coverage)),
     };
     coverage.marks(&marks);

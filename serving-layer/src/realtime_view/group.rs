@@ -1,6 +1,6 @@
 //! A group as it was read. A key's cells are found without going through those of other keys.
 
-use super::places::{PART, PLACE, Places, hash};
+use super::places::{Places, hash, room};
 use shared_model::aggregate::State;
 use shared_model::codec::{CodecError, take_bytes};
 use shared_model::event::Value;
@@ -36,7 +36,7 @@ impl From<view::Group> for Group {
 pub type Found<'a> = Result<(&'a [u8], Millis, State), CodecError>;
 
 impl Group {
-    /// A group; `before`: what was known of it when it had other segments.
+    /// A group; `before`: the same when it was read last, of which the places of segments that it still has stay known.
     pub(super) fn new(
         header: Result<Header, CodecError>,
         segments: Vec<Arc<Segment>>,
@@ -129,7 +129,7 @@ impl Segment {
         let sections = sections(&bytes);
         // No cell takes less than a byte, whatever the section says.
         let cells = |section: &Section| section.cells.len().min(section.count as usize);
-        let taken = |section: &Section| size_of::<Section>() + PART + PLACE * cells(section);
+        let taken = |section: &Section| size_of::<Section>() + room(cells(section));
         let taken: usize = sections.iter().flatten().map(taken).sum();
         let size = size_of::<Segment>() + bytes.capacity() + taken;
         Segment { slice, number, serial, bytes, sections, size }
@@ -215,6 +215,7 @@ mod tests {
     use proptest::prelude::*;
     use shared_model::view::{CellId, Cells, pack, unpack};
     use std::collections::BTreeSet;
+    use std::convert::Infallible;
 
     /// Cells of all counts of the catalog: few keys, so that they have several buckets and items each.
     fn cells() -> impl Strategy<Value = Cells> {
@@ -269,5 +270,29 @@ mod tests {
                 prop_assert_eq!(found, expected);
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_not_taken_for_another_of_the_same_hash() {
+        let metric = catalog().live("user_view_cnt_5m").expect("a count").clone();
+        let keys: [Vec<u8>; 2] = [1, 2].map(|by| {
+            let mut key = Vec::new();
+            Value::Int(by).encode(&mut key);
+            key
+        });
+        let id = CellId { version: metric.version, key: keys[0].clone().into(), bucket: 0 };
+        let bytes = pack(&Cells::from([(id, State::Count(1))]));
+        let segments = vec![Arc::new(Segment::new(Slice::Epoch(1), 1, bytes))];
+        let group = Group::new(Err(CodecError::Invalid("header")), segments, Vec::new(), None);
+        let found = keys.each_ref().map(|by| {
+            let (mut found, sought) = (0, [Sought { by, hash: hash(&keys[0]) }]);
+            let each = |_: Found<'_>| {
+                found += 1;
+                Ok::<(), Infallible>(())
+            };
+            let Ok(()) = group.find(&metric, &sought, |_| true, each);
+            found
+        });
+        assert_eq!(found, [1, 0]);
     }
 }

@@ -138,11 +138,8 @@ mod tests {
         let Taken::Held(held) = take(told, None) else { panic!("it can be read") };
         let metric = crate::tests::catalog().live("geo_top_5m").expect("a top-k").clone();
         let of = |key: &str| (metric.version, key.as_bytes().to_vec());
-        let tally = || {
-            Arc::new(
-                Tally::count(&metric, b"", 10, std::iter::empty(), |_| true).expect("nothing is counted"),
-            )
-        };
+        let counted = || Tally::count(&metric, b"", 10, std::iter::empty(), |_| true);
+        let tally = || Arc::new(counted().expect("nothing is counted"));
         kept.keep_group(("a".to_owned(), Want::Panes), Arc::new(held));
         assert!(kept.group("a", Want::Panes).is_some());
         assert!(kept.group("a", Want::Epochs).is_none() && kept.group("b", Want::Panes).is_none());

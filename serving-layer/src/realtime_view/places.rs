@@ -17,10 +17,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 /// A block is at least so many times as large as the one behind it.
 const FACTOR: usize = 4;
 
-/// Bytes that a place takes, and what finds it; of what is gone there is at most half as much.
-pub(super) const PLACE: usize = (size_of::<Place>() + size_of::<u32>()) * 3 / 2;
-/// Bytes that a segment takes beside its places.
-pub(super) const PART: usize = (size_of::<Of>() + size_of::<Option<Part>>()) * 3 / 2;
+/// Bytes that a segment with so many places takes in a block, what finds them included.
+fn bytes(places: usize) -> usize {
+    size_of::<Of>() + size_of::<Option<Part>>() + places * (size_of::<Place>() + size_of::<u32>())
+}
+
+/// Bytes that are held at most for a segment that has so many places: of what is gone there is at most half as much.
+pub(super) fn room(places: usize) -> usize {
+    bytes(places) * 3 / 2
+}
 
 /// How keys are hashed, in all segments the same way.
 static HASH: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
@@ -135,17 +140,20 @@ impl Index {
 }
 
 /// Puts a block behind others.
-fn push(blocks: &mut Vec<Standing>, mut last: Standing) {
+fn push(blocks: &mut Vec<Standing>, last: Standing) {
     if last.there == 0 {
         return;
     }
-    if 2 * (last.block.size() - last.there) > last.there {
-        last = Standing::merged(&[last]);
+    let gone = last.block.size() - last.there;
+    let (mut there, mut several) = (last.there, vec![last]);
+    while let Some(before) = blocks.pop_if(|before| before.there < FACTOR * there) {
+        there += before.there;
+        several.push(before);
     }
-    while let Some(before) = blocks.pop_if(|before| before.there < FACTOR * last.there) {
-        last = Standing::merged(&[before, last]);
+    if several.len() > 1 || 2 * gone > there {
+        several = vec![Standing::merged(&several)];
     }
-    blocks.push(last);
+    blocks.append(&mut several);
 }
 
 /// A block, and which of its segments the group still has.
@@ -154,7 +162,7 @@ struct Standing {
     block: Arc<Block>,
     /// For each of its segments; `None`: it is gone.
     parts: Vec<Option<Part>>,
-    /// How much of its size is of segments that are there.
+    /// How many of its bytes are of segments that are there.
     there: usize,
 }
 
@@ -231,7 +239,7 @@ struct Of {
 
 impl Of {
     fn size(&self) -> usize {
-        1 + self.places.as_ref().map_or(0, |&places| places)
+        bytes(self.places.as_ref().map_or(0, |&places| places))
     }
 }
 
@@ -265,9 +273,9 @@ impl Block {
         Block { of, places, begins }
     }
 
-    /// How many places and segments it has.
+    /// Bytes that its segments take in it.
     fn size(&self) -> usize {
-        self.places.len() + self.of.len()
+        self.of.iter().map(Of::size).sum()
     }
 
     fn find(&self, hash: u32) -> impl Iterator<Item = &Place> {
@@ -401,11 +409,15 @@ mod tests {
         (cells, broken)
     }
 
-    /// That blocks are few, and hold little of what is gone.
+    /// That blocks are few, and hold no more than there is room for in what the segments are said to take.
     fn holds_little(group: &Group) {
         for (_, index) in group.places.lock().iter() {
-            for standing in &index.blocks {
-                assert!(2 * (standing.block.size() - standing.there) <= standing.there, "{index:?}");
+            for Standing { block, parts, .. } in &index.blocks {
+                let places = size_of_val(&block.places[..]) + size_of_val(&block.begins[2..]);
+                let taken = size_of_val(&block.of[..]) + size_of_val(&parts[..]) + places;
+                let there = block.of.iter().zip(parts).filter(|(_, part)| part.is_some());
+                let allowed = there.map(|(of, _)| room(of.places.as_ref().map_or(0, |&places| places)));
+                assert!(taken <= allowed.sum::<usize>(), "{index:?}");
             }
             for pair in index.blocks.windows(2) {
                 assert!(pair[0].there >= FACTOR * pair[1].there, "{index:?}");
