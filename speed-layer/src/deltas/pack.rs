@@ -50,28 +50,40 @@ impl Order<'_> {
 
     pub(super) fn ranked(&self, noted: Noted) -> Ranked {
         let Noted { version, mut counts, states } = noted;
-        let rank = |cell: Cell| Cell {
-            by: self.by_ranks[cell.by as usize],
-            item: self.item_ranks[cell.item as usize],
-            place: self.place_ranks[cell.place as usize],
-        };
-        counts.iter_mut().for_each(|cell| *cell = rank(*cell));
-        self.sort(&mut counts);
-        let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (rank(cell), state)).collect();
+        self.rank_all(&mut counts);
+        let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (self.rank(cell), state)).collect();
         states.sort_unstable_by_key(|(cell, _)| cell.name());
         Ranked { version, counts, states }
     }
 
-    /// Sorts by names: by as many bits as ranks have, which are nearly always few enough for the quickest comparison.
-    fn sort(&self, cells: &mut [Cell]) {
+    fn rank(&self, cell: Cell) -> Cell {
+        Cell {
+            by: self.by_ranks[cell.by as usize],
+            item: self.item_ranks[cell.item as usize],
+            place: self.place_ranks[cell.place as usize],
+        }
+    }
+
+    /// Gives cells their ranks and sorts them: by as many bits as ranks have, which nearly always are few enough for one
+    /// number.
+    fn rank_all(&self, cells: &mut [Cell]) {
         let bits = |len: usize| len.next_power_of_two().trailing_zeros();
         let (part, place) = (bits(self.items.len()), bits(self.places.len()));
-        if 2 * part + place <= u64::BITS {
-            cells.sort_unstable_by_key(|cell| {
-                (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
-            });
-        } else {
+        if 2 * part + place > u64::BITS {
+            cells.iter_mut().for_each(|cell| *cell = self.rank(*cell));
             cells.sort_unstable_by_key(Cell::name);
+            return;
+        }
+        let number = |cell: &Cell| {
+            let cell = self.rank(*cell);
+            (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
+        };
+        let mut numbers: Vec<u64> = cells.iter().map(number).collect();
+        sort(&mut numbers);
+        let lowest = |bits: u32| (1u64 << bits) - 1;
+        for (cell, number) in cells.iter_mut().zip(numbers) {
+            let (by, item) = (number >> place >> part, number >> place & lowest(part));
+            *cell = Cell { by: by as u32, item: item as u32, place: (number & lowest(place)) as u32 };
         }
     }
 
@@ -80,6 +92,37 @@ impl Order<'_> {
         key.clear();
         key.extend_from_slice(self.notes.parts.get(self.bys[cell.by as usize]));
         key.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
+    }
+}
+
+/// How many bits of numbers are sorted by at once.
+const DIGIT: u32 = 11;
+
+/// Sorts numbers digit by digit, from the lowest on, by the bits alone in which they differ. Of some hundred and less it is
+/// sooner done by comparing.
+fn sort(numbers: &mut Vec<u64>) {
+    if numbers.len() < 1 << DIGIT {
+        return numbers.sort_unstable();
+    }
+    let first = numbers[0];
+    let mut differing = numbers.iter().fold(0u64, |bits, number| bits | (number ^ first));
+    let mut sorted = vec![0; numbers.len()];
+    while differing != 0 {
+        let shift = differing.trailing_zeros();
+        let digit = |number: u64| (number >> shift) as usize & ((1 << DIGIT) - 1);
+        let mut places = [0usize; 1 << DIGIT];
+        numbers.iter().for_each(|&number| places[digit(number)] += 1);
+        let mut next = 0;
+        for place in &mut places {
+            next += std::mem::replace(place, next);
+        }
+        for &number in &*numbers {
+            let place = &mut places[digit(number)];
+            sorted[*place] = number;
+            *place += 1;
+        }
+        std::mem::swap(numbers, &mut sorted);
+        differing &= !(((1u64 << DIGIT) - 1) << shift);
     }
 }
 
@@ -138,16 +181,23 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     ) -> Result<(), CodecError> {
         let mut states: Vec<(usize, Millis, Cow<'n, State>)> = Vec::new();
         for alike in noted.chunk_by(|a, b| cell(a).key() == cell(b).key()) {
+            let (first, last) = (cell(&alike[0]), cell(&alike[alike.len() - 1]));
+            order.key(first, &mut self.key);
+            // Most keys have one place; of its segments, too, each gets one cell.
+            if first.place == last.place {
+                let state = state(alike);
+                for (packer, bucket) in self.of(first.place).into_iter().flatten() {
+                    self.packers[packer].push(version, &self.key, bucket, &state);
+                }
+                continue;
+            }
             for alike in alike.chunk_by(|a, b| cell(a).place == cell(b).place) {
                 let state = state(alike);
                 let targets = self.of(cell(&alike[0]).place).into_iter().flatten();
                 states.extend(targets.map(|(packer, bucket)| (packer, bucket, state.clone())));
             }
-            order.key(cell(&alike[0]), &mut self.key);
             // One bucket of the view comes with several panes, and one pane may come with several epochs.
-            if states.len() > 2 {
-                states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
-            }
+            states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
             let mut states = states.drain(..).peekable();
             while let Some((packer, bucket, mut state)) = states.next() {
                 while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
@@ -165,5 +215,31 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
         let mut packers = std::mem::take(&mut self.packers);
         let segment = |(slice, at): (Slice, usize)| (slice, std::mem::take(&mut packers[at]).finish());
         std::mem::take(&mut self.slices).into_iter().map(segment).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// About as many as are sorted by comparing at most, of a few bits here and there or of all.
+        #[test]
+        fn numbers_are_sorted_by_their_digits(
+            drawn in prop::collection::vec(any::<u64>(), 1..64),
+            count in 2_000usize..2_100,
+            bits in prop::sample::select(vec![0, 1, 1 << 63, 0x7ff << 40, 0x8000_0000_0003_f001, u64::MAX]),
+        ) {
+            let turned = |(number, turn): (&u64, u32)| number.rotate_left(turn).wrapping_mul(u64::from(turn) | 1);
+            let numbers = drawn.iter().cycle().zip(0..).map(turned).map(|number| number & bits);
+            let mut numbers: Vec<u64> = numbers.take(count).collect();
+            let mut expected = numbers.clone();
+            expected.sort_unstable();
+            sort(&mut numbers);
+            prop_assert_eq!(numbers, expected);
+        }
     }
 }
