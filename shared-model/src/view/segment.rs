@@ -56,10 +56,10 @@ impl Packer {
         }
     }
 
-    /// The segment; of no cells, 1 byte.
-    pub fn finish(mut self) -> Vec<u8> {
+    /// The segment; of no cells, 1 byte. The next cell begins another.
+    pub fn finish(&mut self) -> Vec<u8> {
         self.close_section();
-        self.out
+        std::mem::replace(&mut self.out, vec![SEGMENT_VERSION])
     }
 }
 
@@ -251,33 +251,36 @@ pub fn merge<'a>(
 /// Sections that are merged: each at a cell of its own.
 struct Cursors<'a> {
     all: Vec<Cursor<'a>>,
-    /// Those that are not through, by their cells' names, the least last.
-    order: Vec<usize>,
+    /// Those that are not through, by their cells' names, the least last: how its key begins, and which one.
+    order: Vec<(u128, usize)>,
 }
 
 impl<'a> Cursors<'a> {
     fn of(aggregate: &Aggregate, sections: &[Section<'a>]) -> Result<Cursors<'a>, CodecError> {
         let all = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
         let all: Vec<Cursor<'a>> = all.flatten().collect::<Result<_, _>>()?;
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        order.sort_by(|&a, &b| all[b].name().cmp(&all[a].name()));
+        let mut order: Vec<(u128, usize)> = all.iter().map(|cursor| cursor.begin).zip(0..).collect();
+        order.sort_by(|&(_, a), &(_, b)| all[b].name().cmp(&all[a].name()));
         Ok(Cursors { all, order })
     }
 
     /// The cell that comes next: its bytes and its name.
     fn least(&self) -> Option<(&'a [u8], Name<'a>)> {
-        let least = &self.all[*self.order.last()?];
+        let least = &self.all[self.order.last()?.1];
         Some((least.cell, least.name()))
     }
 
     /// On beyond that cell, whose state is handed out.
     fn advance(&mut self, aggregate: &Aggregate) -> Result<Option<State>, CodecError> {
-        let Some(at) = self.order.pop() else { return Ok(None) };
+        let Some((_, at)) = self.order.pop() else { return Ok(None) };
         let (state, goes_on) = self.all[at].advance(aggregate)?;
         if goes_on {
             let name = self.all[at].name();
-            let place = self.order.partition_point(|&other| self.all[other].name() > name);
-            self.order.insert(place, at);
+            let mut place = self.order.partition_point(|&(begin, _)| begin > name.0);
+            // Of those that begin alike there are few.
+            let after = |&(begin, other): &(u128, usize)| begin == name.0 && self.all[other].name() > name;
+            place += self.order[place..].iter().take_while(|other| after(other)).count();
+            self.order.insert(place, (name.0, at));
         }
         Ok(Some(state))
     }

@@ -18,6 +18,8 @@ pub(super) struct Order<'a> {
     item_ranks: Vec<u32>,
     /// Parts by group, then by their bytes: the order of what metrics are `by`.
     bys: Vec<u32>,
+    /// The first rank of each group there, and the end.
+    begins: Vec<u32>,
     by_ranks: Vec<u32>,
     pub(super) places: Vec<Place>,
     place_ranks: Vec<u32>,
@@ -34,18 +36,17 @@ impl Order<'_> {
     pub(super) fn of(notes: &Notes) -> Order<'_> {
         // Of the parts that one metric has at one place of its keys none is the beginning of another: they order as keys do.
         let items = notes.parts.order(key_begin);
-        let mut bys = items.clone();
-        bys.sort_by_key(|&part| notes.groups[part as usize]);
+        let (bys, begins) = by_groups(&items, &notes.groups);
         let mut places: Vec<u32> = (0..notes.places.len() as u32).collect();
         places.sort_unstable_by_key(|&place| notes.places[place as usize]);
         let (item_ranks, by_ranks, place_ranks) = (ranks(&items), ranks(&bys), ranks(&places));
         let places = places.into_iter().map(|place| notes.places[place as usize]).collect();
-        Order { notes, items, item_ranks, bys, by_ranks, places, place_ranks }
+        Order { notes, items, item_ranks, bys, begins, by_ranks, places, place_ranks }
     }
 
     /// The first rank of a group among what metrics are `by`.
     pub(super) fn begin(&self, group: usize) -> u32 {
-        self.bys.partition_point(|&part| (self.notes.groups[part as usize] as usize) < group) as u32
+        self.begins[group.min(self.begins.len() - 1)]
     }
 
     pub(super) fn ranked(&self, noted: Noted) -> Ranked {
@@ -95,6 +96,21 @@ impl Order<'_> {
     }
 }
 
+/// Parts by group, in the order that they have, and where each group begins there, up to the end.
+fn by_groups(parts: &[u32], groups: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let many = groups.iter().max().map_or(0, |highest| *highest as usize + 1);
+    let mut begins = vec![0; many + 1];
+    groups.iter().for_each(|&group| begins[group as usize + 1] += 1);
+    (0..many).for_each(|group| begins[group + 1] += begins[group]);
+    let (mut places, mut by_groups) = (begins.clone(), vec![0; parts.len()]);
+    for &part in parts {
+        let place: &mut u32 = &mut places[groups[part as usize] as usize];
+        by_groups[*place as usize] = part;
+        *place += 1;
+    }
+    (by_groups, begins)
+}
+
 /// How many bits of numbers are sorted by at once.
 const DIGIT: u32 = 11;
 
@@ -136,6 +152,7 @@ pub(super) struct Targets<'a, W> {
     /// The places that were.
     asked: Vec<u32>,
     slices: BTreeMap<Slice, usize>,
+    /// Those of the slices, then others that wait.
     packers: Vec<Packer>,
     key: Vec<u8>,
 }
@@ -156,9 +173,10 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
         }
         let mut packer = |slice: Slice| {
             (self.wanted)(slice).then(|| {
+                let next = self.slices.len();
                 *self.slices.entry(slice).or_insert_with(|| {
-                    self.packers.push(Packer::default());
-                    self.packers.len() - 1
+                    self.packers.resize_with(self.packers.len().max(next + 1), Packer::default);
+                    next
                 })
             })
         };
@@ -212,8 +230,7 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     /// The segments of a group; then those of the next are begun.
     pub(super) fn finish(&mut self) -> Vec<Segment> {
         self.asked.drain(..).for_each(|rank| self.found[rank as usize] = None);
-        let mut packers = std::mem::take(&mut self.packers);
-        let segment = |(slice, at): (Slice, usize)| (slice, std::mem::take(&mut packers[at]).finish());
+        let segment = |(slice, at): (Slice, usize)| (slice, self.packers[at].finish());
         std::mem::take(&mut self.slices).into_iter().map(segment).collect()
     }
 }
