@@ -190,21 +190,23 @@ impl<'a> Cursor<'a> {
         if self.left == 0 {
             return if cells.is_empty() { Ok(false) } else { Err(CodecError::Invalid("section length")) };
         }
-        (self.key, self.bucket, self.state) = take_cell(aggregate, &mut self.rest)?;
+        self.key = codec::take_bytes(&mut self.rest, "cell key")?;
+        self.bucket = codec::take_i64(&mut self.rest, "cell bucket")?;
+        self.state = State::decode(aggregate, &mut self.rest)?;
         self.cell = &cells[..cells.len() - self.rest.len()];
         self.begin = key_begin(self.key);
         self.left -= 1;
         Ok(true)
     }
 
-    /// On to the next cell, which must come after this one. The state of this one, and whether there is another.
-    fn advance(&mut self, aggregate: &Aggregate) -> Result<(State, bool), CodecError> {
-        let (before, state) = (self.name(), std::mem::replace(&mut self.state, State::Count(0)));
+    /// On to the next cell, which must come after this one. Whether there is another.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<bool, CodecError> {
+        let before = self.name();
         let goes_on = self.take(aggregate)?;
         if goes_on && self.name() <= before {
             return Err(CodecError::Invalid("order of cells"));
         }
-        Ok((state, goes_on))
+        Ok(goes_on)
     }
 
     fn name(&self) -> Name<'a> {
@@ -264,17 +266,21 @@ impl<'a> Cursors<'a> {
         Ok(Cursors { all, order })
     }
 
-    /// The cell that comes next: its bytes and its name.
-    fn least(&self) -> Option<(&'a [u8], Name<'a>)> {
-        let least = &self.all[self.order.last()?.1];
-        Some((least.cell, least.name()))
+    /// The one at the cell that comes next.
+    fn least(&mut self) -> Option<&mut Cursor<'a>> {
+        Some(&mut self.all[self.order.last()?.1])
     }
 
-    /// On beyond that cell, whose state is handed out.
-    fn advance(&mut self, aggregate: &Aggregate) -> Result<Option<State>, CodecError> {
-        let Some((_, at)) = self.order.pop() else { return Ok(None) };
-        let (state, goes_on) = self.all[at].advance(aggregate)?;
-        if goes_on {
+    /// Whether another is at a cell of that name.
+    fn is_shared(&self) -> bool {
+        let [.., (next, other), (begin, least)] = self.order[..] else { return false };
+        next == begin && self.all[other].name() == self.all[least].name()
+    }
+
+    /// On beyond that cell.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<(), CodecError> {
+        let Some((_, at)) = self.order.pop() else { return Ok(()) };
+        if self.all[at].advance(aggregate)? {
             let name = self.all[at].name();
             let mut place = self.order.partition_point(|&(begin, _)| begin > name.0);
             // Of those that begin alike there are few.
@@ -282,7 +288,7 @@ impl<'a> Cursors<'a> {
             place += self.order[place..].iter().take_while(|other| after(other)).count();
             self.order.insert(place, (name.0, at));
         }
-        Ok(Some(state))
+        Ok(())
     }
 }
 
@@ -293,21 +299,22 @@ fn merge_sections(
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
     let mut cursors = Cursors::of(aggregate, sections)?;
-    while let Some((cell, name)) = cursors.least() {
-        let Some(mut state) = cursors.advance(aggregate)? else { break };
-        let mut is_merged = false;
-        while cursors.least().is_some_and(|(_, next)| next == name)
-            && let Some(more) = cursors.advance(aggregate)?
-        {
-            state.merge(&more)?;
-            is_merged = true;
-        }
-        let (_, key, bucket) = name;
-        if is_merged {
+    loop {
+        let is_shared = cursors.is_shared();
+        let Some(least) = cursors.least() else { return Ok(()) };
+        if is_shared {
+            let (key, bucket) = (least.key, least.bucket);
+            let mut state = std::mem::replace(&mut least.state, State::Count(0));
+            while cursors.is_shared() {
+                cursors.advance(aggregate)?;
+                if let Some(more) = cursors.least() {
+                    state.merge(&more.state)?;
+                }
+            }
             packer.push(version, key, bucket, &state);
         } else {
-            packer.cell(version).extend_from_slice(cell);
+            packer.cell(version).extend_from_slice(least.cell);
         }
+        cursors.advance(aggregate)?;
     }
-    Ok(())
 }
