@@ -46,6 +46,12 @@ pub fn put_varint(out: &mut Vec<u8>, value: u128) {
 /// Appends one of any length.
 fn put_any(out: &mut Vec<u8>, value: u128) {
     let mut rest = value;
+    while rest > u128::from(u64::MAX) {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    // 128-bit shifts are slow.
+    let mut rest = rest as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
@@ -124,11 +130,21 @@ pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecE
 
 /// Takes one of any length.
 fn take_any(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
-    let mut value = 0;
-    for shift in (0..128).step_by(7) {
+    // 128-bit shifts are slow.
+    let mut low = 0u64;
+    for shift in (0..63).step_by(7) {
+        let byte = take_byte(input, what)?;
+        low |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            let is_longer = byte == 0 && shift > 0;
+            return if is_longer { Err(CodecError::Invalid(what)) } else { Ok(u128::from(low)) };
+        }
+    }
+    let mut value = u128::from(low);
+    for shift in (63..128).step_by(7) {
         let byte = take_byte(input, what)?;
         let bits = u128::from(byte & 0x7f);
-        if (bits << shift) >> shift != bits || byte == 0 && shift > 0 {
+        if (bits << shift) >> shift != bits || byte == 0 {
             return Err(CodecError::Invalid(what));
         }
         value |= bits << shift;
@@ -194,7 +210,11 @@ mod tests {
 
         /// Of each length, at the end of the input and before more.
         #[test]
-        fn varints_are_as_defined(bits: u128, length in 0u32..=128, after in prop::collection::vec(any::<u8>(), 0..9)) {
+        fn varints_are_as_defined(
+            bits: u128,
+            length in 0u32..=128,
+            after in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
             let value = bits.checked_shr(128 - length).unwrap_or(0);
             let (mut expected, mut rest) = (Vec::new(), value);
             while rest >= 0x80 {

@@ -114,8 +114,8 @@ fn by_groups(parts: &[u32], groups: &[u32]) -> (Vec<u32>, Vec<u32>) {
 /// How many bits of numbers are sorted by at once.
 const DIGIT: u32 = 11;
 
-/// Sorts numbers digit by digit, from the lowest on, by the bits alone in which they differ. Of some hundred and less it is
-/// sooner done by comparing.
+/// Sorts numbers digit by digit, from the lowest on, by the bits alone in which they differ. Where they are fewer than a
+/// digit has values, comparing is quicker.
 fn sort(numbers: &mut Vec<u64>) {
     if numbers.len() < 1 << DIGIT {
         return numbers.sort_unstable();
@@ -243,7 +243,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// About as many as are sorted by comparing at most, of a few bits here and there or of all.
+        /// About as many as are sorted by comparing at most, that differ in a few bits here and there or in all.
         #[test]
         fn numbers_are_sorted_by_their_digits(
             drawn in prop::collection::vec(any::<u64>(), 1..64),
