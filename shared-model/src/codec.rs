@@ -28,18 +28,54 @@ pub enum CodecError {
 /// Appends an unsigned LEB128 varint: 1 byte below 128, 10 at most (19 for `u128`).
 #[inline]
 pub fn put_varint(out: &mut Vec<u8>, value: u128) {
+    if value < 0x80 {
+        // Most are lengths and small counts.
+        out.push(value as u8);
+    } else if value < 1 << 56 {
+        // Nearly all others.
+        let value = value as u64;
+        let length = (u64::BITS - value.leading_zeros()).div_ceil(7);
+        let follows = !(u64::MAX << (8 * (length - 1))) & FOLLOWS;
+        out.extend_from_slice(&(spread(value) | follows).to_le_bytes());
+        out.truncate(out.len() - 8 + length as usize);
+    } else {
+        put_any(out, value);
+    }
+}
+
+/// Appends one of any length.
+fn put_any(out: &mut Vec<u8>, value: u128) {
     let mut rest = value;
     while rest > u128::from(u64::MAX) {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
-    // Nearly all numbers come here at once: 128-bit shifts are slow.
+    // 128-bit shifts are slow.
     let mut rest = rest as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
     out.push(rest as u8);
+}
+
+/// The bits of 8 bytes that say that another follows.
+const FOLLOWS: u64 = 0x8080_8080_8080_8080;
+
+/// Spreads 56 bits over the lower 7 of each of 8 bytes.
+#[inline]
+fn spread(bits: u64) -> u64 {
+    let bits = (bits & 0x0fff_ffff) | (bits & 0x00ff_ffff_f000_0000) << 4;
+    let bits = (bits & 0x0000_3fff_0000_3fff) | (bits & 0x0fff_c000_0fff_c000) << 2;
+    (bits & 0x007f_007f_007f_007f) | (bits & 0x3f80_3f80_3f80_3f80) << 1
+}
+
+/// Gathers the lower 7 bits of each of 8 bytes, without the highest.
+#[inline]
+fn gather(bytes: u64) -> u64 {
+    let bits = (bytes & 0x007f_007f_007f_007f) | (bytes & 0x7f00_7f00_7f00_7f00) >> 1;
+    let bits = (bits & 0x0000_3fff_0000_3fff) | (bits & 0x3fff_0000_3fff_0000) >> 2;
+    (bits & 0x0fff_ffff) | (bits & 0x0fff_ffff_0000_0000) >> 4
 }
 
 /// Appends a signed integer, zigzag then varint.
@@ -69,7 +105,32 @@ pub fn take_byte(input: &mut &[u8], what: &'static str) -> Result<u8, CodecError
 /// Takes an unsigned varint; refuses forms longer than needed.
 #[inline]
 pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
-    // Nearly all numbers end in here: 128-bit shifts are slow.
+    // Most are lengths and small counts.
+    if let Some((&byte, rest)) = input.split_first()
+        && byte < 0x80
+    {
+        *input = rest;
+        return Ok(u128::from(byte));
+    }
+    // Nearly all others end within 8 bytes.
+    if let Some(bytes) = input.first_chunk() {
+        let bytes = u64::from_le_bytes(*bytes);
+        let length = (!bytes & FOLLOWS).trailing_zeros() / 8 + 1;
+        if length <= 8 {
+            let bytes = bytes & u64::MAX >> (64 - 8 * length);
+            if bytes >> (8 * (length - 1)) == 0 {
+                return Err(CodecError::Invalid(what));
+            }
+            *input = &input[length as usize..];
+            return Ok(u128::from(gather(bytes)));
+        }
+    }
+    take_any(input, what)
+}
+
+/// Takes one of any length.
+fn take_any(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
+    // 128-bit shifts are slow.
     let mut low = 0u64;
     for shift in (0..63).step_by(7) {
         let byte = take_byte(input, what)?;
@@ -147,6 +208,32 @@ mod tests {
             prop_assert!(input.is_empty());
         }
 
+        /// Of each length, at the end of the input and before more.
+        #[test]
+        fn varints_are_as_defined(
+            bits: u128,
+            length in 0u32..=128,
+            after in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let value = bits.checked_shr(128 - length).unwrap_or(0);
+            let (mut expected, mut rest) = (Vec::new(), value);
+            while rest >= 0x80 {
+                expected.push(rest as u8 | 0x80);
+                rest >>= 7;
+            }
+            expected.push(rest as u8);
+            let mut bytes = vec![7];
+            put_varint(&mut bytes, value);
+            prop_assert_eq!(&bytes[1..], &expected);
+            for cut in 0..expected.len() {
+                prop_assert_eq!(take_varint(&mut &expected[..cut], "n"), Err(CodecError::Truncated("n")));
+            }
+            bytes.extend(&after);
+            let mut input = &bytes[1..];
+            prop_assert_eq!(take_varint(&mut input, "n"), Ok(value));
+            prop_assert_eq!(input, after);
+        }
+
         #[test]
         fn hostile_bytes_never_panic(bytes: Vec<u8>) {
             let mut input = &bytes[..];
@@ -157,6 +244,10 @@ mod tests {
     #[test]
     fn longer_forms_of_a_number_are_refused() {
         assert_eq!(take_varint(&mut &[0x80, 0x00][..], "n"), Err(CodecError::Invalid("n")));
+        for length in 1..18 {
+            let longer = [vec![0x81; length], vec![0; 9]].concat();
+            assert_eq!(take_varint(&mut &longer[..], "n"), Err(CodecError::Invalid("n")), "{length}");
+        }
         assert_eq!(take_varint(&mut &[0x80][..], "n"), Err(CodecError::Truncated("n")));
         assert_eq!(take_varint(&mut &[0xff; 30][..], "n"), Err(CodecError::Invalid("n")));
     }

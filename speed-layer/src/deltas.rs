@@ -126,12 +126,14 @@ impl Deltas {
             if notes.metrics.len() <= counted.number {
                 notes.metrics.resize_with(counted.number + 1, Noted::default);
             }
-            let cell = Cell { by, item, place };
             let noted = &mut notes.metrics[counted.number];
             noted.version = counted.metric.version;
             match State::empty(&counted.metric.aggregate) {
-                State::Count(_) => noted.counts.push(cell),
-                empty => counted.binding.add(values, noted.states.entry(cell).or_insert(empty)),
+                State::Count(_) => noted.counts.push(Cell { by, item, place }),
+                empty => {
+                    let state = noted.states.entry(Cell { by, item, place }).or_insert(empty);
+                    counted.binding.add(values, state);
+                }
             }
             notes.count += 1;
             groups[group].0 += 1;

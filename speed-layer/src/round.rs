@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use shared_model::view::Slice;
 use std::collections::BTreeMap;
 
-/// How many stored bytes one round may read back to merge.
-const MERGE_BYTES: usize = 16 << 20;
+/// How many stored bytes one round may read back to merge: in memory they are there several times over, and what is left
+/// for later rounds is only merged later.
+const MERGE_BYTES: usize = 8 << 20;
 
 /// Stored segments of a group that the round reads back, to write them as one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -56,10 +56,10 @@ impl Packer {
         }
     }
 
-    /// The segment; of no cells, 1 byte.
-    pub fn finish(mut self) -> Vec<u8> {
+    /// The segment; of no cells, 1 byte. The next cell begins another.
+    pub fn finish(&mut self) -> Vec<u8> {
         self.close_section();
-        self.out
+        std::mem::replace(&mut self.out, vec![SEGMENT_VERSION])
     }
 }
 
@@ -190,21 +190,23 @@ impl<'a> Cursor<'a> {
         if self.left == 0 {
             return if cells.is_empty() { Ok(false) } else { Err(CodecError::Invalid("section length")) };
         }
-        (self.key, self.bucket, self.state) = take_cell(aggregate, &mut self.rest)?;
+        self.key = codec::take_bytes(&mut self.rest, "cell key")?;
+        self.bucket = codec::take_i64(&mut self.rest, "cell bucket")?;
+        self.state = State::decode(aggregate, &mut self.rest)?;
         self.cell = &cells[..cells.len() - self.rest.len()];
         self.begin = key_begin(self.key);
         self.left -= 1;
         Ok(true)
     }
 
-    /// On to the next cell, which must come after this one. The state of this one, and whether there is another.
-    fn advance(&mut self, aggregate: &Aggregate) -> Result<(State, bool), CodecError> {
-        let (before, state) = (self.name(), std::mem::replace(&mut self.state, State::Count(0)));
+    /// On to the next cell, which must come after this one. Whether there is another.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<bool, CodecError> {
+        let before = self.name();
         let goes_on = self.take(aggregate)?;
         if goes_on && self.name() <= before {
             return Err(CodecError::Invalid("order of cells"));
         }
-        Ok((state, goes_on))
+        Ok(goes_on)
     }
 
     fn name(&self) -> Name<'a> {
@@ -251,35 +253,42 @@ pub fn merge<'a>(
 /// Sections that are merged: each at a cell of its own.
 struct Cursors<'a> {
     all: Vec<Cursor<'a>>,
-    /// Those that are not through, by their cells' names, the least last.
-    order: Vec<usize>,
+    /// Those that are not through, by their cells' names, the least last: how its key begins, and which one.
+    order: Vec<(u128, usize)>,
 }
 
 impl<'a> Cursors<'a> {
     fn of(aggregate: &Aggregate, sections: &[Section<'a>]) -> Result<Cursors<'a>, CodecError> {
         let all = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
         let all: Vec<Cursor<'a>> = all.flatten().collect::<Result<_, _>>()?;
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        order.sort_by(|&a, &b| all[b].name().cmp(&all[a].name()));
+        let mut order: Vec<(u128, usize)> = all.iter().map(|cursor| cursor.begin).zip(0..).collect();
+        order.sort_by(|&(_, a), &(_, b)| all[b].name().cmp(&all[a].name()));
         Ok(Cursors { all, order })
     }
 
-    /// The cell that comes next: its bytes and its name.
-    fn least(&self) -> Option<(&'a [u8], Name<'a>)> {
-        let least = &self.all[*self.order.last()?];
-        Some((least.cell, least.name()))
+    /// The one at the cell that comes next.
+    fn least(&mut self) -> Option<&mut Cursor<'a>> {
+        Some(&mut self.all[self.order.last()?.1])
     }
 
-    /// On beyond that cell, whose state is handed out.
-    fn advance(&mut self, aggregate: &Aggregate) -> Result<Option<State>, CodecError> {
-        let Some(at) = self.order.pop() else { return Ok(None) };
-        let (state, goes_on) = self.all[at].advance(aggregate)?;
-        if goes_on {
+    /// Whether another is at a cell of that name.
+    fn is_shared(&self) -> bool {
+        let [.., (next, other), (begin, least)] = self.order[..] else { return false };
+        next == begin && self.all[other].name() == self.all[least].name()
+    }
+
+    /// On beyond that cell.
+    fn advance(&mut self, aggregate: &Aggregate) -> Result<(), CodecError> {
+        let Some((_, at)) = self.order.pop() else { return Ok(()) };
+        if self.all[at].advance(aggregate)? {
             let name = self.all[at].name();
-            let place = self.order.partition_point(|&other| self.all[other].name() > name);
-            self.order.insert(place, at);
+            let mut place = self.order.partition_point(|&(begin, _)| begin > name.0);
+            // Of those that begin alike there are few.
+            let after = |&(begin, other): &(u128, usize)| begin == name.0 && self.all[other].name() > name;
+            place += self.order[place..].iter().take_while(|other| after(other)).count();
+            self.order.insert(place, (name.0, at));
         }
-        Ok(Some(state))
+        Ok(())
     }
 }
 
@@ -290,21 +299,22 @@ fn merge_sections(
     packer: &mut Packer,
 ) -> Result<(), CodecError> {
     let mut cursors = Cursors::of(aggregate, sections)?;
-    while let Some((cell, name)) = cursors.least() {
-        let Some(mut state) = cursors.advance(aggregate)? else { break };
-        let mut is_merged = false;
-        while cursors.least().is_some_and(|(_, next)| next == name)
-            && let Some(more) = cursors.advance(aggregate)?
-        {
-            state.merge(&more)?;
-            is_merged = true;
-        }
-        let (_, key, bucket) = name;
-        if is_merged {
+    loop {
+        let is_shared = cursors.is_shared();
+        let Some(least) = cursors.least() else { return Ok(()) };
+        if is_shared {
+            let (key, bucket) = (least.key, least.bucket);
+            let mut state = std::mem::replace(&mut least.state, State::Count(0));
+            while cursors.is_shared() {
+                cursors.advance(aggregate)?;
+                if let Some(more) = cursors.least() {
+                    state.merge(&more.state)?;
+                }
+            }
             packer.push(version, key, bucket, &state);
         } else {
-            packer.cell(version).extend_from_slice(cell);
+            packer.cell(version).extend_from_slice(least.cell);
         }
+        cursors.advance(aggregate)?;
     }
-    Ok(())
 }

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 
 /// A metric version for each aggregate, and cells of them.
 fn segments() -> impl Strategy<Value = (BTreeMap<MetricVersion, Aggregate>, Cells)> {
-    let key = || prop::collection::vec(any::<u8>(), 0..6);
+    // Some begin alike, as far as is looked at first.
+    let end = || prop::collection::vec(prop::sample::select(vec![0u8, 7]), 0..4);
+    let alike = move || end().prop_map(|end| [vec![7; 15], end].concat());
+    let key = move || prop_oneof![prop::collection::vec(any::<u8>(), 0..6), alike()];
     let cases = prop::collection::vec(
         (any::<u64>(), laws::cases(), prop::collection::vec((key(), any::<i64>()), 0..4)),
         0..4,

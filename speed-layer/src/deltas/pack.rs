@@ -18,6 +18,8 @@ pub(super) struct Order<'a> {
     item_ranks: Vec<u32>,
     /// Parts by group, then by their bytes: the order of what metrics are `by`.
     bys: Vec<u32>,
+    /// The first rank of each group there, and the end.
+    begins: Vec<u32>,
     by_ranks: Vec<u32>,
     pub(super) places: Vec<Place>,
     place_ranks: Vec<u32>,
@@ -34,44 +36,55 @@ impl Order<'_> {
     pub(super) fn of(notes: &Notes) -> Order<'_> {
         // Of the parts that one metric has at one place of its keys none is the beginning of another: they order as keys do.
         let items = notes.parts.order(key_begin);
-        let mut bys = items.clone();
-        bys.sort_by_key(|&part| notes.groups[part as usize]);
+        let (bys, begins) = by_groups(&items, &notes.groups);
         let mut places: Vec<u32> = (0..notes.places.len() as u32).collect();
         places.sort_unstable_by_key(|&place| notes.places[place as usize]);
         let (item_ranks, by_ranks, place_ranks) = (ranks(&items), ranks(&bys), ranks(&places));
         let places = places.into_iter().map(|place| notes.places[place as usize]).collect();
-        Order { notes, items, item_ranks, bys, by_ranks, places, place_ranks }
+        Order { notes, items, item_ranks, bys, begins, by_ranks, places, place_ranks }
     }
 
     /// The first rank of a group among what metrics are `by`.
     pub(super) fn begin(&self, group: usize) -> u32 {
-        self.bys.partition_point(|&part| (self.notes.groups[part as usize] as usize) < group) as u32
+        self.begins[group.min(self.begins.len() - 1)]
     }
 
     pub(super) fn ranked(&self, noted: Noted) -> Ranked {
         let Noted { version, mut counts, states } = noted;
-        let rank = |cell: Cell| Cell {
-            by: self.by_ranks[cell.by as usize],
-            item: self.item_ranks[cell.item as usize],
-            place: self.place_ranks[cell.place as usize],
-        };
-        counts.iter_mut().for_each(|cell| *cell = rank(*cell));
-        self.sort(&mut counts);
-        let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (rank(cell), state)).collect();
+        self.rank_all(&mut counts);
+        let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (self.rank(cell), state)).collect();
         states.sort_unstable_by_key(|(cell, _)| cell.name());
         Ranked { version, counts, states }
     }
 
-    /// Sorts by names: by as many bits as ranks have, which are nearly always few enough for the quickest comparison.
-    fn sort(&self, cells: &mut [Cell]) {
+    fn rank(&self, cell: Cell) -> Cell {
+        Cell {
+            by: self.by_ranks[cell.by as usize],
+            item: self.item_ranks[cell.item as usize],
+            place: self.place_ranks[cell.place as usize],
+        }
+    }
+
+    /// Gives cells their ranks and sorts them: by as many bits as ranks have, which nearly always are few enough for one
+    /// number.
+    fn rank_all(&self, cells: &mut [Cell]) {
         let bits = |len: usize| len.next_power_of_two().trailing_zeros();
         let (part, place) = (bits(self.items.len()), bits(self.places.len()));
-        if 2 * part + place <= u64::BITS {
-            cells.sort_unstable_by_key(|cell| {
-                (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
-            });
-        } else {
+        if 2 * part + place > u64::BITS {
+            cells.iter_mut().for_each(|cell| *cell = self.rank(*cell));
             cells.sort_unstable_by_key(Cell::name);
+            return;
+        }
+        let number = |cell: &Cell| {
+            let cell = self.rank(*cell);
+            (u64::from(cell.by) << part | u64::from(cell.item)) << place | u64::from(cell.place)
+        };
+        let mut numbers: Vec<u64> = cells.iter().map(number).collect();
+        sort(&mut numbers);
+        let lowest = |bits: u32| (1u64 << bits) - 1;
+        for (cell, number) in cells.iter_mut().zip(numbers) {
+            let (by, item) = (number >> place >> part, number >> place & lowest(part));
+            *cell = Cell { by: by as u32, item: item as u32, place: (number & lowest(place)) as u32 };
         }
     }
 
@@ -80,6 +93,52 @@ impl Order<'_> {
         key.clear();
         key.extend_from_slice(self.notes.parts.get(self.bys[cell.by as usize]));
         key.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
+    }
+}
+
+/// Parts by group, in the order that they have, and where each group begins there, up to the end.
+fn by_groups(parts: &[u32], groups: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let many = groups.iter().max().map_or(0, |highest| *highest as usize + 1);
+    let mut begins = vec![0; many + 1];
+    groups.iter().for_each(|&group| begins[group as usize + 1] += 1);
+    (0..many).for_each(|group| begins[group + 1] += begins[group]);
+    let (mut places, mut by_groups) = (begins.clone(), vec![0; parts.len()]);
+    for &part in parts {
+        let place: &mut u32 = &mut places[groups[part as usize] as usize];
+        by_groups[*place as usize] = part;
+        *place += 1;
+    }
+    (by_groups, begins)
+}
+
+/// How many bits of numbers are sorted by at once.
+const DIGIT: u32 = 11;
+
+/// Sorts numbers digit by digit, from the lowest on, by the bits alone in which they differ. Where they are fewer than a
+/// digit has values, comparing is quicker.
+fn sort(numbers: &mut Vec<u64>) {
+    if numbers.len() < 1 << DIGIT {
+        return numbers.sort_unstable();
+    }
+    let first = numbers[0];
+    let mut differing = numbers.iter().fold(0u64, |bits, number| bits | (number ^ first));
+    let mut sorted = vec![0; numbers.len()];
+    while differing != 0 {
+        let shift = differing.trailing_zeros();
+        let digit = |number: u64| (number >> shift) as usize & ((1 << DIGIT) - 1);
+        let mut places = [0usize; 1 << DIGIT];
+        numbers.iter().for_each(|&number| places[digit(number)] += 1);
+        let mut next = 0;
+        for place in &mut places {
+            next += std::mem::replace(place, next);
+        }
+        for &number in &*numbers {
+            let place = &mut places[digit(number)];
+            sorted[*place] = number;
+            *place += 1;
+        }
+        std::mem::swap(numbers, &mut sorted);
+        differing &= !(((1u64 << DIGIT) - 1) << shift);
     }
 }
 
@@ -93,6 +152,7 @@ pub(super) struct Targets<'a, W> {
     /// The places that were.
     asked: Vec<u32>,
     slices: BTreeMap<Slice, usize>,
+    /// Those of the slices, then others that wait.
     packers: Vec<Packer>,
     key: Vec<u8>,
 }
@@ -113,9 +173,10 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
         }
         let mut packer = |slice: Slice| {
             (self.wanted)(slice).then(|| {
+                let next = self.slices.len();
                 *self.slices.entry(slice).or_insert_with(|| {
-                    self.packers.push(Packer::default());
-                    self.packers.len() - 1
+                    self.packers.resize_with(self.packers.len().max(next + 1), Packer::default);
+                    next
                 })
             })
         };
@@ -138,16 +199,23 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     ) -> Result<(), CodecError> {
         let mut states: Vec<(usize, Millis, Cow<'n, State>)> = Vec::new();
         for alike in noted.chunk_by(|a, b| cell(a).key() == cell(b).key()) {
+            let (first, last) = (cell(&alike[0]), cell(&alike[alike.len() - 1]));
+            order.key(first, &mut self.key);
+            // Most keys have one place; of its segments, too, each gets one cell.
+            if first.place == last.place {
+                let state = state(alike);
+                for (packer, bucket) in self.of(first.place).into_iter().flatten() {
+                    self.packers[packer].push(version, &self.key, bucket, &state);
+                }
+                continue;
+            }
             for alike in alike.chunk_by(|a, b| cell(a).place == cell(b).place) {
                 let state = state(alike);
                 let targets = self.of(cell(&alike[0]).place).into_iter().flatten();
                 states.extend(targets.map(|(packer, bucket)| (packer, bucket, state.clone())));
             }
-            order.key(cell(&alike[0]), &mut self.key);
             // One bucket of the view comes with several panes, and one pane may come with several epochs.
-            if states.len() > 2 {
-                states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
-            }
+            states.sort_by_key(|&(packer, bucket, _)| (packer, bucket));
             let mut states = states.drain(..).peekable();
             while let Some((packer, bucket, mut state)) = states.next() {
                 while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
@@ -162,8 +230,33 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     /// The segments of a group; then those of the next are begun.
     pub(super) fn finish(&mut self) -> Vec<Segment> {
         self.asked.drain(..).for_each(|rank| self.found[rank as usize] = None);
-        let mut packers = std::mem::take(&mut self.packers);
-        let segment = |(slice, at): (Slice, usize)| (slice, std::mem::take(&mut packers[at]).finish());
+        let segment = |(slice, at): (Slice, usize)| (slice, self.packers[at].finish());
         std::mem::take(&mut self.slices).into_iter().map(segment).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// About as many as are sorted by comparing at most, that differ in a few bits here and there or in all.
+        #[test]
+        fn numbers_are_sorted_by_their_digits(
+            drawn in prop::collection::vec(any::<u64>(), 1..64),
+            count in 2_000usize..2_100,
+            bits in prop::sample::select(vec![0, 1, 1 << 63, 0x7ff << 40, 0x8000_0000_0003_f001, u64::MAX]),
+        ) {
+            let turned = |(number, turn): (&u64, u32)| number.rotate_left(turn).wrapping_mul(u64::from(turn) | 1);
+            let numbers = drawn.iter().cycle().zip(0..).map(turned).map(|number| number & bits);
+            let mut numbers: Vec<u64> = numbers.take(count).collect();
+            let mut expected = numbers.clone();
+            expected.sort_unstable();
+            sort(&mut numbers);
+            prop_assert_eq!(numbers, expected);
+        }
     }
 }
