@@ -176,3 +176,17 @@ const FAILED: &str = "cannot make the producer of dead letters";
 const KEY_HEADER: &str = "key";
 /// How much of a record is kept that is too long for the topic of dead letters.
 const TRUNCATED: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The client of the topics would do with these.
+    #[test]
+    fn properties_with_which_there_is_no_producer_are_told_at_once() {
+        let mut kafka = ClientConfig::new();
+        kafka.set("bootstrap.servers", "localhost:1").set("retries", "0");
+        let error = DeadLetters::new(&kafka).err().expect("one without repeats can't be idempotent");
+        assert!(error.root_cause().to_string().contains("retries"), "{error:#}");
+    }
+}
