@@ -17,7 +17,6 @@ use shared_model::event::{PRODUCED_HEADER, Reject};
 use shared_model::failpoint;
 use shared_model::offsets::TopicPartition;
 use shared_model::time::Millis;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -78,34 +77,34 @@ impl DeadLetter {
 /// The producers of dead letters, shared by all partitions. Each is made when it is first needed: its thread takes a
 /// hundredth of a core, even where there are no letters (it looks without waiting for the last of each 100 ms; rdkafka
 /// 0.39).
-#[derive(Clone)]
 pub(crate) struct DeadLetters {
-    kafka: ClientConfig,
-    together: Arc<OnceCell<FutureProducer>>,
+    config: ClientConfig,
+    together: OnceCell<FutureProducer>,
     /// Sends every letter by itself: a broker refuses a batch that is longer than its topic admits, whole.
-    alone: Arc<OnceCell<FutureProducer>>,
-    admin: Arc<AdminClient<DefaultClientContext>>,
+    alone: OnceCell<FutureProducer>,
+    admin: AdminClient<DefaultClientContext>,
 }
 
 impl DeadLetters {
-    /// Finds out whether the producers can be made.
+    /// Makes one producer for a moment, so that properties with which there can be none are told at once.
     pub(crate) fn new(kafka: &ClientConfig) -> anyhow::Result<DeadLetters> {
-        drop(config(kafka).create::<BaseProducer>().context(FAILED)?);
-        let admin = Arc::new(kafka.create().context(FAILED)?);
-        let (together, alone) = Default::default();
-        Ok(DeadLetters { kafka: kafka.clone(), together, alone, admin })
+        let config = config(kafka);
+        drop(config.create::<BaseProducer>().context(FAILED)?);
+        let admin = kafka.create().context(FAILED)?;
+        Ok(DeadLetters { config, together: OnceCell::new(), alone: OnceCell::new(), admin })
     }
 
     /// The producer that sends letters together.
     async fn together(&self) -> anyhow::Result<&FutureProducer> {
-        self.together.get_or_try_init(|| async { config(&self.kafka).create().context(FAILED) }).await
+        self.together.get_or_try_init(|| async { self.config.create().context(FAILED) }).await
     }
 
     /// The one that doesn't.
     async fn alone(&self) -> anyhow::Result<&FutureProducer> {
-        let mut config = config(&self.kafka);
-        config.set("batch.num.messages", "1");
-        self.alone.get_or_try_init(|| async { config.create().context(FAILED) }).await
+        let made = || async {
+            self.config.clone().set("batch.num.messages", "1").create::<FutureProducer>().context(FAILED)
+        };
+        self.alone.get_or_try_init(made).await
     }
 
     /// Writes them all; returns when every one is acknowledged.
@@ -177,3 +176,17 @@ const FAILED: &str = "cannot make the producer of dead letters";
 const KEY_HEADER: &str = "key";
 /// How much of a record is kept that is too long for the topic of dead letters.
 const TRUNCATED: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The client of the topics would do with these.
+    #[test]
+    fn properties_with_which_there_is_no_producer_are_told_at_once() {
+        let mut kafka = ClientConfig::new();
+        kafka.set("bootstrap.servers", "localhost:1").set("retries", "0");
+        let error = DeadLetters::new(&kafka).err().expect("one without repeats can't be idempotent");
+        assert!(error.root_cause().to_string().contains("retries"), "{error:#}");
+    }
+}

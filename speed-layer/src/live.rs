@@ -28,10 +28,16 @@ pub(crate) fn name(metric: &Metric, key: &mut &[u8], name: &mut String) -> Resul
     name.push_str(live_name(metric));
     for _ in &metric.by {
         name.push(':');
-        match Value::decode_text(key)? {
-            Some(text) => escape(text, name),
-            None => item(&Value::decode(key)?, name),
-        }
+        part(key, name)?;
+    }
+    Ok(())
+}
+
+/// Appends a key's next value.
+fn part(key: &mut &[u8], name: &mut String) -> Result<(), CodecError> {
+    match Value::decode_text(key)? {
+        Some(text) => escape(text, name),
+        None => item(&Value::decode(key)?, name),
     }
     Ok(())
 }
@@ -106,20 +112,18 @@ pub(crate) mod naive;
 mod tests {
     use super::*;
 
-    fn part(value: &Value) -> String {
-        let (mut key, mut part) = (Vec::new(), String::new());
+    fn part_of(value: &Value) -> String {
+        let (mut key, mut name) = (Vec::new(), String::new());
         value.encode(&mut key);
         let mut rest = &key[..];
-        match Value::decode_text(&mut rest).expect("a value") {
-            Some(text) => escape(text, &mut part),
-            None => item(value, &mut part),
-        }
-        part
+        part(&mut rest, &mut name).expect("a value");
+        assert!(rest.is_empty(), "all of it is taken");
+        name
     }
 
     #[test]
     fn names_are_unambiguous() {
-        let check = |value: Value, expected: &str| assert_eq!(part(&value), expected);
+        let check = |value: Value, expected: &str| assert_eq!(part_of(&value), expected);
         check(Value::str("US>CA>807"), "US>CA>807");
         check(Value::str("a:b%c\n"), "a%3Ab%25c%0A");
         check(Value::Null, "\\N");
@@ -132,7 +136,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn a_name_is_one_plain_word_and_leads_back_to_its_value(text: String) {
-            let name = part(&Value::str(&text));
+            let name = part_of(&Value::str(&text));
             proptest::prop_assert!(!name.chars().any(|char| char.is_control() || char == ':' || char == '\\'));
             let mut bytes = name.split('%');
             let mut back = bytes.next().unwrap().as_bytes().to_vec();

@@ -8,7 +8,10 @@
 //!
 //! Publishing every pane, it goes as far as no partition that feeds a published metric is still to bring records, but late
 //! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
-//! ahead (see [`window::paced`]). Memory: see [`sliding`].
+//! ahead (see [`window::paced`]).
+//!
+//! Memory: see [`sliding`]; and the texts of what two passes change, one that is sent and one that is made: of the first that
+//! is all that stands, beside the names that stood before.
 
 mod changes;
 mod lease;

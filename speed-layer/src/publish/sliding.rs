@@ -5,8 +5,9 @@
 //! and small enough to stay near the processor while a pass is at them. A segment's cells count from when its pane enters
 //! a window until it leaves it; sums take them off again, other states are merged anew where they were touched.
 //!
-//! Memory: for each live key about 70 bytes and what is longer than 22 bytes of it, for each cell in a window 8 bytes (a
-//! state that isn't a count: itself), for each item near the top of a set 50 bytes (of k items, 8 k at most), and the
+//! Memory: for each key, of as many as were ever live at once, about 70 bytes and what is longer than 22 bytes of it; for
+//! each cell in a window 8 bytes (a state that isn't a count: itself); for each set of a top k 400 bytes, and for each item
+//! near its top, of which there are 8 k at most, up to 80 bytes and what is longer than 24 bytes of it, twice; and the
 //! packed bytes of panes that are still to enter.
 
 use super::changes::Changes;

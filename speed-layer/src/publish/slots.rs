@@ -1,8 +1,9 @@
 //! Keys by slots: small numbers under which is held what belongs to a key.
 //!
 //! A slot is a key's own from when the key comes until it is freed; then it is given to a key that comes later. A key lies
-//! beside what is held of it, and half of its hash beside its slot: it is found by two looks at memory, no others' bytes
-//! are looked at, and keys that are looked for together wait for memory together.
+//! beside what is held of it, and half of its hash beside its slot: it is found by two looks at memory, others' bytes are
+//! hardly ever looked at, and keys that are looked for together wait for memory together. What memory was taken stays taken
+//! for keys that come later.
 
 use hashbrown::HashTable;
 use shared_model::interner::spread;
@@ -153,6 +154,24 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::collections::HashMap;
+
+    /// Their bytes tell them apart.
+    #[test]
+    fn keys_whose_hashes_are_alike_have_slots_of_their_own() {
+        let (mut slots, mut by_hash, mut found) = (Slots::<u32>::default(), HashMap::new(), Vec::new());
+        let alike = (0u32..).map(u32::to_be_bytes).find_map(|key| {
+            let other = by_hash.insert(slots.hash(&key), key)?;
+            Some((other, key))
+        });
+        let (one, other) = alike.expect("32 bits are shared by two of some 100,000 keys");
+        let first = slots.take(&one);
+        slots.take_all([&other[..], &one[..], &other[..]].into_iter(), &mut found);
+        let second = found[0].1;
+        assert_ne!(first, second);
+        assert_eq!(found.iter().map(|(_, slot)| *slot).collect::<Vec<u32>>(), [second, first, second]);
+        slots.free(first);
+        assert_eq!((slots.take(&other), slots.key(second)), (second, &other[..]));
+    }
 
     proptest! {
         /// Keys come alone and together, some of them twice at once.

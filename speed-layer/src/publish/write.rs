@@ -123,6 +123,7 @@ mod tests {
         "tm1_ranks 2 a b 0 2 2 x y 3 z 1 0 2 1 x".split(' ').for_each(|arg| _ = expected.arg(arg));
         assert_eq!(call(&sets, &texts).get_packed_command(), expected.get_packed_command());
         assert_eq!(sets.map(|set| set.len()), [3, 1]);
+        assert_eq!([0..2, 2..8].map(|numbers| texts.bytes(numbers)), [2, 6]);
         let mut expected = cmd("MSET");
         expected.arg("y").arg("3");
         assert_eq!(command("MSET", &texts, 2..4).get_packed_command(), expected.get_packed_command());

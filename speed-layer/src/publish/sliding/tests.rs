@@ -141,6 +141,14 @@ impl Play {
         view::pack(&cells)
     }
 
+    fn merged(&self, parts: &[&[u8]]) -> Vec<u8> {
+        let merged = view::merge(parts, |version| {
+            let metric = self.metrics.iter().find(|metric| metric.version == version)?;
+            Some(&metric.aggregate)
+        });
+        merged.expect("segments")
+    }
+
     fn come(&mut self, source: u32, pane: Millis, segment: Vec<u8>) {
         self.seq += 1;
         let id = SegmentId { pane, source, seq: self.seq };
@@ -169,11 +177,8 @@ impl Play {
                 let mut parts = self.go(|id| id.source == source && id.pane == pane);
                 parts.push(self.packed(pane, &cells));
                 let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-                let merged = view::merge(&parts, |version| {
-                    let metric = self.metrics.iter().find(|metric| metric.version == version)?;
-                    Some(&metric.aggregate)
-                });
-                self.come(source, pane, merged.expect("segments"));
+                let merged = self.merged(&parts);
+                self.come(source, pane, merged);
             }
             Step::Anew(source, pane, cells) => {
                 self.go(|id| id.source == source);
@@ -233,6 +238,25 @@ fn play_to_the_end(steps: Vec<Step>) {
     play.pass(30);
     assert!(play.published.is_empty());
     assert_eq!(play.sliding.next(), None);
+}
+
+/// Those that have no room where most counts are kept.
+#[test]
+fn large_counts_come_and_go() {
+    let mut play = Play::new();
+    let pane = play.end;
+    let drawn: Vec<Drawn> = (0..6).map(|metric| (metric, 1, 7, 4)).collect();
+    let small = play.packed(pane, &drawn);
+    let large = (0..32).fold(small.clone(), |half, _| play.merged(&[&half[..], &half[..]]));
+    play.come(0, pane, small);
+    play.come(1, pane, large);
+    play.pass(1);
+    let count = Published::Text(((4u64 << 32) + 4).to_string());
+    assert!(play.published.values().any(|value| *value == count));
+    // What is small stays when what is large goes.
+    play.go(|id| id.source == 1);
+    (0..9).for_each(|_| play.pass(1));
+    assert!(play.published.is_empty());
 }
 
 proptest! {
