@@ -69,6 +69,17 @@ pub fn take_byte(input: &mut &[u8], what: &'static str) -> Result<u8, CodecError
 /// Takes an unsigned varint; refuses forms longer than needed.
 #[inline]
 pub fn take_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
+    match input.split_first() {
+        // Most numbers are lengths.
+        Some((&byte, rest)) if byte < 0x80 => {
+            *input = rest;
+            Ok(u128::from(byte))
+        }
+        _ => take_long_varint(input, what),
+    }
+}
+
+fn take_long_varint(input: &mut &[u8], what: &'static str) -> Result<u128, CodecError> {
     // Nearly all numbers end in here: 128-bit shifts are slow.
     let mut low = 0u64;
     for shift in (0..63).step_by(7) {

@@ -16,9 +16,10 @@ use polars::prelude::{Column, DataFrame, DataType};
 use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
-use shared_model::interner::{Interner, ranks};
+use shared_model::interner::{Interner, Strings};
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Counts have places where no more than so many cells are possible for each row.
@@ -46,17 +47,20 @@ pub(super) struct Fold<'a> {
 /// What is held of a column.
 #[derive(Default)]
 struct Held {
-    /// The strings that it had, as [`name::put`] writes them; none where it only filters.
-    strings: Interner,
-    /// The number of each row's string: as they came, and once keys are put in order the rank in a key's column.
+    /// The strings that it had, as [`name::put`] writes them, while rows come; none where it only filters.
+    known: Interner,
+    /// The same by number, once no more rows come.
+    strings: Strings,
+    /// The number of each row's string: as they came, and once no more come the rank in a key's column.
     numbers: Vec<u32>,
-    /// The strings of a key's column in their order, once they have one.
-    order: Vec<u32>,
     /// By number what a distinct count keeps of the string, once it is wanted.
-    items: Vec<Option<u64>>,
+    items: Vec<Item>,
     /// Where it filters: whether each row counts.
     truths: Vec<bool>,
 }
+
+/// What a distinct count keeps of a value; no item is 0.
+type Item = Option<NonZeroU64>;
 
 impl<'a> Fold<'a> {
     /// Of no rows yet. `metrics` are those of `needs`. Beyond `memory` bytes there is no room for more rows.
@@ -103,15 +107,18 @@ impl<'a> Fold<'a> {
         let taken = self.times.len() as u64;
         let all = u128::from(taken + rows);
         let held = |(at, held): (usize, &Held)| {
-            let item = if self.is_counted(at) { size_of::<Option<u64>>() } else { 0 };
+            let item = if self.is_counted(at) { size_of::<Item>() } else { 0 };
             let rows = held.numbers.len() * size_of::<u32>() + held.truths.len();
-            rows + held.strings.size() + held.strings.len() * item
+            rows + held.known.size() + held.known.len() * item
         };
         let held: usize = self.columns.iter().enumerate().map(held).sum();
         // As many more strings, row by row, as there were so far.
-        let held = u128::from(held as u64) * all / u128::from(taken.max(1));
-        let rows = u128::from(size_of::<u32>() as u64 + BYTES_OF_CELL) * all;
-        taken == 0 || all <= u128::from(u32::MAX) && held + rows <= u128::from(self.memory)
+        let of_all = |bytes: usize| u128::from(bytes as u64) * all / u128::from(taken.max(1));
+        let times = u128::from(size_of::<u32>() as u64) * all;
+        // Columns are put in order one after the other, before there are cells.
+        let order = self.columns.iter().map(|held| held.known.size_of_order()).max().unwrap_or(0);
+        let work = of_all(order).max(u128::from(BYTES_OF_CELL) * all);
+        taken == 0 || all <= u128::from(u32::MAX) && of_all(held) + times + work <= u128::from(self.memory)
     }
 
     /// Whether a metric counts a column's distinct values.
@@ -128,15 +135,8 @@ impl<'a> Fold<'a> {
         let Needs { columns, metrics: needs } = self.needs;
         for (at, column) in columns.iter().enumerate() {
             let is_counted = self.is_counted(at);
-            let held = &mut self.columns[at];
-            if needs.iter().any(|need| need.key.contains(&at)) {
-                held.put_in_order();
-            }
-            if is_counted {
-                let count = held.strings.len() as u32;
-                let items = (0..count).map(|number| Ok(Distinct::item(&held.value(number, column.ty)?)));
-                held.items = items.collect::<Result<_>>()?;
-            }
+            let is_key = needs.iter().any(|need| need.key.contains(&at));
+            self.columns[at].close(column.ty, is_key, is_counted)?;
         }
         let metrics = self.metrics.iter().zip(needs);
         let runs = metrics.map(|(metric, need)| {
@@ -179,7 +179,7 @@ impl<'a> Fold<'a> {
                 // A cell of NULLs alone is one too.
                 let sketch = sketches[*cell as usize].get_or_insert_default();
                 if let Some(item) = held.items[value as usize] {
-                    sketch.add_item(item);
+                    sketch.add_item(item.get());
                 }
             }
             let mut run = Writer::new(&self.columns, need, &digits, first);
@@ -200,7 +200,7 @@ impl<'a> Fold<'a> {
                 let (_, value) = split(same[0]);
                 match &mut state {
                     State::Distinct(distinct) => {
-                        held.items[value as usize].into_iter().for_each(|item| distinct.add_item(item));
+                        held.items[value as usize].into_iter().for_each(|item| distinct.add_item(item.get()));
                     }
                     state => add_times(aggregate, state, &held.value(value, ty)?, same.len())?,
                 }
@@ -212,21 +212,35 @@ impl<'a> Fold<'a> {
 }
 
 impl Held {
-    /// The string of a number.
-    fn string(&self, number: u32) -> &[u8] {
-        self.strings.get(self.order.get(number as usize).copied().unwrap_or(number))
-    }
-
     /// The value that a number's string is of.
     fn value(&self, number: u32, ty: FieldType) -> Result<Value> {
-        name::take(ty, &mut self.string(number))
+        name::take(ty, &mut self.strings.get(number))
     }
 
-    /// Numbers strings in their order.
-    fn put_in_order(&mut self) {
-        self.order = self.strings.order(name::prefix);
-        let ranks = ranks(&self.order);
+    /// Once no more rows come: numbers a key's strings in their order, and notes what distinct counts keep of strings.
+    fn close(&mut self, ty: FieldType, is_key: bool, is_counted: bool) -> Result<()> {
+        let known = std::mem::take(&mut self.known);
+        if is_counted {
+            // As the strings lie: each would be waited for in another order.
+            let item = |number: u32| -> Result<Item> {
+                let value = name::take(ty, &mut known.get(number))?;
+                Ok(Distinct::item(&value).and_then(NonZeroU64::new))
+            };
+            self.items = (0..known.len() as u32).map(item).collect::<Result<_>>()?;
+        }
+        if !is_key {
+            self.strings = known.into_strings();
+            return Ok(());
+        }
+        let (strings, ranks) = known.into_ordered(name::prefix);
+        self.strings = strings;
         self.numbers.iter_mut().for_each(|number| *number = ranks[*number as usize]);
+        if is_counted {
+            let mut items = vec![None; ranks.len()];
+            ranks.iter().zip(&self.items).for_each(|(rank, item)| items[*rank as usize] = *item);
+            self.items = items;
+        }
+        Ok(())
     }
 }
 
@@ -238,48 +252,47 @@ struct Writer<'a> {
     /// The start of the first bucket.
     first: Millis,
     cells: RunWriter,
-    /// The number of the key that `name` begins with, and its length there.
-    key: Option<(u64, usize)>,
-    /// This key by column, the last first.
-    parts: Vec<u32>,
     name: Vec<u8>,
+    /// Of each digit of the last cell, the bucket's too: where the numbers begin that have the same digits before it, and
+    /// how much of `name` is of these.
+    before: Vec<Option<(u64, usize)>>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
     fn new(columns: &'a [Held], need: &'a Need, digits: &'a Digits, first: Millis) -> Writer<'a> {
-        let (parts, name, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        Writer { columns, need, digits, first, cells: RunWriter::new(), key: None, parts, name, bytes }
+        let (name, bytes, before) = (Vec::new(), Vec::new(), vec![None; need.key.len() + 1]);
+        Writer { columns, need, digits, first, cells: RunWriter::new(), name, before, bytes }
     }
 
     fn push(&mut self, cell: u64, state: &State) -> Result<()> {
-        let (key, bucket) = self.digits.split(self.need.key.len(), cell);
-        let length = match self.key {
-            Some((known, length)) if known == key => length,
-            _ => self.begin(key),
-        };
-        self.key = Some((key, length));
-        self.name.truncate(length);
+        let bucket = self.last(self.need.key.len(), cell);
         name::put_bucket(self.first + Millis::from(bucket) * self.need.width, &mut self.name);
         self.bytes.clear();
         state.encode(&mut self.bytes);
         self.cells.push(&self.name, &self.bytes)
     }
 
-    /// Begins a name with a key; gives its length.
-    fn begin(&mut self, key: u64) -> usize {
-        self.parts.clear();
-        let mut rest = key;
-        for last in (0..self.need.key.len()).rev() {
-            let (before, part) = self.digits.split(last, rest);
-            self.parts.push(part);
-            rest = before;
+    /// The digit that a number ends with, which is the one at `at`; `name` becomes that of the key's columns before it.
+    fn last(&mut self, at: usize, number: u64) -> u32 {
+        // Numbers come in order: most have the same digits before the last as the one before, or only one other.
+        if let Some((begin, length)) = self.before[at] {
+            let digit = number.wrapping_sub(begin);
+            if digit < self.digits.base(at) {
+                self.name.truncate(length);
+                return digit as u32;
+            }
         }
-        self.name.clear();
-        for (column, part) in self.need.key.iter().zip(self.parts.iter().rev()) {
-            self.name.extend_from_slice(self.columns[*column].string(*part));
+        let (rest, digit) = self.digits.split(at, number);
+        match at.checked_sub(1) {
+            Some(before) => {
+                let part = self.last(before, rest);
+                self.name.extend_from_slice(self.columns[self.need.key[before]].strings.get(part));
+            }
+            None => self.name.clear(),
         }
-        self.name.len()
+        self.before[at] = Some((number - u64::from(digit), self.name.len()));
+        digit
     }
 }
 
@@ -335,7 +348,7 @@ fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Resu
         held: &mut Held,
         put: impl Fn(T, &mut Vec<u8>),
     ) {
-        let Held { strings, numbers, .. } = held;
+        let Held { known, numbers, .. } = held;
         let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         for value in left(values, gone) {
             match value {
@@ -344,12 +357,12 @@ fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Resu
             }
             ends.push(bytes.len());
             if ends.len() == STRINGS {
-                strings.intern_all(&bytes, &ends, numbers);
+                known.intern_all(&bytes, &ends, numbers);
                 bytes.clear();
                 ends.clear();
             }
         }
-        strings.intern_all(&bytes, &ends, numbers);
+        known.intern_all(&bytes, &ends, numbers);
     }
     // Room for these and no more: doubling would hold twice of it.
     held.numbers.reserve_exact(column.len());
