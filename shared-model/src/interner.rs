@@ -64,6 +64,8 @@ impl Interner {
             let alike = self.table.find(spread(short), |(hash, _)| *hash == short);
             *number = alike.map_or(u32::MAX, |(_, number)| *number);
         }
+        // A look at each, so that they are in the cache when they are compared: to compare takes too much between two.
+        std::hint::black_box(numbers.iter().fold(0, |all, number| all ^ self.strings.first(*number)));
         for (number, which) in numbers.iter_mut().zip(0..) {
             let string = at(bytes, ends, which);
             if *number as usize >= self.len() || self.get(*number) != string {
@@ -151,6 +153,13 @@ impl Strings {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    /// The first byte of a string; any where there is no such number.
+    #[inline]
+    fn first(&self, number: u32) -> u8 {
+        let start = self.ends.get((number as usize).wrapping_sub(1)).copied().unwrap_or(0);
+        self.bytes.get(start).copied().unwrap_or(0)
     }
 
     /// Appends a string; gives its number.

@@ -31,6 +31,8 @@ const BYTES_OF_CELL: u64 = size_of::<u64>() as u64 + PLACES * size_of::<u32>() a
 
 /// So many strings are looked for at once.
 const STRINGS: usize = if cfg!(test) { 3 } else { 64 };
+/// Instead of a string's number, while it isn't known.
+const UNKNOWN: u32 = u32::MAX;
 
 /// Rows of one stream and day on their way to cells.
 pub(super) struct Fold<'a> {
@@ -49,7 +51,10 @@ pub(super) struct Fold<'a> {
 struct Held {
     /// The strings that it had, as [`name::put`] writes them, while rows come; none where it only filters.
     known: Interner,
-    /// The same by number, once no more rows come.
+    /// By itself the number of each integer from 0 up that was met: ids often count up, and so they aren't looked for. They
+    /// are below the number of rows.
+    small: Vec<u32>,
+    /// The strings by number, once no more rows come.
     strings: Strings,
     /// The number of each row's string: as they came, and once no more come the rank in a key's column.
     numbers: Vec<u32>,
@@ -108,7 +113,8 @@ impl<'a> Fold<'a> {
         let all = u128::from(taken + rows);
         let held = |(at, held): (usize, &Held)| {
             let item = if self.is_counted(at) { size_of::<Item>() } else { 0 };
-            let rows = held.numbers.len() * size_of::<u32>() + held.truths.len();
+            let numbers = held.numbers.len() + held.small.capacity();
+            let rows = numbers * size_of::<u32>() + held.truths.len();
             rows + held.known.size() + held.known.len() * item
         };
         let held: usize = self.columns.iter().enumerate().map(held).sum();
@@ -220,6 +226,7 @@ impl Held {
     /// Once no more rows come: numbers a key's strings in their order, and notes what distinct counts keep of strings.
     fn close(&mut self, ty: FieldType, is_key: bool, is_counted: bool) -> Result<()> {
         let known = std::mem::take(&mut self.known);
+        self.small = Vec::new();
         if is_counted {
             // As the strings lie: each would be waited for in another order.
             let item = |number: u32| -> Result<Item> {
@@ -342,50 +349,146 @@ fn counting(values: &[u32], mask: Option<&[bool]>) -> impl Iterator<Item = u32> 
 
 /// Takes the strings of a column's rows that aren't gone.
 fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Result<()> {
-    fn take<T>(
+    fn take<T: Copy>(
         values: impl Iterator<Item = Option<T>>,
         gone: &[u64],
         held: &mut Held,
+        place: impl Fn(T) -> Option<usize>,
         put: impl Fn(T, &mut Vec<u8>),
     ) {
-        let Held { known, numbers, .. } = held;
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         for value in left(values, gone) {
-            match value {
-                Some(value) => put(value, &mut bytes),
-                None => name::put(&Value::Null, &mut bytes),
+            let place = value.and_then(&place);
+            let number = place.and_then(|place| held.small.get(place).copied()).unwrap_or(UNKNOWN);
+            if number == UNKNOWN {
+                match value {
+                    Some(value) => put(value, &mut batch.bytes),
+                    None => name::put(&Value::Null, &mut batch.bytes),
+                }
+                batch.ends.push(batch.bytes.len());
+                batch.rows.push((held.numbers.len(), place));
             }
-            ends.push(bytes.len());
-            if ends.len() == STRINGS {
-                known.intern_all(&bytes, &ends, numbers);
-                bytes.clear();
-                ends.clear();
+            held.numbers.push(number);
+            if batch.ends.len() == STRINGS {
+                batch.number(held);
             }
         }
-        known.intern_all(&bytes, &ends, numbers);
+        batch.number(held);
     }
     // Room for these and no more: doubling would hold twice of it.
     held.numbers.reserve_exact(column.len());
+    let rows = held.numbers.len() + column.len();
+    let small = |int: i64| usize::try_from(int).ok().filter(|place| *place < rows);
     let series = column.as_materialized_series();
     match ty {
-        FieldType::String => take(series.str()?.iter(), gone, held, name::put_text),
-        FieldType::Int | FieldType::Decimal(_) => take(series.i64()?.iter(), gone, held, name::put_int),
-        FieldType::Float => take(series.f64()?.iter(), gone, held, name::put_float),
+        FieldType::String => take(series.str()?.iter(), gone, held, |_| None, name::put_text),
+        FieldType::Int | FieldType::Decimal(_) => {
+            take(series.i64()?.iter(), gone, held, small, name::put_int);
+        }
+        FieldType::Float => take(series.f64()?.iter(), gone, held, |_| None, name::put_float),
         FieldType::Bool => {
-            take(series.bool()?.iter(), gone, held, |truth, out| name::put(&Value::Bool(truth), out));
+            let put = |truth, out: &mut Vec<u8>| name::put(&Value::Bool(truth), out);
+            take(series.bool()?.iter(), gone, held, |_| None, put);
         }
     }
     Ok(())
+}
+
+/// Strings that are looked for at once.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+    /// The row of each, and its place where it is a small integer's.
+    rows: Vec<(usize, Option<usize>)>,
+    numbers: Vec<u32>,
+}
+
+impl Batch {
+    /// Gives their rows their numbers; then there are none.
+    fn number(&mut self, held: &mut Held) {
+        held.known.intern_all(&self.bytes, &self.ends, &mut self.numbers);
+        for ((row, place), number) in self.rows.drain(..).zip(self.numbers.drain(..)) {
+            held.numbers[row] = number;
+            if let Some(place) = place {
+                if held.small.len() <= place {
+                    held.small.resize(place + 1, UNKNOWN);
+                }
+                held.small[place] = number;
+            }
+        }
+        self.bytes.clear();
+        self.ends.clear();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::{ProptestConfig, prop, proptest};
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Integers that have places by themselves, at once or once more rows came, and others; two chunks.
+        #[test]
+        fn rows_numbers_lead_back_to_their_values(
+            ints in prop::collection::vec(
+                prop::option::of(prop::sample::select(vec![i64::MIN, -1, 0, 1, 9, 40, i64::MAX])),
+                0..60,
+            ),
+            gone: u64,
+        ) {
+            let (mut held, mut expected) = (Held::default(), Vec::new());
+            for chunk in ints.chunks(30) {
+                let column = Column::new("ints".into(), chunk.to_vec());
+                intern(&column, FieldType::Int, &[gone], &mut held).unwrap();
+                expected.extend(left(chunk.iter().map(|int| int.map_or(Value::Null, Value::Int)), &[gone]));
+            }
+            assert!(held.small.len() <= ints.len());
+            assert_eq!(held.known.len(), expected.iter().collect::<BTreeSet<_>>().len());
+            let found = held.numbers.iter().map(|number| {
+                name::take(FieldType::Int, &mut held.known.get(*number)).unwrap()
+            });
+            assert_eq!(found.collect::<Vec<Value>>(), expected);
+        }
+
+        /// However many digits differ from those of the cell before; where they fit into 64 bits, and where not.
+        #[test]
+        fn cells_have_the_names_of_their_digits(
+            rows in prop::collection::btree_set((0..4u32, 0..4u32, 0..4u32), 0..40),
+            base in prop::sample::select(vec![4, 1u64 << 32]),
+        ) {
+            let strings = ["a", "bb", "ccc", "d"].map(|text| {
+                let mut bytes = Vec::new();
+                name::put(&Value::str(text), &mut bytes);
+                bytes
+            });
+            let columns = [Held::default(), Held::default()].map(|mut held| {
+                strings.iter().for_each(|string| _ = held.known.intern(string));
+                held.close(FieldType::String, true, true).unwrap();
+                held
+            });
+            assert!(columns[0].items.iter().all(Option::is_some));
+            let need = Need { filter: None, key: vec![1, 0], value: None, width: 10 };
+            let (mut digits, mut numbers) = (Digits::new(), vec![0; rows.len()]);
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.0));
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.1));
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.2));
+            let (mut run, mut expected) = (Writer::new(&columns, &need, &digits, -20), RunWriter::new());
+            for (number, row) in numbers.iter().zip(&rows) {
+                run.push(*number, &State::Count(1)).unwrap();
+                let (mut name, mut state) = (Vec::new(), Vec::new());
+                name.extend_from_slice(&strings[row.0 as usize]);
+                name.extend_from_slice(&strings[row.1 as usize]);
+                name::put_bucket(Millis::from(row.2) * 10 - 20, &mut name);
+                State::Count(1).encode(&mut state);
+                expected.push(&name, &state).unwrap();
+            }
+            assert_eq!(run.cells.finish().unwrap().hash, expected.finish().unwrap().hash);
+        }
 
         #[test]
         fn in_places_and_sorted_counts_are_the_same(
