@@ -9,7 +9,7 @@
 use crate::compute::digits::Digits;
 use crate::compute::name;
 use crate::compute::repeats::is_gone;
-use crate::compute::run::{Run, RunWriter};
+use crate::compute::run::{Run, RunWriter, SHORT};
 use crate::plan::{EVENT_TIME, Need, Needs};
 use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, DataType};
@@ -259,6 +259,7 @@ struct Writer<'a> {
     /// The start of the first bucket.
     first: Millis,
     cells: RunWriter,
+    /// The last cell's, and [`SHORT`] zeros.
     name: Vec<u8>,
     /// Of each digit of the last cell, the bucket's too: where the numbers begin that have the same digits before it, and
     /// how much of `name` is of these.
@@ -277,7 +278,9 @@ impl<'a> Writer<'a> {
         name::put_bucket(self.first + Millis::from(bucket) * self.need.width, &mut self.name);
         self.bytes.clear();
         state.encode(&mut self.bytes);
-        self.cells.push(&self.name, &self.bytes)
+        let length = self.name.len();
+        self.name.extend_from_slice(&[0; SHORT]);
+        self.cells.push_first(&self.name, length, &self.bytes)
     }
 
     /// The digit that a number ends with, which is the one at `at`; `name` becomes that of the key's columns before it.

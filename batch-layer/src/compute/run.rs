@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result};
 use shared_model::aggregate::{Aggregate, State};
-use shared_model::codec::{put_bytes, put_varint, take_bytes, take_u64};
+use shared_model::codec::{put_bytes, put_varint, take_bytes, take_count, take_u64};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -52,10 +52,20 @@ impl RunWriter {
     /// Where the disk is full.
     #[inline]
     pub(super) fn push(&mut self, name: &[u8], state: &[u8]) -> Result<()> {
-        let shared = common(&self.last, name);
-        let rest = &name[shared..];
+        self.push_first(name, name.len(), state)
+    }
+
+    /// The same of a name that is the first `length` of `bytes`: it is copied sooner where [`SHORT`] or more follow.
+    ///
+    /// # Errors
+    /// As [`RunWriter::push`].
+    #[inline]
+    pub(super) fn push_first(&mut self, bytes: &[u8], length: usize, state: &[u8]) -> Result<()> {
+        let shared = common(&self.last, &bytes[..length]);
+        let (rest, more) = (&bytes[shared..], length - shared);
         put_varint(&mut self.block, shared as u128);
-        put_bytes(&mut self.block, rest);
+        put_varint(&mut self.block, more as u128);
+        append(&mut self.block, rest, more);
         match state {
             // Most counts: where the length is known, no call is needed to copy them.
             [kind, count] => self.block.extend_from_slice(&[2, *kind, *count]),
@@ -63,7 +73,7 @@ impl RunWriter {
         }
         self.cells += 1;
         self.last.truncate(shared);
-        self.last.extend_from_slice(rest);
+        append(&mut self.last, rest, more);
         if self.block.len() >= BLOCK {
             self.end_block()?;
         }
@@ -130,12 +140,13 @@ impl<'a> RunReader<'a> {
         }
         let mut rest = self.block.get(self.at..).context(UNREADABLE)?;
         let shared = take_u64(&mut rest, "length of a shared name").context(UNREADABLE)?;
-        let suffix = take_bytes(&mut rest, "name of a cell").context(UNREADABLE)?;
-        let state = take_bytes(&mut rest, "state of a cell").context(UNREADABLE)?;
+        let more = take_count(&mut rest, "name of a cell").context(UNREADABLE)?;
         self.name.truncate(usize::try_from(shared)?.min(self.length));
-        self.name.extend_from_slice(suffix);
+        append(&mut self.name, rest, more);
         self.length = self.name.len();
         self.name.extend_from_slice(&[0; BEGIN]);
+        rest = &rest[more..];
+        let state = take_bytes(&mut rest, "state of a cell").context(UNREADABLE)?;
         self.at = self.block.len() - rest.len();
         self.state = (self.at - state.len(), self.at);
         Ok(true)
@@ -174,6 +185,22 @@ impl<'a> RunReader<'a> {
     }
 }
 
+/// So many bytes are copied without a call, whose length needn't be known.
+pub(super) const SHORT: usize = 16;
+
+/// Appends the first `count` of some bytes.
+#[inline]
+fn append(out: &mut Vec<u8>, bytes: &[u8], count: usize) {
+    match bytes.first_chunk::<SHORT>() {
+        Some(short) if count <= SHORT => {
+            let end = out.len() + count;
+            out.extend_from_slice(short);
+            out.truncate(end);
+        }
+        _ => out.extend_from_slice(&bytes[..count]),
+    }
+}
+
 const UNREADABLE: &str = "cells can't be read back from a temporary file";
 
 /// How many bytes two strings begin with alike.
@@ -208,7 +235,8 @@ pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
     // the least again, the others stay as they are.
     let mut least = heads.pop();
     while let Some(head) = &mut least {
-        if heads.peek().is_some_and(|next| next.is_alike(head)) {
+        let alike = heads.peek().is_some_and(|next| next.is_alike(head));
+        if alike {
             let mut all = State::decode(aggregate, &mut head.reader.state())?;
             while let Some(mut next) = heads.peek_mut()
                 && next.is_alike(head)
@@ -221,10 +249,9 @@ pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
             }
             state.clear();
             all.encode(&mut state);
-            merged.push(head.reader.name(), &state)?;
-        } else {
-            merged.push(head.reader.name(), head.reader.state())?;
         }
+        let (reader, state) = (&head.reader, if alike { &state[..] } else { head.reader.state() });
+        merged.push_first(&reader.name, reader.length, state)?;
         if !head.advance()? {
             least = heads.pop();
         } else if let Some(mut next) = heads.peek_mut()
