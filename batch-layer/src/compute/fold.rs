@@ -19,6 +19,7 @@ use shared_model::event::{FieldType, Value};
 use shared_model::interner::{Interner, Strings};
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
+use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -162,14 +163,14 @@ impl<'a> Fold<'a> {
         let (mut digits, mut cells) = (Digits::new(), vec![0u64; rows]);
         for column in &need.key {
             let held = &self.columns[*column];
-            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask));
+            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask).iter().copied());
         }
         // From the first bucket that has rows to the last: files often hold a part of the day.
         let width = need.width as u32;
         let bucket = |time: Option<&u32>| time.map_or(0, |time| time / width);
         let (first, last) = (bucket(self.times.iter().min()), bucket(self.times.iter().max()));
-        let buckets = counting(&self.times, mask).map(|time| time / width - first);
-        digits.push(&mut cells, u64::from(last - first) + 1, buckets);
+        let buckets = u64::from(last - first) + 1;
+        digits.push(&mut cells, buckets, counting(&self.times, mask).iter().map(|time| time / width - first));
 
         let first = self.day.0 + Millis::from(first) * need.width;
         let Some(value) = need.value else {
@@ -181,10 +182,10 @@ impl<'a> Fold<'a> {
         let values = counting(&held.numbers, mask);
         if *aggregate == Aggregate::Distinct && digits.end() <= rows as u64 / ROWS_OF_SKETCH {
             let mut sketches: Vec<Option<Distinct>> = vec![None; digits.end() as usize];
-            for (cell, value) in cells.iter().zip(values) {
+            for (cell, value) in cells.iter().zip(values.iter()) {
                 // A cell of NULLs alone is one too.
                 let sketch = sketches[*cell as usize].get_or_insert_default();
-                if let Some(item) = held.items[value as usize] {
+                if let Some(item) = held.items[*value as usize] {
                     sketch.add_item(item.get());
                 }
             }
@@ -196,7 +197,8 @@ impl<'a> Fold<'a> {
             }
             return run.cells.finish();
         }
-        digits.push(&mut cells, held.strings.len() as u64, values);
+        digits.push(&mut cells, held.strings.len() as u64, values.iter().copied());
+        drop(values);
         cells.sort_unstable();
         let split = |number: u64| digits.split(need.key.len() + 1, number);
         let mut run = Writer::new(&self.columns, need, &digits, first);
@@ -345,9 +347,9 @@ fn left<T>(values: impl Iterator<Item = T>, gone: &[u64]) -> impl Iterator<Item 
 }
 
 /// What rows have that a mask lets count.
-fn counting(values: &[u32], mask: Option<&[bool]>) -> impl Iterator<Item = u32> {
-    let counts = move |row: usize| mask.is_none_or(|mask| mask[row]);
-    values.iter().enumerate().filter(move |(row, _)| counts(*row)).map(|(_, value)| *value)
+fn counting<'v>(values: &'v [u32], mask: Option<&[bool]>) -> Cow<'v, [u32]> {
+    let Some(mask) = mask else { return Cow::Borrowed(values) };
+    values.iter().zip(mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect()
 }
 
 /// Takes the strings of a column's rows that aren't gone.
@@ -476,7 +478,7 @@ mod tests {
             });
             assert!(columns[0].items.iter().all(Option::is_some));
             let need = Need { filter: None, key: vec![1, 0], value: None, width: 10 };
-            let (mut digits, mut numbers) = (Digits::new(), vec![0; rows.len()]);
+            let (mut digits, mut numbers) = (Digits::new(), vec![0u64; rows.len()]);
             digits.push(&mut numbers, base, rows.iter().map(|row| row.0));
             digits.push(&mut numbers, base, rows.iter().map(|row| row.1));
             digits.push(&mut numbers, base, rows.iter().map(|row| row.2));
