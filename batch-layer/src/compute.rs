@@ -6,9 +6,9 @@
 //! at the end (`sorted`), those of several metrics at once.
 //!
 //! Memory, with `memory` the [`Budget`]: finding repeats takes half of it; then the cells that are merged with the day's
-//! a quarter, until they lie in runs; then folding five eighths, shared by the threads, the chunks that are read a
-//! quarter, and runs that wait to be merged a sixteenth, or 16 of each metric, a block each, where that is more; the
-//! rest is for rows on their way to a table. Who merges holds a block of each run, but nothing that is folded.
+//! a quarter, until they lie in runs; then folding eleven sixteenths, shared by the threads, the chunks that are read a
+//! quarter, and runs that wait to be merged a sixteenth, or 16 of each metric, a block each, where that is more. Who
+//! merges holds a block of each run, but nothing that is folded; and rows are on their way to a table once all is merged.
 
 mod cells;
 mod digits;
@@ -179,7 +179,7 @@ impl Input {
         }
         let needs = Needs::of(fed.iter().map(|(_, metric, binding)| (&***metric, *binding)));
         let metrics: Vec<Arc<Metric>> = fed.iter().map(|(_, metric, _)| (*metric).clone()).collect();
-        let memory = budget.memory / 8 * 5 / budget.threads.max(1) as u64;
+        let memory = budget.memory / 16 * 11 / budget.threads.max(1) as u64;
         let push = |fold: &mut Fold<'_>| -> Result<()> {
             for ((at, ..), run) in fed.iter().zip(fold.cells()?) {
                 Sorter::push_shared(&sorters[*at], run)?;

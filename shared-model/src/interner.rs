@@ -11,6 +11,12 @@ pub struct Interner {
     seed: u64,
     /// Half of the hash, and the number: most others are told apart without a look at their bytes.
     table: HashTable<(u32, u32)>,
+    strings: Strings,
+}
+
+/// Byte strings by number, one behind the other.
+#[derive(Debug, Default)]
+pub struct Strings {
     bytes: Vec<u8>,
     /// Where each string ends in `bytes`; it begins where the one before ends.
     ends: Vec<usize>,
@@ -28,8 +34,7 @@ impl Interner {
         Interner {
             seed: RandomState::new().hash_one(0),
             table: HashTable::with_capacity(strings),
-            bytes: Vec::with_capacity(bytes),
-            ends: Vec::with_capacity(strings),
+            strings: Strings::for_about(strings, bytes),
         }
     }
 
@@ -37,14 +42,12 @@ impl Interner {
     #[inline]
     pub fn intern(&mut self, string: &[u8]) -> u32 {
         let short = self.hash(string);
-        let Interner { table, bytes, ends, .. } = self;
-        let same = |(hash, number): &(u32, u32)| *hash == short && at(bytes, ends, *number) == string;
+        let Interner { table, strings, .. } = self;
+        let same = |(hash, number): &(u32, u32)| *hash == short && strings.get(*number) == string;
         if let Some((_, number)) = table.find(spread(short), same) {
             return *number;
         }
-        let number = ends.len() as u32;
-        bytes.extend_from_slice(string);
-        ends.push(bytes.len());
+        let number = strings.push(string);
         table.insert_unique(spread(short), (short, number), |(hash, _)| spread(*hash));
         number
     }
@@ -61,6 +64,8 @@ impl Interner {
             let alike = self.table.find(spread(short), |(hash, _)| *hash == short);
             *number = alike.map_or(u32::MAX, |(_, number)| *number);
         }
+        // A look at each, so that they are in the cache when they are compared: to compare takes too much between two.
+        std::hint::black_box(numbers.iter().fold(0, |all, number| all ^ self.strings.first(*number)));
         for (number, which) in numbers.iter_mut().zip(0..) {
             let string = at(bytes, ends, which);
             if *number as usize >= self.len() || self.get(*number) != string {
@@ -72,6 +77,66 @@ impl Interner {
     #[inline]
     fn hash(&self, string: &[u8]) -> u32 {
         (xxh3_64_with_seed(string, self.seed) >> 32) as u32
+    }
+
+    /// The string of a number.
+    #[inline]
+    pub fn get(&self, number: u32) -> &[u8] {
+        self.strings.get(number)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.strings.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.strings.ends.is_empty()
+    }
+
+    /// About how many bytes they take.
+    pub fn size(&self) -> usize {
+        let Strings { bytes, ends } = &self.strings;
+        bytes.capacity() + ends.capacity() * size_of::<usize>() + self.table.capacity() * 10
+    }
+
+    /// About how many more [`Interner::into_ordered`] takes meanwhile, by a prefix of 64 bits.
+    pub fn size_of_order(&self) -> usize {
+        self.bytes() + self.len() * 20
+    }
+
+    /// How many bytes the strings have.
+    pub fn bytes(&self) -> usize {
+        self.strings.bytes.len()
+    }
+
+    /// The numbers in the order of their strings. `prefix`: what tells most of them apart, and never contradicts their
+    /// order.
+    pub fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
+        self.strings.order(prefix)
+    }
+
+    /// The strings, by their numbers.
+    pub fn into_strings(self) -> Strings {
+        self.strings
+    }
+
+    /// The strings in their order (`prefix`: as of [`Interner::order`]), and the rank of each number there. Whoever takes
+    /// one after the other finds them side by side.
+    pub fn into_ordered<P: Ord>(self, prefix: impl Fn(&[u8]) -> P) -> (Strings, Vec<u32>) {
+        // Without its table: strings and their copy are there together.
+        let strings = self.into_strings();
+        let order = strings.order(prefix);
+        let mut ordered = Strings::for_about(order.len(), strings.bytes.len());
+        order.iter().for_each(|number| _ = ordered.push(strings.get(*number)));
+        (ordered, ranks(&order))
+    }
+}
+
+impl Strings {
+    fn for_about(strings: usize, bytes: usize) -> Strings {
+        Strings { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(strings) }
     }
 
     /// The string of a number.
@@ -90,19 +155,23 @@ impl Interner {
         self.ends.is_empty()
     }
 
-    /// About how many bytes they take, and take once they are put in order by a prefix of 64 bits.
-    pub fn size(&self) -> usize {
-        self.bytes.capacity() + self.ends.capacity() * 8 + self.table.capacity() * 10 + self.ends.len() * 20
+    /// The first byte of a string; any where there is no such number.
+    #[inline]
+    fn first(&self, number: u32) -> u8 {
+        let start = self.ends.get((number as usize).wrapping_sub(1)).copied().unwrap_or(0);
+        self.bytes.get(start).copied().unwrap_or(0)
     }
 
-    /// How many bytes the strings have.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
+    /// Appends a string; gives its number.
+    #[inline]
+    fn push(&mut self, string: &[u8]) -> u32 {
+        let number = self.ends.len() as u32;
+        self.bytes.extend_from_slice(string);
+        self.ends.push(self.bytes.len());
+        number
     }
 
-    /// The numbers in the order of their strings. `prefix`: what tells most of them apart, and never contradicts their
-    /// order.
-    pub fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
+    fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
         let numbers = (0..self.len() as u32).map(|number| (prefix(self.get(number)), number));
         let mut numbers: Vec<(P, u32)> = numbers.collect();
         numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| self.get(a.1).cmp(self.get(b.1))));
@@ -155,6 +224,9 @@ mod tests {
         assert_eq!(ordered, strings);
         let ranks = ranks(&order);
         assert!(order.iter().enumerate().all(|(rank, number)| ranks[*number as usize] as usize == rank));
+        let (ordered, found) = interner.into_ordered(|string| string.first().copied());
+        assert_eq!((ordered.len(), found), (strings.len(), ranks));
+        assert!((0..).zip(&strings).all(|(rank, string)| ordered.get(rank) == string));
     }
 
     /// Some come twice in a row, some again far behind.

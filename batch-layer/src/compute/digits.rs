@@ -30,6 +30,12 @@ impl Digits {
         self.end
     }
 
+    /// What the digit at a place is below: numbers that differ in it alone lie next to each other, as many as that.
+    #[inline]
+    pub(super) fn base(&self, at: usize) -> u64 {
+        self.digits[at].base
+    }
+
     /// Appends a digit to each number.
     pub(super) fn push(&mut self, numbers: &mut [u64], base: u64, digits: impl Iterator<Item = u32>) {
         let before = self.end.checked_mul(base).is_none().then(|| rank(numbers));

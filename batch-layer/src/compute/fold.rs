@@ -9,16 +9,18 @@
 use crate::compute::digits::Digits;
 use crate::compute::name;
 use crate::compute::repeats::is_gone;
-use crate::compute::run::{Run, RunWriter};
+use crate::compute::run::{Run, RunWriter, SHORT};
 use crate::plan::{EVENT_TIME, Need, Needs};
 use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, DataType};
 use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
-use shared_model::interner::{Interner, ranks};
+use shared_model::interner::{Interner, Strings};
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
+use std::borrow::Cow;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Counts have places where no more than so many cells are possible for each row.
@@ -30,6 +32,8 @@ const BYTES_OF_CELL: u64 = size_of::<u64>() as u64 + PLACES * size_of::<u32>() a
 
 /// So many strings are looked for at once.
 const STRINGS: usize = if cfg!(test) { 3 } else { 64 };
+/// Instead of a string's number, while it isn't known.
+const UNKNOWN: u32 = u32::MAX;
 
 /// Rows of one stream and day on their way to cells.
 pub(super) struct Fold<'a> {
@@ -46,17 +50,22 @@ pub(super) struct Fold<'a> {
 /// What is held of a column.
 #[derive(Default)]
 struct Held {
-    /// The strings that it had, as [`name::put`] writes them; none where it only filters.
-    strings: Interner,
-    /// The number of each row's string: as they came, and once keys are put in order the rank in a key's column.
+    /// The strings that it had, as [`name::put`] writes them, while rows come; none where it only filters.
+    known: Interner,
+    /// As [`Small`] says.
+    small: Vec<u32>,
+    /// The strings by number, once no more rows come.
+    strings: Strings,
+    /// The number of each row's string: as they came, and once no more come the rank in a key's column.
     numbers: Vec<u32>,
-    /// The strings of a key's column in their order, once they have one.
-    order: Vec<u32>,
     /// By number what a distinct count keeps of the string, once it is wanted.
-    items: Vec<Option<u64>>,
+    items: Vec<Item>,
     /// Where it filters: whether each row counts.
     truths: Vec<bool>,
 }
+
+/// What a distinct count keeps of a value; no item is 0.
+type Item = Option<NonZeroU64>;
 
 impl<'a> Fold<'a> {
     /// Of no rows yet. `metrics` are those of `needs`. Beyond `memory` bytes there is no room for more rows.
@@ -103,15 +112,19 @@ impl<'a> Fold<'a> {
         let taken = self.times.len() as u64;
         let all = u128::from(taken + rows);
         let held = |(at, held): (usize, &Held)| {
-            let item = if self.is_counted(at) { size_of::<Option<u64>>() } else { 0 };
-            let rows = held.numbers.len() * size_of::<u32>() + held.truths.len();
-            rows + held.strings.size() + held.strings.len() * item
+            let item = if self.is_counted(at) { size_of::<Item>() } else { 0 };
+            let numbers = held.numbers.len() + held.small.capacity();
+            let rows = numbers * size_of::<u32>() + held.truths.len();
+            rows + held.known.size() + held.known.len() * item
         };
         let held: usize = self.columns.iter().enumerate().map(held).sum();
         // As many more strings, row by row, as there were so far.
-        let held = u128::from(held as u64) * all / u128::from(taken.max(1));
-        let rows = u128::from(size_of::<u32>() as u64 + BYTES_OF_CELL) * all;
-        taken == 0 || all <= u128::from(u32::MAX) && held + rows <= u128::from(self.memory)
+        let of_all = |bytes: usize| u128::from(bytes as u64) * all / u128::from(taken.max(1));
+        let times = u128::from(size_of::<u32>() as u64) * all;
+        // Columns are put in order one after the other, before there are cells.
+        let order = self.columns.iter().map(|held| held.known.size_of_order()).max().unwrap_or(0);
+        let work = of_all(order).max(u128::from(BYTES_OF_CELL) * all);
+        taken == 0 || all <= u128::from(u32::MAX) && of_all(held) + times + work <= u128::from(self.memory)
     }
 
     /// Whether a metric counts a column's distinct values.
@@ -128,15 +141,8 @@ impl<'a> Fold<'a> {
         let Needs { columns, metrics: needs } = self.needs;
         for (at, column) in columns.iter().enumerate() {
             let is_counted = self.is_counted(at);
-            let held = &mut self.columns[at];
-            if needs.iter().any(|need| need.key.contains(&at)) {
-                held.put_in_order();
-            }
-            if is_counted {
-                let count = held.strings.len() as u32;
-                let items = (0..count).map(|number| Ok(Distinct::item(&held.value(number, column.ty)?)));
-                held.items = items.collect::<Result<_>>()?;
-            }
+            let is_key = needs.iter().any(|need| need.key.contains(&at));
+            self.columns[at].close(column.ty, is_key, is_counted)?;
         }
         let metrics = self.metrics.iter().zip(needs);
         let runs = metrics.map(|(metric, need)| {
@@ -156,14 +162,14 @@ impl<'a> Fold<'a> {
         let (mut digits, mut cells) = (Digits::new(), vec![0u64; rows]);
         for column in &need.key {
             let held = &self.columns[*column];
-            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask));
+            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask).iter().copied());
         }
         // From the first bucket that has rows to the last: files often hold a part of the day.
         let width = need.width as u32;
         let bucket = |time: Option<&u32>| time.map_or(0, |time| time / width);
         let (first, last) = (bucket(self.times.iter().min()), bucket(self.times.iter().max()));
-        let buckets = counting(&self.times, mask).map(|time| time / width - first);
-        digits.push(&mut cells, u64::from(last - first) + 1, buckets);
+        let buckets = u64::from(last - first) + 1;
+        digits.push(&mut cells, buckets, counting(&self.times, mask).iter().map(|time| time / width - first));
 
         let first = self.day.0 + Millis::from(first) * need.width;
         let Some(value) = need.value else {
@@ -175,11 +181,11 @@ impl<'a> Fold<'a> {
         let values = counting(&held.numbers, mask);
         if *aggregate == Aggregate::Distinct && digits.end() <= rows as u64 / ROWS_OF_SKETCH {
             let mut sketches: Vec<Option<Distinct>> = vec![None; digits.end() as usize];
-            for (cell, value) in cells.iter().zip(values) {
+            for (cell, value) in cells.iter().zip(values.iter()) {
                 // A cell of NULLs alone is one too.
                 let sketch = sketches[*cell as usize].get_or_insert_default();
-                if let Some(item) = held.items[value as usize] {
-                    sketch.add_item(item);
+                if let Some(item) = held.items[*value as usize] {
+                    sketch.add_item(item.get());
                 }
             }
             let mut run = Writer::new(&self.columns, need, &digits, first);
@@ -190,7 +196,8 @@ impl<'a> Fold<'a> {
             }
             return run.cells.finish();
         }
-        digits.push(&mut cells, held.strings.len() as u64, values);
+        digits.push(&mut cells, held.strings.len() as u64, values.iter().copied());
+        drop(values);
         cells.sort_unstable();
         let split = |number: u64| digits.split(need.key.len() + 1, number);
         let mut run = Writer::new(&self.columns, need, &digits, first);
@@ -200,7 +207,7 @@ impl<'a> Fold<'a> {
                 let (_, value) = split(same[0]);
                 match &mut state {
                     State::Distinct(distinct) => {
-                        held.items[value as usize].into_iter().for_each(|item| distinct.add_item(item));
+                        held.items[value as usize].into_iter().for_each(|item| distinct.add_item(item.get()));
                     }
                     state => add_times(aggregate, state, &held.value(value, ty)?, same.len())?,
                 }
@@ -212,21 +219,36 @@ impl<'a> Fold<'a> {
 }
 
 impl Held {
-    /// The string of a number.
-    fn string(&self, number: u32) -> &[u8] {
-        self.strings.get(self.order.get(number as usize).copied().unwrap_or(number))
-    }
-
     /// The value that a number's string is of.
     fn value(&self, number: u32, ty: FieldType) -> Result<Value> {
-        name::take(ty, &mut self.string(number))
+        name::take(ty, &mut self.strings.get(number))
     }
 
-    /// Numbers strings in their order.
-    fn put_in_order(&mut self) {
-        self.order = self.strings.order(name::prefix);
-        let ranks = ranks(&self.order);
+    /// Once no more rows come: numbers a key's strings in their order, and notes what distinct counts keep of strings.
+    fn close(&mut self, ty: FieldType, is_key: bool, is_counted: bool) -> Result<()> {
+        let known = std::mem::take(&mut self.known);
+        self.small = Vec::new();
+        if is_counted {
+            // As the strings lie: each would be waited for in another order.
+            let item = |number: u32| -> Result<Item> {
+                let value = name::take(ty, &mut known.get(number))?;
+                Ok(Distinct::item(&value).and_then(NonZeroU64::new))
+            };
+            self.items = (0..known.len() as u32).map(item).collect::<Result<_>>()?;
+        }
+        if !is_key {
+            self.strings = known.into_strings();
+            return Ok(());
+        }
+        let (strings, ranks) = known.into_ordered(name::prefix);
+        self.strings = strings;
         self.numbers.iter_mut().for_each(|number| *number = ranks[*number as usize]);
+        if is_counted {
+            let mut items = vec![None; ranks.len()];
+            ranks.iter().zip(&self.items).for_each(|(rank, item)| items[*rank as usize] = *item);
+            self.items = items;
+        }
+        Ok(())
     }
 }
 
@@ -238,48 +260,50 @@ struct Writer<'a> {
     /// The start of the first bucket.
     first: Millis,
     cells: RunWriter,
-    /// The number of the key that `name` begins with, and its length there.
-    key: Option<(u64, usize)>,
-    /// This key by column, the last first.
-    parts: Vec<u32>,
+    /// The last cell's, and [`SHORT`] zeros.
     name: Vec<u8>,
+    /// Of each digit of the last cell, the bucket's too: where the numbers begin that have the same digits before it, and
+    /// how much of `name` is of these.
+    before: Vec<Option<(u64, usize)>>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
     fn new(columns: &'a [Held], need: &'a Need, digits: &'a Digits, first: Millis) -> Writer<'a> {
-        let (parts, name, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        Writer { columns, need, digits, first, cells: RunWriter::new(), key: None, parts, name, bytes }
+        let (name, bytes, before) = (Vec::new(), Vec::new(), vec![None; need.key.len() + 1]);
+        Writer { columns, need, digits, first, cells: RunWriter::new(), name, before, bytes }
     }
 
     fn push(&mut self, cell: u64, state: &State) -> Result<()> {
-        let (key, bucket) = self.digits.split(self.need.key.len(), cell);
-        let length = match self.key {
-            Some((known, length)) if known == key => length,
-            _ => self.begin(key),
-        };
-        self.key = Some((key, length));
-        self.name.truncate(length);
+        let bucket = self.last(self.need.key.len(), cell);
         name::put_bucket(self.first + Millis::from(bucket) * self.need.width, &mut self.name);
         self.bytes.clear();
         state.encode(&mut self.bytes);
-        self.cells.push(&self.name, &self.bytes)
+        let length = self.name.len();
+        self.name.extend_from_slice(&[0; SHORT]);
+        self.cells.push_first(&self.name, length, &self.bytes)
     }
 
-    /// Begins a name with a key; gives its length.
-    fn begin(&mut self, key: u64) -> usize {
-        self.parts.clear();
-        let mut rest = key;
-        for last in (0..self.need.key.len()).rev() {
-            let (before, part) = self.digits.split(last, rest);
-            self.parts.push(part);
-            rest = before;
+    /// The digit that a number ends with, which is the one at `at`; `name` becomes that of the key's columns before it.
+    fn last(&mut self, at: usize, number: u64) -> u32 {
+        // Numbers come in order: most have the same digits before the last as the one before, or only one other.
+        if let Some((begin, length)) = self.before[at] {
+            let digit = number.wrapping_sub(begin);
+            if digit < self.digits.base(at) {
+                self.name.truncate(length);
+                return digit as u32;
+            }
         }
-        self.name.clear();
-        for (column, part) in self.need.key.iter().zip(self.parts.iter().rev()) {
-            self.name.extend_from_slice(self.columns[*column].string(*part));
+        let (rest, digit) = self.digits.split(at, number);
+        match at.checked_sub(1) {
+            Some(before) => {
+                let part = self.last(before, rest);
+                self.name.extend_from_slice(self.columns[self.need.key[before]].strings.get(part));
+            }
+            None => self.name.clear(),
         }
-        self.name.len()
+        self.before[at] = Some((number - u64::from(digit), self.name.len()));
+        digit
     }
 }
 
@@ -322,57 +346,262 @@ fn left<T>(values: impl Iterator<Item = T>, gone: &[u64]) -> impl Iterator<Item 
 }
 
 /// What rows have that a mask lets count.
-fn counting(values: &[u32], mask: Option<&[bool]>) -> impl Iterator<Item = u32> {
-    let counts = move |row: usize| mask.is_none_or(|mask| mask[row]);
-    values.iter().enumerate().filter(move |(row, _)| counts(*row)).map(|(_, value)| *value)
+fn counting<'v>(values: &'v [u32], mask: Option<&[bool]>) -> Cow<'v, [u32]> {
+    let Some(mask) = mask else { return Cow::Borrowed(values) };
+    values.iter().zip(mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect()
 }
 
 /// Takes the strings of a column's rows that aren't gone.
 fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Result<()> {
-    fn take<T>(
+    fn take<T: Copy>(
         values: impl Iterator<Item = Option<T>>,
-        gone: &[u64],
-        held: &mut Held,
+        known: &mut Interner,
+        numbers: &mut Vec<u32>,
+        mut shortcut: impl Shortcut<T>,
         put: impl Fn(T, &mut Vec<u8>),
     ) {
-        let Held { strings, numbers, .. } = held;
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-        for value in left(values, gone) {
-            match value {
-                Some(value) => put(value, &mut bytes),
-                None => name::put(&Value::Null, &mut bytes),
+        let mut batch = Batch { bytes: Vec::new(), ends: Vec::new(), rows: Vec::new(), numbers: Vec::new() };
+        for value in values {
+            let number = value.map_or(UNKNOWN, |value| shortcut.find(value));
+            if number == UNKNOWN {
+                match value {
+                    Some(value) => put(value, &mut batch.bytes),
+                    None => name::put(&Value::Null, &mut batch.bytes),
+                }
+                batch.ends.push(batch.bytes.len());
+                batch.rows.push((numbers.len(), value));
             }
-            ends.push(bytes.len());
-            if ends.len() == STRINGS {
-                strings.intern_all(&bytes, &ends, numbers);
-                bytes.clear();
-                ends.clear();
+            numbers.push(number);
+            if batch.ends.len() == STRINGS {
+                batch.number(known, numbers, &mut shortcut);
             }
         }
-        strings.intern_all(&bytes, &ends, numbers);
+        batch.number(known, numbers, &mut shortcut);
     }
+    let Held { known, small, numbers, .. } = held;
     // Room for these and no more: doubling would hold twice of it.
-    held.numbers.reserve_exact(column.len());
+    numbers.reserve_exact(column.len());
     let series = column.as_materialized_series();
     match ty {
-        FieldType::String => take(series.str()?.iter(), gone, held, name::put_text),
-        FieldType::Int | FieldType::Decimal(_) => take(series.i64()?.iter(), gone, held, name::put_int),
-        FieldType::Float => take(series.f64()?.iter(), gone, held, name::put_float),
+        FieldType::String => {
+            let texts = series.str()?.rechunk();
+            let array = texts.downcast_as_array();
+            let views = array.views().iter().zip(array.iter());
+            let texts = views.map(|(view, text)| text.map(|text| (view.as_u128(), text)));
+            let put = |(_, text): (u128, &str), out: &mut Vec<u8>| name::put_text(text, out);
+            take(left(texts, gone), known, numbers, Seen::default(), put);
+        }
+        FieldType::Int | FieldType::Decimal(_) => {
+            let small = Small { rows: numbers.len() + column.len(), numbers: small };
+            take(left(series.i64()?.iter(), gone), known, numbers, small, name::put_int);
+        }
+        FieldType::Float => take(left(series.f64()?.iter(), gone), known, numbers, (), name::put_float),
         FieldType::Bool => {
-            take(series.bool()?.iter(), gone, held, |truth, out| name::put(&Value::Bool(truth), out));
+            let put = |truth, out: &mut Vec<u8>| name::put(&Value::Bool(truth), out);
+            take(left(series.bool()?.iter(), gone), known, numbers, (), put);
         }
     }
     Ok(())
 }
 
+/// Strings that are looked for at once.
+struct Batch<T> {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+    /// The row of each, and its value unless it is NULL.
+    rows: Vec<(usize, Option<T>)>,
+    numbers: Vec<u32>,
+}
+
+impl<T> Batch<T> {
+    /// Gives their rows their numbers; then there are none.
+    fn number(&mut self, known: &mut Interner, numbers: &mut [u32], shortcut: &mut impl Shortcut<T>) {
+        known.intern_all(&self.bytes, &self.ends, &mut self.numbers);
+        for ((row, value), number) in self.rows.drain(..).zip(self.numbers.drain(..)) {
+            numbers[row] = number;
+            if let Some(value) = value {
+                shortcut.learn(value, number);
+            }
+        }
+        self.bytes.clear();
+        self.ends.clear();
+    }
+}
+
+/// Numbers of values that needn't be looked for among all strings.
+trait Shortcut<T> {
+    /// A value's number, or [`UNKNOWN`].
+    fn find(&self, value: T) -> u32;
+
+    /// Learns a value's number.
+    fn learn(&mut self, value: T, number: u32);
+}
+
+impl<T> Shortcut<T> for () {
+    fn find(&self, _: T) -> u32 {
+        UNKNOWN
+    }
+
+    fn learn(&mut self, _: T, _: u32) {}
+}
+
+/// Those of integers from 0 up, below the number of rows: ids often count up.
+struct Small<'h> {
+    numbers: &'h mut Vec<u32>,
+    rows: usize,
+}
+
+impl Small<'_> {
+    fn place(&self, int: i64) -> Option<usize> {
+        usize::try_from(int).ok().filter(|place| *place < self.rows)
+    }
+}
+
+impl Shortcut<i64> for Small<'_> {
+    fn find(&self, int: i64) -> u32 {
+        self.place(int).and_then(|place| self.numbers.get(place).copied()).unwrap_or(UNKNOWN)
+    }
+
+    fn learn(&mut self, int: i64, number: u32) {
+        if let Some(place) = self.place(int) {
+            if self.numbers.len() <= place {
+                self.numbers.resize(place + 1, UNKNOWN);
+            }
+            self.numbers[place] = number;
+        }
+    }
+}
+
+/// Those of the texts of one array, by where they lie, or what they are where they are short: texts of a dictionary lie
+/// in one place, however often they come. Each has one slot, and the last that came there stays.
+struct Seen(Vec<(u128, u32)>);
+
+/// How many slots, as a power of 2: the cache of a core holds them.
+const SEEN: u32 = if cfg!(test) { 1 } else { 12 };
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen(vec![(0, UNKNOWN); 1 << SEEN])
+    }
+}
+
+impl Seen {
+    fn slot(view: u128) -> usize {
+        let both = view as u64 ^ (view >> 64) as u64;
+        (both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SEEN)) as usize
+    }
+}
+
+impl<'t> Shortcut<(u128, &'t str)> for Seen {
+    fn find(&self, (view, _): (u128, &'t str)) -> u32 {
+        let (seen, number) = self.0[Seen::slot(view)];
+        if seen == view { number } else { UNKNOWN }
+    }
+
+    fn learn(&mut self, (view, _): (u128, &'t str), number: u32) {
+        self.0[Seen::slot(view)] = (view, number);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::{ProptestConfig, prop, proptest};
-    use std::collections::BTreeMap;
+    use polars::prelude::IdxSize;
+    use proptest::prelude::{ProptestConfig, any, prop, proptest};
+    use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Integers that have places by themselves, at once or once more rows came, and others; two chunks.
+        #[test]
+        fn rows_numbers_lead_back_to_their_values(
+            ints in prop::collection::vec(
+                prop::option::of(prop::sample::select(vec![i64::MIN, -1, 0, 1, 9, 40, i64::MAX])),
+                0..60,
+            ),
+            gone: u64,
+        ) {
+            let (mut held, mut expected) = (Held::default(), Vec::new());
+            for chunk in ints.chunks(30) {
+                let column = Column::new("ints".into(), chunk.to_vec());
+                intern(&column, FieldType::Int, &[gone], &mut held).unwrap();
+                expected.extend(left(chunk.iter().map(|int| int.map_or(Value::Null, Value::Int)), &[gone]));
+            }
+            assert!(held.small.len() <= ints.len());
+            assert_eq!(held.known.len(), expected.iter().collect::<BTreeSet<_>>().len());
+            let found = held.numbers.iter().map(|number| {
+                name::take(FieldType::Int, &mut held.known.get(*number)).unwrap()
+            });
+            assert_eq!(found.collect::<Vec<Value>>(), expected);
+        }
+
+        /// Texts of a dictionary, which have several rows, and others; two arrays, of which each has two parts.
+        #[test]
+        fn rows_numbers_lead_back_to_their_texts(
+            rows in prop::collection::vec(prop::collection::vec((0..7usize, any::<bool>()), 0..20), 4),
+            gone: u64,
+        ) {
+            let texts = ["", "a", "a\0", "alike in the first bytes", "alike in the first byte", "longer than 12 bytes"];
+            let dictionary = Column::new("texts".into(), texts.to_vec());
+            let (mut held, mut expected) = (Held::default(), Vec::new());
+            for parts in rows.chunks(2) {
+                let column = |part: &Vec<(usize, bool)>| {
+                    let in_dictionary = |(at, shared): &(usize, bool)| shared.then_some(*at as IdxSize % 6);
+                    let shared = part.iter().filter_map(in_dictionary).collect::<Vec<IdxSize>>();
+                    let mut column = dictionary.take_slice(&shared).unwrap();
+                    let alone = part.iter().filter(|(_, shared)| !shared).map(|(at, _)| texts.get(*at).copied());
+                    column.append(&Column::new("texts".into(), alone.collect::<Vec<_>>())).unwrap();
+                    column
+                };
+                let mut both = column(&parts[0]);
+                both.append(&column(&parts[1])).unwrap();
+                intern(&both, FieldType::String, &[gone], &mut held).unwrap();
+                let values = both.as_materialized_series().str().unwrap().iter();
+                expected.extend(left(values.map(|text| text.map_or(Value::Null, Value::str)), &[gone]));
+            }
+            assert_eq!(held.known.len(), expected.iter().collect::<BTreeSet<_>>().len());
+            let found = held.numbers.iter().map(|number| {
+                name::take(FieldType::String, &mut held.known.get(*number)).unwrap()
+            });
+            assert_eq!(found.collect::<Vec<Value>>(), expected);
+        }
+
+        /// However many digits differ from those of the cell before; where they fit into 64 bits, and where not.
+        #[test]
+        fn cells_have_the_names_of_their_digits(
+            rows in prop::collection::btree_set((0..4u32, 0..4u32, 0..4u32), 0..40),
+            base in prop::sample::select(vec![4, 1u64 << 32]),
+        ) {
+            let strings = ["a", "bb", "ccc", "d"].map(|text| {
+                let mut bytes = Vec::new();
+                name::put(&Value::str(text), &mut bytes);
+                bytes
+            });
+            let columns = [Held::default(), Held::default()].map(|mut held| {
+                strings.iter().for_each(|string| _ = held.known.intern(string));
+                held.close(FieldType::String, true, true).unwrap();
+                held
+            });
+            assert!(columns[0].items.iter().all(Option::is_some));
+            let need = Need { filter: None, key: vec![1, 0], value: None, width: 10 };
+            let (mut digits, mut numbers) = (Digits::new(), vec![0u64; rows.len()]);
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.0));
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.1));
+            digits.push(&mut numbers, base, rows.iter().map(|row| row.2));
+            let (mut run, mut expected) = (Writer::new(&columns, &need, &digits, -20), RunWriter::new());
+            for (number, row) in numbers.iter().zip(&rows) {
+                run.push(*number, &State::Count(1)).unwrap();
+                let (mut name, mut state) = (Vec::new(), Vec::new());
+                name.extend_from_slice(&strings[row.0 as usize]);
+                name.extend_from_slice(&strings[row.1 as usize]);
+                name::put_bucket(Millis::from(row.2) * 10 - 20, &mut name);
+                State::Count(1).encode(&mut state);
+                expected.push(&name, &state).unwrap();
+            }
+            assert_eq!(run.cells.finish().unwrap().hash, expected.finish().unwrap().hash);
+        }
 
         #[test]
         fn in_places_and_sorted_counts_are_the_same(

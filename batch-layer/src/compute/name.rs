@@ -90,7 +90,11 @@ pub(super) fn put_bucket(bucket: Millis, out: &mut Vec<u8>) {
 /// What tells most values' bytes apart: the eight after the first, which decides least. It never contradicts their
 /// order, as 0 has none behind it.
 pub(super) fn prefix(value: &[u8]) -> u64 {
-    (key_begin(value.get(1..).unwrap_or_default()) >> 64) as u64
+    let value = value.get(1..).unwrap_or_default();
+    match value.first_chunk() {
+        Some(begin) => u64::from_be_bytes(*begin),
+        None => (key_begin(value) >> 64) as u64,
+    }
 }
 
 /// Parts a name into the key's values and the bucket's start.

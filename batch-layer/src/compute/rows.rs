@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use polars::prelude::{DataFrame, Expr, LazyFrame};
 use shared_model::catalog::Stream;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// So many rows that aren't wide are read at once whatever memory there is, and where there is enough up to twice as many:
 /// a row group of the archive's files has fewer than that. In unit tests few, so that files have several chunks.
@@ -132,7 +132,8 @@ impl Rows {
         Ok(())
     }
 
-    /// Runs `work` on each of the threads; what it is given hands out chunks, each to one of them.
+    /// Runs `work` on each of the threads; what it is given hands out chunks, each to one of them, mostly neighbours one
+    /// after the other: rows of about the same time make fewer cells than as many from all over the day.
     ///
     /// # Errors
     /// The first; then no more chunks are handed out.
@@ -140,23 +141,35 @@ impl Rows {
         &'s self,
         work: impl Fn(&mut dyn FnMut() -> Option<(usize, &'s Chunk)>) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let next = AtomicUsize::new(0);
-        let one = || {
-            let mut hand_out = || {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                self.chunks.get(at).map(|chunk| (at, chunk))
-            };
-            work(&mut hand_out).inspect_err(|_| next.store(self.chunks.len(), Ordering::Relaxed))
+        let threads = self.threads.min(self.chunks.len()).max(1);
+        let shares = Mutex::new(shares(self.chunks.len(), threads));
+        let waiting = || shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |thread: usize| {
+            let mut hand_out = || next_of(&mut waiting(), thread).map(|at| (at, &self.chunks[at]));
+            work(&mut hand_out).inspect_err(|_| waiting().fill(0..0))
         };
+        let one = &one;
         std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..self.threads.min(self.chunks.len()).max(1)).map(|_| scope.spawn(one)).collect();
+            let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || one(thread))).collect();
             // All of them first: what one that dies says must not hide another's error.
             let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
             let died = |_| Err(anyhow!("a reader of the archive died"));
             joined.into_iter().map(|done| done.unwrap_or_else(died)).collect()
         })
     }
+}
+
+/// Shares of so many chunks, one for two threads each.
+fn shares(chunks: usize, threads: usize) -> Vec<Range<usize>> {
+    let begin = |thread: usize| chunks * thread.min(threads) / threads;
+    (0..threads).step_by(2).map(|thread| begin(thread)..begin(thread + 2)).collect()
+}
+
+/// A thread's next chunk: of its own share, of which one thread has the first and another the last, or else of others'.
+fn next_of(shares: &mut [Range<usize>], thread: usize) -> Option<usize> {
+    let (others, own) = shares.split_at_mut(thread / 2);
+    let next = |share: &mut Range<usize>| if thread % 2 == 0 { share.next() } else { share.next_back() };
+    own.iter_mut().chain(others).find_map(next)
 }
 
 /// The rows of a file in parts of at most so many, of which none has rows of two row groups.
@@ -219,6 +232,31 @@ mod tests {
         // A quarter of 40 such rows.
         let memory = 40 * 2 * BYTES_OF_ROW;
         assert_eq!(chunks_of_rows(&[&[10], &[11]], 2 * BYTES_OF_ROW, memory, 1).len(), 3);
+    }
+
+    #[test]
+    fn each_chunk_is_handed_out_once() {
+        for threads in 1..7 {
+            let mut shares = shares(20, threads);
+            let round =
+                |_| (0..threads).filter_map(|thread| next_of(&mut shares, thread)).collect::<Vec<usize>>();
+            let mut taken: Vec<usize> = (0..20).flat_map(round).collect();
+            taken.sort_unstable();
+            assert_eq!(taken, (0..20).collect::<Vec<usize>>(), "{threads} threads");
+        }
+        assert_eq!(next_of(&mut shares(0, 1), 0), None);
+    }
+
+    #[test]
+    fn two_threads_begin_at_the_ends_of_a_part_and_then_help_others() {
+        for threads in [1, 2] {
+            let shares = shares(20, threads);
+            assert_eq!((shares.len(), shares[0].clone()), (1, 0..20));
+        }
+        assert_eq!([shares(20, 3), shares(20, 4)], [vec![0..13, 13..20], vec![0..10, 10..20]]);
+        let mut shares = shares(8, 4);
+        let taken = [0, 1, 1, 0, 1, 0, 2, 3, 1].map(|thread| next_of(&mut shares, thread));
+        assert_eq!((&taken[..8], taken[8]), (&[0, 3, 2, 1, 7, 4, 5, 6].map(Some)[..], None));
     }
 
     #[test]

@@ -7,8 +7,7 @@
 
 use anyhow::{Context, Result};
 use shared_model::aggregate::{Aggregate, State};
-use shared_model::codec::{put_bytes, put_varint, take_bytes, take_u64};
-use shared_model::view::key_begin;
+use shared_model::codec::{put_bytes, put_varint, take_bytes, take_count, take_u64};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -53,13 +52,28 @@ impl RunWriter {
     /// Where the disk is full.
     #[inline]
     pub(super) fn push(&mut self, name: &[u8], state: &[u8]) -> Result<()> {
-        let shared = common(&self.last, name);
+        self.push_first(name, name.len(), state)
+    }
+
+    /// The same of a name that is the first `length` of `bytes`: it is copied sooner where [`SHORT`] or more follow.
+    ///
+    /// # Errors
+    /// As [`RunWriter::push`].
+    #[inline]
+    pub(super) fn push_first(&mut self, bytes: &[u8], length: usize, state: &[u8]) -> Result<()> {
+        let shared = common(&self.last, &bytes[..length]);
+        let (rest, more) = (&bytes[shared..], length - shared);
         put_varint(&mut self.block, shared as u128);
-        put_bytes(&mut self.block, &name[shared..]);
-        put_bytes(&mut self.block, state);
+        put_varint(&mut self.block, more as u128);
+        append(&mut self.block, rest, more);
+        match state {
+            // Most counts: where the length is known, no call is needed to copy them.
+            [kind, count] => self.block.extend_from_slice(&[2, *kind, *count]),
+            _ => put_bytes(&mut self.block, state),
+        }
         self.cells += 1;
         self.last.truncate(shared);
-        self.last.extend_from_slice(&name[shared..]);
+        append(&mut self.last, rest, more);
         if self.block.len() >= BLOCK {
             self.end_block()?;
         }
@@ -93,9 +107,16 @@ pub(super) struct RunReader<'a> {
     file: &'a mut SpooledTempFile,
     block: Vec<u8>,
     at: usize,
+    /// The present cell's name, and [`BEGIN`] zeros.
     name: Vec<u8>,
+    /// The name's length without them.
+    length: usize,
     state: (usize, usize),
 }
+
+/// By so many bytes names are compared first: they tell most apart, and 16 may be no more than the first of a key's
+/// columns.
+const BEGIN: usize = 32;
 
 impl<'a> RunReader<'a> {
     /// Before the first cell.
@@ -104,7 +125,8 @@ impl<'a> RunReader<'a> {
     /// Where the run can't be read back.
     pub(super) fn new(run: &'a mut Run) -> Result<RunReader<'a>> {
         run.file.rewind().context(UNREADABLE)?;
-        Ok(RunReader { file: &mut run.file, block: Vec::new(), at: 0, name: Vec::new(), state: (0, 0) })
+        let name = vec![0; BEGIN];
+        Ok(RunReader { file: &mut run.file, block: Vec::new(), at: 0, name, length: 0, state: (0, 0) })
     }
 
     /// Goes to the next cell, if there is one.
@@ -118,21 +140,34 @@ impl<'a> RunReader<'a> {
         }
         let mut rest = self.block.get(self.at..).context(UNREADABLE)?;
         let shared = take_u64(&mut rest, "length of a shared name").context(UNREADABLE)?;
-        let suffix = take_bytes(&mut rest, "name of a cell").context(UNREADABLE)?;
+        let more = take_count(&mut rest, "name of a cell").context(UNREADABLE)?;
+        self.name.truncate(usize::try_from(shared)?.min(self.length));
+        append(&mut self.name, rest, more);
+        self.length = self.name.len();
+        self.name.extend_from_slice(&[0; BEGIN]);
+        rest = &rest[more..];
         let state = take_bytes(&mut rest, "state of a cell").context(UNREADABLE)?;
-        self.name.truncate(usize::try_from(shared)?);
-        self.name.extend_from_slice(suffix);
         self.at = self.block.len() - rest.len();
         self.state = (self.at - state.len(), self.at);
         Ok(true)
     }
 
     /// The present cell's name.
+    #[inline]
     pub(super) fn name(&self) -> &[u8] {
-        &self.name
+        &self.name[..self.length]
+    }
+
+    /// The first bytes of the present cell's name, filled up with zeros: they never contradict the order of names.
+    #[inline]
+    fn begin(&self) -> (u128, u128) {
+        let word =
+            |at: usize| self.name[at..].first_chunk::<16>().map_or(0, |bytes| u128::from_be_bytes(*bytes));
+        (word(0), word(BEGIN / 2))
     }
 
     /// The present cell's state, encoded.
+    #[inline]
     pub(super) fn state(&self) -> &[u8] {
         self.block.get(self.state.0..self.state.1).unwrap_or_default()
     }
@@ -150,13 +185,36 @@ impl<'a> RunReader<'a> {
     }
 }
 
+/// So many bytes are copied without a call, whose length needn't be known.
+pub(super) const SHORT: usize = 16;
+
+/// Appends the first `count` of some bytes.
+#[inline]
+fn append(out: &mut Vec<u8>, bytes: &[u8], count: usize) {
+    match bytes.first_chunk::<SHORT>() {
+        Some(short) if count <= SHORT => {
+            let end = out.len() + count;
+            out.extend_from_slice(short);
+            out.truncate(end);
+        }
+        _ => out.extend_from_slice(&bytes[..count]),
+    }
+}
+
 const UNREADABLE: &str = "cells can't be read back from a temporary file";
 
 /// How many bytes two strings begin with alike.
+#[inline]
 fn common(a: &[u8], b: &[u8]) -> usize {
     let ((wide_a, _), (wide_b, _)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let words = wide_a.iter().zip(wide_b).take_while(|(a, b)| a == b).count();
-    let from = words * 8;
+    let mut from = 0;
+    for (a, b) in wide_a.iter().zip(wide_b) {
+        let differ = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
+        if differ != 0 {
+            return from + differ.trailing_zeros() as usize / 8;
+        }
+        from += 8;
+    }
     from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
 }
 
@@ -172,50 +230,41 @@ pub(super) fn merge(runs: &mut [Run], aggregate: &Aggregate) -> Result<Run> {
             heads.push(head);
         }
     }
-    let mut merged = RunWriter::new();
-    let (mut name, mut state) = (Vec::new(), Vec::new());
-    while let Some(least) = heads.peek() {
-        let begin = least.begin;
-        name.clear();
-        name.extend_from_slice(least.reader.name());
-        state.clear();
-        state.extend_from_slice(least.reader.state());
-        advance(&mut heads)?;
-        let mut both: Option<State> = None;
-        while let Some(next) = heads.peek()
-            && next.begin == begin
-            && next.reader.name() == name
-        {
-            let more = State::decode(aggregate, &mut next.reader.state())?;
-            match &mut both {
-                Some(both) => both.merge(&more),
-                None => both.insert(State::decode(aggregate, &mut &state[..])?).merge(&more),
+    let (mut merged, mut state) = (RunWriter::new(), Vec::new());
+    // The one with the least name is not among the others: what it has is passed on where it lies, and while its next is
+    // the least again, the others stay as they are.
+    let mut least = heads.pop();
+    while let Some(head) = &mut least {
+        let alike = heads.peek().is_some_and(|next| next.is_alike(head));
+        if alike {
+            let mut all = State::decode(aggregate, &mut head.reader.state())?;
+            while let Some(mut next) = heads.peek_mut()
+                && next.is_alike(head)
+            {
+                let more = State::decode(aggregate, &mut next.reader.state())?;
+                all.merge(&more).context("cells of one key and bucket can't be merged")?;
+                if !next.advance()? {
+                    PeekMut::pop(next);
+                }
             }
-            .context("cells of one key and bucket can't be merged")?;
-            advance(&mut heads)?;
-        }
-        if let Some(both) = both {
             state.clear();
-            both.encode(&mut state);
+            all.encode(&mut state);
         }
-        merged.push(&name, &state)?;
+        let (reader, state) = (&head.reader, if alike { &state[..] } else { head.reader.state() });
+        merged.push_first(&reader.name, reader.length, state)?;
+        if !head.advance()? {
+            least = heads.pop();
+        } else if let Some(mut next) = heads.peek_mut()
+            && *next > *head
+        {
+            std::mem::swap(&mut *next, head);
+        }
     }
     merged.finish()
 }
 
-/// Sends the reader with the least name on.
-fn advance(heads: &mut BinaryHeap<Head<'_>>) -> Result<()> {
-    if let Some(mut least) = heads.peek_mut()
-        && !least.advance()?
-    {
-        PeekMut::pop(least);
-    }
-    Ok(())
-}
-
 struct Head<'a> {
-    /// The first 32 bytes of the name, which tell most names apart and never contradict their order: 16 may be no more
-    /// than the first of a key's columns.
+    /// As [`RunReader::begin`].
     begin: (u128, u128),
     reader: Box<RunReader<'a>>,
 }
@@ -224,9 +273,14 @@ impl Head<'_> {
     /// As [`RunReader::advance`].
     fn advance(&mut self) -> Result<bool> {
         let more = self.reader.advance()?;
-        let name = self.reader.name();
-        self.begin = (key_begin(name), key_begin(name.get(16..).unwrap_or_default()));
+        self.begin = self.reader.begin();
         Ok(more)
+    }
+
+    /// Whether it has the same name.
+    #[inline]
+    fn is_alike(&self, other: &Head<'_>) -> bool {
+        self.begin == other.begin && self.reader.name() == other.reader.name()
     }
 }
 

@@ -61,6 +61,7 @@ fn item_of(value: &Value) -> Option<u64> {
     }
 }
 
+#[inline]
 fn raise(registers: &mut [u8; REGISTERS], item: u64) {
     let register = &mut registers[item as usize & (REGISTERS - 1)];
     *register = (*register).max((item as u32 >> 26) as u8);
@@ -80,8 +81,8 @@ impl Distinct {
         }
     }
 
-    /// What a state keeps of a value, for [`Distinct::add_item`]; `None` of NULL. Whoever adds a value to many states
-    /// hashes it once.
+    /// What a state keeps of a value, for [`Distinct::add_item`], never 0; `None` of NULL. Whoever adds a value to many
+    /// states hashes it once.
     pub fn item(value: &Value) -> Option<u64> {
         item_of(value)
     }
