@@ -168,7 +168,8 @@ fn shares(chunks: usize, threads: usize) -> Vec<Range<usize>> {
 /// A thread's next chunk: of its own share, of which one thread has the first and another the last, or else of others'.
 fn next_of(shares: &mut [Range<usize>], thread: usize) -> Option<usize> {
     let (others, own) = shares.split_at_mut(thread / 2);
-    let next = |share: &mut Range<usize>| if thread % 2 == 0 { share.next() } else { share.next_back() };
+    let next =
+        |share: &mut Range<usize>| if thread.is_multiple_of(2) { share.next() } else { share.next_back() };
     own.iter_mut().chain(others).find_map(next)
 }
 
