@@ -242,6 +242,24 @@ mod tests {
     }
 
     #[test]
+    fn numbers_about_powers_of_two_take_a_byte_for_each_seven_bits() {
+        for power in (0..128).map(|shift| 1u128 << shift) {
+            for value in [power - 1, power] {
+                let mut bytes = Vec::new();
+                put_varint(&mut bytes, value);
+                assert_eq!(
+                    bytes.len() as u32,
+                    (u128::BITS - value.leading_zeros()).div_ceil(7).max(1),
+                    "{value}"
+                );
+                let mut input = &bytes[..];
+                assert_eq!(take_varint(&mut input, "n"), Ok(value));
+                assert!(input.is_empty(), "{value}");
+            }
+        }
+    }
+
+    #[test]
     fn longer_forms_of_a_number_are_refused() {
         assert_eq!(take_varint(&mut &[0x80, 0x00][..], "n"), Err(CodecError::Invalid("n")));
         for length in 1..18 {

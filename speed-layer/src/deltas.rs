@@ -128,6 +128,7 @@ impl Deltas {
             }
             let noted = &mut notes.metrics[counted.number];
             noted.version = counted.metric.version;
+            // A note is made where it stays: made before, it would be copied.
             match State::empty(&counted.metric.aggregate) {
                 State::Count(_) => noted.counts.push(Cell { by, item, place }),
                 empty => {

@@ -8,10 +8,11 @@ use crate::group::{Expired, Group, Merge, Position, Write};
 use crate::partition::Partition;
 use anyhow::Context as _;
 use shared_model::view::Slice;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// How many stored bytes one round may read back to merge: in memory they are there several times over, and what is left
-/// for later rounds is only merged later.
+/// How many stored bytes one round may read back to merge, unless it is for one merge alone: in memory they are there several
+/// times over, and what is left for later rounds is only merged later.
 const MERGE_BYTES: usize = 8 << 20;
 
 /// Stored segments of a group that the round reads back, to write them as one.
@@ -46,12 +47,14 @@ impl Round {
             group.folds_from() <= position.to && (has_work || quiet && group.is_behind(&position))
         };
         let (due, others): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&at| is_due(at));
-        let mut budget = MERGE_BYTES;
-        let mut merges: Vec<ToMerge> = Vec::new();
-        for &group in due.iter().filter(|&&group| groups[group].in_flight().is_none()) {
-            if let Some((slice, seqs, bytes)) = groups[group].to_merge(open_epoch, &expired)
-                && (bytes <= budget || merges.is_empty())
-            {
+        let idle = due.iter().filter(|&&group| groups[group].in_flight().is_none());
+        let to_merge = |&group: &usize| Some((group, groups[group].to_merge(open_epoch, &expired)?));
+        let mut wanted: Vec<_> = idle.filter_map(to_merge).collect();
+        // The first is read back whatever its size. A group that waits gets more segments, until it is the first.
+        wanted.sort_by_cached_key(|&(group, _)| Reverse(groups[group].segments().count()));
+        let (mut budget, mut merges) = (MERGE_BYTES, Vec::new());
+        for (group, (slice, seqs, bytes)) in wanted {
+            if bytes <= budget || merges.is_empty() {
                 budget = budget.saturating_sub(bytes);
                 merges.push(ToMerge { group, slice, seqs });
             }
@@ -107,5 +110,58 @@ impl Round {
         // A probe writes nothing: that it wasn't answered is found out by the next.
         let refused = |answer: &&Answer| matches!(answer, Answer::NotOwner | Answer::NotFence);
         flush::next(writes.iter().chain(probes.iter().filter(refused)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Plan;
+    use crate::flush::Found;
+    use crate::group::Claimed;
+    use crate::partition::PaneStart;
+    use shared_model::catalog::Catalog;
+    use shared_model::offsets::TopicPartition;
+    use shared_model::tidemark::Cut;
+    use std::sync::Arc;
+
+    const CATALOG: &str = r#"
+        [layout]
+        groups = 3
+        [streams.x]
+        topic = "x"
+        event_time = { field = "at", unit = "ms" }
+        bounds = { from = "1970-01-01", to = "1970-02-01" }
+        fields = { at = "int", key = "string" }
+        [metrics.a]
+        stream = "x"
+        by = ["key"]
+        aggregate = "count"
+        grain = "5m"
+    "#;
+
+    /// Which groups merge, where they have segments of such lengths in the epoch that is open.
+    fn merging(segments: [&[usize]; 3]) -> Vec<usize> {
+        let catalog = Catalog::from_toml(CATALOG).expect("valid");
+        let plan = Arc::new(Plan::new(&catalog, &catalog.streams[0]));
+        let (tp, cut) = (TopicPartition::new("x", 0), Cut::start(0));
+        let panes = PaneStart { cut: cut.clone(), panes_from: None, holes: Vec::new() };
+        let header = Group::rebuild(String::new(), 1, &cut, &panes, &plan).header().clone();
+        let claimed = segments.iter().map(|lengths| Claimed {
+            found: Found::Group(header.clone().into()),
+            segments: (1..).zip(*lengths).map(|(seq, &length)| (Slice::Epoch(0), seq, length)).collect(),
+        });
+        let (partition, rebuilt) = Partition::start(&tp, &plan, claimed.collect(), &cut, &panes, 0, || 1);
+        assert!(rebuilt.is_empty());
+        let (_, merges) = Round::begin(&partition, Expired::default(), false);
+        merges.into_iter().map(|merge| merge.group).collect()
+    }
+
+    #[test]
+    fn a_large_merge_waits_for_small_ones_only_until_its_group_has_most_segments() {
+        let (few, many, large) = ([100usize; 8], [100usize; 17], [MERGE_BYTES / 15; 16]);
+        assert_eq!(merging([&few, &few, &few[1..]]), [0, 1]);
+        assert_eq!(merging([&many, &large, &few]), [0, 2]);
+        assert_eq!(merging([&few, &large, &few]), [1]);
     }
 }

@@ -121,9 +121,14 @@ pub fn take_cell<'a>(
     aggregate: &Aggregate,
     cells: &mut &'a [u8],
 ) -> Result<(&'a [u8], Millis, State), CodecError> {
-    let key = codec::take_bytes(cells, "cell key")?;
-    let bucket = codec::take_i64(cells, "cell bucket")?;
+    let (key, bucket) = take_name(cells)?;
     Ok((key, bucket, State::decode(aggregate, cells)?))
+}
+
+/// Takes a cell's key and bucket, behind which its state is.
+#[inline]
+fn take_name<'a>(cells: &mut &'a [u8]) -> Result<(&'a [u8], Millis), CodecError> {
+    Ok((codec::take_bytes(cells, "cell key")?, codec::take_i64(cells, "cell bucket")?))
 }
 
 /// Hands each of a section's `count` cells to `each`: where it begins, its key, bucket and state.
@@ -190,8 +195,7 @@ impl<'a> Cursor<'a> {
         if self.left == 0 {
             return if cells.is_empty() { Ok(false) } else { Err(CodecError::Invalid("section length")) };
         }
-        self.key = codec::take_bytes(&mut self.rest, "cell key")?;
-        self.bucket = codec::take_i64(&mut self.rest, "cell bucket")?;
+        (self.key, self.bucket) = take_name(&mut self.rest)?;
         self.state = State::decode(aggregate, &mut self.rest)?;
         self.cell = &cells[..cells.len() - self.rest.len()];
         self.begin = key_begin(self.key);
@@ -282,10 +286,10 @@ impl<'a> Cursors<'a> {
         let Some((_, at)) = self.order.pop() else { return Ok(()) };
         if self.all[at].advance(aggregate)? {
             let name = self.all[at].name();
-            let mut place = self.order.partition_point(|&(begin, _)| begin > name.0);
-            // Of those that begin alike there are few.
-            let after = |&(begin, other): &(u128, usize)| begin == name.0 && self.all[other].name() > name;
-            place += self.order[place..].iter().take_while(|other| after(other)).count();
+            // Only where keys begin alike is there more to look at.
+            let place = self.order.partition_point(|&(begin, other)| {
+                begin > name.0 || begin == name.0 && self.all[other].name() > name
+            });
             self.order.insert(place, (name.0, at));
         }
         Ok(())

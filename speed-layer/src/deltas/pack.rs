@@ -99,12 +99,12 @@ impl Order<'_> {
 /// Parts by group, in the order that they have, and where each group begins there, up to the end.
 fn by_groups(parts: &[u32], groups: &[u32]) -> (Vec<u32>, Vec<u32>) {
     let many = groups.iter().max().map_or(0, |highest| *highest as usize + 1);
-    let mut begins = vec![0; many + 1];
+    let mut begins = vec![0u32; many + 1];
     groups.iter().for_each(|&group| begins[group as usize + 1] += 1);
     (0..many).for_each(|group| begins[group + 1] += begins[group]);
     let (mut places, mut by_groups) = (begins.clone(), vec![0; parts.len()]);
     for &part in parts {
-        let place: &mut u32 = &mut places[groups[part as usize] as usize];
+        let place = &mut places[groups[part as usize] as usize];
         by_groups[*place as usize] = part;
         *place += 1;
     }
@@ -175,7 +175,9 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
             (self.wanted)(slice).then(|| {
                 let next = self.slices.len();
                 *self.slices.entry(slice).or_insert_with(|| {
-                    self.packers.resize_with(self.packers.len().max(next + 1), Packer::default);
+                    if next == self.packers.len() {
+                        self.packers.push(Packer::default());
+                    }
                     next
                 })
             })
