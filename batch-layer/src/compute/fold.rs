@@ -139,6 +139,8 @@ impl<'a> Fold<'a> {
     /// Where the disk is full, or a count or sum would pass its bound.
     pub(super) fn cells(&mut self) -> Result<Vec<Run>> {
         let Needs { columns, metrics: needs } = self.needs;
+        // Of all columns, before one takes more: they may have grown more in the last rows than [`Fold::has_room`] foresaw.
+        self.columns.iter_mut().for_each(|held| held.small = Vec::new());
         for (at, column) in columns.iter().enumerate() {
             let is_counted = self.is_counted(at);
             let is_key = needs.iter().any(|need| need.key.contains(&at));
@@ -227,7 +229,6 @@ impl Held {
     /// Once no more rows come: numbers a key's strings in their order, and notes what distinct counts keep of strings.
     fn close(&mut self, ty: FieldType, is_key: bool, is_counted: bool) -> Result<()> {
         let known = std::mem::take(&mut self.known);
-        self.small = Vec::new();
         if is_counted {
             // As the strings lie: each would be waited for in another order.
             let item = |number: u32| -> Result<Item> {

@@ -24,7 +24,7 @@ const CHUNKS: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Rows {
     segments: Vec<Segments>,
-    /// In no order that matters.
+    /// In the order of their files; what is computed doesn't depend on it.
     pub(super) chunks: Vec<Chunk>,
     /// By so many they are read.
     pub(super) threads: usize,
