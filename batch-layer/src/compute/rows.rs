@@ -248,6 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn after_an_error_or_a_death_no_chunk_is_handed_out_twice() {
+        let (files, groups) = (vec![PathBuf::from("one.parquet")], vec![vec![1; 20]]);
+        let segments = Segments { files, groups, row_bytes: 0, missing: Vec::new() };
+        let rows = Rows::new(vec![segments], Budget { memory: u64::MAX, threads: 3 });
+        for (dies, expected) in [(false, "fails"), (true, "died")] {
+            let handed_out = Mutex::new(Vec::new());
+            let done = rows.each(|at, _| {
+                handed_out.lock().unwrap().push(at);
+                ensure!(dies || at != 5, "fails");
+                assert_ne!(at, 5, "dies");
+                Ok(())
+            });
+            assert!(format!("{:#}", done.unwrap_err()).contains(expected));
+            let mut handed_out = handed_out.into_inner().unwrap();
+            handed_out.sort_unstable();
+            assert!(handed_out.is_sorted_by(|a, b| a < b), "{handed_out:?}");
+            assert!(!dies || handed_out.len() == 20, "the others take what is left");
+        }
+    }
+
+    #[test]
     fn two_threads_begin_at_the_ends_of_a_part_and_then_help_others() {
         for threads in [1, 2] {
             let shares = shares(20, threads);
