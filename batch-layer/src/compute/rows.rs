@@ -24,7 +24,7 @@ const CHUNKS: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Rows {
     segments: Vec<Segments>,
-    /// In no order that matters.
+    /// In the order of their files; what is computed doesn't depend on it.
     pub(super) chunks: Vec<Chunk>,
     /// By so many they are read.
     pub(super) threads: usize,
@@ -246,6 +246,27 @@ mod tests {
             assert_eq!(taken, (0..20).collect::<Vec<usize>>(), "{threads} threads");
         }
         assert_eq!(next_of(&mut shares(0, 1), 0), None);
+    }
+
+    #[test]
+    fn after_an_error_or_a_death_no_chunk_is_handed_out_twice() {
+        let (files, groups) = (vec![PathBuf::from("one.parquet")], vec![vec![1; 20]]);
+        let segments = Segments { files, groups, row_bytes: 0, missing: Vec::new() };
+        let rows = Rows::new(vec![segments], Budget { memory: u64::MAX, threads: 3 });
+        for (dies, expected) in [(false, "fails"), (true, "died")] {
+            let handed_out = Mutex::new(Vec::new());
+            let done = rows.each(|at, _| {
+                handed_out.lock().unwrap().push(at);
+                ensure!(dies || at != 5, "fails");
+                assert_ne!(at, 5, "dies");
+                Ok(())
+            });
+            assert!(format!("{:#}", done.unwrap_err()).contains(expected));
+            let mut handed_out = handed_out.into_inner().unwrap();
+            handed_out.sort_unstable();
+            assert!(handed_out.is_sorted_by(|a, b| a < b), "{handed_out:?}");
+            assert!(!dies || handed_out.len() == 20, "the others take what is left");
+        }
     }
 
     #[test]

@@ -355,15 +355,22 @@ mod tests {
         }
     }
 
+    fn of_numbers(numbers: impl Iterator<Item = u32>) -> Run {
+        let mut run = RunWriter::new();
+        for number in numbers {
+            run.push(&number.to_be_bytes(), &[number as u8; 5]).unwrap();
+        }
+        run.finish().unwrap()
+    }
+
     /// What the ledger holds of versions that were stored before is compared with it.
     #[test]
     fn the_hash_of_a_run_is_pinned() {
-        let mut run = RunWriter::new();
-        for number in 0..20_000u32 {
-            run.push(&number.to_be_bytes(), &[number as u8; 5]).unwrap();
-        }
-        let mut run = run.finish().unwrap();
+        let mut run = of_numbers(0..20_000);
         assert_eq!((run.cells, &*run.hash), (20_000, "b2e8615912e966acec927a2809cd710f"));
+        // Each half has several blocks, too.
+        let mut halves = [0, 1].map(|from| of_numbers((from..20_000).step_by(2)));
+        assert_eq!(merge(&mut halves, &Aggregate::Count).unwrap().hash, run.hash);
         let mut reader = RunReader::new(&mut run).unwrap();
         for number in 0..20_000u32 {
             assert!(reader.advance().unwrap());
