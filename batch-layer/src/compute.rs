@@ -15,6 +15,7 @@ mod digits;
 mod fold;
 pub(crate) mod healed;
 mod name;
+mod numbers;
 mod repeats;
 mod rows;
 mod run;

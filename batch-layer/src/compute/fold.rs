@@ -8,15 +8,16 @@
 
 use crate::compute::digits::Digits;
 use crate::compute::name;
-use crate::compute::repeats::is_gone;
+use crate::compute::numbers::Numbers;
+use crate::compute::repeats::{is_gone, left};
 use crate::compute::run::{Run, RunWriter, SHORT};
 use crate::plan::{EVENT_TIME, Need, Needs};
 use anyhow::{Context, Result, ensure};
-use polars::prelude::{Column, DataFrame, DataType};
+use polars::prelude::{DataFrame, DataType};
 use shared_model::aggregate::distinct::Distinct;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::event::{FieldType, Value};
-use shared_model::interner::{Interner, Strings};
+use shared_model::interner::Strings;
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
 use std::borrow::Cow;
@@ -29,11 +30,6 @@ const PLACES: u64 = 4;
 const ROWS_OF_SKETCH: u64 = 8;
 /// What a row takes while a metric's cells are made: the cell's number, and places; sketches in places take no more.
 const BYTES_OF_CELL: u64 = size_of::<u64>() as u64 + PLACES * size_of::<u32>() as u64;
-
-/// So many strings are looked for at once.
-const STRINGS: usize = if cfg!(test) { 3 } else { 64 };
-/// Instead of a string's number, while it isn't known.
-const UNKNOWN: u32 = u32::MAX;
 
 /// Rows of one stream and day on their way to cells.
 pub(super) struct Fold<'a> {
@@ -50,14 +46,10 @@ pub(super) struct Fold<'a> {
 /// What is held of a column.
 #[derive(Default)]
 struct Held {
-    /// The strings that it had, as [`name::put`] writes them, while rows come; none where it only filters.
-    known: Interner,
-    /// As [`Small`] says.
-    small: Vec<u32>,
+    /// The numbers of the strings that its rows have; none where it only filters. Once no more come, ranks in a key's column.
+    numbers: Numbers,
     /// The strings by number, once no more rows come.
     strings: Strings,
-    /// The number of each row's string: as they came, and once no more come the rank in a key's column.
-    numbers: Vec<u32>,
     /// By number what a distinct count keeps of the string, once it is wanted.
     items: Vec<Item>,
     /// Where it filters: whether each row counts.
@@ -84,7 +76,7 @@ impl<'a> Fold<'a> {
         for (at, held) in self.columns.iter_mut().enumerate() {
             let column = frame.column(&Needs::name(at))?;
             if needs.iter().any(|need| need.key.contains(&at) || need.value == Some(at)) {
-                intern(column, self.needs.columns[at].ty, gone, held)?;
+                held.numbers.take(column, self.needs.columns[at].ty, gone)?;
             }
             if needs.iter().any(|need| need.filter == Some(at)) {
                 let truths = column.as_materialized_series().bool()?;
@@ -113,16 +105,14 @@ impl<'a> Fold<'a> {
         let all = u128::from(taken + rows);
         let held = |(at, held): (usize, &Held)| {
             let item = if self.is_counted(at) { size_of::<Item>() } else { 0 };
-            let numbers = held.numbers.len() + held.small.capacity();
-            let rows = numbers * size_of::<u32>() + held.truths.len();
-            rows + held.known.size() + held.known.len() * item
+            held.numbers.size() + held.truths.len() + held.numbers.known.len() * item
         };
         let held: usize = self.columns.iter().enumerate().map(held).sum();
         // As many more strings, row by row, as there were so far.
         let of_all = |bytes: usize| u128::from(bytes as u64) * all / u128::from(taken.max(1));
         let times = u128::from(size_of::<u32>() as u64) * all;
         // Columns are put in order one after the other, before there are cells.
-        let order = self.columns.iter().map(|held| held.known.size_of_order()).max().unwrap_or(0);
+        let order = self.columns.iter().map(|held| held.numbers.known.size_of_order()).max().unwrap_or(0);
         let work = of_all(order).max(u128::from(BYTES_OF_CELL) * all);
         taken == 0 || all <= u128::from(u32::MAX) && of_all(held) + times + work <= u128::from(self.memory)
     }
@@ -140,7 +130,7 @@ impl<'a> Fold<'a> {
     pub(super) fn cells(&mut self) -> Result<Vec<Run>> {
         let Needs { columns, metrics: needs } = self.needs;
         // Of all columns, before one takes more: the last rows may have made them larger than was foreseen.
-        self.columns.iter_mut().for_each(|held| held.small = Vec::new());
+        self.columns.iter_mut().for_each(|held| held.numbers.close());
         for (at, column) in columns.iter().enumerate() {
             let is_counted = self.is_counted(at);
             let is_key = needs.iter().any(|need| need.key.contains(&at));
@@ -164,7 +154,11 @@ impl<'a> Fold<'a> {
         let (mut digits, mut cells) = (Digits::new(), vec![0u64; rows]);
         for column in &need.key {
             let held = &self.columns[*column];
-            digits.push(&mut cells, held.strings.len() as u64, counting(&held.numbers, mask).iter().copied());
+            digits.push(
+                &mut cells,
+                held.strings.len() as u64,
+                counting(&held.numbers.of_rows, mask).iter().copied(),
+            );
         }
         // From the first bucket that has rows to the last: files often hold a part of the day.
         let width = need.width as u32;
@@ -180,7 +174,7 @@ impl<'a> Fold<'a> {
             return run.cells.finish();
         };
         let (held, ty) = (&self.columns[value], self.needs.columns[value].ty);
-        let values = counting(&held.numbers, mask);
+        let values = counting(&held.numbers.of_rows, mask);
         if *aggregate == Aggregate::Distinct && digits.end() <= rows as u64 / ROWS_OF_SKETCH {
             let mut sketches: Vec<Option<Distinct>> = vec![None; digits.end() as usize];
             for (cell, value) in cells.iter().zip(values.iter()) {
@@ -228,7 +222,7 @@ impl Held {
 
     /// Once no more rows come: numbers a key's strings in their order, and notes what distinct counts keep of strings.
     fn close(&mut self, ty: FieldType, is_key: bool, is_counted: bool) -> Result<()> {
-        let known = std::mem::take(&mut self.known);
+        let known = std::mem::take(&mut self.numbers.known);
         if is_counted {
             // As the strings lie: each would be waited for in another order.
             let item = |number: u32| -> Result<Item> {
@@ -243,7 +237,7 @@ impl Held {
         }
         let (strings, ranks) = known.into_ordered(name::prefix);
         self.strings = strings;
-        self.numbers.iter_mut().for_each(|number| *number = ranks[*number as usize]);
+        self.numbers.of_rows.iter_mut().for_each(|number| *number = ranks[*number as usize]);
         if is_counted {
             let mut items = vec![None; ranks.len()];
             ranks.iter().zip(&self.items).for_each(|(rank, item)| items[*rank as usize] = *item);
@@ -341,234 +335,20 @@ fn add_times(aggregate: &Aggregate, state: &mut State, value: &Value, mut n: usi
     Ok(())
 }
 
-/// What rows have that aren't gone.
-fn left<T>(values: impl Iterator<Item = T>, gone: &[u64]) -> impl Iterator<Item = T> {
-    values.enumerate().filter(move |(row, _)| !is_gone(gone, *row)).map(|(_, value)| value)
-}
-
 /// What rows have that a mask lets count.
 fn counting<'v>(values: &'v [u32], mask: Option<&[bool]>) -> Cow<'v, [u32]> {
     let Some(mask) = mask else { return Cow::Borrowed(values) };
     values.iter().zip(mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect()
 }
 
-/// Takes the strings of a column's rows that aren't gone.
-fn intern(column: &Column, ty: FieldType, gone: &[u64], held: &mut Held) -> Result<()> {
-    fn take<T: Copy>(
-        values: impl Iterator<Item = Option<T>>,
-        known: &mut Interner,
-        numbers: &mut Vec<u32>,
-        mut shortcut: impl Shortcut<T>,
-        put: impl Fn(T, &mut Vec<u8>),
-    ) {
-        let mut batch = Batch { bytes: Vec::new(), ends: Vec::new(), rows: Vec::new(), numbers: Vec::new() };
-        for value in values {
-            let number = value.map_or(UNKNOWN, |value| shortcut.find(value));
-            if number == UNKNOWN {
-                match value {
-                    Some(value) => put(value, &mut batch.bytes),
-                    None => name::put(&Value::Null, &mut batch.bytes),
-                }
-                batch.ends.push(batch.bytes.len());
-                batch.rows.push((numbers.len(), value));
-            }
-            numbers.push(number);
-            if batch.ends.len() == STRINGS {
-                batch.number(known, numbers, &mut shortcut);
-            }
-        }
-        batch.number(known, numbers, &mut shortcut);
-    }
-    let Held { known, small, numbers, .. } = held;
-    // Room for these and no more: doubling would hold twice of it.
-    numbers.reserve_exact(column.len());
-    let series = column.as_materialized_series();
-    match ty {
-        FieldType::String => {
-            let texts = series.str()?.rechunk();
-            let array = texts.downcast_as_array();
-            let views = array.views().iter().zip(array.iter());
-            let texts = views.map(|(view, text)| text.map(|text| (view.as_u128(), text)));
-            let put = |(_, text): (u128, &str), out: &mut Vec<u8>| name::put_text(text, out);
-            take(left(texts, gone), known, numbers, Seen::default(), put);
-        }
-        FieldType::Int | FieldType::Decimal(_) => {
-            let small = Small { rows: numbers.len() + column.len(), numbers: small };
-            take(left(series.i64()?.iter(), gone), known, numbers, small, name::put_int);
-        }
-        FieldType::Float => take(left(series.f64()?.iter(), gone), known, numbers, (), name::put_float),
-        FieldType::Bool => {
-            let put = |truth, out: &mut Vec<u8>| name::put(&Value::Bool(truth), out);
-            take(left(series.bool()?.iter(), gone), known, numbers, (), put);
-        }
-    }
-    Ok(())
-}
-
-/// Strings that are looked for at once.
-struct Batch<T> {
-    bytes: Vec<u8>,
-    /// Where each ends.
-    ends: Vec<usize>,
-    /// The row of each, and its value unless it is NULL.
-    rows: Vec<(usize, Option<T>)>,
-    numbers: Vec<u32>,
-}
-
-impl<T> Batch<T> {
-    /// Gives their rows their numbers; then there are none.
-    fn number(&mut self, known: &mut Interner, numbers: &mut [u32], shortcut: &mut impl Shortcut<T>) {
-        known.intern_all(&self.bytes, &self.ends, &mut self.numbers);
-        for ((row, value), number) in self.rows.drain(..).zip(self.numbers.drain(..)) {
-            numbers[row] = number;
-            if let Some(value) = value {
-                shortcut.learn(value, number);
-            }
-        }
-        self.bytes.clear();
-        self.ends.clear();
-    }
-}
-
-/// Numbers of values that needn't be looked for among all strings.
-trait Shortcut<T> {
-    /// A value's number, or [`UNKNOWN`].
-    fn find(&self, value: T) -> u32;
-
-    /// Learns a value's number.
-    fn learn(&mut self, value: T, number: u32);
-}
-
-impl<T> Shortcut<T> for () {
-    fn find(&self, _: T) -> u32 {
-        UNKNOWN
-    }
-
-    fn learn(&mut self, _: T, _: u32) {}
-}
-
-/// Those of integers from 0 up, below the number of rows: ids often count up.
-struct Small<'h> {
-    numbers: &'h mut Vec<u32>,
-    rows: usize,
-}
-
-impl Small<'_> {
-    fn place(&self, int: i64) -> Option<usize> {
-        usize::try_from(int).ok().filter(|place| *place < self.rows)
-    }
-}
-
-impl Shortcut<i64> for Small<'_> {
-    fn find(&self, int: i64) -> u32 {
-        self.place(int).and_then(|place| self.numbers.get(place).copied()).unwrap_or(UNKNOWN)
-    }
-
-    fn learn(&mut self, int: i64, number: u32) {
-        if let Some(place) = self.place(int) {
-            if self.numbers.len() <= place {
-                self.numbers.resize(place + 1, UNKNOWN);
-            }
-            self.numbers[place] = number;
-        }
-    }
-}
-
-/// Those of the texts of one array, by where they lie, or what they are where they are short: texts of a dictionary lie
-/// in one place, however often they come. Each has one slot, and the last that came there stays.
-struct Seen(Vec<(u128, u32)>);
-
-/// How many slots, as a power of 2: the cache of a core holds them.
-const SEEN: u32 = if cfg!(test) { 1 } else { 12 };
-
-impl Default for Seen {
-    fn default() -> Seen {
-        Seen(vec![(0, UNKNOWN); 1 << SEEN])
-    }
-}
-
-impl Seen {
-    fn slot(view: u128) -> usize {
-        let both = view as u64 ^ (view >> 64) as u64;
-        (both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SEEN)) as usize
-    }
-}
-
-impl<'t> Shortcut<(u128, &'t str)> for Seen {
-    fn find(&self, (view, _): (u128, &'t str)) -> u32 {
-        let (seen, number) = self.0[Seen::slot(view)];
-        if seen == view { number } else { UNKNOWN }
-    }
-
-    fn learn(&mut self, (view, _): (u128, &'t str), number: u32) {
-        self.0[Seen::slot(view)] = (view, number);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polars::prelude::IdxSize;
-    use proptest::prelude::{ProptestConfig, any, prop, proptest};
-    use std::collections::{BTreeMap, BTreeSet};
+    use proptest::prelude::{ProptestConfig, prop, proptest};
+    use std::collections::BTreeMap;
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// Integers that have places by themselves, at once or once more rows came, and others; two chunks.
-        #[test]
-        fn rows_numbers_lead_back_to_their_values(
-            ints in prop::collection::vec(
-                prop::option::of(prop::sample::select(vec![i64::MIN, -1, 0, 1, 9, 40, i64::MAX])),
-                0..60,
-            ),
-            gone: u64,
-        ) {
-            let (mut held, mut expected) = (Held::default(), Vec::new());
-            for chunk in ints.chunks(30) {
-                let column = Column::new("ints".into(), chunk.to_vec());
-                intern(&column, FieldType::Int, &[gone], &mut held).unwrap();
-                expected.extend(left(chunk.iter().map(|int| int.map_or(Value::Null, Value::Int)), &[gone]));
-            }
-            assert!(held.small.len() <= ints.len());
-            assert_eq!(held.known.len(), expected.iter().collect::<BTreeSet<_>>().len());
-            let found = held.numbers.iter().map(|number| {
-                name::take(FieldType::Int, &mut held.known.get(*number)).unwrap()
-            });
-            assert_eq!(found.collect::<Vec<Value>>(), expected);
-        }
-
-        /// Texts of a dictionary, which have several rows, and others; two arrays, of which each has two parts. Where
-        /// two texts are of one length and begin alike, nothing but their place tells one's view from the other's.
-        #[test]
-        fn rows_numbers_lead_back_to_their_texts(
-            rows in prop::collection::vec(prop::collection::vec((0..7usize, any::<bool>()), 0..20), 4),
-            gone: u64,
-        ) {
-            let texts = ["", "a", "a\0", "alike to the end: 1", "alike to the end: 2", "alike to the end"];
-            let dictionary = Column::new("texts".into(), texts.to_vec());
-            let (mut held, mut expected) = (Held::default(), Vec::new());
-            for parts in rows.chunks(2) {
-                let column = |part: &Vec<(usize, bool)>| {
-                    let in_dictionary = |(at, shared): &(usize, bool)| shared.then_some(*at as IdxSize % 6);
-                    let shared = part.iter().filter_map(in_dictionary).collect::<Vec<IdxSize>>();
-                    let mut column = dictionary.take_slice(&shared).unwrap();
-                    let alone = part.iter().filter(|(_, shared)| !shared).map(|(at, _)| texts.get(*at).copied());
-                    column.append(&Column::new("texts".into(), alone.collect::<Vec<_>>())).unwrap();
-                    column
-                };
-                let mut both = column(&parts[0]);
-                both.append(&column(&parts[1])).unwrap();
-                intern(&both, FieldType::String, &[gone], &mut held).unwrap();
-                let values = both.as_materialized_series().str().unwrap().iter();
-                expected.extend(left(values.map(|text| text.map_or(Value::Null, Value::str)), &[gone]));
-            }
-            assert_eq!(held.known.len(), expected.iter().collect::<BTreeSet<_>>().len());
-            let found = held.numbers.iter().map(|number| {
-                name::take(FieldType::String, &mut held.known.get(*number)).unwrap()
-            });
-            assert_eq!(found.collect::<Vec<Value>>(), expected);
-        }
 
         /// However many digits differ from those of the cell before; where they fit into 64 bits, and where not.
         #[test]
@@ -585,7 +365,7 @@ mod tests {
             let columns = texts.map(|texts| {
                 let mut held = Held::default();
                 // As they come, they aren't in their order.
-                texts.iter().rev().for_each(|text| _ = held.known.intern(&string(text)));
+                texts.iter().rev().for_each(|text| _ = held.numbers.known.intern(&string(text)));
                 held.close(FieldType::String, true, true).unwrap();
                 let items = texts.map(|text| Distinct::item(&Value::str(text)).and_then(NonZeroU64::new));
                 assert_eq!(held.items, items);

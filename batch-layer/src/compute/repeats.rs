@@ -225,6 +225,11 @@ impl Contenders {
     }
 }
 
+/// What rows have that aren't gone.
+pub(super) fn left<T>(values: impl Iterator<Item = T>, gone: &[u64]) -> impl Iterator<Item = T> {
+    values.enumerate().filter(move |(row, _)| !is_gone(gone, *row)).map(|(_, value)| value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
