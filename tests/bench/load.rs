@@ -9,7 +9,6 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -43,23 +42,6 @@ impl Latency {
         let place = |part: f64| 1e3 * taken[((taken.len() as f64 * part) as usize).min(last)].as_secs_f64();
         Ok(Latency { p50: place(0.5), p99: place(0.99) })
     }
-}
-
-/// Times at even distances, each when it has come, until nobody wants them. A thread's sleep is finer than the timer of
-/// tasks, which wakes once in a millisecond: a dozen requests would come in a burst.
-fn times(rate: f64) -> UnboundedReceiver<Instant> {
-    let (send, times) = mpsc::unbounded_channel();
-    let begun = Instant::now();
-    std::thread::spawn(move || {
-        let at = |number: u64| begun + Duration::from_secs_f64(number as f64 / rate);
-        for at in (0..).map(at) {
-            std::thread::sleep(at.saturating_duration_since(Instant::now()));
-            if send.send(at).is_err() {
-                break;
-            }
-        }
-    });
-    times
 }
 
 /// A load generator in this process.
@@ -127,16 +109,18 @@ impl Load {
     ) -> anyhow::Result<(Vec<Duration>, T)> {
         let mut during = std::pin::pin!(during);
         let mut random = SmallRng::seed_from_u64(self.seed);
-        let (mut tasks, mut taken, mut times) = (JoinSet::new(), Vec::new(), times(rate));
+        let (mut tasks, mut taken) = (JoinSet::new(), Vec::new());
+        let (mut number, begun) = (0u64, Instant::now());
         let came = loop {
-            let at = tokio::select! {
+            let at = begun + Duration::from_secs_f64(number as f64 / rate);
+            tokio::select! {
                 came = &mut during => break came,
-                Some(at) = times.recv() => at,
-            };
+                () = tokio::time::sleep_until(at.into()) => number += 1,
+            }
             let call = ask(&mut random);
             tasks.spawn(async move {
                 call.await?;
-                // What the generator itself is late by, for want of a core, counts too.
+                // What the generator itself is late by counts too: the timer's millisecond, and want of a core.
                 anyhow::Ok(at.elapsed())
             });
             while let Some(task) = tasks.try_join_next() {
