@@ -19,6 +19,8 @@ struct Flip {
     answers: usize,
     moving: Latency,
     calm: Latency,
+    /// Answers of the calm span for each CPU-second of the generator, which does nothing else then.
+    per_generator: f64,
 }
 
 /// Compares answers during runs with others, at half of the highest rate.
@@ -39,22 +41,24 @@ pub(crate) async fn measure(args: &Args, world: &mut World) -> anyhow::Result<()
     line("p50 in a calm span as long, ms", &of(|flip| flip.calm.p50), 2);
     line("p99 during the run, ms", &of(|flip| flip.moving.p99), 2);
     line("p99 in a calm span as long, ms", &of(|flip| flip.calm.p99), 2);
+    line("CPU us per request in it, generator", &of(|flip| 1e6 / flip.per_generator), 1);
     line("p99 during / calm", &of(|flip| flip.moving.p99 / flip.calm.p99), 2);
     Ok(())
 }
 
 /// One run and its calm span; as many records lie above the tidemark afterwards as before.
 async fn flip(load: &Load, rate: f64, world: &mut World) -> anyhow::Result<Flip> {
-    let (ends, ask) = (epochs::over(&world.stack).await?, world.counted());
-    load.closed(&ask, WARM_UP).await?;
+    let (ends, requests) = (epochs::over(&world.stack).await?, world.counted());
+    load.closed(&requests, WARM_UP).await?;
     let begun = Instant::now();
     let run = async { epochs::run(&world.stack, &ends).await.map(|()| begun.elapsed()) };
-    let (moving, length) = load.open(&ask, rate, run).await?;
+    let (moving, length) = load.open(&requests, rate, run).await?;
     let length = length?;
     world.more().await?;
-    let ask = world.counted();
-    load.closed(&ask, WARM_UP).await?;
-    let (calm, ()) = load.open(&ask, rate, tokio::time::sleep(length)).await?;
-    let answers = moving.len() + calm.len();
-    Ok(Flip { length, answers, moving: Latency::of(moving)?, calm: Latency::of(calm)? })
+    let requests = world.counted();
+    load.closed(&requests, WARM_UP).await?;
+    let (calm, ()) = load.open(&requests, rate, tokio::time::sleep(length)).await?;
+    let (answers, per_generator) = (moving.taken.len() + calm.taken.len(), calm.per_generator);
+    let (moving, calm) = (Latency::of(moving.taken)?, Latency::of(calm.taken)?);
+    Ok(Flip { length, answers, moving, calm, per_generator })
 }

@@ -5,9 +5,11 @@
 
 use crate::Args;
 use crate::figures::{line, median};
-use crate::load::{Ask, Latency, Load};
+use crate::load::{Latency, Load};
+use crate::requests::Requests;
 use crate::world::{DAYS, Scale, USUAL, World};
 use clap::ValueEnum;
+use std::sync::Arc;
 use std::time::Duration;
 
 const TIMES: usize = 10;
@@ -48,12 +50,13 @@ struct Cost {
 }
 
 impl Cost {
-    async fn of(args: &Args, load: &Load, ask: &Ask) -> anyhow::Result<Cost> {
-        load.closed(ask, Duration::from_secs(1)).await?;
+    async fn of(args: &Args, load: &Load, requests: &Arc<Requests>) -> anyhow::Result<Cost> {
+        load.closed(requests, Duration::from_secs(1)).await?;
+        let ask = requests.one_at_a_time().await?;
         let mut cost = Cost::default();
         for _ in 0..args.runs {
-            cost.per_serving.push(load.closed(ask, load.time).await?.per_serving);
-            let [taken] = load.in_turn([ask], args.low_rate).await?;
+            cost.per_serving.push(load.closed(requests, load.time).await?.per_serving);
+            let [taken] = load.in_turn([&ask], args.low_rate).await?;
             let latency = Latency::of(taken)?;
             cost.p50.push(latency.p50);
             cost.p99.push(latency.p99);
@@ -117,8 +120,8 @@ pub(crate) async fn measure(
         let name = "merged query, one key over 300 days, beside 30";
         asked.push((name, questions.one_key(world.days()), merged));
     }
-    for (name, ask, usual) in asked {
-        let cost = Cost::of(args, &load, &ask).await?;
+    for (name, requests, usual) in asked {
+        let cost = Cost::of(args, &load, &requests).await?;
         println!("{name}, ten times the {grown}:");
         cost.print_beside(usual);
     }

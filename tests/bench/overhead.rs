@@ -6,12 +6,16 @@
 
 use crate::Args;
 use crate::figures::line;
-use crate::load::{Ask, Latency, Load};
-use crate::questions::about;
+use crate::load::{Ask, Call, Latency, Load};
+use crate::questions::Draw;
+use crate::requests::Requests;
 use crate::traffic;
 use crate::world::{DAYS, END, World};
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, NaiveDate};
+use futures::future::try_join_all;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 use redis::aio::MultiplexedConnection;
 use shared_model::event::Value;
 use shared_model::metric::Metric;
@@ -27,6 +31,8 @@ use tidemark_tests::stack::Stack;
 
 /// As many connections as the serving layer has by default.
 const CONNECTIONS: u32 = 16;
+/// So often calls are made over all of them before any is measured.
+const WARM_UP: usize = 100;
 
 const BEGIN: &str = "begin isolation level repeatable read read only; set local statement_timeout = 30000;
                      set local client_connection_check_interval = '1s';
@@ -38,25 +44,43 @@ pub(crate) async fn measure(args: &Args, world: &World) -> anyhow::Result<()> {
     let questions = world.questions();
     let calls = Arc::new(Calls::connect(&world.stack, args.partitions).await?);
     let of_live = calls.clone();
-    let live = about(&questions.recent, move |user| {
+    let live = about(questions.recent(), move |user| {
         let calls = of_live.clone();
         async move { calls.live(&user).await }
     });
-    let merged = about(&questions.frequent, move |user| {
+    let merged = about(questions.frequent(), move |user| {
         let calls = calls.clone();
         async move { calls.merged(&user).await }
     });
-    compare(args, world, "live counter of one key", [&questions.live(), &live]).await?;
-    compare(args, world, "merged query, one key over 30 days", [&questions.one_key(DAYS), &merged]).await
+    compare(args, world, "live counter of one key", &questions.live(), &live).await?;
+    compare(args, world, "merged query, one key over 30 days", &questions.one_key(DAYS), &merged).await
+}
+
+/// Makes calls about a key that is drawn anew each time.
+fn about<F>(draw: Draw, call: impl Fn(String) -> F + Send + Sync + 'static) -> Ask
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    Arc::new(move |random: &mut SmallRng| -> Call { Box::pin(call(draw(random))) })
 }
 
 /// Compares a request with its calls alone, at a rate so low that neither waits.
-async fn compare(args: &Args, world: &World, name: &str, asks: [&Ask; 2]) -> anyhow::Result<()> {
+async fn compare(
+    args: &Args,
+    world: &World,
+    name: &str,
+    requests: &Arc<Requests>,
+    calls: &Ask,
+) -> anyhow::Result<()> {
     let load = Load::new(args, world);
-    for ask in asks {
-        // Then all connections are there, with their statements prepared.
-        load.closed(ask, Duration::from_secs(1)).await?;
+    // Then all connections are there, with their statements prepared.
+    load.closed(requests, Duration::from_secs(1)).await?;
+    let mut random = SmallRng::seed_from_u64(args.seed);
+    for _ in 0..WARM_UP {
+        try_join_all((0..CONNECTIONS).map(|_| calls(&mut random))).await?;
     }
+    let request = requests.one_at_a_time().await?;
+    let asks = [&request, calls];
     traffic::same(&world.stack, asks).await.with_context(|| format!("{name}, beside its calls alone"))?;
     let mut runs: Vec<[Latency; 2]> = Vec::new();
     for _ in 0..args.runs {

@@ -16,19 +16,22 @@ mod overhead;
 mod peer;
 mod process;
 mod questions;
+mod requests;
 mod traffic;
 mod world;
 
 use clap::{Parser, ValueEnum};
 use figures::Figures;
 use growth::Growth;
-use load::{Ask, Latency, Load};
+use load::{Latency, Load};
+use requests::Requests;
+use std::sync::Arc;
 use std::time::Duration;
 use world::{USUAL, World};
 
 const LAYERS: &str = env!("CARGO_BIN_EXE_layers");
 
-/// Measures answers, with a load generator (reqwest, in this process) on the same machine.
+/// Measures answers, with a load generator (hyper, in a thread of this process) on the same machine.
 #[derive(Parser)]
 struct Args {
     /// Records of the thirty days.
@@ -134,25 +137,28 @@ async fn loads(args: &Args, world: &World) -> anyhow::Result<()> {
         ("merged query, one key over 30 days", questions.one_key(30)),
         ("merged query, 1,000 keys over 7 days", questions.thousand_keys(7)),
     ];
-    for (name, ask) in asked {
-        measure(args, &load, name, &ask).await?;
+    for (name, requests) in asked {
+        measure(args, &load, name, &requests).await?;
     }
     Ok(())
 }
 
 /// As many requests as are answered, for the rates; then half as many, evenly, for the latencies.
-async fn measure(args: &Args, load: &Load, name: &str, ask: &Ask) -> anyhow::Result<()> {
-    load.closed(ask, Duration::from_secs(1)).await?;
+async fn measure(args: &Args, load: &Load, name: &str, requests: &Arc<Requests>) -> anyhow::Result<()> {
+    load.closed(requests, Duration::from_secs(1)).await?;
     let mut figures = Figures::default();
     for _ in 0..args.runs {
-        let highest = load.closed(ask, load.time).await?;
-        let (taken, ()) = load.open(ask, highest.per_second / 2.0, tokio::time::sleep(load.time)).await?;
-        let latency = Latency::of(taken)?;
+        let highest = load.closed(requests, load.time).await?;
+        let half = highest.per_second / 2.0;
+        let (evenly, ()) = load.open(requests, half, tokio::time::sleep(load.time)).await?;
+        let latency = Latency::of(evenly.taken)?;
         figures.add("answers/s", highest.per_second, 0);
         figures.add("answers per CPU-second, serving", highest.per_serving, 0);
         figures.add("answers per CPU-second, redis", highest.per_redis, 0);
+        figures.add("CPU us per request, generator", 1e6 / highest.per_generator, 1);
         figures.add("p50 at half of that rate, ms", latency.p50, 2);
         figures.add("p99 at half of that rate, ms", latency.p99, 2);
+        figures.add("CPU us per request at half, generator", 1e6 / evenly.per_generator, 1);
     }
     println!("{name}:");
     figures.print();

@@ -3,10 +3,10 @@
 //! Before anything is measured of it, its answers are held against naive counts of the records.
 
 use crate::events::{Records, Totals, uuid};
-use crate::load::Ask;
 use crate::peer::{self, Peer};
 use crate::process::peak_memory;
 use crate::questions::{FREQUENT, Questions, query, views};
+use crate::requests::Requests;
 use crate::{Args, epochs, log};
 use anyhow::{Context as _, ensure};
 use local::layers::Layer;
@@ -16,6 +16,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 use shared_model::time::{DAY, show};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tidemark_tests::stack::Stack;
 
@@ -117,15 +118,14 @@ impl World {
     }
 
     /// Asks for the views of one key, of all time; an answer that differs from what was sent until now is an error.
-    pub(crate) fn counted(&self) -> Ask {
-        let users = (0..FREQUENT).map(|rank| rank * self.scale.keys);
-        let counts = users.map(|user| (uuid(user), self.views(user))).collect();
-        self.questions().counted(self.begin(), counts)
+    pub(crate) fn counted(&self) -> Arc<Requests> {
+        let counts = (0..FREQUENT).map(|rank| self.views(rank * self.scale.keys));
+        self.questions().counted(self.begin(), counts.collect())
     }
 
-    /// The users of the last window, in an order that is always the same.
-    fn users(&self) -> Vec<String> {
-        let mut users: Vec<String> = self.window.keys().cloned().collect();
+    /// The users of the last window with their views in it, in an order that is always the same.
+    fn users(&self) -> Vec<(String, u64)> {
+        let mut users: Vec<_> = self.window.iter().map(|(user, views)| (user.clone(), *views)).collect();
         users.sort_unstable();
         users
     }
@@ -189,10 +189,10 @@ impl World {
         let mut random = SmallRng::seed_from_u64(seed);
         let users = self.users();
         for _ in 0..100 {
-            let user = &users[random.random_range(0..users.len())];
+            let (user, views) = &users[random.random_range(0..users.len())];
             let answer = self.serving.live("user_view_cnt", &[("uuid", user.clone())]).await?;
-            let right = answer["value"] == self.window[user] && answer["complete"] == true;
-            ensure!(right, "live of {user}, {} views: {answer}", self.window[user]);
+            let right = answer["value"] == *views && answer["complete"] == true;
+            ensure!(right, "live of {user}, {views} views: {answer}");
         }
         for user in (0..100).map(|n| n * 7) {
             let answer = self.serving.query(&views(&uuid(user), self.begin())).await?;
