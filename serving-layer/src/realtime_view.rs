@@ -8,6 +8,7 @@ mod held;
 mod kept;
 mod memory;
 mod places;
+mod reads;
 mod redis;
 mod rounds;
 mod tally;
@@ -72,7 +73,7 @@ pub trait RealtimeView: Send + Sync {
 
     /// Reads the panes of groups, by their keys, and after them the marks.
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
-        Box::pin(one_by_one(self, keys, vec![None; keys.len()]))
+        Box::pin(one_by_one(self, keys))
     }
 
     /// What was kept of a key's items, of whichever segments.
@@ -84,21 +85,12 @@ pub trait RealtimeView: Send + Sync {
     fn keep_tally(&self, _of: TallyOf, _tally: Arc<Tally>) {}
 }
 
-/// Reads the panes of groups, each by itself but those that are known, and after them the marks.
+/// Reads the panes of groups, each by itself, and after them the marks.
 async fn one_by_one<V: RealtimeView + ?Sized>(
     view: &V,
     keys: &[String],
-    known: Groups,
 ) -> Result<(Groups, Arc<Marks>), RealtimeError> {
-    let mut reads = Vec::with_capacity(keys.len());
-    for (key, known) in keys.iter().zip(known) {
-        reads.push(async move {
-            match known {
-                Some(group) => Ok(Some(group)),
-                None => view.group(key, Want::Panes).await,
-            }
-        });
-    }
+    let reads: Vec<_> = keys.iter().map(|key| view.group(key, Want::Panes)).collect();
     let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
     Ok((groups, Arc::new(view.marks().await?)))
 }

@@ -74,12 +74,31 @@ pub(super) fn take(told: Told, before: Option<&Held>) -> Taken {
     Taken::Held(Held { fence, size, group })
 }
 
+/// The header of a group in which nothing is yet.
+#[cfg(test)]
+pub(super) fn header() -> Header {
+    Header {
+        v: view::HEADER_VERSION,
+        incarnation: 1,
+        to: 0,
+        clock: 0,
+        trusted: Default::default(),
+        watermark: None,
+        panes_from: None,
+        pane_holes: Vec::new(),
+        cuts: vec![(0, 0)],
+        metrics: Default::default(),
+        seq: 0,
+        gaps: Vec::new(),
+        forgotten: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use shared_model::epoch::TrustedTime;
-    use shared_model::view::{HEADER_VERSION, Slice};
+    use shared_model::view::Slice;
     use std::collections::BTreeMap;
 
     /// What happens to a group in Redis.
@@ -127,24 +146,6 @@ mod tests {
                 header: self.header.to_json().into_bytes(),
                 fields: self.segments.iter().map(field).collect(),
             }
-        }
-    }
-
-    fn header() -> Header {
-        Header {
-            v: HEADER_VERSION,
-            incarnation: 1,
-            to: 0,
-            clock: 0,
-            trusted: TrustedTime::default(),
-            watermark: None,
-            panes_from: None,
-            pane_holes: Vec::new(),
-            cuts: vec![(0, 0)],
-            metrics: BTreeMap::new(),
-            seq: 0,
-            gaps: Vec::new(),
-            forgotten: Vec::new(),
         }
     }
 

@@ -113,28 +113,12 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::realtime_view::held::{Taken, Told, take};
-    use shared_model::view::{HEADER_VERSION, Header};
+    use crate::realtime_view::held::{Taken, Told, header, take};
 
     #[test]
     fn groups_and_tallies_are_found_by_their_own_names_within_one_bound() {
         let kept = Kept::new(1 << 20);
-        let header = Header {
-            v: HEADER_VERSION,
-            incarnation: 1,
-            to: 0,
-            clock: 0,
-            trusted: Default::default(),
-            watermark: None,
-            panes_from: None,
-            pane_holes: Vec::new(),
-            cuts: vec![(0, 0)],
-            metrics: Default::default(),
-            seq: 0,
-            gaps: Vec::new(),
-            forgotten: Vec::new(),
-        };
-        let told = Told { header: header.to_json().into_bytes(), fields: Vec::new() };
+        let told = Told { header: header().to_json().into_bytes(), fields: Vec::new() };
         let Taken::Held(held) = take(told, None) else { panic!("it can be read") };
         let metric = crate::tests::catalog().live("geo_top_5m").expect("a top-k").clone();
         let of = |key: &str| (metric.version, key.as_bytes().to_vec());

@@ -6,9 +6,11 @@
 
 use super::held::{self, Held, Taken, Told};
 use super::kept::{Kept, Place};
+use super::reads::Reads;
 use super::rounds::Rounds;
-use super::{Group, Groups, Marks, RealtimeError, RealtimeView, Tally, TallyOf, Want, one_by_one};
+use super::{ABREAST, Group, Groups, Marks, RealtimeError, RealtimeView, Tally, TallyOf, Want};
 use futures::future::BoxFuture;
+use futures::{StreamExt as _, TryStreamExt as _};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError};
@@ -35,6 +37,7 @@ pub struct RedisRealtimeView {
     /// The marks as Redis told them last, and what that says.
     marks: std::sync::Mutex<Option<(redis::Value, Arc<Marks>)>>,
     looks: Rounds<Result<Option<Arc<Look>>, RedisError>>,
+    reads: Reads<RedisError>,
 }
 
 /// What tells whether groups have changed, and the marks as they were after that, if anyone asked for them.
@@ -75,6 +78,7 @@ impl RedisRealtimeView {
             kept: Kept::new(memory),
             marks: std::sync::Mutex::default(),
             looks: Rounds::new(),
+            reads: Reads::new(),
         }
     }
 
@@ -112,24 +116,25 @@ impl RedisRealtimeView {
         result
     }
 
-    async fn read(&self, place: Place) -> Result<Option<Arc<Group>>, RedisError> {
-        let before = self.kept.group(&place.0, place.1);
+    /// A part of a group, of which that fence was `seen`, if anyone looked.
+    async fn read(&self, place: Place, mut seen: Option<String>) -> Result<Option<Arc<Group>>, RedisError> {
         // One server's groups are looked at all together: who comes here has done so, and this one has changed.
-        if let Some(held) = &before
+        if let Some(held) = self.kept.group(&place.0, place.1)
             && let Connection::Cluster(_) = self.connection().await?
         {
             let mut command = redis::cmd("HGET");
-            let fence: Option<String> = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
-            if fence.as_ref() == Some(&held.fence) {
+            seen = self.query(command.arg(&place.0).arg(FENCE_FIELD)).await?;
+            if seen.as_ref() == Some(&held.fence) {
                 return Ok(Some(held.group.clone()));
             }
         }
-        self.read_on(place, before).await
+        let held = || self.kept.group(&place.0, place.1);
+        self.reads.join(&place, seen, held, |held| self.read_on(place.clone(), held)).await
     }
 
-    /// The panes of groups that are held and unchanged, the others left out, and the marks as they were after that; of a
-    /// cluster, whose groups lie apart, nothing.
-    async fn unchanged(&self, keys: &[String]) -> Result<(Groups, Option<Arc<Marks>>), RedisError> {
+    /// The panes of groups that are held and unchanged, the others left out, and what tells so: also the marks, as they were
+    /// after that. Of a cluster, whose groups lie apart, nothing.
+    async fn unchanged(&self, keys: &[String]) -> Result<(Groups, Option<Arc<Look>>), RedisError> {
         let held = keys.iter().map(|key| self.kept.group(key, Want::Panes));
         let held: Vec<Option<Arc<Held>>> = held.collect();
         let none = || (vec![None; keys.len()], None);
@@ -143,7 +148,7 @@ impl RedisRealtimeView {
             let same = held.filter(|held| fence == Some(&held.fence)).map(|held| held.group.clone());
             same.or_else(|| self.stands(key, Want::Panes, &look))
         };
-        Ok((keys.iter().zip(held).map(standing).collect(), look.marks.clone()))
+        Ok((keys.iter().zip(held).map(standing).collect(), Some(look)))
     }
 
     /// A group that is held, where a look found it unchanged. It is taken after the look, too: another may have read on
@@ -260,6 +265,45 @@ impl RedisRealtimeView {
         Ok(Some(Told { header, fields }))
     }
 
+    /// A part of a group, of which that fence was `seen`, if anyone looked.
+    async fn part(
+        &self,
+        key: &str,
+        want: Want,
+        seen: Option<String>,
+    ) -> Result<Option<Arc<Group>>, RealtimeError> {
+        if !self.without_library.load(Ordering::Relaxed) {
+            match self.read((key.to_owned(), want), seen).await {
+                Err(error) if error.to_string().contains("Function not found") => {
+                    self.without_library.store(true, Ordering::Relaxed);
+                }
+                other => return other.map_err(unavailable),
+            }
+        }
+        self.whole(key).await.map_err(unavailable)
+    }
+
+    /// The panes of groups, of which some are known, and after them the marks.
+    async fn with_changed(
+        &self,
+        keys: &[String],
+        known: Groups,
+        look: Option<&Look>,
+    ) -> Result<(Groups, Arc<Marks>), RealtimeError> {
+        let mut reads = Vec::with_capacity(keys.len());
+        for (key, known) in keys.iter().zip(known) {
+            let seen = look.and_then(|look| look.fences.get(key).cloned());
+            reads.push(async move {
+                match known {
+                    Some(group) => Ok(Some(group)),
+                    None => self.part(key, Want::Panes, seen).await,
+                }
+            });
+        }
+        let groups = futures::stream::iter(reads).buffered(ABREAST).try_collect().await?;
+        Ok((groups, Arc::new(self.marks().await?)))
+    }
+
     async fn whole(&self, key: &str) -> Result<Option<Arc<Group>>, RedisError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(key);
@@ -274,24 +318,16 @@ impl RealtimeView for RedisRealtimeView {
         key: &'a str,
         want: Want,
     ) -> BoxFuture<'a, Result<Option<Arc<Group>>, RealtimeError>> {
-        Box::pin(async move {
-            if !self.without_library.load(Ordering::Relaxed) {
-                match self.read((key.to_owned(), want)).await {
-                    Err(error) if error.to_string().contains("Function not found") => {
-                        self.without_library.store(true, Ordering::Relaxed);
-                    }
-                    other => return other.map_err(unavailable),
-                }
-            }
-            self.whole(key).await.map_err(unavailable)
-        })
+        Box::pin(self.part(key, want, None))
     }
 
     fn live<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(Groups, Arc<Marks>), RealtimeError>> {
         Box::pin(async move {
-            match self.unchanged(keys).await.map_err(unavailable)? {
-                (groups, Some(marks)) if groups.iter().all(Option::is_some) => Ok((groups, marks)),
-                (groups, _) => one_by_one(self, keys, groups).await,
+            let (groups, look) = self.unchanged(keys).await.map_err(unavailable)?;
+            let marks = look.as_ref().and_then(|look| look.marks.clone());
+            match marks {
+                Some(marks) if groups.iter().all(Option::is_some) => Ok((groups, marks)),
+                _ => self.with_changed(keys, groups, look.as_deref()).await,
             }
         })
     }

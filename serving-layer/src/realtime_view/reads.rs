@@ -1,0 +1,131 @@
+//! Whoever asks for the same part of a group at once waits for one read of it, and shares what that finds.
+//!
+//! What is shared was so after it was asked for: it was read since then, or stands behind the fence that was seen since then.
+
+use super::Group;
+use super::held::Held;
+use super::kept::Place;
+use super::rounds::Rounds;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What came of a read; `None`: there is no such group.
+type Found<E> = Result<Option<Arc<Group>>, E>;
+
+/// The reads of each part of a group that was read so far: there are no more of them than such parts.
+pub(super) struct Reads<E>(Mutex<HashMap<Place, Arc<Rounds<Found<E>>>>>);
+
+impl<E: Clone> Reads<E> {
+    /// None yet.
+    pub(super) fn new() -> Reads<E> {
+        Reads(Mutex::default())
+    }
+
+    /// A part of a group, behind a fence that was `seen`, if anyone looked. What is `held` is read on once for all who wait
+    /// for it, and not at all where another has done so meanwhile: they all have seen its fence.
+    pub(super) async fn join<F: Future<Output = Found<E>>>(
+        &self,
+        place: &Place,
+        seen: Option<String>,
+        held: impl FnOnce() -> Option<Arc<Held>>,
+        read: impl FnOnce(Option<Arc<Held>>) -> F,
+    ) -> Found<E> {
+        let ask = |seen: BTreeSet<String>| async move {
+            match held() {
+                Some(held) if seen.iter().all(|fence| *fence == held.fence) => Ok(Some(held.group.clone())),
+                held => read(held).await,
+            }
+        };
+        // No group has an empty fence.
+        self.of(place).join([seen.unwrap_or_default()], ask).await
+    }
+
+    fn of(&self, place: &Place) -> Arc<Rounds<Found<E>>> {
+        let mut reads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rounds) = reads.get(place) {
+            return rounds.clone();
+        }
+        reads.entry(place.clone()).or_insert_with(|| Arc::new(Rounds::new())).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::realtime_view::Want;
+    use crate::realtime_view::held::{Taken, Told, header, take};
+    use futures::future::join_all;
+    use futures::poll;
+    use shared_model::view::Header;
+    use std::convert::Infallible;
+    use tokio::sync::Semaphore;
+
+    /// A group that is read up to one offset after the other, each once there is a permit.
+    struct Store {
+        to: Vec<i64>,
+        read: Mutex<usize>,
+        permits: Semaphore,
+        held: Mutex<Option<Arc<Held>>>,
+        reads: Reads<Infallible>,
+    }
+
+    fn up_to(to: i64) -> Header {
+        Header { to, ..header() }
+    }
+
+    impl Store {
+        /// Up to where it is read for who has seen the fence behind which it is up to an offset, if any.
+        async fn ask(&self, seen: Option<i64>) -> i64 {
+            let place = ("a group".to_owned(), Want::Panes);
+            let held = || self.held.lock().unwrap().clone();
+            let seen = seen.map(|to| up_to(to).fence());
+            let Ok(group) = self.reads.join(&place, seen, held, |_| self.read()).await;
+            group.unwrap().header.as_ref().unwrap().to
+        }
+
+        async fn read(&self) -> Found<Infallible> {
+            let to = {
+                let mut read = self.read.lock().unwrap();
+                *read += 1;
+                self.to[*read - 1]
+            };
+            self.permits.acquire().await.unwrap().forget();
+            let told = Told { header: up_to(to).to_json().into_bytes(), fields: Vec::new() };
+            let Taken::Held(held) = take(told, None) else { panic!("it can be read") };
+            let group = held.group.clone();
+            *self.held.lock().unwrap() = Some(Arc::new(held));
+            Ok(Some(group))
+        }
+    }
+
+    /// Those who ask while the first read is under way, each with what it has seen; how far each read reaches; and what each
+    /// is told then.
+    async fn check(seen: &[Option<i64>], reads: &[i64], expected: &[i64]) {
+        let store = Store {
+            to: reads.to_vec(),
+            read: Mutex::default(),
+            permits: Semaphore::new(0),
+            held: Mutex::default(),
+            reads: Reads::new(),
+        };
+        let mut asking: Vec<_> = seen.iter().map(|seen| Box::pin(store.ask(*seen))).collect();
+        for asking in &mut asking {
+            assert!(poll!(asking).is_pending());
+        }
+        assert_eq!(*store.read.lock().unwrap(), 1, "{seen:?}");
+        store.permits.add_permits(reads.len());
+        assert_eq!(join_all(asking).await, expected, "{seen:?}");
+        assert_eq!(*store.read.lock().unwrap(), reads.len(), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_at_once_share_what_was_so_after_each_had_asked() {
+        check(&[Some(1), Some(1), Some(1), Some(1)], &[1], &[1, 1, 1, 1]).await;
+        // It was written between the look and the read: what is held may be older than who asks.
+        check(&[Some(1), Some(1), Some(1), Some(1)], &[2, 2], &[2, 2, 2, 2]).await;
+        check(&[Some(1), Some(1), Some(2)], &[1, 2], &[1, 2, 2]).await;
+        // Who has seen nothing is told what was read since.
+        check(&[None, None, None, None], &[1, 2], &[1, 2, 2, 2]).await;
+        check(&[Some(1), None], &[1, 1], &[1, 1]).await;
+    }
+}
