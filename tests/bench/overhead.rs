@@ -1,13 +1,14 @@
 //! What the serving layer adds to the calls that it makes: how long requests take, beside the same calls to Redis and
-//! Postgres made by the bench itself, without HTTP, decoding or merge.
+//! Postgres made by the bench itself, without decoding or merge, with HTTP and without.
 //!
-//! Requests and bare calls come in turn, one at a time, so that whatever else the machine does falls on both. That they are
-//! the same calls is held against what Redis and Postgres say that they were asked.
+//! All three come in turn, one at a time, so that whatever else the machine does falls on each. That they are the same calls
+//! is held against what Redis and Postgres say that they were asked.
 
 use crate::Args;
+use crate::bare::{Bare, Made};
 use crate::figures::line;
 use crate::load::{Ask, Call, Latency, Load};
-use crate::questions::Draw;
+use crate::questions::{Draw, Questions};
 use crate::requests::Requests;
 use crate::traffic;
 use crate::world::{DAYS, END, World};
@@ -39,62 +40,76 @@ const BEGIN: &str = "begin isolation level repeatable read read only; set local 
                      set local plan_cache_mode = force_generic_plan";
 const OPENING: &str = include_str!("../../serving-layer/src/batch_view/postgres/opening.sql");
 
-/// Compares requests with their calls alone.
+/// Compares requests with their calls alone, and with their calls behind a server that does nothing else.
 pub(crate) async fn measure(args: &Args, world: &World) -> anyhow::Result<()> {
-    let questions = world.questions();
-    let calls = Arc::new(Calls::connect(&world.stack, args.partitions).await?);
-    let of_live = calls.clone();
-    let live = about(questions.recent(), move |user| {
-        let calls = of_live.clone();
-        async move { calls.live(&user).await }
-    });
-    let merged = about(questions.frequent(), move |user| {
-        let calls = calls.clone();
-        async move { calls.merged(&user).await }
-    });
+    let (questions, bare) = (world.questions(), Bare::new()?);
+    let connect = || Calls::connect(&world.stack, args.partitions);
+    let (alone, behind) = (Arc::new(connect().await?), Arc::new(bare.within(connect()).await?));
+    let live = Beside {
+        alone: about(questions.recent(), Calls::of_live(&alone)),
+        behind: Questions::behind(&bare.serve(Calls::of_live(&behind)).await?, questions.recent()),
+    };
+    let merged = Beside {
+        alone: about(questions.frequent(), Calls::of_merged(&alone)),
+        behind: Questions::behind(&bare.serve(Calls::of_merged(&behind)).await?, questions.frequent()),
+    };
     compare(args, world, "live counter of one key", &questions.live(), &live).await?;
     compare(args, world, "merged query, one key over 30 days", &questions.one_key(DAYS), &merged).await
 }
 
-/// Makes calls about a key that is drawn anew each time.
-fn about<F>(draw: Draw, call: impl Fn(String) -> F + Send + Sync + 'static) -> Ask
-where
-    F: Future<Output = anyhow::Result<()>> + Send + 'static,
-{
-    Arc::new(move |random: &mut SmallRng| -> Call { Box::pin(call(draw(random))) })
+/// What a request is measured beside: its calls.
+struct Beside {
+    /// Made by the bench.
+    alone: Ask,
+    /// Asked for over HTTP.
+    behind: Arc<Requests>,
 }
 
-/// Compares a request with its calls alone, at a rate so low that neither waits.
+/// Makes calls about a key that is drawn anew each time.
+fn about(draw: Draw, made: Made) -> Ask {
+    Arc::new(move |random: &mut SmallRng| -> Call { made(draw(random)) })
+}
+
+/// Compares a request with its calls, at a rate so low that none waits for another.
 async fn compare(
     args: &Args,
     world: &World,
     name: &str,
     requests: &Arc<Requests>,
-    calls: &Ask,
+    Beside { alone, behind }: &Beside,
 ) -> anyhow::Result<()> {
     let load = Load::new(args, world);
     // Then all connections are there, with their statements prepared.
-    load.closed(requests, Duration::from_secs(1)).await?;
+    for requests in [requests, behind] {
+        load.closed(requests, Duration::from_secs(1)).await?;
+    }
     let mut random = SmallRng::seed_from_u64(args.seed);
     for _ in 0..WARM_UP {
-        try_join_all((0..CONNECTIONS).map(|_| calls(&mut random))).await?;
+        try_join_all((0..CONNECTIONS).map(|_| alone(&mut random))).await?;
     }
-    let request = requests.one_at_a_time().await?;
-    let asks = [&request, calls];
-    traffic::same(&world.stack, asks).await.with_context(|| format!("{name}, beside its calls alone"))?;
-    let mut runs: Vec<[Latency; 2]> = Vec::new();
+    let (request, behind) = (requests.one_at_a_time().await?, behind.one_at_a_time().await?);
+    for ask in [&request, &behind] {
+        let same = traffic::same(&world.stack, [ask, alone]).await;
+        same.with_context(|| format!("{name}, beside its calls alone"))?;
+    }
+    let mut runs: Vec<[Latency; 3]> = Vec::new();
     for _ in 0..args.runs {
-        let [request, calls] = load.in_turn(asks, args.low_rate).await?;
-        runs.push([Latency::of(request)?, Latency::of(calls)?]);
+        let [request, behind, alone] = load.in_turn([&request, &behind, alone], args.low_rate).await?;
+        runs.push([Latency::of(request)?, Latency::of(behind)?, Latency::of(alone)?]);
     }
-    println!("{name}, {} a second, beside its calls alone (wanted: at most 1.3 x):", args.low_rate);
-    let of = |figure: fn(&[Latency; 2]) -> f64| -> Vec<f64> { runs.iter().map(figure).collect() };
-    line("p50, ms", &of(|[request, _]| request.p50), 3);
-    line("p50 of its calls alone, ms", &of(|[_, calls]| calls.p50), 3);
-    line("p50 / p50 of its calls alone", &of(|[request, calls]| request.p50 / calls.p50), 2);
-    line("p99, ms", &of(|[request, _]| request.p99), 3);
-    line("p99 of its calls alone, ms", &of(|[_, calls]| calls.p99), 3);
-    line("p99 / p99 of its calls alone", &of(|[request, calls]| request.p99 / calls.p99), 2);
+    println!("{name}, {} a second, beside its calls (wanted: at most 1.3 x):", args.low_rate);
+    let figures: [(&str, fn(&Latency) -> f64); 2] = [("p50", |taken| taken.p50), ("p99", |taken| taken.p99)];
+    for (which, figure) in figures {
+        let of = |place: usize| -> Vec<f64> { runs.iter().map(|run| figure(&run[place])).collect() };
+        let over = |place: usize| -> Vec<f64> {
+            runs.iter().map(|run| figure(&run[0]) / figure(&run[place])).collect()
+        };
+        line(&format!("{which}, ms"), &of(0), 3);
+        line(&format!("{which} of its calls behind bare HTTP, ms"), &of(1), 3);
+        line(&format!("{which} of its calls, ms"), &of(2), 3);
+        line(&format!("{which} over its calls behind bare HTTP"), &over(1), 2);
+        line(&format!("{which} over its calls"), &over(2), 2);
+    }
     Ok(())
 }
 
@@ -131,6 +146,24 @@ impl Calls {
         Value::str(user).encode(&mut key);
         let group = group_of(&key, self.groups);
         self.partitions.iter().map(|tp| group_key(tp, group, self.groups)).collect()
+    }
+
+    /// Makes those of a live counter.
+    fn of_live(calls: &Arc<Calls>) -> Made {
+        let calls = calls.clone();
+        Arc::new(move |user: String| -> Call {
+            let calls = calls.clone();
+            Box::pin(async move { calls.live(&user).await })
+        })
+    }
+
+    /// Makes those of a merged query.
+    fn of_merged(calls: &Arc<Calls>) -> Made {
+        let calls = calls.clone();
+        Arc::new(move |user: String| -> Call {
+            let calls = calls.clone();
+            Box::pin(async move { calls.merged(&user).await })
+        })
     }
 
     /// Those of a live counter: the fences of its groups and then the marks, in one go.

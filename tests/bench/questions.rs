@@ -87,6 +87,15 @@ impl Questions {
         self.queries([(query, as_first())])
     }
 
+    /// A request for the calls about one key, to the bare server at an address.
+    pub(crate) fn behind(address: &str, draw: Draw) -> Arc<Requests> {
+        Requests::new(address, Method::GET, move |random| Request {
+            uri: uri(format!("/?{}", draw(random))),
+            body: Bytes::new(),
+            right: Right::Value(0),
+        })
+    }
+
     /// One of some queries each time, made here.
     fn queries(&self, queries: impl IntoIterator<Item = (Value, Right)>) -> Arc<Requests> {
         let queries = queries.into_iter().map(|(query, right)| (Bytes::from(query.to_string()), right));

@@ -4,6 +4,7 @@
 //! `cargo bench --workspace --bench serving -- --help`. Servers are real. Thirty days lie in the batch view, the last hour
 //! in the realtime view; answers are held against naive counts of the records, and one that differs fails the bench.
 
+mod bare;
 mod epochs;
 mod events;
 mod figures;
@@ -102,6 +103,7 @@ enum Measure {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     println!("{}", machine::described().await);
+    println!("{}", load::precedence());
     println!(
         "{} records of 30 days in the batch view, {} of the last hour in the realtime view (seed {}); {} runs of {} s; \
          median (min to max)",
