@@ -9,8 +9,8 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -114,6 +114,8 @@ async fn observe(mut request: Request, next: Next) -> Response {
 /// The client's own id where it is short and plain, else the process's number and a counter.
 fn query_id(request: &Request) -> HeaderValue {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
+    // To ask for it is a system call each time.
+    static PROCESS: LazyLock<u32> = LazyLock::new(std::process::id);
     let plain = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
         (1..=64).contains(&bytes.len())
@@ -122,7 +124,7 @@ fn query_id(request: &Request) -> HeaderValue {
     match request.headers().get(QUERY_ID).filter(plain) {
         Some(id) => id.clone(),
         None => {
-            let id = format!("{:x}-{:x}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+            let id = format!("{:x}-{:x}", *PROCESS, COUNTER.fetch_add(1, Ordering::Relaxed));
             HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("unnamed"))
         }
     }

@@ -289,7 +289,7 @@ impl Times {
 
     /// Waits for one that hasn't come yet; those that have come then.
     async fn due(&mut self) -> anyhow::Result<Vec<Instant>> {
-        let mut count = [0; 8];
+        let mut count = [0u8; 8];
         self.timer.async_io(Interest::READABLE, |timer| Ok(read(timer, &mut count)?)).await?;
         let before = self.come;
         self.come += u32::try_from(u64::from_ne_bytes(count))?;

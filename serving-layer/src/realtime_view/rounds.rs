@@ -9,8 +9,10 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-/// How long a round waits for the one before it, which is longer under way only where the server stands still.
-const WAIT: Duration = Duration::from_millis(100);
+/// How long a round waits for the one before it, which is longer under way only where the server stands still. A timer that
+/// ends before all others wakes tokio's driver, by a system call: this one ends behind that of the next look at both views,
+/// each second, and nearly always is dropped soon.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// Rounds, one after the other, each of which is told a `T`.
 pub(super) struct Rounds<T> {
