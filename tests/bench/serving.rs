@@ -92,7 +92,8 @@ impl Args {
 enum Measure {
     /// How many requests are answered at most, for a CPU-second too, and how soon they are at half of that rate.
     Load,
-    /// How long a request takes at a low rate, beside the calls to Redis and Postgres that it is made of.
+    /// How long a request takes at a low rate, beside the calls to Redis and Postgres that it is made of, alone and behind
+    /// bare HTTP.
     Overhead,
     /// How soon answers are while a run of the batch layer moves the tidemark, beside a calm span as long; each is held
     /// against what was sent.
