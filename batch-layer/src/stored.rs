@@ -1,5 +1,5 @@
-//! Reads a version's rows, dense or not, back as cells: what new records are merged into where a day's archive is no longer whole, and
-//! what the audit compares.
+//! Reads a version's rows, dense or not, back as cells: what new records are merged into where a day's archive is no longer
+//! whole, and what the audit compares.
 
 use crate::compute::{Cell, Sorter};
 use crate::ledger::Version;
