@@ -132,8 +132,9 @@ async fn may_be_dense(connection: &mut PgConnection, metric: &Metric) -> Result<
 pub(crate) async fn fits(connection: &mut PgConnection, metric: &Metric, table: &str) -> Result<bool> {
     let of = |table: &str| format!("views.{}", names::quote(table));
     let sql = "select not exists (
-                   select attname from pg_attribute where attrelid = to_regclass($1) and attnum > 0
-                   except select attname from pg_attribute where attrelid = to_regclass($2) and attnum > 0)";
+                   select attname from pg_attribute
+                   where attrelid = to_regclass($1) and attnum > 0 and not attisdropped
+                   except select attname from pg_attribute where attrelid = to_regclass($2))";
     let query = sqlx::query_scalar(sql).bind(of(&names::parent_table(metric))).bind(of(table));
     Ok(query.fetch_one(connection).await?)
 }
