@@ -24,6 +24,7 @@ mod sorted;
 
 pub use cells::Cell;
 pub(crate) use name::ValueRef;
+pub(crate) use sorted::RawCell;
 pub use sorted::{Cells, Sorter};
 
 use crate::plan::Needs;

@@ -217,7 +217,7 @@ pub(crate) struct Version {
     pub(crate) hash: String,
     /// The hash of the files that it was computed from.
     pub(crate) inputs: String,
-    /// How many rows.
+    /// How many cells.
     pub(crate) rows: i64,
     /// Whether new records were merged into it instead of a recomputation.
     pub(crate) partial: bool,

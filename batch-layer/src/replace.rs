@@ -6,16 +6,21 @@
 //! Rows are written frozen, as they may be in the transaction that made their table, so that Postgres needn't come back to
 //! them to mark them. Frozen rows are there for every snapshot, also one from before their version: what readers see is
 //! decided by the pointers and version ids of their own snapshot, never by which rows a parent has.
+//!
+//! Where a key may have several cells a day, rows are dense (see `shared_model::dense`). What is counted, and recorded as the
+//! rows of a version and a run, are cells, however many lie in a row.
 
 pub(crate) mod copy;
 pub(crate) mod flip;
 pub(crate) mod names;
 pub(crate) mod retire;
+mod rows;
 
 use crate::compute::Cells;
 use crate::ledger::timestamp;
 use anyhow::{Context, Result};
-use copy::BinaryCopy;
+use rows::Rows;
+use shared_model::dense;
 use shared_model::failpoint;
 use shared_model::metric::Metric;
 use shared_model::time::{EventDay, Millis};
@@ -34,7 +39,7 @@ pub(crate) struct Staged {
     pub(crate) version: i64,
     /// Its table, if it has rows.
     pub(crate) table: Option<String>,
-    /// How many.
+    /// How many: cells, as everywhere.
     pub(crate) rows: i64,
 }
 
@@ -69,13 +74,16 @@ pub(crate) async fn stage(
     let version: i64 = sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')")
         .fetch_one(&mut *transaction)
         .await?;
-    let table = (rows > 0).then(|| names::child_table(metric, day, version));
+    let table = match rows {
+        0 => None,
+        _ => Some(names::child_table(metric, day, version, may_be_dense(&mut transaction, metric).await?)),
+    };
     if let Some(table) = &table {
         let create = names::create_child(&parent, table, version);
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         copy_cells(&mut transaction, metric, table, version, cells)
             .await
-            .with_context(|| format!("writing {rows} rows to views.{table}"))?;
+            .with_context(|| format!("writing {rows} cells to views.{table}"))?;
         index(&mut transaction, metric, table, version).await?;
     }
     let sql = "insert into tidemark.view_version
@@ -101,10 +109,34 @@ pub(crate) async fn stage(
     transaction.commit().await?;
     failpoint::hit("batch.stage.after");
     if let Some(table) = &table {
-        let analyze = format!("analyze views.{}", names::quote(table));
+        // Nothing is planned by what arrays have, and to sample them takes long.
+        let columns = names::columns(metric).join(", ");
+        let analyze = format!("analyze views.{} ({columns})", names::quote(table));
         sqlx::raw_sql(AssertSqlSafe(analyze)).execute(connection).await?;
     }
     Ok(Staged { metric: metric.clone(), day, version, table, rows })
+}
+
+/// Whether a metric's next table may have dense rows: all who read it must know of them. After an upgrade the first run still
+/// writes none, and makes it so.
+async fn may_be_dense(connection: &mut PgConnection, metric: &Metric) -> Result<bool> {
+    if dense::further(metric) == 0 {
+        return Ok(false);
+    }
+    let parent = format!("views.{}", names::quote(&names::parent_table(metric)));
+    let query = sqlx::query_scalar(include_str!("replace/dense.sql")).bind(parent).bind(&metric.name);
+    query.fetch_one(connection).await.context("how its rows are read")
+}
+
+/// Whether a table that an earlier run staged can still become a partition: its parent may have got columns since.
+pub(crate) async fn fits(connection: &mut PgConnection, metric: &Metric, table: &str) -> Result<bool> {
+    let of = |table: &str| format!("views.{}", names::quote(table));
+    let sql = "select not exists (
+                   select attname from pg_attribute
+                   where attrelid = to_regclass($1) and attnum > 0 and not attisdropped
+                   except select attname from pg_attribute where attrelid = to_regclass($2))";
+    let query = sqlx::query_scalar(sql).bind(of(&names::parent_table(metric))).bind(of(table));
+    Ok(query.fetch_one(connection).await?)
 }
 
 /// Makes the index. A key that is longer than one can hold costs the table its index, not the run.
@@ -143,11 +175,18 @@ async fn copy_cells(
     version: i64,
     cells: Cells,
 ) -> Result<()> {
-    let statement = format!("copy views.{} from stdin (format binary, freeze)", names::quote(table));
+    let mut columns = names::columns(metric);
+    let dense = dense::is_dense(table);
+    if dense {
+        columns.extend(names::arrays(metric).into_iter().map(|(name, _)| name));
+    }
+    let (name, columns) = (names::quote(table), columns.join(", "));
+    let statement = format!("copy views.{name} ({columns}) from stdin (format binary, freeze)");
     let mut sink = connection.copy_in_raw(&statement).await?;
     let (chunks, mut received) = tokio::sync::mpsc::channel(2);
     let metric = metric.clone();
-    let encoding = tokio::task::spawn_blocking(move || encode(&metric, version, cells, &chunks));
+    let encoding =
+        tokio::task::spawn_blocking(move || encode(Rows::new(&metric, version, dense), cells, &chunks));
     while let Some(chunk) = received.recv().await {
         sink.send(chunk).await?;
     }
@@ -158,30 +197,25 @@ async fn copy_cells(
 }
 
 /// Sends the rows in chunks, the last with the trailer. Blocks.
-fn encode(metric: &Metric, version: i64, mut cells: Cells, chunks: &Sender<Vec<u8>>) -> Result<()> {
-    let fields = 2 + names::key_columns(metric).count() + metric.aggregate.columns().len();
-    let mut copy = BinaryCopy::new();
+fn encode(mut rows: Rows<'_>, mut cells: Cells, chunks: &Sender<Vec<u8>>) -> Result<()> {
     let mut cells = cells.raw()?;
     while let Some(cell) = cells.advance()? {
-        copy.row(fields);
-        copy.bigint(Some(version));
-        copy.timestamp(Some(cell.bucket));
-        cell.each_value(|value| copy.value(value))?;
-        cell.state()?.each_column(&metric.aggregate, |column| copy.column(&column));
-        if copy.len() >= CHUNK {
-            chunks.blocking_send(copy.take())?;
+        rows.push(&cell)?;
+        if rows.len() >= CHUNK {
+            chunks.blocking_send(rows.take())?;
         }
     }
-    chunks.blocking_send(copy.finish())?;
+    chunks.blocking_send(rows.finish())?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::copy::BinaryCopy;
     use super::*;
     use crate::compute::{Cell, Sorter};
     use proptest::prelude::*;
-    use shared_model::aggregate::{Aggregate, State};
+    use shared_model::aggregate::{Aggregate, Column, State};
     use shared_model::catalog::{Catalog, OUTBRAIN};
     use shared_model::event::{FieldType, Value};
     use shared_model::metric::KeyColumn;
@@ -232,6 +266,78 @@ mod tests {
         ]
     }
 
+    fn value_of(copy: &mut BinaryCopy, value: &Value) {
+        match value {
+            Value::Null => copy.bigint(None),
+            Value::Bool(value) => copy.boolean(Some(*value)),
+            Value::Int(value) => copy.bigint(Some(*value)),
+            Value::Float(value) => copy.double(Some(*value)),
+            Value::Str(value) => copy.text(Some(value)),
+        }
+    }
+
+    /// What a field of an array holds, as the manual of Postgres' sources has it; NULL where there is nothing.
+    fn array_of(copy: &mut BinaryCopy, oid: i32, elements: &[Vec<u8>]) {
+        if elements.is_empty() {
+            return copy.bytes(None);
+        }
+        let has_null = i32::from(elements.iter().any(|element| *element == [255; 4]));
+        let header = [1, has_null, oid, elements.len() as i32, 1].map(i32::to_be_bytes);
+        copy.bytes(Some(&[header.concat(), elements.concat()].concat()));
+    }
+
+    /// The bytes of one field.
+    fn field(write: impl FnOnce(&mut BinaryCopy)) -> Vec<u8> {
+        let mut copy = BinaryCopy::new();
+        copy.take();
+        write(&mut copy);
+        copy.take()
+    }
+
+    /// What a row holds, cell by cell.
+    type Row = (Vec<Value>, Vec<(Millis, Vec<Column>)>);
+
+    /// Cells in their order as rows that hold so many at most.
+    fn rows_of(metric: &Metric, cells: &BTreeMap<(Vec<Value>, Millis), State>, most: usize) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        for ((key, bucket), state) in cells {
+            let cell = (*bucket, state.to_columns(&metric.aggregate));
+            match rows.last_mut().filter(|(of, held)| of == key && held.len() < most) {
+                Some((_, held)) => held.push(cell),
+                None => rows.push((key.clone(), vec![cell])),
+            }
+        }
+        rows
+    }
+
+    fn copied(rows: &[Row], dense: bool) -> Vec<u8> {
+        let mut expected = BinaryCopy::new();
+        for (key, cells) in rows {
+            let ((bucket, columns), further) = cells.split_first().expect("a row has a cell");
+            expected.row(2 + key.len() + columns.len() + if dense { 1 + columns.len() } else { 0 });
+            expected.bigint(Some(7));
+            expected.timestamp(Some(*bucket));
+            key.iter().for_each(|value| value_of(&mut expected, value));
+            columns.iter().for_each(|column| expected.column(column));
+            if dense {
+                let buckets = further.iter().map(|(bucket, _)| field(|copy| copy.timestamp(Some(*bucket))));
+                array_of(&mut expected, 1184, &buckets.collect::<Vec<_>>());
+                for (at, column) in columns.iter().enumerate() {
+                    let oid = match column {
+                        Column::BigInt(_) => 20,
+                        Column::Numeric(_) => 1700,
+                        Column::Double(_) => 701,
+                        Column::Bool(_) => 16,
+                        Column::Text(_) | Column::Bytes(_) => panic!("of any length: {column:?}"),
+                    };
+                    let values = further.iter().map(|(_, columns)| field(|copy| copy.column(&columns[at])));
+                    array_of(&mut expected, oid, &values.collect::<Vec<_>>());
+                }
+            }
+        }
+        expected.finish()
+    }
+
     /// A key's values, a bucket, and the values of a cell's records.
     type Drawn = (Vec<Value>, Millis, Vec<Value>);
 
@@ -240,15 +346,17 @@ mod tests {
         let types = prop::collection::vec(prop::sample::select(TYPES.to_vec()), 0..4);
         (types, any::<bool>(), aggregates()).prop_flat_map(|(types, has_item, (aggregate, ty))| {
             let key: Vec<BoxedStrategy<Value>> = types.iter().map(|ty| value(*ty)).collect();
-            let drawn = (key, -2..3i64, prop::collection::vec(value(ty), 0..6));
-            (Just(metric(&types, has_item, aggregate)), prop::collection::vec(drawn, 0..40))
+            let bucket = prop_oneof![3 => -2..3i64, 1 => 0..200i64];
+            let drawn = (key, bucket, prop::collection::vec(value(ty), 0..6));
+            (Just(metric(&types, has_item, aggregate)), prop::collection::vec(drawn, 0..300))
         })
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// However they lie in a run: a field after the other, each value and column by its type.
+        /// However they lie in a run: a field after the other, each value and column by its type; in dense rows the
+        /// further cells of a key as arrays, and a row for those that are too many.
         #[test]
         fn cells_have_the_bytes_of_their_fields((metric, drawn) in cases()) {
             let mut cells: BTreeMap<(Vec<Value>, Millis), State> = BTreeMap::new();
@@ -256,27 +364,18 @@ mod tests {
                 let state = cells.entry((key, bucket)).or_insert_with(|| State::empty(&metric.aggregate));
                 values.iter().for_each(|value| state.add(value));
             }
-            let (mut sorter, mut expected) = (Sorter::new(&metric, 1 << 20), BinaryCopy::new());
-            for ((key, bucket), state) in cells {
-                let columns = state.to_columns(&metric.aggregate);
-                expected.row(2 + key.len() + columns.len());
-                expected.bigint(Some(7));
-                expected.timestamp(Some(bucket));
-                for value in &key {
-                    match value {
-                        Value::Null => expected.bigint(None),
-                        Value::Bool(value) => expected.boolean(Some(*value)),
-                        Value::Int(value) => expected.bigint(Some(*value)),
-                        Value::Float(value) => expected.double(Some(*value)),
-                        Value::Str(value) => expected.text(Some(value)),
-                    }
+            let further = dense::further(&metric);
+            for dense in [false, true].into_iter().take(if further > 0 { 2 } else { 1 }) {
+                let expected = copied(&rows_of(&metric, &cells, if dense { 1 + further } else { 1 }), dense);
+                let mut sorter = Sorter::new(&metric, 1 << 20);
+                for ((key, bucket), state) in &cells {
+                    let (key, state) = (key.clone(), state.clone());
+                    sorter.push(Cell { key, bucket: *bucket, state }).unwrap();
                 }
-                columns.iter().for_each(|column| expected.column(column));
-                sorter.push(Cell { key, bucket, state }).unwrap();
+                let (chunks, mut sent) = tokio::sync::mpsc::channel(1);
+                encode(Rows::new(&metric, 7, dense), sorter.finish().unwrap(), &chunks).unwrap();
+                prop_assert_eq!(sent.blocking_recv(), Some(expected));
             }
-            let (chunks, mut sent) = tokio::sync::mpsc::channel(1);
-            encode(&metric, 7, sorter.finish().unwrap(), &chunks).unwrap();
-            prop_assert_eq!(sent.blocking_recv(), Some(expected.finish()));
         }
     }
 }

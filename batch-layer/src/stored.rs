@@ -1,5 +1,5 @@
-//! Reads a version's rows back as cells: what new records are merged into where a day's archive is no longer whole, and
-//! what the audit compares.
+//! Reads a version's rows, dense or not, back as cells: what new records are merged into where a day's archive is no longer
+//! whole, and what the audit compares.
 
 use crate::compute::{Cell, Sorter};
 use crate::ledger::Version;
@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use shared_model::aggregate::{Column, ColumnType, State};
+use shared_model::dense;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
 use sqlx::postgres::PgRow;
@@ -59,6 +60,12 @@ fn state_columns(metric: &Metric) -> Columns {
 }
 
 fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
+    let mut from = format!("views.{}", names::quote(table));
+    if dense::is_dense(table) {
+        let keys: Vec<&str> = names::key_columns(metric).map(|key| key.name.as_str()).collect();
+        let states: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        from = dense::cells(&format!("{from} v"), &keys, &states);
+    }
     let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
     // A numeric comes as text: its 128 bits are ours to read.
     let states = columns.iter().map(|(name, ty)| match ty {
@@ -66,7 +73,7 @@ fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
         _ => names::quote(name),
     });
     let list: Vec<String> = std::iter::once("bucket".to_owned()).chain(keys).chain(states).collect();
-    format!("select {} from views.{}", list.join(", "), names::quote(table))
+    format!("select {} from {from}", list.join(", "))
 }
 
 fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {

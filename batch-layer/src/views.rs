@@ -6,6 +6,7 @@ use crate::replace::names::{self, literal, quote};
 use anyhow::{Context, Result};
 use shared_model::aggregate::{Aggregate, ColumnType};
 use shared_model::catalog::Catalog;
+use shared_model::dense;
 use shared_model::metric::{Formula, Metric};
 use sqlx::{AssertSqlSafe, PgConnection};
 use xxhash_rust::xxh3::xxh3_64;
@@ -15,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     for metric in &catalog.metrics {
         sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
+        widen(connection, metric).await?;
         let over: Vec<&str> = catalog
             .formulas
             .iter()
@@ -29,6 +31,22 @@ pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) ->
         }
     }
     drop_removed(connection, catalog).await
+}
+
+/// Has a parent from before there were dense rows take them: what it has holds a cell a row, and no more.
+async fn widen(connection: &mut PgConnection, metric: &Metric) -> Result<()> {
+    if dense::further(metric) == 0 {
+        return Ok(());
+    }
+    let parent = names::parent_table(metric);
+    let sql = "select exists (select from pg_attribute where attrelid = to_regclass($1) and attname = $2)";
+    let query = sqlx::query_scalar(sql).bind(format!("views.{}", quote(&parent))).bind(dense::BUCKETS);
+    let is_wide: bool = query.fetch_one(&mut *connection).await?;
+    if is_wide {
+        return Ok(());
+    }
+    let widened = in_transaction(connection, &names::widen_parent(metric)).await;
+    widened.with_context(|| format!("adding columns to views.{parent}"))
 }
 
 /// Drops the views of ours that the catalog doesn't have any more: no run keeps what they show up to date. One that
@@ -120,12 +138,20 @@ fn metric_view(metric: &Metric) -> View {
         columns.push((name.to_owned(), column_comment(metric, name)));
     }
     let list: Vec<String> = columns.iter().map(|(name, _)| format!("v.{}", quote(name))).collect();
-    let query = format!(
-        "select {} from views.{} v join tidemark.live_version l on l.version_id = v.version_id and l.version = '{}'",
-        list.join(", "),
+    let live = format!(
+        "views.{} v join tidemark.live_version l on l.version_id = v.version_id and l.version = '{}'",
         quote(&names::parent_table(metric)),
         metric.version
     );
+    let query = if dense::further(metric) == 0 {
+        format!("select {} from {live}", list.join(", "))
+    } else {
+        let keys: Vec<&str> = names::key_columns(metric).map(|key| key.name.as_str()).collect();
+        let states = metric.aggregate.columns();
+        let states: Vec<&str> = states.iter().map(|(name, _)| *name).collect();
+        let list: Vec<String> = columns.iter().map(|(name, _)| quote(name)).collect();
+        format!("select {} from {}", list.join(", "), dense::cells(&live, &keys, &states))
+    };
     let owner = if metric.owner.is_empty() { String::new() } else { format!(" Owner: {}.", metric.owner) };
     let comment = format!("{}.{owner} Batch view only; version {}.", metric.description, metric.version);
     View { query, comment, columns }

@@ -17,6 +17,7 @@ pub mod catalog;
 pub mod metric;
 pub mod aggregate;
 pub mod view;
+pub mod dense;
 pub mod causes;
 pub mod failpoint;
 pub mod secret;

@@ -128,20 +128,22 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The seconds that the same rows take into tables without an index, one after the other, on one connection. Frozen, each in
+/// The seconds that the same cells take as rows of one cell each, into tables without an index, one after the other, on one
+/// connection. Frozen, each in
 /// the transaction that made its table, as the batch layer loads them.
 async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
     let (mut connection, mut seconds) = (days.connect().await?, 0.0);
-    for (_, table) in days.tables(&mut connection, day).await? {
+    for (metric, table) in days.tables(&mut connection, day).await? {
         let mut rows = Vec::new();
-        let out = format!("copy views.\"{table}\" to stdout (format binary)");
+        let cells = days.cells(&metric, &table)?;
+        let out = format!("copy (select * from {cells}) to stdout (format binary)");
         let mut stream = connection.copy_out_raw(&out).await?;
         while let Some(chunk) = futures::TryStreamExt::try_next(&mut stream).await? {
             rows.extend_from_slice(&chunk);
         }
         drop(stream);
         let mut transaction = connection.begin().await?;
-        let create = format!("create table bare (like views.\"{table}\")");
+        let create = format!("create table bare as select * from {cells} with no data");
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         let begun = Instant::now();
         let mut sink = transaction.copy_in_raw("copy bare from stdin (format binary, freeze)").await?;

@@ -5,6 +5,7 @@ use crate::watched::watched;
 use crate::{Args, disk};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
+use shared_model::dense;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -218,6 +219,19 @@ impl Days {
         Ok(tables)
     }
 
+    /// What a statement selects the cells of a metric's table from, with all that a row of one cell would have.
+    pub(crate) fn cells(&self, metric: &str, table: &str) -> anyhow::Result<String> {
+        let from = format!("views.\"{table}\"");
+        if !dense::is_dense(table) {
+            return Ok(from);
+        }
+        let metric = self.stack.catalog.metric(metric).with_context(|| format!("{metric} is unknown"))?;
+        let keys = metric.by.iter().chain(&metric.item).map(|key| key.name.as_str());
+        let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
+        let columns: Vec<&str> = metric.aggregate.columns().into_iter().map(|(name, _)| name).collect();
+        Ok(dense::cells(&format!("{from} v"), &keys, &columns))
+    }
+
     /// Holds every metric of a day against DuckDB's: how many cells, what they add up to, and what they add up to weighed by
     /// key and bucket, which differs where a value is at another. Gives the number of all cells.
     pub(crate) async fn check(&self, day: Day, reference: &Reference) -> anyhow::Result<i64> {
@@ -227,9 +241,10 @@ impl Days {
                 reference.cells.get(&metric).context("DuckDB has not computed it")?;
             let distinct = metric.contains("users");
             let value = if distinct { "estimate" } else { "value" };
+            let from = self.cells(&metric, &table)?;
             let sql = format!(
                 "select count(*), coalesce(sum({value}), 0)::bigint, coalesce(sum({value} * {weight}), 0)::bigint
-                 from (select *, date_part('epoch', bucket)::bigint / 300 as slot from views.\"{table}\") as cell"
+                 from (select *, date_part('epoch', bucket)::bigint / 300 as slot from {from}) as cell"
             );
             let (found, total, placed): (i64, i64, i64) =
                 sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;

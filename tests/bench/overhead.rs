@@ -18,6 +18,7 @@ use futures::future::try_join_all;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use redis::aio::MultiplexedConnection;
+use shared_model::dense;
 use shared_model::event::Value;
 use shared_model::metric::Metric;
 use shared_model::offsets::TopicPartition;
@@ -226,12 +227,12 @@ impl Calls {
         user: &str,
     ) -> anyhow::Result<()> {
         let ids: Vec<String> = versions.values().map(ToString::to_string).collect();
+        let rows = format!(r#"views."{}_{}" v"#, self.metric.name, self.metric.version);
         let sql = format!(
-            r#"select "uuid", $1, sum("value")::bigint from views."{}_{}"
+            r#"select "uuid", $1, sum("value")::bigint from {}
                where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = $3
                group by 1, 2"#,
-            self.metric.name,
-            self.metric.version,
+            dense::cells_of_few(&rows, &["version_id", "uuid"], &["value"]),
             ids.join(", ")
         );
         let from = DateTime::from_timestamp_millis(END - DAYS * DAY).context("a time")?;

@@ -255,6 +255,12 @@ pub(crate) struct RawCell<'a> {
 }
 
 impl<'a> RawCell<'a> {
+    /// The bytes of its key, the item's of a top-k among them: equal exactly where the keys are.
+    #[inline]
+    pub(crate) fn key(&self) -> &'a [u8] {
+        self.key
+    }
+
     /// Hands over the values of the key's columns, then the item's of a top-k.
     ///
     /// # Errors

@@ -3,11 +3,14 @@
 //! A row is written whole or not at all; the stream ends with its trailer, without which the server refuses it.
 
 use crate::compute::ValueRef;
-use shared_model::aggregate::Column;
+use shared_model::aggregate::{Column, ColumnType};
 use shared_model::time::Millis;
 
 /// 2000-01-01 in ms since 1970: where Postgres' timestamps begin.
 const POSTGRES_EPOCH: Millis = 946_684_800_000;
+
+/// The bytes of an array before its elements.
+const ARRAY_HEADER: usize = 20;
 
 /// Builds the bytes of a binary COPY.
 pub(crate) struct BinaryCopy {
@@ -127,6 +130,22 @@ impl BinaryCopy {
         }
     }
 
+    /// An array of one dimension, NULL where it has no elements; of these it has none then.
+    pub(crate) fn array(&mut self, elements: &mut Elements) {
+        if elements.count == 0 {
+            return self.field(None);
+        }
+        let of = &mut elements.fields.bytes;
+        let length = ARRAY_HEADER + of.len();
+        // Dimensions, whether any element is NULL, their type, then of the dimension its length and its first index.
+        let header = [1, i32::from(elements.has_null), elements.oid, elements.count, 1];
+        for word in [length as i32].into_iter().chain(header) {
+            self.bytes.extend_from_slice(&word.to_be_bytes());
+        }
+        self.bytes.append(of);
+        (elements.count, elements.has_null) = (0, false);
+    }
+
     /// How many bytes wait.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
@@ -156,6 +175,48 @@ impl BinaryCopy {
     }
 }
 
+/// An array's elements, all of one type whose values are never empty.
+pub(crate) struct Elements {
+    oid: i32,
+    /// Each element has the bytes of a field.
+    fields: BinaryCopy,
+    count: i32,
+    has_null: bool,
+}
+
+impl Elements {
+    /// None yet, of the type that Postgres knows by this number.
+    fn new(oid: i32) -> Elements {
+        Elements { oid, fields: BinaryCopy { bytes: Vec::new() }, count: 0, has_null: false }
+    }
+
+    /// Of `timestamptz`.
+    pub(crate) fn timestamps() -> Elements {
+        Elements::new(1184)
+    }
+
+    /// Of a state's column.
+    pub(crate) fn columns(ty: ColumnType) -> Elements {
+        Elements::new(match ty {
+            ColumnType::BigInt => 20,
+            ColumnType::Numeric => 1700,
+            ColumnType::Double => 701,
+            ColumnType::Text => 25,
+            ColumnType::Bool => 16,
+            ColumnType::Bytes => 17,
+        })
+    }
+
+    /// Adds what `write` writes as one field.
+    #[inline]
+    pub(crate) fn push(&mut self, write: impl FnOnce(&mut BinaryCopy)) {
+        let before = self.fields.len();
+        write(&mut self.fields);
+        self.count += 1;
+        self.has_null |= self.fields.len() - before == size_of::<i32>();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +235,34 @@ mod tests {
         assert_eq!(field(|c| c.text(Some("é"))), [0, 0, 0, 2, 0xc3, 0xa9]);
         assert_eq!(field(|c| c.boolean(Some(true))), [0, 0, 0, 1, 1]);
         assert_eq!(field(|c| c.timestamp(Some(POSTGRES_EPOCH + 1))), [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 3, 232]);
+    }
+
+    #[test]
+    fn arrays_have_the_bytes_that_their_type_receives() {
+        let mut elements = Elements::columns(ColumnType::BigInt);
+        assert_eq!(field(|c| c.array(&mut elements)), [255; 4], "no elements");
+        elements.push(|c| c.bigint(Some(258)));
+        elements.push(|c| c.bigint(Some(-1)));
+        let header = |bytes: u8, has_null: u8, oid: [u8; 4]| {
+            [[0, 0, 0, bytes], [0, 0, 0, 1], [0, 0, 0, has_null], oid].concat()
+        };
+        let two: Vec<u8> = vec![0, 0, 0, 2, 0, 0, 0, 1];
+        let values: Vec<u8> = vec![0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 8];
+        let expected = [header(44, 0, [0, 0, 0, 20]), two.clone(), values, vec![255; 8]].concat();
+        assert_eq!(field(|c| c.array(&mut elements)), expected);
+        // What was written is gone, the NULL too.
+        let mut elements = Elements::columns(ColumnType::Bool);
+        elements.push(|c| c.boolean(None));
+        elements.push(|c| c.boolean(Some(true)));
+        let values = vec![255, 255, 255, 255, 0, 0, 0, 1, 1];
+        let expected = [header(29, 1, [0, 0, 0, 16]), two, values].concat();
+        assert_eq!(field(|c| c.array(&mut elements)), expected);
+        assert_eq!(field(|c| c.array(&mut elements)), [255; 4]);
+        let mut elements = Elements::timestamps();
+        elements.push(|c| c.timestamp(Some(POSTGRES_EPOCH + 1)));
+        let one = vec![0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 3, 232];
+        let expected = [header(32, 0, [0, 0, 4, 160]), one].concat();
+        assert_eq!(field(|c| c.array(&mut elements)), expected);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Names and definitions of the batch view's tables. Pure.
 //!
 //! A parent per metric version, `views."<metric>_<version>"`, partitioned by version id; a child per computed day. Both
-//! names fit Postgres' 63 bytes: a child's keeps what makes it unique and shortens the metric's part.
+//! names fit Postgres' 63 bytes: a child's keeps what makes it unique and shortens the metric's part. A parent whose metric
+//! may have dense rows has their arrays behind all other columns.
 
 use shared_model::aggregate::ColumnType;
+use shared_model::dense;
 use shared_model::event::FieldType;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::{DAY, EventDay};
@@ -23,9 +25,10 @@ pub(crate) fn parent_table(metric: &Metric) -> String {
     format!("{}_{}", metric.name, metric.version)
 }
 
-/// A child's name: `<metric>_<version>_<yyyymmdd>_<version id>`.
-pub(crate) fn child_table(metric: &Metric, day: EventDay, version: i64) -> String {
-    let unique = format!("_{}_{}_{version}", metric.version, day.date().format("%Y%m%d"));
+/// A child's name: `<metric>_<version>_<yyyymmdd>_<version id>`, and at its end whether its rows may be dense.
+pub(crate) fn child_table(metric: &Metric, day: EventDay, version: i64, dense: bool) -> String {
+    let dense = if dense { dense::SUFFIX } else { "" };
+    let unique = format!("_{}_{}_{version}{dense}", metric.version, day.date().format("%Y%m%d"));
     let room = 63usize.saturating_sub(unique.len());
     let mut name = metric.name.clone();
     name.truncate((0..=room.min(name.len())).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0));
@@ -35,6 +38,25 @@ pub(crate) fn child_table(metric: &Metric, day: EventDay, version: i64) -> Strin
 /// The key's columns, the item's last.
 pub(crate) fn key_columns(metric: &Metric) -> impl Iterator<Item = &KeyColumn> {
     metric.by.iter().chain(&metric.item)
+}
+
+/// The columns of any row, quoted, in the order in which they are written.
+pub(crate) fn columns(metric: &Metric) -> Vec<String> {
+    let own = ["version_id", "bucket"].map(str::to_owned);
+    let keys = key_columns(metric).map(|key| quote(&key.name));
+    let states = metric.aggregate.columns().into_iter().map(|(name, _)| quote(name));
+    own.into_iter().chain(keys).chain(states).collect()
+}
+
+/// The arrays of a metric's dense rows, quoted and with their types, in the order in which they are written; none if it has no
+/// such rows.
+pub(crate) fn arrays(metric: &Metric) -> Vec<(String, String)> {
+    if dense::further(metric) == 0 {
+        return Vec::new();
+    }
+    let states = metric.aggregate.columns().into_iter();
+    let states = states.map(|(name, ty)| (quote(&dense::array(name)), format!("{}[]", column_type(ty))));
+    std::iter::once((quote(dense::BUCKETS), "timestamptz[]".to_owned())).chain(states).collect()
 }
 
 /// The Postgres type of a key's column.
@@ -64,12 +86,20 @@ pub(crate) fn create_parent(metric: &Metric) -> String {
     let keys = key_columns(metric).map(|key| format!(", {} {}", quote(&key.name), key_type(key.ty)));
     let columns = metric.aggregate.columns();
     let states = columns.iter().map(|(name, ty)| format!(", {} {}", quote(name), column_type(*ty)));
-    let columns: String = keys.chain(states).collect();
+    let arrays = arrays(metric).into_iter().map(|(name, ty)| format!(", {name} {ty}"));
+    let columns: String = keys.chain(states).chain(arrays).collect();
     format!(
         "create table if not exists views.{} (version_id bigint not null, bucket timestamptz not null{columns}) \
          partition by list (version_id)",
         quote(&parent_table(metric))
     )
+}
+
+/// Adds the arrays of dense rows to a parent from before there were any, and to its children. No row is written anew.
+pub(crate) fn widen_parent(metric: &Metric) -> String {
+    let arrays = arrays(metric).into_iter().map(|(name, ty)| format!("add column if not exists {name} {ty}"));
+    let arrays: Vec<String> = arrays.collect();
+    format!("alter table views.{} {};", quote(&parent_table(metric)), arrays.join(", "))
 }
 
 /// Creates a child. The check spares the attaching a scan.
@@ -112,11 +142,18 @@ mod tests {
         let metric = catalog.metric("geo_top_doc").expect("shipped");
         let version = metric.version;
         let columns = "version_id bigint not null, bucket timestamptz not null, \"geo_location\" text, \
-                       \"document_id\" bigint, \"value\" bigint";
+                       \"document_id\" bigint, \"value\" bigint, \"_bucket\" timestamptz[], \"_value\" bigint[]";
         assert_eq!(
             create_parent(metric),
             format!(
                 "create table if not exists views.\"geo_top_doc_{version}\" ({columns}) partition by list (version_id)"
+            )
+        );
+        assert_eq!(
+            widen_parent(metric),
+            format!(
+                "alter table views.\"geo_top_doc_{version}\" add column if not exists \"_bucket\" timestamptz[], \
+                 add column if not exists \"_value\" bigint[];"
             )
         );
         let index = "create index by_key_5 on views.\"t\" (\"geo_location\", bucket)";
@@ -124,12 +161,16 @@ mod tests {
         let mut daily = (**metric).clone();
         daily.grain = Grain::new(DAY).expect("it divides a day");
         assert_eq!(create_index(&daily, "t", 5), "create index by_key_5 on views.\"t\" (\"geo_location\")");
+        assert!(arrays(&daily).is_empty(), "a key has one cell a day");
         daily.by.clear();
         assert_eq!(create_index(&daily, "t", 5), "create index by_key_5 on views.\"t\" (bucket)");
         let day = EventDay(16_966);
-        assert_eq!(child_table(metric, day, 5), format!("geo_top_doc_{version}_20160614_5"));
-        let long = child_table(metric, day, i64::MAX);
-        assert!(long.len() <= 63 && long.ends_with("_20160614_9223372036854775807"), "{long}");
+        for (dense, end) in [(false, ""), (true, "_dense")] {
+            assert_eq!(child_table(metric, day, 5, dense), format!("geo_top_doc_{version}_20160614_5{end}"));
+            let long = child_table(metric, day, i64::MAX, dense);
+            let end = format!("_20160614_9223372036854775807{end}");
+            assert!(long.len() <= 63 && long.ends_with(&end), "{long}");
+        }
         assert_eq!(quote("a\"b"), "\"a\"\"b\"");
         assert_eq!(literal("it's"), "'it''s'");
     }

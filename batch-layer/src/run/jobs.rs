@@ -6,7 +6,7 @@
 use crate::compute::{Budget, Cells, Day};
 use crate::files::Files;
 use crate::ledger;
-use crate::replace::{Origin, Staged, names, stage};
+use crate::replace::{self, Origin, Staged, names, stage};
 use crate::run::Context;
 use crate::run::input::{Fresh, Inputs, Way};
 use anyhow::{Result, bail};
@@ -197,6 +197,11 @@ impl Jobs<'_> {
         }
         let (day, metric) = (input.day, metric.clone());
         let found = ledger::staged(connection, &metric, day, &input.hash).await?;
+        if let Some(table) = found.as_ref().and_then(|found| found.table.as_deref())
+            && !replace::fits(connection, &metric, table).await?
+        {
+            return Ok(None);
+        }
         Ok(found.map(|found| {
             tracing::info!(metric = metric.name, %day, version = found.id, "staged by an earlier run, used as it is");
             Staged { metric, day, version: found.id, table: found.table, rows: found.rows }

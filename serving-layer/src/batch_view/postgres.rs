@@ -22,6 +22,7 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use select::{Select, bind, blank, decode, timestamp};
 use shared_model::catalog::Stream;
+use shared_model::dense::is_dense;
 use shared_model::metric::Metric;
 use shared_model::offsets::{OffsetRange, TopicPartition};
 use shared_model::tidemark::{StoredCut, Tidemark};
@@ -302,9 +303,10 @@ impl PostgresSnapshot {
         &mut self,
         scan: &Scan<'_>,
         table: &str,
+        dense: bool,
         each: &mut EachCell<'_>,
     ) -> Result<Result<(), FoldError>, sqlx::Error> {
-        let statement = Select::new(scan, table);
+        let statement = Select::new(scan, table, dense);
         let (Some(from), Some(to)) = (timestamp(scan.span.start), timestamp(scan.span.end)) else {
             return Ok(Ok(()));
         };
@@ -329,7 +331,7 @@ impl PostgresSnapshot {
         mut each: EachCell<'_>,
     ) -> Result<Result<(), FoldError>, BatchError> {
         for table in scan.versions.iter().filter_map(|version| version.table.as_deref()) {
-            match self.read_rows(scan, table, &mut each).await {
+            match self.read_rows(scan, table, is_dense(table), &mut each).await {
                 Ok(Ok(())) => {}
                 Err(error) if is_undefined(&error) => return Err(dropped(&scan.column.metric, table)),
                 other => return other.map_err(unavailable),
@@ -366,8 +368,9 @@ impl Snapshot for PostgresSnapshot {
                 return self.read_past(scan, each).await;
             }
             let parent = format!("{}_{}", scan.column.metric.name, scan.column.metric.version);
-            let mut each = each;
-            self.read_rows(scan, &parent, &mut each).await.map_err(unavailable)
+            let mut tables = scan.versions.iter().filter_map(|version| version.table.as_deref());
+            let (dense, mut each) = (tables.any(is_dense), each);
+            self.read_rows(scan, &parent, dense, &mut each).await.map_err(unavailable)
         })
     }
 

@@ -20,6 +20,8 @@ pub(crate) fn queries() -> Vec<Json> {
         json!({ "metrics": ["user_view_cnt", "user_click_cnt"], "granularity": "day" }),
         json!({ "metrics": ["features_20m"], "group_by": ["uuid"], "granularity": "grain" }),
         json!({ "metrics": ["doc_sum", "doc_mean", "doc_max", "geo_min", "doc_spread"], "group_by": ["uuid"] }),
+        json!({ "metrics": ["doc_sum", "doc_mean", "doc_max"], "granularity": "1h",
+                "filters": [{ "dimension": "uuid", "value": "u1" }] }),
         json!({ "metrics": ["active_user"], "granularity": "day" }),
         json!({ "metrics": ["geo_top"], "k": 2 }),
         json!({ "metrics": ["geo_top"], "k": 2, "granularity": "12h", "rolling": "36 hours" }),

@@ -15,6 +15,7 @@ use crate::realtime_view::RedisRealtimeView;
 use crate::service::Service;
 use serde_json::json;
 use shared_model::aggregate::{Column, ColumnType};
+use shared_model::dense;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
 use shared_model::tidemark::Tidemark;
@@ -56,32 +57,48 @@ async fn flip(pool: &PgPool, world: &World, tidemark: &Tidemark, run: i64, versi
         .unwrap();
 }
 
-async fn publish(pool: &PgPool, metric: &Metric, version: &MemoryVersion) {
-    let parent = format!("views.\"{}_{}\"", metric.name, metric.version);
+fn column_type(ty: ColumnType) -> &'static str {
+    match ty {
+        ColumnType::BigInt => "bigint",
+        ColumnType::Numeric => "numeric",
+        ColumnType::Double => "double precision",
+        ColumnType::Text => "text",
+        ColumnType::Bool => "boolean",
+        ColumnType::Bytes => "bytea",
+    }
+}
+
+/// Makes a metric's parent, as before there were dense rows; with the arrays of such, where there are to be some.
+async fn create_parent(pool: &PgPool, parent: &str, metric: &Metric, dense: bool) {
     let key = |ty| match ty {
         FieldType::Int => "bigint",
         FieldType::Bool => "boolean",
         _ => "text",
     };
     let keys = metric.by.iter().chain(&metric.item).map(|c| format!("\"{}\" {}", c.name, key(c.ty)));
-    let states = metric.aggregate.columns().into_iter().map(|(name, ty)| {
-        let ty = match ty {
-            ColumnType::BigInt => "bigint",
-            ColumnType::Numeric => "numeric",
-            ColumnType::Double => "double precision",
-            ColumnType::Text => "text",
-            ColumnType::Bool => "boolean",
-            ColumnType::Bytes => "bytea",
-        };
-        format!("\"{name}\" {ty}")
-    });
-    let columns: Vec<String> = keys.chain(states).collect();
+    let states: Vec<_> = metric.aggregate.columns();
+    let columns = states.iter().map(|(name, ty)| format!("\"{name}\" {}", column_type(*ty)));
+    let columns: Vec<String> = keys.chain(columns).collect();
     let create = format!(
         "create table if not exists {parent} (version_id bigint not null, bucket timestamptz not null, {})
          partition by list (version_id)",
         columns.join(", ")
     );
     pool.execute(AssertSqlSafe(create)).await.unwrap();
+    if dense {
+        let add = |name: &str, ty: &str| format!("add column if not exists \"_{name}\" {ty}[]");
+        let arrays = states.iter().map(|(name, ty)| add(name, column_type(*ty)));
+        let arrays: Vec<String> = [add("bucket", "timestamptz")].into_iter().chain(arrays).collect();
+        let alter = format!("alter table {parent} {}", arrays.join(", "));
+        pool.execute(AssertSqlSafe(alter)).await.unwrap();
+    }
+}
+
+/// The first run has a cell in each row, as those of before. Of the one after it every other day is dense.
+async fn publish(pool: &PgPool, metric: &Metric, version: &MemoryVersion) {
+    let parent = format!("views.\"{}_{}\"", metric.name, metric.version);
+    let dense = dense::further(metric) > 0 && version.run > 2 && version.day.0 % 2 == 0;
+    create_parent(pool, &parent, metric, dense).await;
     let id: i64 = sqlx::query_scalar(
         "insert into tidemark.view_version
             (metric, version, event_day, attempt, table_name, rows, hash, inputs, run_id, created_at)
@@ -97,14 +114,19 @@ async fn publish(pool: &PgPool, metric: &Metric, version: &MemoryVersion) {
     .await
     .unwrap();
     if !version.cells.is_empty() {
-        let table = format!("{}_{}_{id}", metric.name, metric.version);
+        let end = if dense { dense::SUFFIX } else { "" };
+        let table = format!("{}_{}_{id}{end}", metric.name, metric.version);
         let name = "update tidemark.view_version set table_name = $1 where version_id = $2";
         sqlx::query(name).bind(&table).bind(id).execute(pool).await.unwrap();
         let create = format!("create table views.\"{table}\" partition of {parent} for values in ({id})");
         pool.execute(AssertSqlSafe(create)).await.unwrap();
     }
-    for cell in &version.cells {
-        insert(pool, &parent, metric, id, cell).await;
+    // Few in a row, so that a key has several rows.
+    let most = if dense { 3 } else { 1 };
+    for of_key in version.cells.chunk_by(|a, b| a.by == b.by && a.item == b.item) {
+        for cells in of_key.chunks(most) {
+            insert(pool, &parent, metric, id, cells).await;
+        }
     }
     sqlx::query(
         "with old as (update tidemark.view_version v set retired_at = now() from tidemark.live_version l
@@ -121,9 +143,9 @@ async fn publish(pool: &PgPool, metric: &Metric, version: &MemoryVersion) {
     .unwrap();
 }
 
-async fn insert(pool: &PgPool, parent: &str, metric: &Metric, id: i64, cell: &Cell) {
-    let stored = cell.state.to_columns(&metric.aggregate);
-    let keys = cell.by.iter().chain(&cell.item);
+/// Inserts cells of one key as a row.
+async fn insert(pool: &PgPool, parent: &str, metric: &Metric, id: i64, cells: &[Cell]) {
+    let (first, further) = cells.split_first().unwrap();
     let literal = |value: &Value| match value {
         Value::Null => "null".to_owned(),
         Value::Str(text) => format!("'{}'", text.replace('\'', "''")),
@@ -140,13 +162,23 @@ async fn insert(pool: &PgPool, parent: &str, metric: &Metric, id: i64, cell: &Ce
             format!("'\\x{hex}'::bytea")
         }),
     };
-    let columns = stored.iter().map(|c| column(c).unwrap_or_else(|| "null".to_owned()));
-    let values: Vec<String> = keys.map(literal).chain(columns).collect();
-    let sql = format!(
-        "insert into {parent} values ({id}, to_timestamp({}), {})",
-        cell.bucket / 1_000,
-        values.join(", ")
-    );
+    let columns = |cell: &Cell| -> Vec<String> {
+        let stored = cell.state.to_columns(&metric.aggregate);
+        stored.iter().map(|stored| column(stored).unwrap_or_else(|| "null".to_owned())).collect()
+    };
+    let time = |cell: &Cell| format!("to_timestamp({})", cell.bucket / 1_000);
+    let mut values = vec![id.to_string(), time(first)];
+    values.extend(first.by.iter().chain(&first.item).map(literal));
+    values.extend(columns(first));
+    if !further.is_empty() {
+        let array = |of: Vec<String>, ty: &str| format!("array[{}]::{ty}[]", of.join(", "));
+        values.push(array(further.iter().map(time).collect(), "timestamptz"));
+        for (at, (_, ty)) in metric.aggregate.columns().into_iter().enumerate() {
+            let of = further.iter().map(|cell| columns(cell)[at].clone()).collect();
+            values.push(array(of, column_type(ty)));
+        }
+    }
+    let sql = format!("insert into {parent} values ({})", values.join(", "));
     pool.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 

@@ -10,6 +10,7 @@ use crate::query::filter::{Condition, Test};
 use chrono::{DateTime, Utc};
 use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
 use shared_model::codec::CodecError;
+use shared_model::dense;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Millis;
@@ -74,7 +75,9 @@ impl Select {
     /// Filters are there to read less; all are tested again. Counts and sums are added up over the columns that the
     /// query neither groups by nor tests, and over the answer's buckets: what they are added to in the end is the same,
     /// and far fewer rows travel.
-    pub(super) fn new(scan: &Scan<'_>, table: &str) -> Select {
+    ///
+    /// `dense`: rows of the table may be. A parent has the arrays only since the first of its tables that has dense rows.
+    pub(super) fn new(scan: &Scan<'_>, table: &str, dense: bool) -> Select {
         let (column, metric) = (scan.column, &scan.column.metric);
         let adds = matches!(metric.aggregate, Aggregate::Count | Aggregate::TopK { .. } | Aggregate::Sum(_));
         let is_needed =
@@ -96,9 +99,9 @@ impl Select {
         }
         let ids: Vec<String> = scan.versions.iter().map(|version| version.version_id.to_string()).collect();
         let mut sql = format!(
-            "select {} from views.{} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
+            "select {} from {} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
             columns.join(", "),
-            quoted(table),
+            if dense { cells(scan, table) } else { format!("views.{}", quoted(table)) },
             ids.join(", ")
         );
         let conjuncts = match scan.condition {
@@ -115,6 +118,16 @@ impl Select {
         let state = state_columns(metric).map(|(_, ty)| ty).collect();
         Select { sql, bound, needed, state, kept }
     }
+}
+
+/// The cells of a table of dense rows. A key without items has few rows a day, so that it is faster to find each once.
+fn cells(scan: &Scan<'_>, table: &str) -> String {
+    let metric = &scan.column.metric;
+    let keys = metric.by.iter().chain(&metric.item).map(|column| column.name.as_str());
+    let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
+    let states: Vec<&str> = state_columns(metric).map(|(name, _)| name).collect();
+    let read = if scan.one_key && metric.item.is_none() { dense::cells_of_few } else { dense::cells };
+    read(&format!("views.{} v", quoted(table)), &keys, &states)
 }
 
 /// A time of the answer's bucket that holds a row's, inside the span; what it compares with is bound behind the span.
