@@ -20,6 +20,7 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 /// To what a note belongs, beside its key. At least one of view and pane is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,11 +98,18 @@ struct Noted {
 }
 
 /// The name of a cell: numbers first, then ranks, which order as the names do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Cell {
     by: u32,
     item: u32,
     place: u32,
+}
+
+impl Hash for Cell {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        // One piece, so that it is hashed once.
+        hasher.write_u128(self.name());
+    }
 }
 
 impl Cell {
