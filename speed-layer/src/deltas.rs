@@ -261,6 +261,7 @@ impl Deltas {
         let next = self.notes.next();
         let mut notes = std::mem::replace(&mut self.notes, next);
         let metrics = std::mem::take(&mut notes.metrics);
+        let used: Vec<usize> = metrics.iter().map(|noted| noted.counts.len()).collect();
         let order = Order::of(&notes);
         let mut metrics: Vec<Ranked> = metrics.into_iter().map(|noted| order.ranked(noted)).collect();
         let mut targets =
@@ -295,21 +296,26 @@ impl Deltas {
             self.packed += segments.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
             packed.extend(segments);
         }
+        // The next notes are made where these were, which is in the cache; of room for more than twice as many it lets go.
+        let room = |(Ranked { mut counts, .. }, used): (Ranked, usize)| {
+            counts.clear();
+            counts.shrink_to(2 * used);
+            Noted { counts, ..Noted::default() }
+        };
+        self.notes.metrics = metrics.into_iter().zip(used).map(room).collect();
         Ok(())
     }
 }
 
 impl Notes {
-    /// None yet, with room for as many as there are now.
+    /// None yet, with room for the parts of as many as there are now.
     fn next(&self) -> Notes {
-        let room = |of: &Noted| Noted { counts: Vec::with_capacity(of.counts.len()), ..Noted::default() };
         // A note has two parts at most.
         let parts = self.parts.len().min(2 * self.count);
         let bytes = self.parts.bytes() / self.parts.len().max(1) * parts;
         Notes {
             parts: Interner::for_about(parts, bytes),
             groups: Vec::with_capacity(parts),
-            metrics: self.metrics.iter().map(room).collect(),
             ..Notes::default()
         }
     }
