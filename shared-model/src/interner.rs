@@ -117,6 +117,11 @@ impl Interner {
         self.strings.order(prefix)
     }
 
+    /// Copies of the strings, one behind the other in an order of their numbers.
+    pub fn ordered(&self, order: &[u32]) -> Strings {
+        self.strings.ordered(order)
+    }
+
     /// The strings, by their numbers.
     pub fn into_strings(self) -> Strings {
         self.strings
@@ -128,9 +133,7 @@ impl Interner {
         // Without its table: strings and their copy are there together.
         let strings = self.into_strings();
         let order = strings.order(prefix);
-        let mut ordered = Strings::for_about(order.len(), strings.bytes.len());
-        order.iter().for_each(|number| _ = ordered.push(strings.get(*number)));
-        (ordered, ranks(&order))
+        (strings.ordered(&order), ranks(&order))
     }
 }
 
@@ -169,6 +172,12 @@ impl Strings {
         self.bytes.extend_from_slice(string);
         self.ends.push(self.bytes.len());
         number
+    }
+
+    fn ordered(&self, order: &[u32]) -> Strings {
+        let mut ordered = Strings::for_about(order.len(), self.bytes.len());
+        order.iter().for_each(|number| _ = ordered.push(self.get(*number)));
+        ordered
     }
 
     fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {

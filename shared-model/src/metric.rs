@@ -102,7 +102,7 @@ impl Binding {
     /// Whether a record counts at all.
     #[inline]
     pub fn admits(&self, values: &[Value]) -> bool {
-        self.filter.as_ref().is_none_or(|filter| *filter.value(values) == Value::Bool(true))
+        self.filter.as_ref().is_none_or(|filter| matches!(*filter.value(values), Value::Bool(true)))
     }
 
     /// Writes the cell key of a record into `key` (cleared first): the encoded `by` values, then the item's. Returns

@@ -305,7 +305,7 @@ impl Partition {
     }
 
     /// Whether cells of a group wait.
-    pub(crate) fn waits(&self, group: usize) -> bool {
+    pub(crate) fn waits(&mut self, group: usize) -> bool {
         self.deltas.has(group)
     }
 

@@ -342,9 +342,13 @@ fn is_library_missing(error: &RedisError) -> bool {
 
 /// The call that stores a write.
 fn store(function: &str, key: &str, token: &str, write: &Write) -> ::redis::Cmd {
-    let mut call = cmd("FCALL");
-    call.arg(function).arg(1).arg(key).arg(token).arg(&write.expected).arg(write.header.fence());
-    call.arg(write.header.to_json()).arg(write.segments.len());
+    let (header, fields) = (write.header.to_json(), write.segments.len() + write.deletes.len());
+    let bytes: usize = write.segments.iter().map(|(_, bytes)| bytes.len()).sum();
+    // With room for all: grown, the segments would be copied once more.
+    let mut call =
+        Cmd::with_capacity(9 + fields + write.segments.len(), bytes + header.len() + 64 * (9 + fields));
+    call.arg("FCALL").arg(function).arg(1).arg(key).arg(token).arg(&write.expected).arg(write.header.fence());
+    call.arg(header).arg(write.segments.len());
     for (slice, bytes) in &write.segments {
         call.arg(view::segment_field(*slice, write.header.seq)).arg(&bytes[..]);
     }

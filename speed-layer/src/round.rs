@@ -38,12 +38,13 @@ pub(crate) struct Round {
 impl Round {
     /// Chooses the groups that have something to say, and what is to be read back first. `quiet`: positions of quiet
     /// groups are written too, and the presence of all others is verified.
-    pub(crate) fn begin(partition: &Partition, expired: Expired, quiet: bool) -> (Round, Vec<ToMerge>) {
+    pub(crate) fn begin(partition: &mut Partition, expired: Expired, quiet: bool) -> (Round, Vec<ToMerge>) {
+        let waits: Vec<bool> = (0..partition.groups().len()).map(|at| partition.waits(at)).collect();
         let (position, open_epoch, groups) = (partition.position(), partition.epoch(), partition.groups());
         // A group that the re-read has not come back to yet is left as it is.
         let is_due = |at: usize| {
             let group: &Group = &groups[at];
-            let has_work = partition.waits(at) || group.has_work(open_epoch, &expired);
+            let has_work = waits[at] || group.has_work(open_epoch, &expired);
             group.folds_from() <= position.to && (has_work || quiet && group.is_behind(&position))
         };
         let (due, others): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&at| is_due(at));
@@ -151,9 +152,9 @@ mod tests {
             found: Found::Group(header.clone().into()),
             segments: (1..).zip(*lengths).map(|(seq, &length)| (Slice::Epoch(0), seq, length)).collect(),
         });
-        let (partition, rebuilt) = Partition::start(&tp, &plan, claimed.collect(), &cut, &panes, 0, || 1);
+        let (mut partition, rebuilt) = Partition::start(&tp, &plan, claimed.collect(), &cut, &panes, 0, || 1);
         assert!(rebuilt.is_empty());
-        let (_, merges) = Round::begin(&partition, Expired::default(), false);
+        let (_, merges) = Round::begin(&mut partition, Expired::default(), false);
         merges.into_iter().map(|merge| merge.group).collect()
     }
 

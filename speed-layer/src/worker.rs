@@ -335,7 +335,7 @@ impl Owner<'_> {
         let (position, expired) = (self.partition.position(), self.expired());
         let (waiting, _) = self.partition.pending();
         let quiet = last || self.quiet_since.elapsed() >= QUIET;
-        let (round, merges) = Round::begin(&self.partition, expired, quiet);
+        let (round, merges) = Round::begin(&mut self.partition, expired, quiet);
         let merged = self.read_back(merges).await;
         round.build(&mut self.partition, merged)?;
         let bytes = round.writes().iter().filter_map(|&group| self.partition.groups()[group].in_flight());

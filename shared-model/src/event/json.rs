@@ -3,6 +3,8 @@
 //! Exactly the declared fields are read; others are skipped, but must be JSON. A declared field that appears twice
 //! is refused: which one counts would be a guess.
 
+mod plain;
+
 use super::{FieldType, Reject, Value};
 use crate::catalog::Field;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -12,7 +14,10 @@ use std::fmt;
 pub(super) fn read(fields: &[Field], bytes: &[u8]) -> Result<Vec<Value>, Reject> {
     // Of a record that is text throughout, no part need be checked again. One that isn't may be so where nobody looks.
     match std::str::from_utf8(bytes) {
-        Ok(text) => read_from(fields, serde_json::Deserializer::from_str(text)),
+        Ok(text) => match plain::read(fields, text) {
+            Some(values) => Ok(values),
+            None => read_from(fields, serde_json::Deserializer::from_str(text)),
+        },
         Err(_) => read_from(fields, serde_json::Deserializer::from_slice(bytes)),
     }
 }
@@ -29,6 +34,14 @@ fn read_from<'de, R: serde_json::de::Read<'de>>(
         (Ok(values), None) => Ok(values),
         (Err(error), None) => Err(Reject::NotJson(error.to_string())),
     }
+}
+
+/// The place of a name among the declared fields. `expected`: the one that is looked at first.
+fn place(fields: &[Field], name: &str, expected: usize) -> Option<usize> {
+    if fields.get(expected).is_some_and(|field| field.name == name) {
+        return Some(expected);
+    }
+    fields.iter().position(|field| field.name == name)
 }
 
 struct Record<'a> {
@@ -101,10 +114,7 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Option<usize>, E> {
-        if self.fields.get(self.expected).is_some_and(|field| field.name == name) {
-            return Ok(Some(self.expected));
-        }
-        Ok(self.fields.iter().position(|field| field.name == name))
+        Ok(place(self.fields, name, self.expected))
     }
 }
 

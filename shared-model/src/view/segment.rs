@@ -10,19 +10,15 @@ use crate::metric::MetricVersion;
 use crate::time::Millis;
 
 pub(super) const SEGMENT_VERSION: u8 = 1;
+/// The most bytes that a section takes beside its cells: its version, and two numbers.
+const HEAD: usize = 8 + 2 * 10;
 
 /// Packs cells that come in the canonical order of [`CellId`], each name once.
+#[derive(Default)]
 pub struct Packer {
-    out: Vec<u8>,
-    /// The open section: its version, and how many cells it has.
-    section: Option<(MetricVersion, u64)>,
+    /// Each section's version, how many cells it has, and where they begin in `cells`.
+    sections: Vec<(MetricVersion, u64, usize)>,
     cells: Vec<u8>,
-}
-
-impl Default for Packer {
-    fn default() -> Packer {
-        Packer { out: vec![SEGMENT_VERSION], section: None, cells: Vec::new() }
-    }
 }
 
 impl Packer {
@@ -36,30 +32,29 @@ impl Packer {
     }
 
     /// Where the bytes of the next cell go.
+    #[inline]
     fn cell(&mut self, version: MetricVersion) -> &mut Vec<u8> {
-        match &mut self.section {
-            Some((open, count)) if *open == version => *count += 1,
-            _ => {
-                self.close_section();
-                self.section = Some((version, 1));
-            }
+        match self.sections.last_mut() {
+            Some((last, count, _)) if *last == version => *count += 1,
+            _ => self.sections.push((version, 1, self.cells.len())),
         }
         &mut self.cells
     }
 
-    fn close_section(&mut self) {
-        if let Some((version, count)) = self.section.take() {
-            self.out.extend_from_slice(&version.0.to_be_bytes());
-            codec::put_varint(&mut self.out, u128::from(count));
-            codec::put_bytes(&mut self.out, &self.cells);
-            self.cells.clear();
-        }
-    }
-
     /// The segment; of no cells, 1 byte. The next cell begins another.
     pub fn finish(&mut self) -> Vec<u8> {
-        self.close_section();
-        std::mem::replace(&mut self.out, vec![SEGMENT_VERSION])
+        // Made at its size: grown, it would be copied several times, and half of it be room that nobody needs.
+        let mut out = Vec::with_capacity(1 + self.cells.len() + self.sections.len() * HEAD);
+        out.push(SEGMENT_VERSION);
+        let ends = self.sections.iter().skip(1).map(|&(.., begin)| begin).chain([self.cells.len()]);
+        for (&(version, count, begin), end) in self.sections.iter().zip(ends) {
+            out.extend_from_slice(&version.0.to_be_bytes());
+            codec::put_varint(&mut out, u128::from(count));
+            codec::put_bytes(&mut out, &self.cells[begin..end]);
+        }
+        self.sections.clear();
+        self.cells.clear();
+        out
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Cell, Noted, Notes, Place, Segment};
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
-use shared_model::interner::ranks;
+use shared_model::interner::{Strings, ranks};
 use shared_model::metric::MetricVersion;
 use shared_model::time::Millis;
 use shared_model::view::{Packer, Slice, key_begin};
@@ -16,8 +16,8 @@ pub(super) struct Order<'a> {
     /// Parts by their bytes: the order of items.
     items: Vec<u32>,
     item_ranks: Vec<u32>,
-    /// Parts by group, then by their bytes: the order of what metrics are `by`.
-    bys: Vec<u32>,
+    /// Parts by group, then by their bytes: the order of what metrics are `by`. One after the other, as they are packed.
+    bys: Strings,
     /// The first rank of each group there, and the end.
     begins: Vec<u32>,
     by_ranks: Vec<u32>,
@@ -40,6 +40,7 @@ impl Order<'_> {
         let mut places: Vec<u32> = (0..notes.places.len() as u32).collect();
         places.sort_unstable_by_key(|&place| notes.places[place as usize]);
         let (item_ranks, by_ranks, place_ranks) = (ranks(&items), ranks(&bys), ranks(&places));
+        let bys = notes.parts.ordered(&bys);
         let places = places.into_iter().map(|place| notes.places[place as usize]).collect();
         Order { notes, items, item_ranks, bys, begins, by_ranks, places, place_ranks }
     }
@@ -50,7 +51,7 @@ impl Order<'_> {
     }
 
     pub(super) fn ranked(&self, noted: Noted) -> Ranked {
-        let Noted { version, mut counts, states } = noted;
+        let Noted { version, mut counts, states, .. } = noted;
         self.rank_all(&mut counts);
         let mut states: Vec<_> = states.into_iter().map(|(cell, state)| (self.rank(cell), state)).collect();
         states.sort_unstable_by_key(|(cell, _)| cell.name());
@@ -91,7 +92,7 @@ impl Order<'_> {
     /// Writes a cell's key.
     fn key(&self, cell: Cell, key: &mut Vec<u8>) {
         key.clear();
-        key.extend_from_slice(self.notes.parts.get(self.bys[cell.by as usize]));
+        key.extend_from_slice(self.bys.get(cell.by));
         key.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
     }
 }

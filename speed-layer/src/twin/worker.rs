@@ -195,7 +195,7 @@ impl<W: Wire> Worker<W> {
                 self.partition.expire_panes(oldest_pane);
                 let epochs_below = floor.map(|cut| (cut.epoch, cut.offset));
                 let expired = Expired { panes_below: oldest_pane, epochs_below };
-                let (round, merges) = Round::begin(&self.partition, expired, quiet);
+                let (round, merges) = Round::begin(&mut self.partition, expired, quiet);
                 let merged = self.read_back(merges).await;
                 round.build(&mut self.partition, merged).expect("states that we wrote merge");
                 round
