@@ -148,8 +148,13 @@ async fn serve(
     let pacing = every_pane.then_some(Pacing { wait, publishes });
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, pacing, behind.clone()));
     if !args.no_publish {
-        let (redis, catalog, token) = (redis.clone(), catalog.clone(), format!("{:016x}", claim::random()));
-        let publisher = Publisher { redis, catalog, token, every_pane, published };
+        // A connection of its own: what others ask doesn't wait behind what is published.
+        let Some(sends) = wait_for_redis(&args.redis.address()?, health, shutdown).await? else {
+            return Ok(());
+        };
+        let (catalog, token) = (catalog.clone(), format!("{:016x}", claim::random()));
+        let publisher =
+            Publisher { redis: sends, reads: redis.clone(), catalog, token, every_pane, published };
         tokio::spawn(publisher.run(behind.clone()));
     }
     let (decide, decisions) = mpsc::unbounded_channel();

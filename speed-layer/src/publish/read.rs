@@ -13,8 +13,8 @@ use shared_model::time::Millis;
 use shared_model::view::{self, Slice};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many groups are read at once.
-const ABREAST: usize = 16;
+/// How many groups are read at once: to wait for an answer takes longer than to give it, where all processors are busy.
+const ABREAST: usize = 64;
 /// How often a group is looked at again that changes while it is read.
 const TRIES: usize = 20;
 
