@@ -10,10 +10,11 @@
 //! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
 //! ahead (see [`window::paced`]).
 //!
-//! Memory: see [`sliding`]; and the texts of what four passes change, one that is sent, two that wait and one that is made: of
-//! the first that is all that stands, beside the names that stood before.
+//! Memory: see [`sliding`] and [`feed`]; and the texts of what four passes change, one that is sent, two that wait and one that
+//! is made: of the first that is all that stands, beside the names that stood before.
 
 mod changes;
+mod feed;
 mod lease;
 mod merged;
 mod ranked;
@@ -28,6 +29,7 @@ use crate::redis::Redis;
 use crate::{counters, live, redis, window};
 use anyhow::{Context as _, bail};
 use changes::Changes;
+pub(crate) use feed::Feed;
 use lease::Lease;
 use read::{News, Reader};
 use shared_model::catalog::Catalog;
@@ -62,6 +64,8 @@ pub(crate) struct Publisher {
     pub(crate) redis: Redis,
     /// The connection by which it reads: that doesn't wait behind what is sent.
     pub(crate) reads: Redis,
+    /// What this worker stores.
+    pub(crate) feed: Feed,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) token: String,
     /// Whether every pane is published.
@@ -231,7 +235,7 @@ impl<'a> Windows<'a> {
             widest: metrics.iter().filter_map(width).max().unwrap_or(0),
             longest: counters::longest_window(&of.catalog),
             groups: (0..layout.groups).map(|_| Sliding::new(&metrics, layout.pane)).collect(),
-            reader: Reader::new(of.reads.clone(), layout.groups),
+            reader: Reader::new(of.reads.clone(), of.feed.clone(), layout.groups),
             stock: None,
             sending,
             passes: made,
