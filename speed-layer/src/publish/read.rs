@@ -39,9 +39,11 @@ pub(crate) struct News {
 /// What is known of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Known {
-    /// The fence at the last look.
+    /// The fence at the last look, or since the last write that followed.
     fence: Vec<u8>,
     read: BTreeSet<Segment>,
+    /// Of what was read, what is there no more, nor is anything of its pane: until something is.
+    expired: BTreeSet<Segment>,
     /// What is there and wasn't asked for yet.
     unread: BTreeSet<Segment>,
 }
@@ -61,24 +63,33 @@ impl Known {
         let (gone, mut read): (BTreeSet<Segment>, BTreeSet<Segment>) =
             self.read.iter().copied().partition(is_gone);
         read.retain(|(pane, _)| *pane >= from);
+        let expired = read.iter().filter(|segment| !unread.contains(*segment)).copied().collect();
         unread.retain(|segment| segment.0 >= from && !read.contains(segment));
-        (Known { fence: fence.to_vec(), read, unread }, gone.into_iter().collect())
+        (Known { fence: fence.to_vec(), read, expired, unread }, gone.into_iter().collect())
     }
 
-    /// Takes in a write that follows what is known: as a look at what it left would. Gives what of what was read is gone.
-    fn follow(&mut self, fence: &str, come: &[Segment], gone: &[Segment], from: Millis) -> Vec<Segment> {
+    /// Takes in a write that follows what is known, as a look at what it left would. Gives what of what was read is gone.
+    fn follow(&mut self, fence: &str, come: &[Segment], deleted: &[Segment], from: Millis) -> Vec<Segment> {
         self.fence = fence.as_bytes().to_vec();
         self.unread.extend(come);
-        gone.iter().for_each(|segment| _ = self.unread.remove(segment));
-        let is_of = |pane: Millis, segments: &BTreeSet<Segment>| {
-            segments.range((pane, 0)..=(pane, u64::MAX)).any(|segment| !gone.contains(segment))
+        for segment in deleted {
+            if !self.unread.remove(segment) && self.read.contains(segment) {
+                self.expired.insert(*segment);
+            }
+        }
+        let stands = |pane: Millis| {
+            let of_it = (pane, 0)..=(pane, u64::MAX);
+            self.unread.range(of_it.clone()).next().is_some()
+                || self.read.range(of_it).any(|segment| !self.expired.contains(segment))
         };
-        let stands = |pane: Millis| is_of(pane, &self.unread) || is_of(pane, &self.read);
-        let is_gone = |segment: &&Segment| self.read.contains(*segment) && stands(segment.0);
-        let gone: Vec<Segment> = gone.iter().filter(is_gone).copied().collect();
-        gone.iter().for_each(|segment| _ = self.read.remove(segment));
-        self.read = self.read.split_off(&(from, 0));
-        self.unread = self.unread.split_off(&(from, 0));
+        let gone: Vec<Segment> = self.expired.iter().copied().filter(|segment| stands(segment.0)).collect();
+        for segment in &gone {
+            self.read.remove(segment);
+            self.expired.remove(segment);
+        }
+        for segments in [&mut self.read, &mut self.expired, &mut self.unread] {
+            *segments = segments.split_off(&(from, 0));
+        }
         gone
     }
 }
@@ -261,7 +272,7 @@ mod tests {
                      fields: &[&str],
                      gone: &[Segment],
                      unread: &[Segment]| {
-            let known = Known { fence: b"a:5:7".to_vec(), read: segments(before), unread: BTreeSet::new() };
+            let known = Known { fence: b"a:5:7".to_vec(), read: segments(before), ..Known::default() };
             let fields: Vec<Vec<u8>> = fields.iter().map(|field| field.as_bytes().to_vec()).collect();
             let (after, found) = known.after(fence.as_bytes(), &fields, 10);
             assert_eq!((found.as_slice(), &after.unread), (gone, &segments(unread)), "{fence} {fields:?}");
@@ -281,11 +292,12 @@ mod tests {
     }
 
     proptest! {
-        /// In each write segments come of some panes, one pane's may become one, and the oldest expire; then some are read.
+        /// In each write segments come of some panes, expired ones too, one pane's may become one, and the oldest expire;
+        /// then some are read.
         #[test]
         fn a_write_that_follows_is_taken_in_as_by_a_look(
             writes in prop::collection::vec(
-                (prop::collection::btree_set(0i64..6, 0..4), prop::option::of(0i64..6), 0i64..3, 0i64..7),
+                (prop::collection::btree_set(-2i64..6, 0..4), prop::option::of(0i64..6), 0i64..3, 0i64..7),
                 1..20,
             ),
         ) {
