@@ -54,12 +54,17 @@ fn number(number: i64, text: &mut String) {
     text.push_str(itoa::Buffer::new().format(number));
 }
 
-/// Appends a value as an item of a set: `\N` for NULL.
+/// Appends a value as an item of a set: `\N` for NULL, which no text is, since one that begins with `\` has another before it.
 pub(crate) fn item(value: &Value, text: &mut String) {
     match value {
         Value::Null => text.push_str(NULL),
         Value::Int(int) => number(*int, text),
-        Value::Str(item) => text.push_str(item),
+        Value::Str(item) => {
+            if item.starts_with('\\') {
+                text.push('\\');
+            }
+            text.push_str(item);
+        }
         other => write!(text, "{other}").expect("writing to a string"),
     }
 }
@@ -131,6 +136,19 @@ mod tests {
         check(Value::str("%5CN"), "%255CN");
         check(Value::Int(-7), "-7");
         check(Value::Bool(true), "true");
+    }
+
+    #[test]
+    fn no_text_is_the_item_that_null_is() {
+        let check = |value: Value, expected: &str| {
+            let mut text = String::new();
+            item(&value, &mut text);
+            assert_eq!(text, expected);
+        };
+        check(Value::Null, "\\N");
+        check(Value::str("\\N"), "\\\\N");
+        check(Value::str("a\\N"), "a\\N");
+        check(Value::Int(-7), "-7");
     }
 
     proptest::proptest! {

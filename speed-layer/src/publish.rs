@@ -2,18 +2,19 @@
 //!
 //! One worker does it, the holder of a lease. It keeps the windows of all published metrics, follows what the groups hold,
 //! and writes what changes: of the newest window at most once a second and once a pane of event time, or, asked for every
-//! pane, of each window in turn, while the last one's changes are still being sent. What has slid out is deleted. After an
-//! error, or when the lease was lost or another one has written, it begins anew with what then stands. Values here are for
-//! convenience: the serving layer never reads them.
+//! pane, of each window in turn, while the changes of those before are still being sent, in their order. What has slid out is
+//! deleted. After an error, or when the lease was lost or another one has written, it begins anew with what then stands.
+//! Values here are for convenience: the serving layer never reads them.
 //!
 //! Publishing every pane, it goes as far as no partition that feeds a published metric is still to bring records, but late
 //! ones; so that none is skipped, workers let no pane expire that is still to be published, and wait where they are far
 //! ahead (see [`window::paced`]).
 //!
-//! Memory: see [`sliding`]; and the texts of what two passes change, one that is sent and one that is made: of the first that
-//! is all that stands, beside the names that stood before.
+//! Memory: see [`sliding`] and [`feed`]; and the texts of what four passes change, one that is sent, two that wait and one that
+//! is made: of the first that is all that stands, beside the names that stood before.
 
 mod changes;
+mod feed;
 mod lease;
 mod merged;
 mod ranked;
@@ -26,9 +27,9 @@ mod write;
 
 use crate::redis::Redis;
 use crate::{counters, live, redis, window};
-use ::redis::RedisResult;
 use anyhow::{Context as _, bail};
 use changes::Changes;
+pub(crate) use feed::Feed;
 use lease::Lease;
 use read::{News, Reader};
 use shared_model::catalog::Catalog;
@@ -42,7 +43,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use stock::Stock;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -51,13 +52,20 @@ use tokio_util::sync::CancellationToken;
 const PACE: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is another pane, where all are published.
 const LOOK: Duration = Duration::from_millis(50);
+/// How many passes wait to be sent: so Redis has work while one is made that takes longer than others, and the other way.
+const WAITING: usize = 2;
 
 /// All partitions' marks, by name.
 type Marks = BTreeMap<String, Mark>;
 
 /// A candidate for publishing.
 pub(crate) struct Publisher {
+    /// A connection of its own, for the lease and all that is sent: one comes behind the other.
     pub(crate) redis: Redis,
+    /// The connection by which it reads: that doesn't wait behind what is sent.
+    pub(crate) reads: Redis,
+    /// What this worker stores.
+    pub(crate) feed: Feed,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) token: String,
     /// Whether every pane is published.
@@ -139,6 +147,42 @@ impl Publisher {
     }
 }
 
+/// What a pass changes.
+struct Pass {
+    changes: Changes,
+    /// Live names of which nothing stands any more when that is done.
+    stale: Vec<String>,
+    /// Where its windows end.
+    end: Millis,
+    /// How many panes are published with it, where every one is.
+    panes: Option<u64>,
+}
+
+/// Sends passes, one behind the other, until an error.
+struct Sender {
+    redis: Redis,
+    passes: mpsc::Receiver<Pass>,
+    /// How far every pane is published.
+    published: watch::Sender<Option<Millis>>,
+    /// Whether a pass was sent.
+    sent: watch::Sender<bool>,
+}
+
+impl Sender {
+    async fn run(mut self) -> anyhow::Result<()> {
+        while let Some(Pass { changes, stale, end, panes }) = self.passes.recv().await {
+            write::send(&self.redis, &changes).await.context("writing plain keys")?;
+            stock::forget(&self.redis, &stale).await.context("forgetting what is published no more")?;
+            if let Some(panes) = panes {
+                metrics::counter!("tidemark_speed_published_panes_total").increment(panes);
+                self.published.send_replace(Some(end));
+            }
+            self.sent.send_replace(true);
+        }
+        Ok(())
+    }
+}
+
 /// The windows of all published metrics, during a term.
 struct Windows<'a> {
     of: &'a Publisher,
@@ -154,8 +198,11 @@ struct Windows<'a> {
     reader: Reader,
     /// What stood before, until the first pass.
     stock: Option<Stock>,
-    /// What is being sent: of one pass at most.
-    sending: JoinSet<RedisResult<()>>,
+    /// What sends the passes that are made: it ends by an error alone.
+    sending: JoinSet<anyhow::Result<()>>,
+    passes: mpsc::Sender<Pass>,
+    /// Whether it has sent one.
+    sent: watch::Receiver<bool>,
     /// Where the windows end that were published last.
     end: Option<Millis>,
     /// The marks at the last pass, when that was, and whether they were the same at the one before.
@@ -174,16 +221,25 @@ impl<'a> Windows<'a> {
     fn new(of: &'a Publisher) -> Windows<'a> {
         let (layout, metrics) = (of.catalog.layout, live::published_metrics(&of.catalog));
         let width = |metric: &Arc<Metric>| metric.window.map(|window| window.width);
+        let every_pane = of.every_pane && !metrics.is_empty();
+        // The newest window is to be published as it stands, not behind others.
+        let (made, passes) = mpsc::channel(if every_pane { WAITING } else { 1 });
+        let (done, sent) = watch::channel(false);
+        let (redis, published) = (of.redis.clone(), of.published.clone());
+        let mut sending = JoinSet::new();
+        sending.spawn(Sender { redis, passes, published, sent: done }.run());
         Windows {
             of,
-            every_pane: of.every_pane && !metrics.is_empty(),
+            every_pane,
             pane: layout.pane,
             widest: metrics.iter().filter_map(width).max().unwrap_or(0),
             longest: counters::longest_window(&of.catalog),
             groups: (0..layout.groups).map(|_| Sliding::new(&metrics, layout.pane)).collect(),
-            reader: Reader::new(of.redis.clone(), layout.groups),
+            reader: Reader::new(of.reads.clone(), of.feed.clone(), layout.groups),
             stock: None,
-            sending: JoinSet::new(),
+            sending,
+            passes: made,
+            sent,
             end: None,
             marks: Marks::new(),
             passed: Instant::now(),
@@ -215,10 +271,10 @@ impl<'a> Windows<'a> {
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             round.tick().await;
-            while let Some(sent) = self.sending.try_join_next() {
-                sent.context("sending broke off")?.context("writing plain keys")?;
-                *is_failing = false;
+            if let Some(ended) = self.sending.try_join_next() {
+                return ended.context("sending broke off")?;
             }
+            *is_failing &= !*self.sent.borrow();
             match self.every_pane {
                 true => self.every_pane().await?,
                 false => self.newest().await?,
@@ -228,7 +284,7 @@ impl<'a> Windows<'a> {
 
     /// A round in which the newest window is published, if it is time.
     async fn newest(&mut self) -> anyhow::Result<()> {
-        let marks = self.of.redis.marks().await.context("the marks")?;
+        let marks = self.of.reads.marks().await.context("the marks")?;
         let Some(newest) = marks.values().filter_map(|mark| mark.trusted).max() else { return Ok(()) };
         let end = window::pane_after(newest, self.pane);
         if self.end.is_some_and(|known| end < known) {
@@ -250,7 +306,7 @@ impl<'a> Windows<'a> {
             // From now on no pane expires, until it is known where to begin.
             lease::tell(&self.of.redis, Millis::MIN).await.context("keeping panes from expiring")?;
         }
-        let marks = self.of.redis.marks().await.context("the marks")?;
+        let marks = self.of.reads.marks().await.context("the marks")?;
         let limit = self.publishable(&marks);
         if self.end.is_none() {
             self.begin(&marks, limit).await?;
@@ -363,7 +419,7 @@ impl<'a> Windows<'a> {
         self.reader.read(from, last, take_in).await
     }
 
-    /// Moves the windows on to an end, and sends what changes once what changed before is sent.
+    /// Moves the windows on to an end, and hands on what changes, when there is room, to be sent.
     async fn pass(&mut self, end: Millis) -> anyhow::Result<()> {
         let mut changes = Changes::default();
         for group in &mut self.groups {
@@ -372,22 +428,16 @@ impl<'a> Windows<'a> {
             tokio::task::yield_now().await;
         }
         let stale = self.stock.take().map(|stock| stock.goes_with(&mut changes)).unwrap_or_default();
-        while let Some(sent) = self.sending.join_next().await {
-            sent.context("sending broke off")?.context("writing plain keys")?;
-        }
-        let redis = self.of.redis.clone();
         // A pass over the same windows again, or over the first, is no more panes, or one.
         let panes = self.end.map_or(0, |before| (end - before) / self.pane);
-        let told = self.every_pane.then(|| (self.of.published.clone(), panes.unsigned_abs()));
-        self.sending.spawn(async move {
-            write::send(&redis, &changes).await?;
-            stock::forget(&redis, &stale).await?;
-            if let Some((published, panes)) = told {
-                metrics::counter!("tidemark_speed_published_panes_total").increment(panes);
-                published.send_replace(Some(end));
+        let panes = self.every_pane.then_some(panes.unsigned_abs());
+        if self.passes.send(Pass { changes, stale, end, panes }).await.is_err() {
+            // Nobody takes it: why, is told there.
+            while let Some(ended) = self.sending.join_next().await {
+                ended.context("sending broke off")??;
             }
-            Ok(())
-        });
+            bail!("sending broke off");
+        }
         self.end = Some(end);
         Ok(())
     }

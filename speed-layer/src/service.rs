@@ -7,7 +7,7 @@ use crate::counters::{self, Plan};
 use crate::dead_letters::{self, DeadLetters};
 use crate::health::{self, Health};
 use crate::look::{self, Looks};
-use crate::publish::Publisher;
+use crate::publish::{Feed, Publisher};
 use crate::redis::{self, Redis};
 use crate::telemetry;
 use crate::tidemark_source::TidemarkSource;
@@ -147,9 +147,15 @@ async fn serve(
     let every_pane = args.publish_panes;
     let pacing = every_pane.then_some(Pacing { wait, publishes });
     tokio::spawn(follow_marks(redis.clone(), catalog.clone(), panes, pacing, behind.clone()));
+    let feed = Feed::default();
     if !args.no_publish {
-        let (redis, catalog, token) = (redis.clone(), catalog.clone(), format!("{:016x}", claim::random()));
-        let publisher = Publisher { redis, catalog, token, every_pane, published };
+        // A connection of its own: what others ask doesn't wait behind what is published.
+        let Some(sends) = wait_for_redis(&args.redis.address()?, health, shutdown).await? else {
+            return Ok(());
+        };
+        let (catalog, token) = (catalog.clone(), format!("{:016x}", claim::random()));
+        let (reads, feed) = (redis.clone(), feed.clone());
+        let publisher = Publisher { redis: sends, reads, feed, catalog, token, every_pane, published };
         tokio::spawn(publisher.run(behind.clone()));
     }
     let (decide, decisions) = mpsc::unbounded_channel();
@@ -165,6 +171,7 @@ async fn serve(
         log,
         member,
         redis,
+        feed,
         source,
         tidemarks,
         looks,

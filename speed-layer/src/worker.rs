@@ -14,6 +14,7 @@ use crate::health::Health;
 use crate::local_copy::LocalCopy;
 use crate::look::{Looking, Looks};
 use crate::partition::{Partition, Taken};
+use crate::publish::Feed;
 use crate::redis::Redis;
 use crate::round::{Round, ToMerge};
 use crate::telemetry::PartitionMetrics;
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) member: Option<Member>,
     pub(crate) redis: Redis,
+    /// By which the publisher learns of what is stored.
+    pub(crate) feed: Feed,
     pub(crate) source: TidemarkSource,
     pub(crate) tidemarks: watch::Receiver<Tidemarks>,
     /// The newest looks at the topics.
@@ -401,7 +404,7 @@ impl Owner<'_> {
             let probes = probes.map(|&group| redis.probe(&groups[group].key, token, groups[group].header()));
             let (answers, probes) = futures::join!(join_all(writes), join_all(probes));
             let next = round.answered(self.partition.groups_mut(), &answers, &probes);
-            self.stored.append(&mut round.take_stored());
+            round.take_stored().into_iter().for_each(|(group, write)| self.has_stored(group, write));
             match next {
                 Next::Continue => continue,
                 Next::GiveUp | Next::Reclaim => return Ok(ControlFlow::Break(self.lost(&next))),
@@ -433,6 +436,12 @@ impl Owner<'_> {
         ON
     }
 
+    /// Takes in that a group's write is stored.
+    fn has_stored(&mut self, group: usize, write: Write) {
+        self.shared.feed.stored(&self.partition.groups()[group].key, &write);
+        self.stored.push((group, write));
+    }
+
     /// What a refusal for good comes to.
     fn lost(&self, next: &Next) -> Spell {
         if *next == Next::GiveUp {
@@ -455,7 +464,7 @@ impl Owner<'_> {
         let answers = join_all(trims).await;
         let stored = writes.into_iter().zip(&answers).filter(|(_, answer)| **answer == Answer::Stored);
         for ((at, write), _) in stored {
-            self.stored.push((at, write.clone()));
+            self.has_stored(at, write.clone());
             self.partition.groups_mut()[at].trimmed(write, &expired);
         }
         flush::next(answers.iter())

@@ -4,6 +4,7 @@
 use super::changes::Changes;
 use super::sliding::SegmentId;
 use super::slots::Slots;
+use super::totals::touch;
 use crate::live;
 use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::CodecError;
@@ -81,9 +82,7 @@ impl Merged {
     }
 
     fn touch(&mut self, slot: u32) {
-        if !std::mem::replace(&mut self.slots.of_mut(slot).is_touched, true) {
-            self.touched.push(slot);
-        }
+        touch(slot, &mut self.slots.of_mut(slot).is_touched, &mut self.touched);
     }
 
     /// Whether a key was touched since the last pass.

@@ -43,7 +43,16 @@ struct Near {
 impl Near {
     /// The highest total first, then by item.
     fn by_rank(&self, other: &Near) -> Ordering {
-        other.total.cmp(&self.total).then_with(|| self.item.cmp(&other.item))
+        other.total.cmp(&self.total).then_with(|| by_item(&self.item, &other.item))
+    }
+}
+
+/// The order of items: in most sets they are integers, which are compared right here.
+#[inline]
+fn by_item(one: &Value, other: &Value) -> Ordering {
+    match (one, other) {
+        (Value::Int(one), Value::Int(other)) => one.cmp(other),
+        _ => one.cmp(other),
     }
 }
 
@@ -74,7 +83,7 @@ impl Set {
         item: impl FnOnce() -> Result<Value, CodecError>,
     ) -> Result<bool, CodecError> {
         match &self.floor {
-            Some((count, floor)) if total == *count => Ok(item()? < *floor),
+            Some((count, floor)) if total == *count => Ok(by_item(&item()?, floor).is_lt()),
             Some((count, _)) => Ok(total > *count),
             None => Ok(total > 0),
         }
@@ -82,7 +91,9 @@ impl Set {
 
     /// Whether an item of this total is among the top k as they are published, or would come among them.
     fn is_of_the_top(&self, total: u64, item: &Value) -> bool {
-        self.last.as_ref().is_none_or(|(count, last)| total > *count || total == *count && item <= last)
+        let is_of =
+            |(count, last): &(u64, Value)| total > *count || total == *count && by_item(item, last).is_le();
+        self.last.as_ref().is_none_or(is_of)
     }
 }
 
@@ -242,14 +253,23 @@ impl Ranked {
         }
         let near = |place: &u32| &set.near[*place as usize];
         order.clear();
-        order.extend(0..set.near.len() as u32);
+        // Most often k of them rank no later than the last that is published: then these are all to choose from.
+        let is_of_the_top = |place: &u32| set.is_of_the_top(near(place).total, &near(place).item);
+        order.extend((0..set.near.len() as u32).filter(is_of_the_top));
+        if order.len() < *k {
+            order.clear();
+            order.extend(0..set.near.len() as u32);
+        }
         if *k < order.len() {
             order.select_nth_unstable_by(*k, |a, b| near(a).by_rank(near(b)));
             order.truncate(*k);
         }
-        order.sort_unstable_by(|a, b| near(a).item.cmp(&near(b).item));
+        order.sort_unstable_by(|a, b| by_item(&near(a).item, &near(b).item));
         let best = || order.iter().map(near);
-        if best().map(|near| (&near.item, near.total)).eq(set.published.iter().map(|(item, n)| (item, *n))) {
+        let is_same = |(near, (item, count)): (&Near, &(Value, u64))| {
+            near.total == *count && by_item(&near.item, item).is_eq()
+        };
+        if order.len() == set.published.len() && best().zip(&set.published).all(is_same) {
             return Ok(());
         }
         let last = best().max_by(|a, b| a.by_rank(b)).filter(|_| order.len() == *k);
@@ -266,7 +286,7 @@ impl Ranked {
         live::name(metric, &mut by, texts.next())?;
         texts.end();
         let find = |list: &[(Value, u64)], item: &Value| {
-            list.binary_search_by(|(other, _)| other.cmp(item)).ok().map(|at| list[at].1)
+            list.binary_search_by(|(other, _)| by_item(other, item)).ok().map(|at| list[at].1)
         };
         for (item, _) in known.iter().filter(|(item, _)| find(&set.published, item).is_none()) {
             live::item(item, texts.next());

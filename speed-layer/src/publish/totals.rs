@@ -27,6 +27,14 @@ pub(super) struct Totals<T> {
     found: Vec<(u32, u32)>,
 }
 
+/// Takes in that what a slot holds was touched since the last pass.
+#[inline]
+pub(super) fn touch(slot: u32, is_touched: &mut bool, touched: &mut Vec<u32>) {
+    if !replace(is_touched, true) {
+        touched.push(slot);
+    }
+}
+
 impl<T> Default for Totals<T> {
     fn default() -> Totals<T> {
         Totals { slots: Slots::default(), touched: Vec::new(), found: Vec::new() }
@@ -49,9 +57,7 @@ impl<T: Default> Totals<T> {
         for (&(_, slot), &(key, count)) in found.iter().zip(cells) {
             let held = slots.of_mut(slot);
             held.total = held.total.checked_add(count).ok_or(CodecError::Invalid("count: beyond 64 bits"))?;
-            if !replace(&mut held.is_touched, true) {
-                touched.push(slot);
-            }
+            touch(slot, &mut held.is_touched, touched);
             each(slot, key, count, &mut held.of)?;
         }
         Ok(())
@@ -62,9 +68,7 @@ impl<T: Default> Totals<T> {
     pub(super) fn take_off(&mut self, slot: u32, count: u64) {
         let held = self.slots.of_mut(slot);
         held.total -= count;
-        if !replace(&mut held.is_touched, true) {
-            self.touched.push(slot);
-        }
+        touch(slot, &mut held.is_touched, &mut self.touched);
     }
 
     /// Whether a total was touched since the last pass.

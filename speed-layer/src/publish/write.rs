@@ -13,8 +13,9 @@ use std::ops::Range;
 const NAMES: usize = 1_000;
 /// How many members a command changes, but for a set that has more.
 const MEMBERS: usize = 1_000;
-/// How many commands are under way at once: others that wait for an answer from the same server wait for few large ones.
-const ABREAST: [usize; 2] = [4, 256];
+/// How many commands are under way at once, to one server and to a cluster: Redis has work until more is sent, however busy
+/// the processors are. Others have connections of their own, which Redis looks at between two commands.
+const ABREAST: [usize; 2] = [12, 256];
 
 /// Sends all of it. What was done before an error isn't known.
 pub(crate) async fn send(redis: &Redis, changes: &Changes) -> RedisResult<()> {
