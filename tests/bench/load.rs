@@ -13,15 +13,17 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _, TryStreamExt as _};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rustix::io::read;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
@@ -265,7 +267,7 @@ async fn answered(
 /// Times at even distances, by a timer of the kernel: that of tasks wakes once in a millisecond, and a dozen requests would
 /// come in a burst.
 struct Times {
-    timer: pipe::Receiver,
+    timer: AsyncFd<OwnedFd>,
     begun: Instant,
     distance: Duration,
     /// So many have come.
@@ -279,18 +281,16 @@ impl Times {
         let of_kernel = Timespec::try_from(distance)?;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        let (every, begun) = (Itimerspec { it_interval: of_kernel, it_value: of_kernel }, Instant::now());
-        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every)?;
-        // It is read like a pipe: whole or not yet.
-        let timer = pipe::Receiver::from_owned_fd_unchecked(timer)?;
+        let (timer, begun) = (AsyncFd::new(timer)?, Instant::now());
+        let every = Itimerspec { it_interval: of_kernel, it_value: of_kernel };
+        timerfd_settime(timer.get_ref(), TimerfdTimerFlags::empty(), &every)?;
         Ok(Times { timer, begun, distance, come: 0 })
     }
 
     /// Waits for one that hasn't come yet; those that have come then.
     async fn due(&mut self) -> anyhow::Result<Vec<Instant>> {
-        // How many have come since it was last read.
         let mut count = [0u8; 8];
-        self.timer.read_exact(&mut count).await?;
+        self.timer.async_io(Interest::READABLE, |timer| Ok(read(timer, &mut count)?)).await?;
         let before = self.come;
         self.come += u32::try_from(u64::from_ne_bytes(count))?;
         Ok((before + 1..=self.come).map(|number| self.begun + self.distance * number).collect())
