@@ -1,8 +1,8 @@
 //! Asks as often as it is answered, or at a rate, and tells how long answers took and what they cost.
 //!
-//! The generator has a thread of its own, so that its tasks wake none but each other. It stands for a client elsewhere: where
-//! the system allows it, it goes before the servers whose cores it shares. At a rate a request waits from when it is due,
-//! whatever keeps the generator.
+//! The generator has a thread of its own, so that its tasks wake none but each other. At a rate another thread tells it when
+//! a request is due, and a request waits from then on, whatever keeps the generator. Both stand for a client elsewhere: where
+//! the system allows it, they go before the servers whose cores they share.
 
 use crate::Args;
 use crate::process::cpu;
@@ -13,17 +13,11 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _, TryStreamExt as _};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use rustix::io::read;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
@@ -161,7 +155,7 @@ impl Load {
     }
 }
 
-/// Has the calling thread go before others; whether that is allowed.
+/// Has the calling thread, and those that it starts, go before others; whether that is allowed.
 fn go_first() -> bool {
     rustix::process::nice(-PRECEDENCE).is_ok()
 }
@@ -234,7 +228,7 @@ async fn evenly(
     let mut idle = connections(requests, CONNECTIONS).await?;
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut waiting, mut under_way, mut taken) = (VecDeque::new(), FuturesUnordered::new(), Vec::new());
-    let mut times = Times::at(rate)?;
+    let mut times = times(rate, is_over);
     loop {
         while let Some(&due) = waiting.front()
             && let Some(connection) = idle.pop()
@@ -243,7 +237,7 @@ async fn evenly(
             under_way.push(answered(connection, requests.draw(&mut random), due));
         }
         tokio::select! {
-            due = times.due(), if !is_over.load(Ordering::Relaxed) => waiting.extend(due?),
+            Some(due) = times.recv() => waiting.push_back(due),
             Some(answer) = under_way.next() => {
                 let (connection, took) = answer?;
                 idle.push(connection);
@@ -264,35 +258,19 @@ async fn answered(
     Ok((connection, due.elapsed()))
 }
 
-/// Times at even distances, by a timer of the kernel: that of tasks wakes once in a millisecond, and a dozen requests would
-/// come in a burst.
-struct Times {
-    timer: AsyncFd<OwnedFd>,
-    begun: Instant,
-    distance: Duration,
-    /// So many have come.
-    come: u32,
-}
-
-impl Times {
-    /// So many a second, the first after one distance.
-    fn at(rate: f64) -> anyhow::Result<Times> {
-        let distance = Duration::from_secs_f64(1.0 / rate);
-        let of_kernel = Timespec::try_from(distance)?;
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        let (timer, begun) = (AsyncFd::new(timer)?, Instant::now());
-        let every = Itimerspec { it_interval: of_kernel, it_value: of_kernel };
-        timerfd_settime(timer.get_ref(), TimerfdTimerFlags::empty(), &every)?;
-        Ok(Times { timer, begun, distance, come: 0 })
-    }
-
-    /// Waits for one that hasn't come yet; those that have come then.
-    async fn due(&mut self) -> anyhow::Result<Vec<Instant>> {
-        let mut count = [0u8; 8];
-        self.timer.async_io(Interest::READABLE, |timer| Ok(read(timer, &mut count)?)).await?;
-        let before = self.come;
-        self.come += u32::try_from(u64::from_ne_bytes(count))?;
-        Ok((before + 1..=self.come).map(|number| self.begun + self.distance * number).collect())
-    }
+/// Times at even distances, each when it has come, until it is over. A thread's sleep is finer than the timer of tasks, which
+/// wakes once in a millisecond: a dozen requests would come in a burst.
+fn times(rate: f64, is_over: Arc<AtomicBool>) -> UnboundedReceiver<Instant> {
+    let (send, times) = mpsc::unbounded_channel();
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        let at = |number: u64| begun + Duration::from_secs_f64(number as f64 / rate);
+        for at in (0..).map(at) {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+            if is_over.load(Ordering::Relaxed) || send.send(at).is_err() {
+                break;
+            }
+        }
+    });
+    times
 }

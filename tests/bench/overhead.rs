@@ -99,8 +99,8 @@ async fn compare(
         runs.push([Latency::of(request)?, Latency::of(behind)?, Latency::of(alone)?]);
     }
     println!("{name}, {} a second, beside its calls (wanted: at most 1.3 x):", args.low_rate);
-    let figures: [(&str, fn(&Latency) -> f64); 2] = [("p50", |taken| taken.p50), ("p99", |taken| taken.p99)];
-    for (which, figure) in figures {
+    for which in ["p50", "p99"] {
+        let figure = |taken: &Latency| if which == "p50" { taken.p50 } else { taken.p99 };
         let of = |place: usize| -> Vec<f64> { runs.iter().map(|run| figure(&run[place])).collect() };
         let over = |place: usize| -> Vec<f64> {
             runs.iter().map(|run| figure(&run[0]) / figure(&run[place])).collect()
