@@ -65,6 +65,9 @@ struct Beside {
     behind: Arc<Requests>,
 }
 
+/// What is told of a latency, and its name.
+type Figure = (&'static str, fn(&Latency) -> f64);
+
 /// Makes calls about a key that is drawn anew each time.
 fn about(draw: Draw, made: Made) -> Ask {
     Arc::new(move |random: &mut SmallRng| -> Call { made(draw(random)) })
@@ -98,7 +101,7 @@ async fn compare(
         runs.push([Latency::of(request)?, Latency::of(behind)?, Latency::of(alone)?]);
     }
     println!("{name}, {} a second, beside its calls (wanted: at most 1.3 x):", args.low_rate);
-    let figures: [(&str, fn(&Latency) -> f64); 2] = [("p50", |taken| taken.p50), ("p99", |taken| taken.p99)];
+    let figures: [Figure; 2] = [("p50", |taken| taken.p50), ("p99", |taken| taken.p99)];
     for (which, figure) in figures {
         let of = |place: usize| -> Vec<f64> { runs.iter().map(|run| figure(&run[place])).collect() };
         let over = |place: usize| -> Vec<f64> {
