@@ -194,7 +194,7 @@ mod tests {
         fn nobody_is_told_what_is_older_than_its_question(events in proptest::collection::vec(event(), 1..60)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             // No task is made to give way here, which would look as if it waited.
-            runtime.block_on(tokio::task::unconstrained(live_through(events)));
+            runtime.block_on(tokio::task::coop::unconstrained(live_through(events)));
         }
     }
 }
