@@ -6,7 +6,7 @@ use crate::error::ServeError;
 use crate::merge::{Cell, Fold, FoldError};
 use crate::query::Query;
 use crate::realtime_view::{Found, Group, RealtimeError, Sought, Want};
-use futures::StreamExt;
+use futures::future::try_join_all;
 use shared_model::aggregate::State;
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
@@ -57,36 +57,29 @@ pub(super) async fn add(
     // A query holds no more of the view than it reads at once: what gives way to other groups meanwhile is read anew.
     let standing = standing.into_iter().map(|group| group.as_ref().map(Arc::downgrade));
     let mut reads = Vec::new();
-    for ((((tp, _), wanted), key), standing) in wanted.into_iter().zip(&keys).zip(standing) {
+    for (key, standing) in keys.iter().zip(standing) {
         reads.push(async move {
-            let read = match standing.and_then(|group| group.upgrade()) {
+            match standing.and_then(|group| group.upgrade()) {
                 Some(group) => Ok(Some(group)),
                 None => views.realtime.group(key, Want::Epochs).await,
-            };
-            (tp, wanted, read)
+            }
         });
     }
-    let mut reads = futures::stream::iter(reads).buffer_unordered(views.limits.redis_reads.max(1));
-    while let Some((tp, wanted, read)) = reads.next().await {
-        match read {
-            Ok(group) => {
-                for wanted in &wanted {
-                    let epochs = tidemark.cut(&tp).epoch..until;
-                    add_group(
-                        views,
-                        &tp,
-                        wanted,
-                        tidemark,
-                        epochs,
-                        group.as_deref(),
-                        &mut asked[wanted.query],
-                    )?;
-                }
-            }
+    // Other requests may wait for what is read here: nothing is, while cells are added, which may take long.
+    let (mut reads, mut wanted) = (reads.into_iter(), wanted.into_iter());
+    while !reads.as_slice().is_empty() {
+        let abreast = reads.by_ref().take(views.limits.redis_reads.max(1));
+        let groups = match try_join_all(abreast).await {
+            Ok(groups) => groups,
             Err(error) => {
-                drop(reads);
                 out_of_reach(views, tidemark, asked, &error);
                 return Ok(());
+            }
+        };
+        for (group, ((tp, _), wanted)) in groups.into_iter().zip(&mut wanted) {
+            for wanted in &wanted {
+                let (epochs, group) = (tidemark.cut(&tp).epoch..until, group.as_deref());
+                add_group(views, &tp, wanted, tidemark, epochs, group, &mut asked[wanted.query])?;
             }
         }
     }

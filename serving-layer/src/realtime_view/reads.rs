@@ -56,13 +56,16 @@ mod tests {
     use crate::realtime_view::held::{Taken, Told, header, take};
     use futures::future::join_all;
     use futures::poll;
+    use proptest::prelude::*;
     use shared_model::view::Header;
     use std::convert::Infallible;
+    use std::task::Poll;
     use tokio::sync::Semaphore;
 
-    /// A group that is read up to one offset after the other, each once there is a permit.
+    /// A group that is read once there is a permit.
     struct Store {
-        to: Vec<i64>,
+        /// Up to where each read comes, all further ones as far as the last.
+        to: Mutex<Vec<i64>>,
         read: Mutex<usize>,
         permits: Semaphore,
         held: Mutex<Option<Arc<Held>>>,
@@ -74,6 +77,16 @@ mod tests {
     }
 
     impl Store {
+        fn new(to: &[i64]) -> Store {
+            Store {
+                to: Mutex::new(to.to_vec()),
+                read: Mutex::default(),
+                permits: Semaphore::new(0),
+                held: Mutex::default(),
+                reads: Reads::new(),
+            }
+        }
+
         /// Up to where it is read for who has seen the fence behind which it is up to an offset, if any.
         async fn ask(&self, seen: Option<i64>) -> i64 {
             let place = ("a group".to_owned(), Want::Panes);
@@ -85,9 +98,9 @@ mod tests {
 
         async fn read(&self) -> Found<Infallible> {
             let to = {
-                let mut read = self.read.lock().unwrap();
+                let (to, mut read) = (self.to.lock().unwrap(), self.read.lock().unwrap());
                 *read += 1;
-                self.to[*read - 1]
+                to[to.len().min(*read) - 1]
             };
             self.permits.acquire().await.unwrap().forget();
             let told = Told { header: up_to(to).to_json().into_bytes(), fields: Vec::new() };
@@ -101,13 +114,7 @@ mod tests {
     /// Those who ask while the first read is under way, each with what it has seen; how far each read reaches; and what each
     /// is told then.
     async fn check(seen: &[Option<i64>], reads: &[i64], expected: &[i64]) {
-        let store = Store {
-            to: reads.to_vec(),
-            read: Mutex::default(),
-            permits: Semaphore::new(0),
-            held: Mutex::default(),
-            reads: Reads::new(),
-        };
+        let store = Store::new(reads);
         let mut asking: Vec<_> = seen.iter().map(|seen| Box::pin(store.ask(*seen))).collect();
         for asking in &mut asking {
             assert!(poll!(asking).is_pending());
@@ -127,5 +134,67 @@ mod tests {
         // Who has seen nothing is told what was read since.
         check(&[None, None, None, None], &[1, 2], &[1, 2, 2, 2]).await;
         check(&[Some(1), None], &[1, 1], &[1, 1]).await;
+    }
+
+    /// What happens while some ask.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// The group is written.
+        Write,
+        /// One more asks, who has looked or not.
+        Ask { looked: bool },
+        /// A read is answered.
+        Answer,
+        /// One of them leaves.
+        Leave(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            2 => Just(Event::Write),
+            4 => any::<bool>().prop_map(|looked| Event::Ask { looked }),
+            3 => Just(Event::Answer),
+            1 => any::<usize>().prop_map(Event::Leave),
+        ]
+    }
+
+    /// Each who asks and stays is told, and nothing that is older than its question.
+    async fn live_through(events: Vec<Event>) {
+        let store = Store::new(&[1]);
+        let mut asking = Vec::new();
+        for event in events {
+            match event {
+                Event::Write => store.to.lock().unwrap()[0] += 1,
+                Event::Ask { looked } => {
+                    let now = store.to.lock().unwrap()[0];
+                    asking.push((now, Box::pin(store.ask(looked.then_some(now)))));
+                }
+                Event::Answer => store.permits.add_permits(1),
+                Event::Leave(_) if asking.is_empty() => {}
+                Event::Leave(who) => drop(asking.swap_remove(who % asking.len())),
+            }
+            let mut waiting = Vec::new();
+            for (asked, mut told) in asking {
+                match poll!(&mut told) {
+                    Poll::Ready(to) => assert!(to >= asked, "up to {to}, asked at {asked}"),
+                    Poll::Pending => waiting.push((asked, told)),
+                }
+            }
+            asking = waiting;
+        }
+        store.permits.add_permits(asking.len());
+        let (asked, told): (Vec<i64>, Vec<_>) = asking.into_iter().unzip();
+        for (to, asked) in join_all(told).await.into_iter().zip(asked) {
+            assert!(to >= asked, "up to {to}, asked at {asked}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_told_what_is_older_than_its_question(events in proptest::collection::vec(event(), 1..60)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            // No task is made to give way here, which would look as if it waited.
+            runtime.block_on(tokio::task::coop::unconstrained(live_through(events)));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! What many ask at once is asked together: whoever comes while a round is under way joins the next one.
 //!
 //! A round is asked only once nobody can join it any more, so that each is told what was so after it had come. One of those
-//! who wait for a round asks for all of them; where that one leaves, another asks again.
+//! who wait for a round asks for all of them; where that one leaves, another asks again. One that stays, and does something
+//! else meanwhile, holds up all others: nobody may.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
