@@ -665,11 +665,13 @@ async fn a_schedule_moves_the_tidemark_and_failures_leave_it() {
     assert!(number(&pool, dense).await > 0, "what came after the first run is dense");
 }
 
-/// Takes from a metric's table and view what only dense rows need, as a build from before there were such leaves them.
+/// Takes from a metric's table and view what only dense rows need, and the collation of texts, as a build from before there
+/// were such leaves them.
 async fn a_metric_is_as_before_dense_rows(stack: &Stack, pool: &PgPool) {
     let version = stack.catalog.metric("user_view_cnt").expect("shipped").version;
     let statements = format!(
         "alter table views.user_view_cnt_{version} drop column _bucket cascade, drop column _value cascade;
+         alter table views.user_view_cnt_{version} alter column uuid type text collate \"default\";
          create view metrics.user_view_cnt as
              select v.bucket, v.uuid, v.value from views.user_view_cnt_{version} v
              join tidemark.live_version l on l.version_id = v.version_id and l.version = '{version}'"

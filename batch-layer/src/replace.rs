@@ -68,7 +68,6 @@ pub(crate) async fn stage(
     cells: Cells,
     origin: Origin<'_>,
 ) -> Result<Staged> {
-    let parent = names::parent_table(metric);
     let (rows, hash) = (i64::try_from(cells.rows())?, cells.hash().to_owned());
     let mut transaction = connection.begin().await?;
     let version: i64 = sqlx::query_scalar("select nextval('tidemark.view_version_version_id_seq')")
@@ -79,7 +78,7 @@ pub(crate) async fn stage(
         _ => Some(names::child_table(metric, day, version, may_be_dense(&mut transaction, metric).await?)),
     };
     if let Some(table) = &table {
-        let create = names::create_child(&parent, table, version);
+        let create = names::create_child(metric, table, version);
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
         copy_cells(&mut transaction, metric, table, version, cells)
             .await
@@ -109,9 +108,7 @@ pub(crate) async fn stage(
     transaction.commit().await?;
     failpoint::hit("batch.stage.after");
     if let Some(table) = &table {
-        // Nothing is planned by what arrays have, and to sample them takes long.
-        let columns = names::columns(metric).join(", ");
-        let analyze = format!("analyze views.{} ({columns})", names::quote(table));
+        let analyze = format!("analyze views.{}", names::quote(table));
         sqlx::raw_sql(AssertSqlSafe(analyze)).execute(connection).await?;
     }
     Ok(Staged { metric: metric.clone(), day, version, table, rows })
@@ -124,7 +121,7 @@ async fn may_be_dense(connection: &mut PgConnection, metric: &Metric) -> Result<
         return Ok(false);
     }
     let parent = format!("views.{}", names::quote(&names::parent_table(metric)));
-    let query = sqlx::query_scalar(include_str!("replace/dense.sql")).bind(parent).bind(&metric.name);
+    let query = sqlx::query_scalar(include_str!("replace/dense.sql")).bind(parent);
     query.fetch_one(connection).await.context("how its rows are read")
 }
 

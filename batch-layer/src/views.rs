@@ -16,7 +16,13 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) async fn refresh(connection: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     for metric in &catalog.metrics {
         sqlx::raw_sql(AssertSqlSafe(names::create_parent(metric))).execute(&mut *connection).await?;
-        widen(connection, metric).await?;
+        if let Err(error) = widen(connection, metric).await {
+            tracing::warn!(
+                metric = metric.name,
+                "its rows can't be dense yet, and its view is as it was: {error:#}"
+            );
+            continue;
+        }
         let over: Vec<&str> = catalog
             .formulas
             .iter()

@@ -129,8 +129,7 @@ async fn compare(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The seconds that the same cells take as rows of one cell each, into tables without an index, one after the other, on one
-/// connection. Frozen, each in
-/// the transaction that made its table, as the batch layer loads them.
+/// connection. Frozen, each in the transaction that made its table, as the batch layer loads them.
 async fn bare_copy(days: &Days, day: Day) -> anyhow::Result<f64> {
     let (mut connection, mut seconds) = (days.connect().await?, 0.0);
     for (metric, table) in days.tables(&mut connection, day).await? {

@@ -59,10 +59,11 @@ pub(crate) fn arrays(metric: &Metric) -> Vec<(String, String)> {
     std::iter::once((quote(dense::BUCKETS), "timestamptz[]".to_owned())).chain(states).collect()
 }
 
-/// The Postgres type of a key's column.
-pub(crate) fn key_type(ty: FieldType) -> &'static str {
+/// The Postgres type of a key's column. Texts are ordered by their bytes, as everywhere, in a database of any locale; so
+/// conditions on their order reach the index, whose keys are sorted fastest so.
+fn key_type(ty: FieldType) -> &'static str {
     match ty {
-        FieldType::String => "text",
+        FieldType::String => "text collate \"C\"",
         FieldType::Int | FieldType::Decimal(_) => "bigint",
         FieldType::Float => "double precision",
         FieldType::Bool => "boolean",
@@ -70,7 +71,7 @@ pub(crate) fn key_type(ty: FieldType) -> &'static str {
 }
 
 /// The Postgres type of a state's column.
-pub(crate) fn column_type(ty: ColumnType) -> &'static str {
+fn column_type(ty: ColumnType) -> &'static str {
     match ty {
         ColumnType::BigInt => "bigint",
         ColumnType::Numeric => "numeric",
@@ -102,10 +103,17 @@ pub(crate) fn widen_parent(metric: &Metric) -> String {
     format!("alter table views.{} {};", quote(&parent_table(metric)), arrays.join(", "))
 }
 
-/// Creates a child. The check spares the attaching a scan.
-pub(crate) fn create_child(parent: &str, table: &str, version: i64) -> String {
-    let (parent, table) = (quote(parent), quote(table));
-    format!("create table views.{table} (like views.{parent}, check (version_id = {version}))")
+/// Creates a child. The check spares the attaching a scan. Nothing is planned by what dense rows' arrays hold, and to sample
+/// them takes long: neither who loads the table nor autovacuum does.
+pub(crate) fn create_child(metric: &Metric, table: &str, version: i64) -> String {
+    let (parent, child) = (quote(&parent_table(metric)), quote(table));
+    let create = format!("create table views.{child} (like views.{parent}, check (version_id = {version}));");
+    if !dense::is_dense(table) {
+        return create;
+    }
+    let unsampled: Vec<String> =
+        arrays(metric).iter().map(|(name, _)| format!("alter column {name} set statistics 0")).collect();
+    format!("{create} alter table views.{child} {};", unsampled.join(", "))
 }
 
 /// The index that reading by key and time wants. Named by its version, since the names that Postgres gives, shortened to
@@ -141,7 +149,7 @@ mod tests {
         let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
         let metric = catalog.metric("geo_top_doc").expect("shipped");
         let version = metric.version;
-        let columns = "version_id bigint not null, bucket timestamptz not null, \"geo_location\" text, \
+        let columns = "version_id bigint not null, bucket timestamptz not null, \"geo_location\" text collate \"C\", \
                        \"document_id\" bigint, \"value\" bigint, \"_bucket\" timestamptz[], \"_value\" bigint[]";
         assert_eq!(
             create_parent(metric),
@@ -156,6 +164,15 @@ mod tests {
                  add column if not exists \"_value\" bigint[];"
             )
         );
+        let child = |table: &str| {
+            format!(
+                "create table views.\"{table}\" (like views.\"geo_top_doc_{version}\", check (version_id = 5));"
+            )
+        };
+        assert_eq!(create_child(metric, "t", 5), child("t"));
+        let unsampled = " alter table views.\"t_dense\" alter column \"_bucket\" set statistics 0, \
+                         alter column \"_value\" set statistics 0;";
+        assert_eq!(create_child(metric, "t_dense", 5), child("t_dense") + unsampled);
         let index = "create index by_key_5 on views.\"t\" (\"geo_location\", bucket)";
         assert_eq!(create_index(metric, "t", 5), index);
         let mut daily = (**metric).clone();
