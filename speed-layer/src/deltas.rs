@@ -310,14 +310,8 @@ impl Deltas {
 impl Notes {
     /// None yet, with room for the parts of as many as there are now.
     fn next(&self) -> Notes {
-        // A note has two parts at most.
-        let parts = self.parts.len().min(2 * self.count);
-        let bytes = self.parts.bytes() / self.parts.len().max(1) * parts;
-        Notes {
-            parts: Interner::for_about(parts, bytes),
-            groups: Vec::with_capacity(parts),
-            ..Notes::default()
-        }
+        let parts = Interner::for_about(self.parts.len(), self.parts.bytes());
+        Notes { parts, groups: Vec::with_capacity(self.parts.len()), ..Notes::default() }
     }
 
     /// Begins a record.
