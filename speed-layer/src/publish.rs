@@ -290,7 +290,8 @@ impl<'a> Windows<'a> {
         if self.end.is_some_and(|known| end < known) {
             bail!("the newest event time has gone back");
         }
-        if self.is_due(&marks, end) {
+        // While one waits to be sent, no other is made: it is newer later.
+        if self.passes.capacity() > 0 && self.is_due(&marks, end) {
             let passed = Instant::now();
             self.read(&marks, end, end).await?;
             self.pass(end).await?;

@@ -327,7 +327,8 @@ impl Redis {
     }
 }
 
-fn is_of_the_connection(error: &RedisError) -> bool {
+/// Whether it is the connection that failed, or that an answer did not come.
+pub(crate) fn is_of_the_connection(error: &RedisError) -> bool {
     error.is_unrecoverable_error() || error.is_connection_refusal() || error.is_timeout()
 }
 

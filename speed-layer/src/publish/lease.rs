@@ -1,10 +1,12 @@
 //! The lease of the one worker that publishes, renewed by a task of its own, however long a pass takes.
 //!
-//! A *term* lasts as long as the lease is held without a break. The holder that publishes every pane also tells how far it
-//! has come, for as long as it holds: workers don't go far beyond, and let no pane expire that it still needs.
+//! A *term* lasts as long as the lease is held without a break, and the connection by which it sends: where that broke, Redis
+//! may have come back from an older copy, in which the lease still is ours and what was sent last isn't. The holder that
+//! publishes every pane also tells how far it has come, for as long as it holds: workers don't go far beyond, and let no pane
+//! expire that it still needs.
 
-use crate::redis::{Redis, explain};
-use ::redis::{RedisResult, cmd};
+use crate::redis::{Redis, explain, is_of_the_connection};
+use ::redis::{RedisError, RedisResult, cmd};
 use shared_model::failpoint;
 use shared_model::time::Millis;
 use std::time::Duration;
@@ -69,7 +71,7 @@ impl Lease {
                 }
                 failed => {
                     if let Ok(Err(error)) = failed {
-                        tracing::debug!("the publisher's lease is not renewed: {}", explain(&error));
+                        self.failed("the publisher's lease is not renewed", &error);
                     }
                     if holds && renewed.elapsed() + RENEWAL >= LASTS {
                         self.term.send_replace(None);
@@ -103,7 +105,15 @@ impl Lease {
         if let Some(to) = to.filter(|_| holds)
             && let Ok(Err(error)) = timeout(RENEWAL, tell(&self.redis, to)).await
         {
-            tracing::debug!("how far every pane is published is not told: {}", explain(&error));
+            self.failed("how far every pane is published is not told", &error);
+        }
+    }
+
+    /// Ends the term where the connection broke.
+    fn failed(&self, what: &str, error: &RedisError) {
+        tracing::debug!("{what}: {}", explain(error));
+        if is_of_the_connection(error) {
+            self.term.send_replace(None);
         }
     }
 }

@@ -331,6 +331,16 @@ mod tests {
         }
     }
 
+    /// A write whose reply was lost was read; Redis has lost it since, and is sent it again.
+    #[test]
+    fn what_was_rolled_back_comes_again_in_place_of_itself() {
+        let of = segments(&[(10, 2)]);
+        let fence = b"a:1:1".to_vec();
+        let mut known = Known { fence, read: of.clone(), expired: of.clone(), ..Known::default() };
+        assert_eq!(known.follow("a:2:2", &[(10, 2)], &[], 0), [(10, 2)]);
+        assert_eq!(known, Known { fence: b"a:2:2".to_vec(), unread: of, ..Known::default() });
+    }
+
     #[test]
     fn what_is_behind_a_missed_write_is_not_followed() {
         let mut group = Followed {
