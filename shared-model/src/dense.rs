@@ -56,9 +56,9 @@ pub fn array(column: &str) -> String {
 /// First cells are rows as they are, and the others are made of those rows alone that have some: twice read is faster than to
 /// make each single cell an array. A condition on a key reaches the index in both parts, one on the bucket in the first.
 pub fn cells(rows: &str, keys: &[&str], columns: &[&str]) -> String {
-    let first = list(keys, columns, |column| format!("v.{}", quoted(column)));
-    let further = list(keys, columns, |column| format!("unnest(v.{})", quoted(&array(column))));
-    let has_further = format!("v.{} is not null", quoted(BUCKETS));
+    let first = list(keys, columns, |column| format!("v.{}", quote(column)));
+    let further = list(keys, columns, |column| format!("unnest(v.{})", quote(&array(column))));
+    let has_further = format!("v.{} is not null", quote(BUCKETS));
     format!(
         "(select {first} from {rows} union all select {further} from {rows} where {has_further}) as cells"
     )
@@ -67,19 +67,20 @@ pub fn cells(rows: &str, keys: &[&str], columns: &[&str]) -> String {
 /// The same, for whoever reads few rows: each is found once. A NULL array is an empty one to `||`.
 pub fn cells_of_few(rows: &str, keys: &[&str], columns: &[&str]) -> String {
     let all =
-        list(keys, columns, |column| format!("unnest(v.{} || v.{})", quoted(column), quoted(&array(column))));
+        list(keys, columns, |column| format!("unnest(v.{} || v.{})", quote(column), quote(&array(column))));
     format!("(select {all} from {rows}) as cells")
 }
 
 /// What is selected: the keys as they are, and the bucket and columns as `of` says.
 fn list(keys: &[&str], columns: &[&str], of: impl Fn(&str) -> String) -> String {
-    let keys = keys.iter().map(|key| format!("v.{}", quoted(key)));
+    let keys = keys.iter().map(|key| format!("v.{}", quote(key)));
     let columns = ["bucket"].into_iter().chain(columns.iter().copied());
-    let columns = columns.map(|column| format!("{} as {}", of(column), quoted(column)));
+    let columns = columns.map(|column| format!("{} as {}", of(column), quote(column)));
     keys.chain(columns).collect::<Vec<_>>().join(", ")
 }
 
-fn quoted(name: &str) -> String {
+/// A name as SQL takes it, whatever it holds.
+pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

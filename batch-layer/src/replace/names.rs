@@ -6,14 +6,10 @@
 
 use shared_model::aggregate::ColumnType;
 use shared_model::dense;
+pub(crate) use shared_model::dense::quote;
 use shared_model::event::FieldType;
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::{DAY, EventDay};
-
-/// A name as SQL takes it, whatever it holds.
-pub(crate) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
 
 /// A text as SQL takes it.
 pub(crate) fn literal(text: &str) -> String {

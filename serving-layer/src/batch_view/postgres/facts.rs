@@ -3,10 +3,11 @@
 //! They are read by their primary key, some at a time: what nobody wants any more isn't read, and nothing is sorted.
 
 use super::super::{EachFact, Fact};
-use super::select::{quoted, timestamp};
+use super::select::timestamp;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt as _;
 use shared_model::catalog::{Field, Stream};
+use shared_model::dense::quote;
 use shared_model::event::{FieldType, Value};
 use shared_model::offsets::TopicPartition;
 use shared_model::time::{EventDay, Interval};
@@ -34,7 +35,7 @@ pub(super) async fn read(
         "select {fields}topic, \"partition\", \"offset\", event_time, act_prod_time, act_load_time from facts.{}
          where event_time >= $1 and event_time < $2 and (event_time, topic, \"partition\", \"offset\") > ($1, $3, $4, $5)
          order by event_time, topic, \"partition\", \"offset\" limit $6",
-        quoted(&stream.name)
+        quote(&stream.name)
     );
     // No topic has an empty name: all of the span's records lie behind this place.
     let (mut behind, mut at_once) = ((from, String::new(), 0, 0), *AT_ONCE.start());
@@ -89,7 +90,7 @@ async fn columns(connection: &mut PgConnection, stream: &Stream) -> Result<Vec<S
 /// yet all values are NULL.
 fn selected(field: &Field, there: &[String]) -> String {
     let column = match field.fact_column() {
-        column if there.contains(&column) => quoted(&column),
+        column if there.contains(&column) => quote(&column),
         _ => "null".to_owned(),
     };
     match field.ty {

@@ -10,7 +10,7 @@ use crate::query::filter::{Condition, Test};
 use chrono::{DateTime, Utc};
 use shared_model::aggregate::{Aggregate, Column, ColumnType, State};
 use shared_model::codec::CodecError;
-use shared_model::dense;
+use shared_model::dense::{self, quote};
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::{KeyColumn, Metric};
 use shared_model::time::Millis;
@@ -84,13 +84,13 @@ impl Select {
             |place: &usize| column.group.contains(place) || column.tested.contains(&Part::By(*place));
         let needed: Vec<usize> = (0..metric.by.len()).filter(|place| !adds || is_needed(place)).collect();
         let keys = needed.iter().map(|place| &metric.by[*place]).chain(&metric.item);
-        let mut columns: Vec<String> = keys.map(|column| quoted(&column.name)).collect();
+        let mut columns: Vec<String> = keys.map(|column| quote(&column.name)).collect();
         let mut bound = Vec::new();
         columns.push(if adds { bucket(scan.buckets, &mut bound) } else { "bucket".to_owned() });
         let places: Vec<String> = (1..=columns.len()).map(|place| place.to_string()).collect();
         let group_by = if adds { format!(" group by {}", places.join(", ")) } else { String::new() };
         for (name, ty) in state_columns(metric) {
-            let name = if adds { format!("sum({})", quoted(name)) } else { quoted(name) };
+            let name = if adds { format!("sum({})", quote(name)) } else { quote(name) };
             columns.push(match ty {
                 ColumnType::Numeric => format!("{name}::text"),
                 ColumnType::BigInt if adds => format!("{name}::bigint"),
@@ -101,7 +101,7 @@ impl Select {
         let mut sql = format!(
             "select {} from {} where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2",
             columns.join(", "),
-            if dense { cells(scan, table) } else { format!("views.{}", quoted(table)) },
+            if dense { cells(scan, table) } else { format!("views.{}", quote(table)) },
             ids.join(", ")
         );
         let conjuncts = match scan.condition {
@@ -127,7 +127,7 @@ fn cells(scan: &Scan<'_>, table: &str) -> String {
     let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
     let states: Vec<&str> = state_columns(metric).map(|(name, _)| name).collect();
     let read = if scan.one_key && metric.item.is_none() { dense::cells_of_few } else { dense::cells };
-    read(&format!("views.{} v", quoted(table)), &keys, &states)
+    read(&format!("views.{} v", quote(table)), &keys, &states)
 }
 
 /// A time of the answer's bucket that holds a row's, inside the span; what it compares with is bound behind the span.
@@ -178,7 +178,7 @@ fn exact(scan: &Scan<'_>, condition: &Condition<usize>, bound: &mut Vec<Bound>) 
 fn test(column: &KeyColumn, test: &Test, bound: &mut Vec<Bound>) -> Option<String> {
     // Texts are ordered by their bytes, whatever the database's collation.
     let collate = if column.ty == FieldType::String { " collate \"C\"" } else { "" };
-    let name = quoted(&column.name);
+    let name = quote(&column.name);
     // No row has a text with U+0000, and the server would refuse to hear of one.
     let sayable = |value: &Value| !matches!(value, Value::Str(text) if text.contains('\0'));
     let mut compare = |operator: &str, value: &Value| {
@@ -211,10 +211,6 @@ fn test(column: &KeyColumn, test: &Test, bound: &mut Vec<Bound>) -> Option<Strin
 /// The columns that hold the state; those for people are not read.
 fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnType)> {
     metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
-}
-
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A cell to decode rows of a [`Select`] into; columns that it doesn't return, which nobody asks for, are NULL.
