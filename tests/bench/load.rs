@@ -1,14 +1,13 @@
 //! Asks as often as it is answered, or at a rate, and tells how long answers took and what they cost.
 //!
 //! The generator has a thread of its own, so that its tasks wake none but each other. At a rate another thread tells it when
-//! a request is due, and a request waits from then on, whatever keeps the generator. Both stand for a client elsewhere: where
-//! the system allows it, they go before the servers whose cores they share.
+//! a request is due, and a request waits from then on, whatever keeps the generator.
 
 use crate::Args;
 use crate::process::cpu;
 use crate::requests::{Connection, Request, Requests};
 use crate::world::World;
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _, TryStreamExt as _};
 use rand::SeedableRng as _;
@@ -18,13 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 /// So many requests at most are under way where they come at a rate; more wait for one of them, and that counts.
 const CONNECTIONS: usize = 256;
-/// How much nicer than the generator all others are, as `nice` counts it.
-const PRECEDENCE: i32 = 10;
 
 /// One request under way, until it is answered; an answer that is wrong is an error.
 pub(crate) type Call = BoxFuture<'static, anyhow::Result<()>>;
@@ -155,31 +151,12 @@ impl Load {
     }
 }
 
-/// Has the calling thread, and those that it starts, go before others; whether that is allowed.
-fn go_first() -> bool {
-    rustix::process::nice(-PRECEDENCE).is_ok()
-}
-
-/// Whether the generator goes before the servers.
-pub(crate) fn precedence() -> String {
-    match std::thread::spawn(go_first).join() {
-        Ok(true) => format!("the load generator goes before the servers (nice -{PRECEDENCE})"),
-        _ => "the load generator may not go before the servers, and waits for a core as they do".to_owned(),
-    }
-}
-
 /// Runs a load in a thread of its own, in a runtime that has no other.
 async fn alone<T: Send + 'static, F: Future<Output = anyhow::Result<T>>>(
     load: impl FnOnce() -> F + Send + 'static,
 ) -> anyhow::Result<T> {
     let run = move || tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(load());
-    let (send, ended) = oneshot::channel();
-    std::thread::spawn(move || {
-        go_first();
-        // Where nobody waits for it any more, nobody is told.
-        _ = send.send(run());
-    });
-    ended.await.context("the load generator ended early")?
+    tokio::task::spawn_blocking(run).await?
 }
 
 async fn connections(requests: &Requests, count: usize) -> anyhow::Result<Vec<Connection>> {

@@ -104,7 +104,6 @@ enum Measure {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     println!("{}", machine::described().await);
-    println!("{}", load::precedence());
     println!(
         "{} records of 30 days in the batch view, {} of the last hour in the realtime view (seed {}); {} runs of {} s; \
          median (min to max)",
