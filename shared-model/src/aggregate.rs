@@ -131,6 +131,20 @@ pub enum ColumnType {
     Bytes,
 }
 
+impl ColumnType {
+    /// Its name in SQL.
+    pub fn name(self) -> &'static str {
+        match self {
+            ColumnType::BigInt => "bigint",
+            ColumnType::Numeric => "numeric",
+            ColumnType::Double => "double precision",
+            ColumnType::Text => "text",
+            ColumnType::Bool => "boolean",
+            ColumnType::Bytes => "bytea",
+        }
+    }
+}
+
 /// Two states of different kinds were to be merged, or a stored form is of another kind than the metric's.
 pub type StateError = CodecError;
 

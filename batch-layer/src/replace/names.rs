@@ -4,7 +4,6 @@
 //! names fit Postgres' 63 bytes: a child's keeps what makes it unique and shortens the metric's part. A parent whose metric
 //! may have dense rows has their arrays behind all other columns.
 
-use shared_model::aggregate::ColumnType;
 use shared_model::dense;
 pub(crate) use shared_model::dense::quote;
 use shared_model::event::FieldType;
@@ -51,7 +50,7 @@ pub(crate) fn arrays(metric: &Metric) -> Vec<(String, String)> {
         return Vec::new();
     }
     let states = metric.aggregate.columns().into_iter();
-    let states = states.map(|(name, ty)| (quote(&dense::array(name)), format!("{}[]", column_type(ty))));
+    let states = states.map(|(name, ty)| (quote(&dense::array(name)), format!("{}[]", ty.name())));
     std::iter::once((quote(dense::BUCKETS), "timestamptz[]".to_owned())).chain(states).collect()
 }
 
@@ -66,23 +65,11 @@ fn key_type(ty: FieldType) -> &'static str {
     }
 }
 
-/// The Postgres type of a state's column.
-fn column_type(ty: ColumnType) -> &'static str {
-    match ty {
-        ColumnType::BigInt => "bigint",
-        ColumnType::Numeric => "numeric",
-        ColumnType::Double => "double precision",
-        ColumnType::Text => "text",
-        ColumnType::Bool => "boolean",
-        ColumnType::Bytes => "bytea",
-    }
-}
-
 /// Creates a metric version's parent, if it isn't there.
 pub(crate) fn create_parent(metric: &Metric) -> String {
     let keys = key_columns(metric).map(|key| format!(", {} {}", quote(&key.name), key_type(key.ty)));
     let columns = metric.aggregate.columns();
-    let states = columns.iter().map(|(name, ty)| format!(", {} {}", quote(name), column_type(*ty)));
+    let states = columns.iter().map(|(name, ty)| format!(", {} {}", quote(name), ty.name()));
     let arrays = arrays(metric).into_iter().map(|(name, ty)| format!(", {name} {ty}"));
     let columns: String = keys.chain(states).chain(arrays).collect();
     format!(

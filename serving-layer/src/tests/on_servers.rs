@@ -14,7 +14,7 @@ use crate::query::At;
 use crate::realtime_view::RedisRealtimeView;
 use crate::service::Service;
 use serde_json::json;
-use shared_model::aggregate::{Column, ColumnType};
+use shared_model::aggregate::Column;
 use shared_model::dense;
 use shared_model::event::{FieldType, Value};
 use shared_model::metric::Metric;
@@ -57,17 +57,6 @@ async fn flip(pool: &PgPool, world: &World, tidemark: &Tidemark, run: i64, versi
         .unwrap();
 }
 
-fn column_type(ty: ColumnType) -> &'static str {
-    match ty {
-        ColumnType::BigInt => "bigint",
-        ColumnType::Numeric => "numeric",
-        ColumnType::Double => "double precision",
-        ColumnType::Text => "text",
-        ColumnType::Bool => "boolean",
-        ColumnType::Bytes => "bytea",
-    }
-}
-
 /// Makes a metric's parent, as before there were dense rows; with the arrays of such, where there are to be some.
 async fn create_parent(pool: &PgPool, parent: &str, metric: &Metric, dense: bool) {
     let key = |ty| match ty {
@@ -77,7 +66,7 @@ async fn create_parent(pool: &PgPool, parent: &str, metric: &Metric, dense: bool
     };
     let keys = metric.by.iter().chain(&metric.item).map(|c| format!("\"{}\" {}", c.name, key(c.ty)));
     let states: Vec<_> = metric.aggregate.columns();
-    let columns = states.iter().map(|(name, ty)| format!("\"{name}\" {}", column_type(*ty)));
+    let columns = states.iter().map(|(name, ty)| format!("\"{name}\" {}", ty.name()));
     let columns: Vec<String> = keys.chain(columns).collect();
     let create = format!(
         "create table if not exists {parent} (version_id bigint not null, bucket timestamptz not null, {})
@@ -87,7 +76,7 @@ async fn create_parent(pool: &PgPool, parent: &str, metric: &Metric, dense: bool
     pool.execute(AssertSqlSafe(create)).await.unwrap();
     if dense {
         let add = |name: &str, ty: &str| format!("add column if not exists \"_{name}\" {ty}[]");
-        let arrays = states.iter().map(|(name, ty)| add(name, column_type(*ty)));
+        let arrays = states.iter().map(|(name, ty)| add(name, ty.name()));
         let arrays: Vec<String> = [add("bucket", "timestamptz")].into_iter().chain(arrays).collect();
         let alter = format!("alter table {parent} {}", arrays.join(", "));
         pool.execute(AssertSqlSafe(alter)).await.unwrap();
@@ -175,7 +164,7 @@ async fn insert(pool: &PgPool, parent: &str, metric: &Metric, id: i64, cells: &[
         values.push(array(further.iter().map(time).collect(), "timestamptz"));
         for (at, (_, ty)) in metric.aggregate.columns().into_iter().enumerate() {
             let of = further.iter().map(|cell| columns(cell)[at].clone()).collect();
-            values.push(array(of, column_type(ty)));
+            values.push(array(of, ty.name()));
         }
     }
     let sql = format!("insert into {parent} values ({})", values.join(", "));
