@@ -27,7 +27,8 @@ type Items = HashMap<String, u64>;
 
 /// The last window's counts.
 pub(crate) struct Window {
-    end: i64,
+    /// Where it ends.
+    pub(crate) end: i64,
     counts: HashMap<String, u64>,
     sets: HashMap<String, Items>,
     users: HashSet<String>,
@@ -69,8 +70,8 @@ impl Window {
         Ok(to.is_some_and(|to| to >= self.end))
     }
 
-    /// Holds all that is published against it.
-    pub(crate) async fn check(&self, stack: &Stack) -> anyhow::Result<()> {
+    /// Holds the counts that are published, each under a name of its own, against it.
+    pub(crate) async fn check_counts(&self, stack: &Stack) -> anyhow::Result<()> {
         let mut redis = connection(stack).await?;
         let mut found = 0;
         for metric in ["user_click_cnt_5m", "user_view_cnt_5m", "doc_cnt_5m", "display_cnt_5m"] {
@@ -86,6 +87,13 @@ impl Window {
             }
         }
         ensure!(found == self.counts.len(), "{found} counts are published of {}", self.counts.len());
+        Ok(())
+    }
+
+    /// Holds all that is published against it.
+    pub(crate) async fn check(&self, stack: &Stack) -> anyhow::Result<()> {
+        self.check_counts(stack).await?;
+        let mut redis = connection(stack).await?;
         let mut sets = vec!["geo_top_5m".to_owned()];
         for metric in ["geo_top_doc_5m", "geo_top_display_5m"] {
             sets.append(&mut scan(&mut redis, metric).await);

@@ -10,6 +10,7 @@ mod ceiling;
 mod epochs;
 mod events;
 mod figures;
+mod flink;
 mod footprint;
 mod log;
 mod machine;
@@ -23,10 +24,12 @@ use ceiling::Ceiling;
 use clap::{Parser, ValueEnum};
 use events::{Records, Totals};
 use figures::Figures;
+use flink::Flink;
 use local::layers::Layer;
 use peer::Peer;
 use plain::Window;
 use process::{cpu, peak_memory};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tidemark_tests::stack::Stack;
 
@@ -77,6 +80,10 @@ struct Args {
     /// Measure what is left in Redis when the windows have passed and runs of the batch layer have taken the records in.
     #[arg(long)]
     pass: bool,
+    /// Have Flink's job take the same log in turn with each run of `plain`: a folder with the job, compiled, in `jobout`, its
+    /// libraries in `flink-libs`, and its `log4j2.properties`. `java` must be there.
+    #[arg(long)]
+    flink: Option<PathBuf>,
     /// A command that runs beside each measured run, with the first worker's process id as its last argument (a
     /// profiler).
     #[arg(long)]
@@ -116,12 +123,12 @@ impl Mode {
     }
 }
 
-/// What one run took.
+/// What one run took: of workers, or of Flink in their place.
 struct Run {
     seconds: f64,
     /// CPU-seconds of the workers, Redis and Kafka.
     cpu: [f64; 3],
-    /// The workers' most memory, in MB.
+    /// The most memory of the workers, in MB.
     peak: f64,
     /// The data in Redis at the end, in bytes.
     dataset: f64,
@@ -134,6 +141,20 @@ impl Run {
     fn for_each(&self, records: u64) -> f64 {
         1e6 * self.cpu.iter().sum::<f64>() / records as f64
     }
+
+    /// Adds what it took for so many records, under the name of what ran.
+    fn add_to(&self, figures: &mut Figures, name: &str, records: u64) {
+        let (all, records) = (1e6 / self.for_each(records), records as f64);
+        let of = if name == "worker" { String::new() } else { format!(" of {name}") };
+        figures.add(&format!("records/s{of}"), records / self.seconds, 0);
+        figures.add(&format!("records per CPU-second, all{of}"), all, 0);
+        figures.add(&format!("records per CPU-second, {name}"), records / self.cpu[0], 0);
+        for (whose, seconds) in [name, "redis", "kafka"].into_iter().zip(self.cpu) {
+            let of = if whose == name { "" } else { &of };
+            figures.add(&format!("CPU us per record, {whose}{of}"), 1e6 * seconds / records, 3);
+        }
+        figures.add(&format!("{name}'s peak memory, MB"), self.peak, 0);
+    }
 }
 
 /// What was measured of a run, and beside it.
@@ -142,6 +163,15 @@ struct Measured {
     /// Cells in Redis at the end.
     cells: usize,
     ceiling: Ceiling,
+    /// The run of Flink that came behind it.
+    flink: Option<Run>,
+}
+
+/// What was written into the log.
+struct Filled {
+    totals: Totals,
+    /// The last window, and the one that is Flink's last.
+    windows: [Window; 2],
 }
 
 #[tokio::main]
@@ -170,32 +200,39 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let catalog = mode.catalog(peer::USUAL.metrics, &args.pane);
     let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
-    let (totals, window) = fill(&stack, args).await?;
-    let published = mode.is_plain().then_some(&window);
+    let Filled { totals, windows: [last, flinks] } = fill(&stack, args).await?;
+    let published = mode.is_plain().then_some(&last);
+    let flink = args.flink.as_ref().filter(|_| matches!(mode, Mode::Plain));
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
+        // Before, so that the broker, which has just been started, has been read from once.
+        let ceiling = Ceiling::measure(&stack, args.partitions, args.records).await?;
         let mut run = catch_up(&stack, args, published).await?;
         run.dataset -= idle;
         println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
         answers::check(&stack, &totals, None).await?;
         let cells = footprint::live_cells(&stack).await?;
-        let ceiling = Ceiling::measure(&stack, args.partitions, args.records).await?;
-        runs.push(Measured { run, cells, ceiling });
+        let flink = match flink {
+            Some(folder) => Some(Flink(folder.clone()).run(&stack, &flinks).await?),
+            None => None,
+        };
+        runs.push(Measured { run, cells, ceiling, flink });
     }
     println!("{}:", mode.name());
     report(args, mode, &runs)
 }
 
-/// Writes the records into the log; gives what they come to, in all and in the last window.
-async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<(Totals, Window)> {
+/// Writes the records into the log; gives what they come to, in all and in the last windows.
+async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<Filled> {
     let (bootstrap, begun) = (stack.kafka.bootstrap(), Instant::now());
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
     let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
     let sent = tokio::task::spawn_blocking(move || {
-        let mut window = Window::new(START + HOUR);
-        let totals = log::send(&bootstrap, records, |record| window.see(record))?;
-        anyhow::Ok((totals, window))
+        let mut windows = [START + HOUR, START + HOUR - flink::BEHIND].map(Window::new);
+        let see = |record: &[u8]| windows.iter_mut().for_each(|window| window.see(record));
+        let totals = log::send(&bootstrap, records, see)?;
+        anyhow::Ok(Filled { totals, windows })
     });
     let sent = sent.await??;
     println!("log written in {:.0?}", begun.elapsed());
@@ -274,15 +311,9 @@ async fn catch_up(stack: &Stack, args: &Args, published: Option<&Window>) -> any
 /// Prints the figures; cells that take too much of Redis are an error.
 fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
     let (mut figures, records, mut worst) = (Figures::default(), args.records as f64, 0.0);
-    for Measured { run, cells, ceiling } in runs {
-        let ([worker, redis, kafka], rate) = (run.cpu, records / run.seconds);
-        figures.add("records/s", rate, 0);
-        figures.add("records per CPU-second, all", 1e6 / run.for_each(args.records), 0);
-        figures.add("records per CPU-second, worker", records / worker, 0);
-        figures.add("CPU us per record, worker", 1e6 * worker / records, 3);
-        figures.add("CPU us per record, redis", 1e6 * redis / records, 3);
-        figures.add("CPU us per record, kafka", 1e6 * kafka / records, 3);
-        figures.add("worker's peak memory, MB", run.peak, 0);
+    for Measured { run, cells, ceiling, flink } in runs {
+        let rate = records / run.seconds;
+        run.add_to(&mut figures, "worker", args.records);
         figures.add("data in redis, MB", run.dataset / MB, 0);
         figures.add("cells in redis", *cells as f64, 0);
         if mode.is_plain() {
@@ -300,6 +331,14 @@ fn report(args: &Args, mode: Mode, runs: &[Measured]) -> anyhow::Result<()> {
             figures.add(&format!("{name}, 1/s"), reached.per_second, 0);
             figures.add(&format!("{name}, CPU us each"), reached.cpu, 3);
             figures.add(&format!("records/s / {name}"), rate / reached.per_second, 2);
+        }
+        if let Some(flink) = flink {
+            let cpu = |run: &Run| run.for_each(args.records);
+            flink.add_to(&mut figures, "Flink", args.records);
+            figures.add("keys that Flink writes per record", flink.writes / records, 2);
+            figures.add("records/s / Flink's", flink.seconds / run.seconds, 2);
+            figures.add("records per CPU-second, all / Flink's", cpu(flink) / cpu(run), 2);
+            figures.add("peak memory / Flink's", run.peak / flink.peak, 2);
         }
     }
     figures.print();
