@@ -40,7 +40,7 @@ pub(crate) fn ordered<'a>(
     table: Option<&str>,
 ) -> BoxStream<'a, Result<Cell>> {
     let Some(table) = table else { return futures::stream::empty().boxed() };
-    let order = names::key_columns(metric).map(|key| match key.ty {
+    let order = metric.key_columns().map(|key| match key.ty {
         // Text by its bytes, as everywhere.
         FieldType::String => format!("{} collate \"C\" nulls first, ", names::quote(&key.name)),
         _ => format!("{} nulls first, ", names::quote(&key.name)),
@@ -62,11 +62,11 @@ fn state_columns(metric: &Metric) -> Columns {
 fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
     let mut from = format!("views.{}", names::quote(table));
     if dense::is_dense(table) {
-        let keys: Vec<&str> = names::key_columns(metric).map(|key| key.name.as_str()).collect();
+        let keys: Vec<&str> = metric.key_columns().map(|key| key.name.as_str()).collect();
         let states: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
         from = dense::cells(&format!("{from} v"), &keys, &states);
     }
-    let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
+    let keys = metric.key_columns().map(|key| names::quote(&key.name));
     // A numeric comes as text: its 128 bits are ours to read.
     let states = columns.iter().map(|(name, ty)| match ty {
         ColumnType::Numeric => format!("{}::text", names::quote(name)),
@@ -79,7 +79,7 @@ fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
 fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {
     let bucket: DateTime<Utc> = row.try_get(0)?;
     let mut key = Vec::new();
-    for (at, column) in names::key_columns(metric).enumerate() {
+    for (at, column) in metric.key_columns().enumerate() {
         key.push(value(row, 1 + at, column.ty)?);
     }
     let mut state = Vec::new();

@@ -123,7 +123,7 @@ impl Select {
 /// The cells of a table of dense rows. A key without items has few rows a day, so that it is faster to find each once.
 fn cells(scan: &Scan<'_>, table: &str) -> String {
     let metric = &scan.column.metric;
-    let keys = metric.by.iter().chain(&metric.item).map(|column| column.name.as_str());
+    let keys = metric.key_columns().map(|column| column.name.as_str());
     let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
     let states: Vec<&str> = state_columns(metric).map(|(name, _)| name).collect();
     let read = if scan.one_key && metric.item.is_none() { dense::cells_of_few } else { dense::cells };
