@@ -179,7 +179,7 @@ fn of_metric(metric: &Metric, views: Views) -> Shown {
     let (name, from) = (quote(&metric.name), from(&metric.name, metric.key_columns()));
     let listed = metric.key_columns().map(|key| quote(&key.name)).collect::<Vec<_>>().join(", ");
     let quantiles = || {
-        let columns = metric.aggregate.columns().into_iter().skip(metric.aggregate.state_columns());
+        let columns = metric.aggregate.columns().into_iter().skip(metric.aggregate.state_columns().len());
         columns.map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ")
     };
     let series = |values: &str| series(&format!("{values} as {name}"), metric.grain, &from, views);

@@ -23,7 +23,7 @@ pub(crate) async fn cells(
     cells: &mut Sorter,
 ) -> Result<()> {
     let Some(table) = &version.table else { return Ok(()) };
-    let columns = state_columns(metric);
+    let columns = metric.aggregate.state_columns();
     let failed = || format!("reading version {} of {}", version.id, metric.name);
     let mut rows = sqlx::query(AssertSqlSafe(select(metric, &columns, table))).fetch(connection);
     while let Some(row) = rows.try_next().await.with_context(failed)? {
@@ -45,21 +45,13 @@ pub(crate) fn ordered<'a>(
         FieldType::String => format!("{} collate \"C\" nulls first, ", names::quote(&key.name)),
         _ => format!("{} nulls first, ", names::quote(&key.name)),
     });
-    let columns = state_columns(metric);
+    let columns = metric.aggregate.state_columns();
     let sql = format!("{} order by {}bucket", select(metric, &columns, table), order.collect::<String>());
     let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(connection);
     rows.map(move |row| cell(metric, &columns, &row?)).boxed()
 }
 
-type Columns = Vec<(&'static str, ColumnType)>;
-
-fn state_columns(metric: &Metric) -> Columns {
-    let mut columns = metric.aggregate.columns();
-    columns.truncate(metric.aggregate.state_columns());
-    columns
-}
-
-fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
+fn select(metric: &Metric, columns: &[(&'static str, ColumnType)], table: &str) -> String {
     let mut from = format!("views.{}", names::quote(table));
     if dense::is_dense(table) {
         let keys: Vec<&str> = metric.key_columns().map(|key| key.name.as_str()).collect();
