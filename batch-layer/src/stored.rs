@@ -54,9 +54,7 @@ pub(crate) fn ordered<'a>(
 fn select(metric: &Metric, columns: &[(&'static str, ColumnType)], table: &str) -> String {
     let mut from = format!("views.{}", names::quote(table));
     if dense::is_dense(table) {
-        let keys: Vec<&str> = metric.key_columns().map(|key| key.name.as_str()).collect();
-        let states: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-        from = dense::cells(&format!("{from} v"), &keys, &states);
+        from = dense::cells(&format!("{from} v"), &[], metric, columns);
     }
     let keys = metric.key_columns().map(|key| names::quote(&key.name));
     // A numeric comes as text: its 128 bits are ours to read.

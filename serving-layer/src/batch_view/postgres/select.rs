@@ -123,11 +123,8 @@ impl Select {
 /// The cells of a table of dense rows. A key without items has few rows a day, so that it is faster to find each once.
 fn cells(scan: &Scan<'_>, table: &str) -> String {
     let metric = &scan.column.metric;
-    let keys = metric.key_columns().map(|column| column.name.as_str());
-    let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
-    let states: Vec<&str> = metric.aggregate.state_columns().into_iter().map(|(name, _)| name).collect();
     let read = if scan.one_key && metric.item.is_none() { dense::cells_of_few } else { dense::cells };
-    read(&format!("views.{} v", quote(table)), &keys, &states)
+    read(&format!("views.{} v", quote(table)), &["version_id"], metric, &metric.aggregate.state_columns())
 }
 
 /// A time of the answer's bucket that holds a row's, inside the span; what it compares with is bound behind the span.
