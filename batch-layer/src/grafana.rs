@@ -4,7 +4,7 @@
 //! Each panel asks what is right of its metric: counts and sums add up over keys and time, a mean is sum by count where these
 //! are kept, and what doesn't add up is shown as it is. One text box for each key column filters every panel that has it.
 
-use crate::replace::names::{key_columns, quote};
+use crate::replace::names::quote;
 use serde_json::{Value as Json, json};
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
@@ -134,7 +134,7 @@ fn about(metric: &Metric) -> String {
 
 /// One for each key column of the catalog; empty: everything.
 fn text_boxes(catalog: &Catalog) -> Vec<Json> {
-    let keys = catalog.metrics.iter().flat_map(|metric| key_columns(metric));
+    let keys = catalog.metrics.iter().flat_map(|metric| metric.key_columns());
     let names: BTreeSet<&String> = keys.map(|key| &key.name).collect();
     let text_box = |name| {
         json!({ "type": "textbox", "name": name, "label": name, "query": "",
@@ -176,10 +176,10 @@ fn most_in_a_bucket(column: &str, keys: &str, from: &str) -> Shown {
 }
 
 fn of_metric(metric: &Metric, views: Views) -> Shown {
-    let (name, from) = (quote(&metric.name), from(&metric.name, key_columns(metric)));
-    let listed = key_columns(metric).map(|key| quote(&key.name)).collect::<Vec<_>>().join(", ");
+    let (name, from) = (quote(&metric.name), from(&metric.name, metric.key_columns()));
+    let listed = metric.key_columns().map(|key| quote(&key.name)).collect::<Vec<_>>().join(", ");
     let quantiles = || {
-        let columns = metric.aggregate.columns().into_iter().skip(metric.aggregate.state_columns());
+        let columns = metric.aggregate.columns().into_iter().skip(metric.aggregate.state_columns().len());
         columns.map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ")
     };
     let series = |values: &str| series(&format!("{values} as {name}"), metric.grain, &from, views);
@@ -193,7 +193,7 @@ fn of_metric(metric: &Metric, views: Views) -> Shown {
             let extremum = if matches!(metric.aggregate, Aggregate::Min(_)) { "min" } else { "max" };
             match ty {
                 FieldType::String | FieldType::Bool => {
-                    let keys: String = key_columns(metric).map(|key| quote(&key.name) + ", ").collect();
+                    let keys: String = metric.key_columns().map(|key| quote(&key.name) + ", ").collect();
                     Shown::Table(format!("select bucket, {keys}value {from} order by bucket desc limit 20"))
                 }
                 _ => series(&scaled(&format!("{extremum}(value)"), *ty, views)),

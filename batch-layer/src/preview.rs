@@ -109,7 +109,7 @@ pub(crate) async fn preview(
         }
         keep(&mut best, cell, &metric, most);
     }
-    let columns = metric.by.iter().chain(&metric.item).map(|column| column.name.clone());
+    let columns = metric.key_columns().map(|column| column.name.clone());
     let columns = std::iter::once("bucket".to_owned()).chain(columns).chain(["value".to_owned()]);
     Ok(Preview {
         metric: metric.name.clone(),

@@ -23,7 +23,7 @@ pub(crate) async fn cells(
     cells: &mut Sorter,
 ) -> Result<()> {
     let Some(table) = &version.table else { return Ok(()) };
-    let columns = state_columns(metric);
+    let columns = metric.aggregate.state_columns();
     let failed = || format!("reading version {} of {}", version.id, metric.name);
     let mut rows = sqlx::query(AssertSqlSafe(select(metric, &columns, table))).fetch(connection);
     while let Some(row) = rows.try_next().await.with_context(failed)? {
@@ -40,33 +40,23 @@ pub(crate) fn ordered<'a>(
     table: Option<&str>,
 ) -> BoxStream<'a, Result<Cell>> {
     let Some(table) = table else { return futures::stream::empty().boxed() };
-    let order = names::key_columns(metric).map(|key| match key.ty {
+    let order = metric.key_columns().map(|key| match key.ty {
         // Text by its bytes, as everywhere.
         FieldType::String => format!("{} collate \"C\" nulls first, ", names::quote(&key.name)),
         _ => format!("{} nulls first, ", names::quote(&key.name)),
     });
-    let columns = state_columns(metric);
+    let columns = metric.aggregate.state_columns();
     let sql = format!("{} order by {}bucket", select(metric, &columns, table), order.collect::<String>());
     let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(connection);
     rows.map(move |row| cell(metric, &columns, &row?)).boxed()
 }
 
-type Columns = Vec<(&'static str, ColumnType)>;
-
-fn state_columns(metric: &Metric) -> Columns {
-    let mut columns = metric.aggregate.columns();
-    columns.truncate(metric.aggregate.state_columns());
-    columns
-}
-
-fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
+fn select(metric: &Metric, columns: &[(&'static str, ColumnType)], table: &str) -> String {
     let mut from = format!("views.{}", names::quote(table));
     if dense::is_dense(table) {
-        let keys: Vec<&str> = names::key_columns(metric).map(|key| key.name.as_str()).collect();
-        let states: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-        from = dense::cells(&format!("{from} v"), &keys, &states);
+        from = dense::cells(&format!("{from} v"), &[], metric, columns);
     }
-    let keys = names::key_columns(metric).map(|key| names::quote(&key.name));
+    let keys = metric.key_columns().map(|key| names::quote(&key.name));
     // A numeric comes as text: its 128 bits are ours to read.
     let states = columns.iter().map(|(name, ty)| match ty {
         ColumnType::Numeric => format!("{}::text", names::quote(name)),
@@ -79,7 +69,7 @@ fn select(metric: &Metric, columns: &Columns, table: &str) -> String {
 fn cell(metric: &Metric, columns: &[(&'static str, ColumnType)], row: &PgRow) -> Result<Cell> {
     let bucket: DateTime<Utc> = row.try_get(0)?;
     let mut key = Vec::new();
-    for (at, column) in names::key_columns(metric).enumerate() {
+    for (at, column) in metric.key_columns().enumerate() {
         key.push(value(row, 1 + at, column.ty)?);
     }
     let mut state = Vec::new();

@@ -132,7 +132,7 @@ struct View {
 fn metric_view(metric: &Metric) -> View {
     let mut columns =
         vec![("bucket".to_owned(), format!("Start of the bucket, {} wide", width(metric.grain.width())))];
-    for key in names::key_columns(metric) {
+    for key in metric.key_columns() {
         columns.push((key.name.clone(), "Key".to_owned()));
     }
     if let Some(item) = &metric.item {
@@ -152,11 +152,9 @@ fn metric_view(metric: &Metric) -> View {
     let query = if dense::further(metric) == 0 {
         format!("select {} from {live}", list.join(", "))
     } else {
-        let keys: Vec<&str> = names::key_columns(metric).map(|key| key.name.as_str()).collect();
-        let states = metric.aggregate.columns();
-        let states: Vec<&str> = states.iter().map(|(name, _)| *name).collect();
         let list: Vec<String> = columns.iter().map(|(name, _)| quote(name)).collect();
-        format!("select {} from {}", list.join(", "), dense::cells(&live, &keys, &states))
+        let cells = dense::cells(&live, &[], metric, &metric.aggregate.columns());
+        format!("select {} from {cells}", list.join(", "))
     };
     let owner = if metric.owner.is_empty() { String::new() } else { format!(" Owner: {}.", metric.owner) };
     let comment = format!("{}.{owner} Batch view only; version {}.", metric.description, metric.version);

@@ -188,7 +188,7 @@ impl Records {
         envelope.run = self.at.run;
         envelope.parts.batch.rows = self.read;
         let show = |time| zone::show(query.zone, time);
-        let columns: Vec<KeyColumn> = metric.by.iter().chain(&metric.item).cloned().collect();
+        let columns: Vec<KeyColumn> = metric.key_columns().cloned().collect();
         let row = |Record { stream, fact, key }: Record| FactReply {
             event_time: show(fact.event_time),
             key: serde_json::to_value(Key(&columns, &key)).unwrap_or_default(),

@@ -59,64 +59,58 @@ pub fn upkeep() {
     }
 }
 
-/// What is recorded of requests to one route that were answered with one status.
-struct Requests {
-    count: Counter,
-    seconds: Histogram,
-}
+/// What the recorder has for names with something beside them: there are few, and each is looked up in it once.
+type Kept<Beside, Handles> = RwLock<BTreeMap<String, BTreeMap<Beside, Handles>>>;
 
-impl Requests {
-    fn of(route: &str, status: u16) -> Requests {
-        let labels = [("route", route.to_owned()), ("status", status.to_string())];
-        Requests {
-            count: metrics::counter!("tidemark_serving_requests_total", &labels),
-            seconds: metrics::histogram!("tidemark_serving_request_seconds", "route" => route.to_owned()),
-        }
-    }
-
-    fn note(&self, took: Duration) {
-        self.count.increment(1);
-        self.seconds.record(took.as_secs_f64());
-    }
-}
-
-/// By route and status: there are few, and each is looked up in the recorder once.
-static REQUESTS: RwLock<BTreeMap<String, BTreeMap<u16, Requests>>> = RwLock::new(BTreeMap::new());
-
-/// Records one HTTP request.
-pub fn request(route: &str, status: u16, took: Duration) {
-    let known = REQUESTS.read().unwrap_or_else(PoisonError::into_inner);
-    if let Some(requests) = known.get(route).and_then(|of| of.get(&status)) {
-        return requests.note(took);
+/// Notes something with what is kept, or else with what is looked up, and kept from then on.
+fn record<Beside: Ord, Handles>(
+    kept: &Kept<Beside, Handles>,
+    name: &str,
+    beside: Beside,
+    look_up: impl FnOnce() -> Handles,
+    note: impl FnOnce(&Handles),
+) {
+    let known = kept.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handles) = known.get(name).and_then(|of| of.get(&beside)) {
+        return note(handles);
     }
     drop(known);
     // What is looked up before the recorder is there is of none, and would stay so.
     let is_there = PROMETHEUS.get().is_some();
-    let requests = Requests::of(route, status);
-    requests.note(took);
+    let handles = look_up();
+    note(&handles);
     if is_there {
-        let mut known = REQUESTS.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(route.to_owned()).or_default().insert(status, requests);
+        let mut known = kept.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(name.to_owned()).or_default().insert(beside, handles);
     }
 }
 
-/// By kind, and whether they were complete: looked up in the recorder once, too.
-static ANSWERS: RwLock<BTreeMap<(&str, bool), Counter>> = RwLock::new(BTreeMap::new());
+/// By route and status.
+static REQUESTS: Kept<u16, (Counter, Histogram)> = RwLock::new(BTreeMap::new());
+
+/// Records one HTTP request.
+pub fn request(route: &str, status: u16, took: Duration) {
+    let look_up = || {
+        let labels = [("route", route.to_owned()), ("status", status.to_string())];
+        let count = metrics::counter!("tidemark_serving_requests_total", &labels);
+        (count, metrics::histogram!("tidemark_serving_request_seconds", "route" => route.to_owned()))
+    };
+    record(&REQUESTS, route, status, look_up, |(count, seconds)| {
+        count.increment(1);
+        seconds.record(took.as_secs_f64());
+    });
+}
+
+/// By kind, and whether they were complete.
+static ANSWERS: Kept<bool, Counter> = RwLock::new(BTreeMap::new());
 
 /// Records an answer.
 pub fn answered(kind: &'static str, complete: bool) {
-    let known = ANSWERS.read().unwrap_or_else(PoisonError::into_inner);
-    if let Some(answers) = known.get(&(kind, complete)) {
-        return answers.increment(1);
-    }
-    drop(known);
-    let is_there = PROMETHEUS.get().is_some();
-    let told = if complete { "true" } else { "false" };
-    let answers = metrics::counter!("tidemark_serving_answers_total", "kind" => kind, "complete" => told);
-    answers.increment(1);
-    if is_there {
-        ANSWERS.write().unwrap_or_else(PoisonError::into_inner).insert((kind, complete), answers);
-    }
+    let look_up = || {
+        let told = if complete { "true" } else { "false" };
+        metrics::counter!("tidemark_serving_answers_total", "kind" => kind, "complete" => told)
+    };
+    record(&ANSWERS, kind, complete, look_up, |answers| answers.increment(1));
 }
 
 /// Records that places for subscriptions, and for connections that have some, are taken or given back.

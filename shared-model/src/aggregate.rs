@@ -313,8 +313,8 @@ impl State {
         }
     }
 
-    /// The state from its stored columns: the first [`Aggregate::state_columns`] of them; the rest, which are for
-    /// people, may be there or not and are not looked at.
+    /// The state from its stored columns: first [`Aggregate::state_columns`]; the rest, which are for people, may be there or
+    /// not and are not looked at.
     pub fn from_columns(
         aggregate: &Aggregate,
         columns: impl IntoIterator<Item = Column>,
@@ -398,12 +398,11 @@ impl Aggregate {
         }
     }
 
-    /// How many of [`Aggregate::columns`], from the first, hold the state; those after them are for people only.
-    pub fn state_columns(&self) -> usize {
-        match self {
-            Aggregate::Mean(_) => 2,
-            _ => 1,
-        }
+    /// Those of [`Aggregate::columns`], from the first, that hold the state; those after them are for people only.
+    pub fn state_columns(&self) -> Vec<(&'static str, ColumnType)> {
+        let mut columns = self.columns();
+        columns.truncate(if matches!(self, Aggregate::Mean(_)) { 2 } else { 1 });
+        columns
     }
 
     /// The decimal places of its value's units; 0 unless it is a decimal.

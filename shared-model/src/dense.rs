@@ -50,14 +50,15 @@ pub fn array(column: &str) -> String {
     format!("_{column}")
 }
 
-/// All cells of dense rows, as what a statement selects from: `keys`, `bucket` and `columns`. `rows` is what the rows are
-/// selected from; their table is called `v` there.
+/// All cells of a metric's dense rows, as what a statement selects from: of each the rows' `own` columns (their version's id),
+/// the key's, `bucket` and the aggregate's `columns`. `rows` is what the rows are selected from; their table is called `v`
+/// there.
 ///
 /// First cells are rows as they are, and the others are made of those rows alone that have some: twice read is faster than to
 /// make each single cell an array. A condition on a key reaches the index in both parts, one on the bucket in the first.
-pub fn cells(rows: &str, keys: &[&str], columns: &[&str]) -> String {
-    let first = list(keys, columns, |column| format!("v.{}", quote(column)));
-    let further = list(keys, columns, |column| format!("unnest(v.{})", quote(&array(column))));
+pub fn cells(rows: &str, own: &[&str], metric: &Metric, columns: &[(&str, ColumnType)]) -> String {
+    let first = list(own, metric, columns, |column| format!("v.{}", quote(column)));
+    let further = list(own, metric, columns, |column| format!("unnest(v.{})", quote(&array(column))));
     let has_further = format!("v.{} is not null", quote(BUCKETS));
     format!(
         "(select {first} from {rows} union all select {further} from {rows} where {has_further}) as cells"
@@ -65,18 +66,24 @@ pub fn cells(rows: &str, keys: &[&str], columns: &[&str]) -> String {
 }
 
 /// The same, for whoever reads few rows: each is found once. A NULL array is an empty one to `||`.
-pub fn cells_of_few(rows: &str, keys: &[&str], columns: &[&str]) -> String {
-    let all =
-        list(keys, columns, |column| format!("unnest(v.{} || v.{})", quote(column), quote(&array(column))));
+pub fn cells_of_few(rows: &str, own: &[&str], metric: &Metric, columns: &[(&str, ColumnType)]) -> String {
+    let both = |column: &str| format!("unnest(v.{} || v.{})", quote(column), quote(&array(column)));
+    let all = list(own, metric, columns, both);
     format!("(select {all} from {rows}) as cells")
 }
 
-/// What is selected: the keys as they are, and the bucket and columns as `of` says.
-fn list(keys: &[&str], columns: &[&str], of: impl Fn(&str) -> String) -> String {
-    let keys = keys.iter().map(|key| format!("v.{}", quote(key)));
-    let columns = ["bucket"].into_iter().chain(columns.iter().copied());
+/// What is selected: `own` columns and the key's as they are, and the bucket and `columns` as `of` says.
+fn list(
+    own: &[&str],
+    metric: &Metric,
+    columns: &[(&str, ColumnType)],
+    of: impl Fn(&str) -> String,
+) -> String {
+    let keys = metric.key_columns().map(|key| key.name.as_str());
+    let same = own.iter().copied().chain(keys).map(|column| format!("v.{}", quote(column)));
+    let columns = ["bucket"].into_iter().chain(columns.iter().map(|(name, _)| *name));
     let columns = columns.map(|column| format!("{} as {}", of(column), quote(column)));
-    keys.chain(columns).collect::<Vec<_>>().join(", ")
+    same.chain(columns).collect::<Vec<_>>().join(", ")
 }
 
 /// A name as SQL takes it, whatever it holds.
@@ -119,15 +126,20 @@ mod tests {
 
     #[test]
     fn cells_are_selected_of_arrays_too() {
+        let catalog = Catalog::from_toml(OUTBRAIN).unwrap_or_else(|faults| panic!("{faults}"));
+        let metric = catalog.metric("geo_top_doc").expect("shipped");
+        let columns = metric.aggregate.columns();
         assert_eq!(
-            cells("views.\"t\" v", &["doc"], &["value"]),
-            "(select v.\"doc\", v.\"bucket\" as \"bucket\", v.\"value\" as \"value\" from views.\"t\" v union all \
-             select v.\"doc\", unnest(v.\"_bucket\") as \"bucket\", unnest(v.\"_value\") as \"value\" \
-             from views.\"t\" v where v.\"_bucket\" is not null) as cells"
+            cells("views.\"t\" v", &[], metric, &columns),
+            "(select v.\"geo_location\", v.\"document_id\", v.\"bucket\" as \"bucket\", v.\"value\" as \"value\" \
+             from views.\"t\" v union all \
+             select v.\"geo_location\", v.\"document_id\", unnest(v.\"_bucket\") as \"bucket\", \
+             unnest(v.\"_value\") as \"value\" from views.\"t\" v where v.\"_bucket\" is not null) as cells"
         );
         assert_eq!(
-            cells_of_few("views.\"t\" v", &[], &["value"]),
-            "(select unnest(v.\"bucket\" || v.\"_bucket\") as \"bucket\", \
+            cells_of_few("views.\"t\" v", &["version_id"], metric, &columns),
+            "(select v.\"version_id\", v.\"geo_location\", v.\"document_id\", \
+             unnest(v.\"bucket\" || v.\"_bucket\") as \"bucket\", \
              unnest(v.\"value\" || v.\"_value\") as \"value\" from views.\"t\" v) as cells"
         );
     }

@@ -83,6 +83,13 @@ pub struct Metric {
     pub tags: Vec<String>,
 }
 
+impl Metric {
+    /// The columns of its cells' keys: those that it is by, the item's last.
+    pub fn key_columns(&self) -> impl Iterator<Item = &KeyColumn> {
+        self.by.iter().chain(&self.item)
+    }
+}
+
 /// How one stream feeds a metric. Expressions are resolved to indices into the stream's fields.
 #[derive(Debug, Clone)]
 pub struct Binding {

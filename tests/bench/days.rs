@@ -226,10 +226,7 @@ impl Days {
             return Ok(from);
         }
         let metric = self.stack.catalog.metric(metric).with_context(|| format!("{metric} is unknown"))?;
-        let keys = metric.by.iter().chain(&metric.item).map(|key| key.name.as_str());
-        let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
-        let columns: Vec<&str> = metric.aggregate.columns().into_iter().map(|(name, _)| name).collect();
-        Ok(dense::cells(&format!("{from} v"), &keys, &columns))
+        Ok(dense::cells(&format!("{from} v"), &["version_id"], metric, &metric.aggregate.columns()))
     }
 
     /// Holds every metric of a day against DuckDB's: how many cells, what they add up to, and what they add up to weighed by

@@ -232,7 +232,7 @@ impl Calls {
             r#"select "uuid", $1, sum("value")::bigint from {}
                where version_id = any(array[{}]::bigint[]) and bucket >= $1 and bucket < $2 and "uuid" = $3
                group by 1, 2"#,
-            dense::cells_of_few(&rows, &["version_id", "uuid"], &["value"]),
+            dense::cells_of_few(&rows, &["version_id"], &self.metric, &self.metric.aggregate.columns()),
             ids.join(", ")
         );
         let from = DateTime::from_timestamp_millis(END - DAYS * DAY).context("a time")?;

@@ -215,8 +215,7 @@ impl Cells {
     /// # Errors
     /// Where they can't be read back.
     pub(crate) fn raw(&mut self) -> Result<RawCells<'_>> {
-        let columns = self.metric.by.iter().chain(&self.metric.item);
-        let types = columns.map(|column| column.ty).collect();
+        let types = self.metric.key_columns().map(|column| column.ty).collect();
         Ok(RawCells { metric: &self.metric, types, reader: RunReader::new(&mut self.run)? })
     }
 }

@@ -517,7 +517,7 @@ fn cells_on_disk_are_those_in_memory() {
     for name in ["revenue", "shops", "last_shop", "top_shops", "price_spread", "mean_price"] {
         let metric = catalog.metric(name).expect("there");
         let cell = |at: i64| {
-            let columns = (0..).zip(metric.by.iter().chain(&metric.item));
+            let columns = (0..).zip(metric.key_columns());
             let value = |(key, column): (i64, &KeyColumn)| of_type(&Value::Int(at * key % 7), column.ty);
             let key = columns.map(|column| if at % 5 == 0 { Value::Null } else { value(column) }).collect();
             let mut state = State::empty(&metric.aggregate);

@@ -7,7 +7,7 @@
 use shared_model::dense;
 pub(crate) use shared_model::dense::quote;
 use shared_model::event::FieldType;
-use shared_model::metric::{KeyColumn, Metric};
+use shared_model::metric::Metric;
 use shared_model::time::{DAY, EventDay};
 
 /// A text as SQL takes it.
@@ -30,15 +30,10 @@ pub(crate) fn child_table(metric: &Metric, day: EventDay, version: i64, dense: b
     name + &unique
 }
 
-/// The key's columns, the item's last.
-pub(crate) fn key_columns(metric: &Metric) -> impl Iterator<Item = &KeyColumn> {
-    metric.by.iter().chain(&metric.item)
-}
-
 /// The columns of any row, quoted, in the order in which they are written.
 pub(crate) fn columns(metric: &Metric) -> Vec<String> {
     let own = ["version_id", "bucket"].map(str::to_owned);
-    let keys = key_columns(metric).map(|key| quote(&key.name));
+    let keys = metric.key_columns().map(|key| quote(&key.name));
     let states = metric.aggregate.columns().into_iter().map(|(name, _)| quote(name));
     own.into_iter().chain(keys).chain(states).collect()
 }
@@ -67,7 +62,7 @@ fn key_type(ty: FieldType) -> &'static str {
 
 /// Creates a metric version's parent, if it isn't there.
 pub(crate) fn create_parent(metric: &Metric) -> String {
-    let keys = key_columns(metric).map(|key| format!(", {} {}", quote(&key.name), key_type(key.ty)));
+    let keys = metric.key_columns().map(|key| format!(", {} {}", quote(&key.name), key_type(key.ty)));
     let columns = metric.aggregate.columns();
     let states = columns.iter().map(|(name, ty)| format!(", {} {}", quote(name), ty.name()));
     let arrays = arrays(metric).into_iter().map(|(name, ty)| format!(", {name} {ty}"));

@@ -79,7 +79,7 @@ pub(super) fn tables(scoped: &Scoped, main: &Handle) -> Result<Vec<(String, Arc<
     let views = &scoped.service.views;
     let catalog = &views.catalog;
     let metrics = catalog.metrics.iter().map(|metric| {
-        let keys = metric.by.iter().chain(&metric.item).cloned().collect();
+        let keys = metric.key_columns().cloned().collect();
         Shape::new(&metric.name, keys, metric.grain.width(), catalog, &views.limits)
     });
     let formulas = catalog.formulas.iter().map(|formula| {

@@ -64,7 +64,7 @@ async fn create_parent(pool: &PgPool, parent: &str, metric: &Metric, dense: bool
         FieldType::Bool => "boolean",
         _ => "text",
     };
-    let keys = metric.by.iter().chain(&metric.item).map(|c| format!("\"{}\" {}", c.name, key(c.ty)));
+    let keys = metric.key_columns().map(|c| format!("\"{}\" {}", c.name, key(c.ty)));
     let states: Vec<_> = metric.aggregate.columns();
     let columns = states.iter().map(|(name, ty)| format!("\"{name}\" {}", ty.name()));
     let columns: Vec<String> = keys.chain(columns).collect();

@@ -56,16 +56,16 @@ impl Known {
             (Slice::Pane(start), seq) => Some((start, seq)),
             (Slice::Epoch(_), _) => None,
         };
-        let mut unread: BTreeSet<Segment> = fields.iter().filter_map(segment).collect();
-        let is_the_same = incarnation(fence) == incarnation(&self.fence);
-        let stands = |pane: Millis| unread.range((pane, 0)..=(pane, u64::MAX)).next().is_some();
-        let is_gone = |segment: &Segment| !unread.contains(segment) && (!is_the_same || stands(segment.0));
-        let (gone, mut read): (BTreeSet<Segment>, BTreeSet<Segment>) =
-            self.read.iter().copied().partition(is_gone);
-        read.retain(|(pane, _)| *pane >= from);
-        let expired = read.iter().filter(|segment| !unread.contains(*segment)).copied().collect();
-        unread.retain(|segment| segment.0 >= from && !read.contains(segment));
-        (Known { fence: fence.to_vec(), read, expired, unread }, gone.into_iter().collect())
+        let there: BTreeSet<Segment> = fields.iter().filter_map(segment).collect();
+        let mut known = Known {
+            fence: fence.to_vec(),
+            read: self.read.clone(),
+            expired: &self.read - &there,
+            unread: &there - &self.read,
+        };
+        let anew = incarnation(fence) != incarnation(&self.fence);
+        let gone = known.settle(anew, from);
+        (known, gone)
     }
 
     /// Takes in a write that follows what is known, as a look at what it left would. Gives what of what was read is gone.
@@ -77,12 +77,19 @@ impl Known {
                 self.expired.insert(*segment);
             }
         }
+        self.settle(false, from)
+    }
+
+    /// Lets go of what is gone, and gives it: of what was read and is there no more, that of whose pane something is, or all of it
+    /// where the group was built `anew`. Nothing is kept of panes that start before `from`.
+    fn settle(&mut self, anew: bool, from: Millis) -> Vec<Segment> {
         let stands = |pane: Millis| {
             let of_it = (pane, 0)..=(pane, u64::MAX);
             self.unread.range(of_it.clone()).next().is_some()
                 || self.read.range(of_it).any(|segment| !self.expired.contains(segment))
         };
-        let gone: Vec<Segment> = self.expired.iter().copied().filter(|segment| stands(segment.0)).collect();
+        let is_gone = |segment: &Segment| anew || stands(segment.0);
+        let gone: Vec<Segment> = self.expired.iter().copied().filter(is_gone).collect();
         for segment in &gone {
             self.read.remove(segment);
             self.expired.remove(segment);

@@ -89,7 +89,7 @@ impl Select {
         columns.push(if adds { bucket(scan.buckets, &mut bound) } else { "bucket".to_owned() });
         let places: Vec<String> = (1..=columns.len()).map(|place| place.to_string()).collect();
         let group_by = if adds { format!(" group by {}", places.join(", ")) } else { String::new() };
-        for (name, ty) in state_columns(metric) {
+        for (name, ty) in metric.aggregate.state_columns() {
             let name = if adds { format!("sum({})", quote(name)) } else { quote(name) };
             columns.push(match ty {
                 ColumnType::Numeric => format!("{name}::text"),
@@ -115,7 +115,7 @@ impl Select {
         }
         sql.push_str(&group_by);
         let kept = scan.one_key && !scan.past && scan.versions.len() <= KEPT_DAYS;
-        let state = state_columns(metric).map(|(_, ty)| ty).collect();
+        let state = metric.aggregate.state_columns().into_iter().map(|(_, ty)| ty).collect();
         Select { sql, bound, needed, state, kept }
     }
 }
@@ -123,11 +123,8 @@ impl Select {
 /// The cells of a table of dense rows. A key without items has few rows a day, so that it is faster to find each once.
 fn cells(scan: &Scan<'_>, table: &str) -> String {
     let metric = &scan.column.metric;
-    let keys = metric.by.iter().chain(&metric.item).map(|column| column.name.as_str());
-    let keys: Vec<&str> = ["version_id"].into_iter().chain(keys).collect();
-    let states: Vec<&str> = state_columns(metric).map(|(name, _)| name).collect();
     let read = if scan.one_key && metric.item.is_none() { dense::cells_of_few } else { dense::cells };
-    read(&format!("views.{} v", quote(table)), &keys, &states)
+    read(&format!("views.{} v", quote(table)), &["version_id"], metric, &metric.aggregate.state_columns())
 }
 
 /// A time of the answer's bucket that holds a row's, inside the span; what it compares with is bound behind the span.
@@ -206,11 +203,6 @@ fn test(column: &KeyColumn, test: &Test, bound: &mut Vec<Bound>) -> Option<Strin
         Test::IsNotNull => Some(format!("{name} is not null")),
         Test::Compare { .. } | Test::Like(_) => None,
     }
-}
-
-/// The columns that hold the state; those for people are not read.
-fn state_columns(metric: &Metric) -> impl Iterator<Item = (&'static str, ColumnType)> {
-    metric.aggregate.columns().into_iter().take(metric.aggregate.state_columns())
 }
 
 /// A cell to decode rows of a [`Select`] into; columns that it doesn't return, which nobody asks for, are NULL.

@@ -130,7 +130,7 @@ impl Play {
             let metric = &self.metrics[metric];
             let (who, what) = (Value::str(&format!("u{who}")), Value::Int(what));
             let mut key = Vec::new();
-            for column in metric.by.iter().chain(&metric.item) {
+            for column in metric.key_columns() {
                 if column.name == "who" { who.encode(&mut key) } else { what.encode(&mut key) }
             }
             let id = CellId { version: metric.version, key: key.into(), bucket: pane };
