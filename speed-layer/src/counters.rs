@@ -84,6 +84,11 @@ impl Plan {
         self.aggregates.get(&version)
     }
 
+    /// A metric, by its number.
+    pub(crate) fn metric(&self, number: usize) -> &Metric {
+        &self.metrics[number].0
+    }
+
     /// The metrics that admit a record.
     pub(crate) fn counted<'a>(&'a self, values: &'a [Value]) -> impl Iterator<Item = (Counted<'a>, Feeds)> {
         let metrics = self.metrics.iter().zip(&self.feeds).enumerate();

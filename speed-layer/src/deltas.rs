@@ -1,17 +1,17 @@
 //! The cells of one partition that are not yet written: the fold of the records since the last write alone.
 //!
 //! What a record adds is noted down, in the order in which it comes, and summed up when it is packed: noting is much
-//! quicker than looking for a cell, and packing sorts in any case. Only states that aren't counts are folded at once. A
+//! quicker than looking for a cell, and packing sorts in any case. Only states that aren't counts are folded soon. A
 //! note is three numbers: of the two parts of its key, each of which is looked up once a record for all metrics, and of its
 //! *place*, which says to which pane and to which epoch's bucket it belongs; the segments of both are made of it. Parts are
-//! looked up for many records at once, so that what each waits for comes together.
+//! looked up for many records at once, so that what each waits for comes together, and so are states.
 
 mod pack;
 
 use crate::counters::{FastHash, Feeds, Plan};
 use hashbrown::HashMap;
 use pack::{Order, Ranked, Targets};
-use shared_model::aggregate::State;
+use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::interner::Interner;
@@ -58,8 +58,8 @@ struct Notes {
     /// By the metrics' numbers in the plan.
     metrics: Vec<Noted>,
     count: usize,
-    /// The parts of the record at hand, as far as they are known.
-    known_parts: Vec<Part>,
+    /// By part: its place among those that wait, as far as the record at hand has one.
+    known_parts: Vec<Option<u32>>,
     /// Its places, by slicing, as far as they are known: `None` where it has none.
     known_places: Vec<Option<Option<u32>>>,
     /// By slicing, the places that the last records had: the next one's is mostly among them.
@@ -77,14 +77,6 @@ struct Waiting {
     numbers: Vec<u32>,
 }
 
-/// What is known of a part of the record at hand.
-#[derive(Clone, Copy, Default)]
-struct Part {
-    /// Its place among those that wait.
-    waiting: Option<u32>,
-    number: Option<u32>,
-}
-
 /// What was noted for one metric.
 #[derive(Default)]
 struct Noted {
@@ -93,7 +85,9 @@ struct Noted {
     counts: Vec<Cell>,
     /// Of those from this one on, the parts are named by their places among those that wait.
     settled: usize,
-    /// The states that aren't counts.
+    /// What isn't counted but added to a state: a value for each record, while its parts wait.
+    values: Vec<(Cell, Value)>,
+    /// The states of all before.
     states: HashMap<Cell, State, FastHash>,
 }
 
@@ -143,7 +137,7 @@ impl Deltas {
         place: impl Fn(usize, &Metric) -> Option<Place>,
     ) {
         if self.notes.waiting.ends.len() >= PARTS {
-            self.settle();
+            self.settle(plan);
         }
         let Deltas { notes, groups, .. } = self;
         groups.resize_with(plan.layout.groups as usize, Default::default);
@@ -160,27 +154,19 @@ impl Deltas {
             if notes.metrics.len() <= counted.number {
                 notes.metrics.resize_with(counted.number + 1, Noted::default);
             }
-            notes.metrics[counted.number].version = counted.metric.version;
             notes.count += 1;
-            // A note is made where it stays: made before, it would be copied.
-            match State::empty(&counted.metric.aggregate) {
-                State::Count(_) => {
-                    let (by, item) = (notes.waits(plan, by, values), notes.waits(plan, item, values));
-                    notes.metrics[counted.number].counts.push(Cell { by, item, place });
-                }
-                empty => {
-                    let (by, item) = (notes.number(plan, by, values), notes.number(plan, item, values));
-                    groups[notes.groups[by as usize] as usize].0 += 1;
-                    let states = &mut notes.metrics[counted.number].states;
-                    let state = states.entry(Cell { by, item, place }).or_insert(empty);
-                    counted.binding.add(values, state);
-                }
+            let (by, item) = (notes.waits(plan, by, values), notes.waits(plan, item, values));
+            let (noted, cell) = (&mut notes.metrics[counted.number], Cell { by, item, place });
+            noted.version = counted.metric.version;
+            match counted.metric.aggregate {
+                Aggregate::Count | Aggregate::TopK { .. } => noted.counts.push(cell),
+                _ => noted.values.push((cell, counted.binding.value_of(values).into_owned())),
             }
         }
     }
 
-    /// Looks up the parts that wait, and gives their numbers to the notes that are made of them.
-    fn settle(&mut self) {
+    /// Looks up the parts that wait, gives their numbers to the notes that are made of them, and adds values to states.
+    fn settle(&mut self, plan: &Plan) {
         let Deltas { notes: Notes { parts, groups: group_of, waiting, metrics, .. }, groups, .. } = self;
         let Waiting { bytes, ends, numbers } = waiting;
         parts.intern_all(bytes, ends, numbers);
@@ -190,12 +176,21 @@ impl Deltas {
                 group_of.push(view::group_of(parts.get(number), groups.len() as u32));
             }
         }
-        for Noted { counts, settled, .. } in metrics {
-            for cell in &mut counts[*settled..] {
-                (cell.by, cell.item) = (numbers[cell.by as usize], numbers[cell.item as usize]);
-                groups[group_of[cell.by as usize] as usize].0 += 1;
-            }
+        let mut name = |cell: &mut Cell| {
+            (cell.by, cell.item) = (numbers[cell.by as usize], numbers[cell.item as usize]);
+            groups[group_of[cell.by as usize] as usize].0 += 1;
+        };
+        for (number, Noted { counts, settled, values, states, .. }) in metrics.iter_mut().enumerate() {
+            counts[*settled..].iter_mut().for_each(&mut name);
             *settled = counts.len();
+            values.iter_mut().for_each(|(cell, _)| name(cell));
+            // One after the other is mostly of the same cell.
+            for alike in values.chunk_by(|(a, _), (b, _)| a == b) {
+                let empty = || State::empty(&plan.metric(number).aggregate);
+                let state = states.entry(alike[0].0).or_insert_with(empty);
+                alike.iter().for_each(|(_, value)| state.add(value));
+            }
+            values.clear();
         }
         bytes.clear();
         ends.clear();
@@ -209,7 +204,8 @@ impl Deltas {
 
     /// About how much memory all that waits takes, sketches not counted in full.
     pub(crate) fn bytes(&self) -> usize {
-        let states: usize = self.notes.metrics.iter().map(|noted| noted.states.len()).sum();
+        let states = |noted: &Noted| noted.states.len() + noted.values.len();
+        let states: usize = self.notes.metrics.iter().map(states).sum();
         let parts = self.notes.parts.bytes() + self.notes.parts.len() * PART_BYTES;
         let places = self.notes.places.len() * PLACE_BYTES;
         let waiting = self.notes.waiting.bytes.len() + self.notes.waiting.ends.len() * PART_BYTES;
@@ -217,8 +213,8 @@ impl Deltas {
     }
 
     /// Whether a group has something that waits.
-    pub(crate) fn has(&mut self, group: usize) -> bool {
-        self.settle();
+    pub(crate) fn has(&mut self, plan: &Plan, group: usize) -> bool {
+        self.settle(plan);
         self.groups.get(group).is_some_and(|(notes, packed)| *notes > 0 || !packed.is_empty())
     }
 
@@ -233,7 +229,7 @@ impl Deltas {
         wanted: impl Fn(Slice) -> bool,
     ) -> Result<Vec<Segment>, CodecError> {
         if self.notes.count > 0 {
-            self.pack(&wanted)?;
+            self.pack(plan, &wanted)?;
         }
         let Some((_, packed)) = self.groups.get_mut(group) else { return Ok(Vec::new()) };
         let mut slices: BTreeMap<Slice, Vec<Vec<u8>>> = BTreeMap::new();
@@ -256,8 +252,8 @@ impl Deltas {
 
     /// Packs all notes, for each group. Panes that aren't wanted now never are again; of the view's slices that is decided
     /// when they are taken, together with what the group then says of them.
-    fn pack(&mut self, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
-        self.settle();
+    fn pack(&mut self, plan: &Plan, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
+        self.settle(plan);
         let next = self.notes.next();
         let mut notes = std::mem::replace(&mut self.notes, next);
         let metrics = std::mem::take(&mut notes.metrics);
@@ -317,7 +313,7 @@ impl Notes {
     /// Begins a record.
     fn begin(&mut self, plan: &Plan) {
         self.known_parts.clear();
-        self.known_parts.resize(plan.parts(), Part::default());
+        self.known_parts.resize(plan.parts(), None);
         self.known_places.clear();
         self.known_places.resize(plan.slicings(), None);
         self.recent.resize(plan.slicings(), [None; RECENT]);
@@ -326,26 +322,11 @@ impl Notes {
     /// The place that a part of the key of the record at hand has among those that wait.
     fn waits(&mut self, plan: &Plan, part: usize, values: &[Value]) -> u32 {
         let Waiting { bytes, ends, .. } = &mut self.waiting;
-        *self.known_parts[part].waiting.get_or_insert_with(|| {
+        *self.known_parts[part].get_or_insert_with(|| {
             plan.part(part, values, bytes);
             ends.push(bytes.len());
             ends.len() as u32 - 1
         })
-    }
-
-    /// The number of a part of the key of the record at hand, looked up at once.
-    fn number(&mut self, plan: &Plan, part: usize, values: &[Value]) -> u32 {
-        if let Some(number) = self.known_parts[part].number {
-            return number;
-        }
-        self.part.clear();
-        plan.part(part, values, &mut self.part);
-        let number = self.parts.intern(&self.part);
-        if number as usize == self.groups.len() {
-            self.groups.push(view::group_of(&self.part, plan.layout.groups));
-        }
-        self.known_parts[part].number = Some(number);
-        number
     }
 
     /// The group of the record at hand, for metrics that are `by` a part.
@@ -470,7 +451,7 @@ mod tests {
                     for (group, expected) in expected.iter().enumerate() {
                         let mut wanted = expected.keys().filter(|slice| wanted(**slice));
                         let has_cells = wanted.any(|slice| !taken.contains_key(&(group, *slice)));
-                        prop_assert!(deltas.has(group) || !has_cells, "group {}", group);
+                        prop_assert!(deltas.has(&plan, group) || !has_cells, "group {}", group);
                     }
                     let group = number % groups;
                     let aggregate = |version| plan.aggregate(version);
@@ -496,7 +477,7 @@ mod tests {
                 let expected: BTreeMap<Slice, Vec<u8>> =
                     expected.iter().map(|(slice, cells)| (*slice, pack(cells))).collect();
                 prop_assert_eq!(found, expected);
-                prop_assert!(!deltas.has(group));
+                prop_assert!(!deltas.has(&plan, group));
             }
             prop_assert_eq!((deltas.len(), deltas.bytes()), (0, 0));
         }

@@ -306,7 +306,7 @@ impl Partition {
 
     /// Whether cells of a group wait.
     pub(crate) fn waits(&mut self, group: usize) -> bool {
-        self.deltas.has(group)
+        self.deltas.has(&self.plan, group)
     }
 
     /// Changes and bytes that wait, over all groups.
