@@ -26,15 +26,19 @@ pub(crate) struct Plan {
     feeds: Vec<Feeds>,
     /// How many ways there are in which metrics slice time.
     slicings: usize,
-    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key.
+    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key. The first is
+    /// [`EMPTY_PART`].
     parts: Vec<Vec<Expression>>,
     aggregates: HashMap<MetricVersion, Aggregate>,
 }
 
+/// The part that is made of no expressions, before all others: the same in all records.
+pub(crate) const EMPTY_PART: usize = 0;
+
 /// What a metric has in common with others, so that it is looked at once a record.
 #[derive(Clone, Copy)]
 pub(crate) struct Feeds {
-    /// The parts that its key is made of: its `by`, and its item (no expressions where it has none).
+    /// The parts that its key is made of: its `by`, and its item ([`EMPTY_PART`] where it has none).
     pub(crate) by: usize,
     pub(crate) item: usize,
     /// The way in which it slices time: those of one grain that have a window or have none.
@@ -61,7 +65,7 @@ impl Plan {
         };
         let mut metrics: Vec<(Arc<Metric>, Binding)> = catalog.metrics.iter().filter_map(bound).collect();
         metrics.sort_by_key(|(metric, _)| metric.version);
-        let (mut parts, mut slicings) = (Vec::new(), Vec::new());
+        let (mut parts, mut slicings) = (vec![Vec::new()], Vec::new());
         let feeds = |(metric, binding): &(Arc<Metric>, Binding)| Feeds {
             by: place_of(binding.by.clone(), &mut parts),
             item: place_of(binding.item.iter().cloned().collect(), &mut parts),

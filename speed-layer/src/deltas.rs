@@ -8,7 +8,7 @@
 
 mod pack;
 
-use crate::counters::{FastHash, Feeds, Plan};
+use crate::counters::{EMPTY_PART, FastHash, Feeds, Plan};
 use hashbrown::HashMap;
 use pack::{Order, Ranked, Targets};
 use shared_model::aggregate::{Aggregate, State};
@@ -58,7 +58,7 @@ struct Notes {
     /// By the metrics' numbers in the plan.
     metrics: Vec<Noted>,
     count: usize,
-    /// By part: its place among those that wait, as far as the record at hand has one.
+    /// By part: the place among those that wait of what the record at hand has there, as far as it is among them.
     known_parts: Vec<Option<u32>>,
     /// Its places, by slicing, as far as they are known: `None` where it has none.
     known_places: Vec<Option<Option<u32>>>,
@@ -75,6 +75,8 @@ struct Waiting {
     ends: Vec<usize>,
     /// The number of each, while they are given.
     numbers: Vec<u32>,
+    /// Of how many records they are.
+    records: usize,
 }
 
 /// What was noted for one metric.
@@ -136,7 +138,8 @@ impl Deltas {
         same_in_all: bool,
         place: impl Fn(usize, &Metric) -> Option<Place>,
     ) {
-        if self.notes.waiting.ends.len() >= PARTS {
+        let Waiting { ends, records, .. } = &self.notes.waiting;
+        if ends.len().max(*records) >= PARTS {
             self.settle(plan);
         }
         let Deltas { notes, groups, .. } = self;
@@ -167,8 +170,9 @@ impl Deltas {
 
     /// Looks up the parts that wait, gives their numbers to the notes that are made of them, and adds values to states.
     fn settle(&mut self, plan: &Plan) {
-        let Deltas { notes: Notes { parts, groups: group_of, waiting, metrics, .. }, groups, .. } = self;
-        let Waiting { bytes, ends, numbers } = waiting;
+        let Deltas { notes, groups, .. } = self;
+        let Notes { parts, groups: group_of, waiting, metrics, known_parts, .. } = notes;
+        let Waiting { bytes, ends, numbers, records } = waiting;
         parts.intern_all(bytes, ends, numbers);
         for &number in &*numbers {
             // One that is new has the number after all before.
@@ -195,6 +199,8 @@ impl Deltas {
         bytes.clear();
         ends.clear();
         numbers.clear();
+        *records = 0;
+        known_parts.clear();
     }
 
     /// How many notes wait.
@@ -312,8 +318,10 @@ impl Notes {
 
     /// Begins a record.
     fn begin(&mut self, plan: &Plan) {
-        self.known_parts.clear();
+        self.waiting.records += 1;
         self.known_parts.resize(plan.parts(), None);
+        // The empty one is the same in all records.
+        self.known_parts[EMPTY_PART + 1..].fill(None);
         self.known_places.clear();
         self.known_places.resize(plan.slicings(), None);
         self.recent.resize(plan.slicings(), [None; RECENT]);
