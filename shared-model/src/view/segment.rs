@@ -20,26 +20,65 @@ pub struct Packer {
     /// Each section's version, how many cells it has, and where they begin in `cells`.
     sections: Vec<(MetricVersion, u64, usize)>,
     cells: Vec<u8>,
+    /// The bucket of the last cell: most have that of the one before.
+    bucket: Bucket,
+}
+
+/// A bucket's bytes.
+struct Bucket {
+    start: Millis,
+    /// Filled up, so that what is appended is one store.
+    bytes: [u8; 16],
+    length: usize,
+}
+
+impl Default for Bucket {
+    fn default() -> Bucket {
+        // Zero is one zero byte.
+        Bucket { start: 0, bytes: [0; 16], length: 1 }
+    }
+}
+
+impl Bucket {
+    /// Appends the bytes of the bucket that starts at `start`, which it then is.
+    #[inline]
+    fn put(&mut self, start: Millis, out: &mut Vec<u8>) {
+        let at = out.len();
+        if self.start == start {
+            out.extend_from_slice(&self.bytes);
+            out.truncate(at + self.length);
+        } else {
+            codec::put_zigzag(out, i128::from(start));
+            (self.start, self.length) = (start, out.len() - at);
+            self.bytes[..self.length].copy_from_slice(&out[at..]);
+        }
+    }
 }
 
 impl Packer {
     /// Takes the next cell.
     #[inline]
     pub fn push(&mut self, version: MetricVersion, key: &[u8], bucket: Millis, state: &State) {
-        let cells = self.cell(version);
-        codec::put_bytes(cells, key);
-        codec::put_zigzag(cells, i128::from(bucket));
-        state.encode(cells);
+        self.begin(version);
+        codec::put_bytes(&mut self.cells, key);
+        self.bucket.put(bucket, &mut self.cells);
+        state.encode(&mut self.cells);
     }
 
-    /// Where the bytes of the next cell go.
+    /// Takes the bytes of the next cell.
     #[inline]
-    fn cell(&mut self, version: MetricVersion) -> &mut Vec<u8> {
+    fn push_bytes(&mut self, version: MetricVersion, cell: &[u8]) {
+        self.begin(version);
+        self.cells.extend_from_slice(cell);
+    }
+
+    /// Begins a cell, whose bytes go behind those of all before.
+    #[inline]
+    fn begin(&mut self, version: MetricVersion) {
         match self.sections.last_mut() {
             Some((last, count, _)) if *last == version => *count += 1,
             _ => self.sections.push((version, 1, self.cells.len())),
         }
-        &mut self.cells
     }
 
     /// The segment; of no cells, 1 byte. The next cell begins another.
@@ -340,7 +379,7 @@ fn merge_sections(
             }
             packer.push(version, key, bucket, &state);
         } else {
-            packer.cell(version).extend_from_slice(least.cell);
+            packer.push_bytes(version, least.cell);
         }
         cursors.advance(aggregate)?;
     }
