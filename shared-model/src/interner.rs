@@ -12,6 +12,8 @@ pub struct Interner {
     /// Half of the hash, and the number: most others are told apart without a look at their bytes.
     table: HashTable<(u32, u32)>,
     strings: Strings,
+    /// Those halves of strings that are looked up at once.
+    hashes: Vec<u32>,
 }
 
 /// Byte strings by number, one behind the other.
@@ -24,24 +26,20 @@ pub struct Strings {
 
 impl Default for Interner {
     fn default() -> Interner {
-        Interner::for_about(0, 0)
+        let (table, strings) = (HashTable::new(), Strings::default());
+        Interner { seed: RandomState::new().hash_one(0), table, strings, hashes: Vec::new() }
     }
 }
 
 impl Interner {
-    /// With room for so many strings of so many bytes in all.
-    pub fn for_about(strings: usize, bytes: usize) -> Interner {
-        Interner {
-            seed: RandomState::new().hash_one(0),
-            table: HashTable::with_capacity(strings),
-            strings: Strings::for_about(strings, bytes),
-        }
-    }
-
     /// The number of a string.
     #[inline]
     pub fn intern(&mut self, string: &[u8]) -> u32 {
-        let short = self.hash(string);
+        self.intern_hashed(string, self.hash(string))
+    }
+
+    #[inline]
+    fn intern_hashed(&mut self, string: &[u8], short: u32) -> u32 {
         let Interner { table, strings, .. } = self;
         let same = |(hash, number): &(u32, u32)| *hash == short && strings.get(*number) == string;
         if let Some((_, number)) = table.find(spread(short), same) {
@@ -57,21 +55,34 @@ impl Interner {
     /// takes to find a string among many is the wait for memory, and here the strings wait together.
     pub fn intern_all(&mut self, bytes: &[u8], ends: &[usize], numbers: &mut Vec<u32>) {
         let (from, count) = (numbers.len(), ends.len() as u32);
-        numbers.extend((0..count).map(|which| self.hash(at(bytes, ends, which))));
+        let mut hashes = std::mem::take(&mut self.hashes);
+        hashes.clear();
+        hashes.extend((0..count).map(|which| self.hash(at(bytes, ends, which))));
+        let alike = |short: &u32| self.table.find(spread(*short), |(hash, _)| hash == short);
+        numbers.extend(hashes.iter().map(|short| alike(short).map_or(u32::MAX, |(_, number)| *number)));
         let numbers = &mut numbers[from..];
-        for number in &mut *numbers {
-            let short = *number;
-            let alike = self.table.find(spread(short), |(hash, _)| *hash == short);
-            *number = alike.map_or(u32::MAX, |(_, number)| *number);
-        }
         // A look at each, so that they are in the cache when they are compared: to compare takes too much between two.
         std::hint::black_box(numbers.iter().fold(0, |all, number| all ^ self.strings.first(*number)));
-        for (number, which) in numbers.iter_mut().zip(0..) {
+        for ((number, short), which) in numbers.iter_mut().zip(&hashes).zip(0..) {
             let string = at(bytes, ends, which);
             if *number as usize >= self.len() || self.get(*number) != string {
-                *number = self.intern(string);
+                *number = self.intern_hashed(string, *short);
             }
         }
+        self.hashes = hashes;
+    }
+
+    /// Lets go of all strings, and of room for more than twice as many: those that come next lie where these did.
+    pub fn clear(&mut self) {
+        self.seed = RandomState::new().hash_one(0);
+        let Strings { bytes, ends } = &mut self.strings;
+        let (many, long) = (2 * ends.len(), 2 * bytes.len());
+        self.table.clear();
+        self.table.shrink_to(many, |(hash, _)| spread(*hash));
+        bytes.clear();
+        bytes.shrink_to(long);
+        ends.clear();
+        ends.shrink_to(many);
     }
 
     #[inline]
@@ -257,6 +268,13 @@ mod tests {
                 Some(*end)
             });
             other.intern_all(&strings.concat(), &ends.collect::<Vec<usize>>(), &mut numbers);
+        }
+        assert_eq!((&numbers, other.len()), (&expected, one.len()));
+        other.clear();
+        assert_eq!((other.len(), other.bytes()), (0, 0));
+        numbers.clear();
+        for string in &strings {
+            other.intern_all(string, &[string.len()], &mut numbers);
         }
         assert_eq!((numbers, other.len()), (expected, one.len()));
     }

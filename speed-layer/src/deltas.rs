@@ -260,8 +260,7 @@ impl Deltas {
     /// when they are taken, together with what the group then says of them.
     fn pack(&mut self, plan: &Plan, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
         self.settle(plan);
-        let next = self.notes.next();
-        let mut notes = std::mem::replace(&mut self.notes, next);
+        let mut notes = std::mem::take(&mut self.notes);
         let metrics = std::mem::take(&mut notes.metrics);
         let used: Vec<usize> = metrics.iter().map(|noted| noted.counts.len()).collect();
         let order = Order::of(&notes);
@@ -304,16 +303,21 @@ impl Deltas {
             counts.shrink_to(2 * used);
             Noted { counts, ..Noted::default() }
         };
-        self.notes.metrics = metrics.into_iter().zip(used).map(room).collect();
+        let metrics = metrics.into_iter().zip(used).map(room).collect();
+        self.notes = Notes { metrics, ..notes.cleared() };
         Ok(())
     }
 }
 
 impl Notes {
-    /// None yet, with room for the parts of as many as there are now.
-    fn next(&self) -> Notes {
-        let parts = Interner::for_about(self.parts.len(), self.parts.bytes());
-        Notes { parts, groups: Vec::with_capacity(self.parts.len()), ..Notes::default() }
+    /// None yet, with the room that the parts of these have.
+    fn cleared(self) -> Notes {
+        let Notes { mut parts, mut groups, .. } = self;
+        parts.clear();
+        let used = groups.len();
+        groups.clear();
+        groups.shrink_to(2 * used);
+        Notes { parts, groups, ..Notes::default() }
     }
 
     /// Begins a record.
