@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     feeds: Vec<Feeds>,
     /// How many ways there are in which metrics slice time.
     slicings: usize,
+    /// The longest step of event time of which panes and the buckets of all metrics are made.
+    pub(crate) step: Millis,
     /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key. The first is
     /// [`EMPTY_PART`].
     parts: Vec<Vec<Expression>>,
@@ -75,7 +77,8 @@ impl Plan {
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
         let (stream, layout, slicings) = (stream.clone(), catalog.layout, slicings.len());
-        Plan { stream, layout, longest_window, metrics, feeds, slicings, parts, aggregates }
+        let step = metrics.iter().map(|(metric, _)| metric.grain.width()).fold(layout.pane, common_step);
+        Plan { stream, layout, longest_window, metrics, feeds, slicings, step, parts, aggregates }
     }
 
     /// The versions of all its metrics.
@@ -138,6 +141,11 @@ fn place_of<T: PartialEq>(what: T, list: &mut Vec<T>) -> usize {
         list.push(what);
         list.len() - 1
     })
+}
+
+/// The longest step of which two widths are made.
+fn common_step(one: Millis, other: Millis) -> Millis {
+    if other == 0 { one } else { common_step(other, one % other) }
 }
 
 /// The longest sliding window of a catalog; 0 where nothing is served live.

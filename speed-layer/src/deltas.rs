@@ -31,6 +31,17 @@ pub(crate) struct Place {
     pub(crate) pane: Option<Millis>,
 }
 
+/// What decides to what a record's notes belong, where that is the same in all groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// The number of the step of event time, of the plan's width.
+    pub(crate) step: i64,
+    /// The epoch.
+    pub(crate) epoch: i64,
+    /// Where panes start that a window may still ask for.
+    pub(crate) oldest_pane: Option<Millis>,
+}
+
 /// What is not yet written.
 #[derive(Default)]
 pub(crate) struct Deltas {
@@ -60,12 +71,13 @@ struct Notes {
     count: usize,
     /// By part: the place among those that wait of what the record at hand has there, as far as it is among them.
     known_parts: Vec<Option<u32>>,
-    /// Its places, by slicing, as far as they are known: `None` where it has none.
-    known_places: Vec<Option<Option<u32>>>,
-    /// By slicing, the places that the last records had: the next one's is mostly among them.
-    recent: Vec<[Option<u32>; RECENT]>,
+    /// The last moments, the newest first, with their places: the next record's is mostly among them.
+    recent: Vec<(Moment, Places)>,
     part: Vec<u8>,
 }
+
+/// A moment's places by slicing, as far as they are known: `None` where it has none.
+type Places = Vec<Option<Option<u32>>>;
 
 /// Byte strings that are looked up together.
 #[derive(Default)]
@@ -118,7 +130,7 @@ impl Cell {
     }
 }
 
-/// How many places of each slicing are found without a look-up.
+/// Of how many moments places are found without a look-up.
 const RECENT: usize = 4;
 /// So many parts of keys are looked up at once.
 const PARTS: usize = if cfg!(test) { 3 } else { 64 };
@@ -129,13 +141,13 @@ const PLACE_BYTES: usize = 3 * size_of::<Place>();
 const STATE_BYTES: usize = size_of::<(Cell, State)>() + 32;
 
 impl Deltas {
-    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group, which
-    /// `same_in_all` says to be the same in all groups.
+    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group. `moment`: what
+    /// decides it, if it is the same in all groups.
     pub(crate) fn add(
         &mut self,
         plan: &Plan,
         values: &[Value],
-        same_in_all: bool,
+        moment: Option<Moment>,
         place: impl Fn(usize, &Metric) -> Option<Place>,
     ) {
         let Waiting { ends, records, .. } = &self.notes.waiting;
@@ -145,12 +157,13 @@ impl Deltas {
         let Deltas { notes, groups, .. } = self;
         groups.resize_with(plan.layout.groups as usize, Default::default);
         notes.begin(plan);
+        let recent = moment.map(|moment| notes.recent(plan, moment));
         for (counted, Feeds { by, item, slicing }) in plan.counted(values) {
-            let place = match notes.known_places[slicing] {
-                Some(known) if same_in_all => known,
-                _ => {
-                    let group = if same_in_all { 0 } else { notes.group(plan, by, values) };
-                    notes.place(slicing, place(group, counted.metric))
+            let place = match recent {
+                Some(at) => notes.place_at(at, slicing, || place(0, counted.metric)),
+                None => {
+                    let group = notes.group(plan, by, values);
+                    notes.place(place(group, counted.metric))
                 }
             };
             let Some(place) = place else { continue };
@@ -326,9 +339,15 @@ impl Notes {
         self.known_parts.resize(plan.parts(), None);
         // The empty one is the same in all records.
         self.known_parts[EMPTY_PART + 1..].fill(None);
-        self.known_places.clear();
-        self.known_places.resize(plan.slicings(), None);
-        self.recent.resize(plan.slicings(), [None; RECENT]);
+    }
+
+    /// Where a moment is among the recent ones.
+    fn recent(&mut self, plan: &Plan, moment: Moment) -> usize {
+        self.recent.iter().position(|(recent, _)| *recent == moment).unwrap_or_else(|| {
+            self.recent.truncate(RECENT - 1);
+            self.recent.insert(0, (moment, vec![None; plan.slicings()]));
+            0
+        })
     }
 
     /// The place that a part of the key of the record at hand has among those that wait.
@@ -348,24 +367,24 @@ impl Notes {
         view::group_of(&self.part, plan.layout.groups) as usize
     }
 
-    /// The number of the place that the record at hand has by a slicing.
-    fn place(&mut self, slicing: usize, place: Option<Place>) -> Option<u32> {
-        let number = place.map(|place| {
-            let recent = &mut self.recent[slicing];
-            let known = |at: &&Option<u32>| at.is_some_and(|at| self.places[at as usize] == place);
-            if let Some(&Some(at)) = recent.iter().find(known) {
-                return at;
-            }
-            let at = *self.place_of.entry(place).or_insert_with(|| {
-                self.places.push(place);
-                self.places.len() as u32 - 1
-            });
-            recent.rotate_right(1);
-            recent[0] = Some(at);
-            at
-        });
-        self.known_places[slicing] = Some(number);
+    /// The number of the place of a recent moment by a slicing.
+    fn place_at(&mut self, recent: usize, slicing: usize, place: impl Fn() -> Option<Place>) -> Option<u32> {
+        if let Some(known) = self.recent[recent].1[slicing] {
+            return known;
+        }
+        let number = self.place(place());
+        self.recent[recent].1[slicing] = Some(number);
         number
+    }
+
+    /// The number of a place.
+    fn place(&mut self, place: Option<Place>) -> Option<u32> {
+        let place = place?;
+        let number = self.place_of.entry(place).or_insert_with(|| {
+            self.places.push(place);
+            self.places.len() as u32 - 1
+        });
+        Some(*number)
     }
 }
 
@@ -446,7 +465,9 @@ mod tests {
                     1 => None,
                     _ => Some(Place { view: Some((7, 1)), pane: place.pane }),
                 };
-                deltas.add(&plan, &event.values, same_in_all, |group, _| of_group(group));
+                let (bucket, epoch) = place.view.unwrap_or((-1, -1));
+                let moment = Moment { step: bucket, epoch, oldest_pane: place.pane };
+                deltas.add(&plan, &event.values, same_in_all.then_some(moment), |group, _| of_group(group));
                 plan.fold(&event, &mut Vec::new(), |group, counted, key| {
                     let Some(place) = of_group(group as usize) else { return };
                     let view = place.view.map(|(bucket, epoch)| (Slice::Epoch(epoch), bucket));
@@ -502,7 +523,8 @@ mod tests {
         let mut deltas = Deltas::default();
         for number in 0..50_000 {
             let values = [Value::Int(0), Value::str(&format!("key {number}")), Value::Int(1)];
-            deltas.add(&plan, &values, true, |_, _| None);
+            let moment = Moment { step: 0, epoch: 0, oldest_pane: None };
+            deltas.add(&plan, &values, Some(moment), |_, _| None);
         }
         assert_eq!((deltas.len(), deltas.bytes()), (0, 0));
     }

@@ -6,7 +6,7 @@
 use crate::counters::Plan;
 use crate::decode::{Payload, Record};
 use crate::dedup::Dedup;
-use crate::deltas::{Deltas, Place};
+use crate::deltas::{Deltas, Moment, Place};
 use crate::flush::{self, Found, Start, Why};
 use crate::group::{Claimed, Expired, Group, Merge, Position, Write};
 use crate::window;
@@ -161,13 +161,14 @@ impl Partition {
             self.remember(record);
             return Taken::Below;
         }
-        let before = self.epoch();
+        let before = self.clock;
         let append_time = record.append_time.map_or(self.clock.0, |time| {
             self.clock.observe(time);
             time
         });
         let epoch = self.epoch();
-        if epoch > before {
+        // Most are of one batch, and have the time of the one before.
+        if self.clock != before && epoch > self.plan.layout.epoch.epoch(before.0) {
             self.groups.iter_mut().for_each(|group| group.pass(epoch, record.offset));
         }
         self.next = record.offset + 1;
@@ -245,15 +246,17 @@ impl Partition {
     }
 
     fn fold(&mut self, time: Millis, values: &[Value], offset: i64, epoch: i64) {
-        let Partition { plan, groups, deltas, oldest_pane, all_from, .. } = self;
-        let pane = time.div_euclid(plan.layout.pane) * plan.layout.pane;
-        let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
+        let Partition { plan, groups, deltas, all_from, .. } = self;
+        let (oldest_pane, pane_width) = (self.oldest_pane, plan.layout.pane);
         let all_from = *all_from.get_or_insert_with(|| {
             let from = |group: &Group| group.views_from().max(group.folds_from());
             groups.iter().map(from).max().unwrap_or(0)
         });
-        deltas.add(plan, values, offset >= all_from, |group, metric| {
+        let moment = Moment { step: time.div_euclid(plan.step), epoch, oldest_pane };
+        deltas.add(plan, values, (offset >= all_from).then_some(moment), |group, metric| {
             let group = &groups[group];
+            let pane = time.div_euclid(pane_width) * pane_width;
+            let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
             let pane = (metric.window.is_some() && in_window).then_some(pane);
             let view = group.views(offset).then(|| (metric.grain.bucket(time), epoch));
             let counts = offset >= group.folds_from() && (pane.is_some() || view.is_some());
