@@ -296,12 +296,23 @@ pub fn decode(
     append_time: Millis,
     value: Option<&[u8]>,
 ) -> Result<Event, Reject> {
+    let (time, values) = decode_values(stream, append_time, value)?;
+    let identity = Identity::of_record(stream, tp, offset, &values);
+    Ok(Event { time, values, identity })
+}
+
+/// As [`decode`], but gives the event's time and values alone, for those to whom its identity doesn't matter: it takes a
+/// while to make.
+pub fn decode_values(
+    stream: &Stream,
+    append_time: Millis,
+    value: Option<&[u8]>,
+) -> Result<(Millis, Vec<Value>), Reject> {
     let bytes = value.ok_or(Reject::Empty)?;
     if bytes.len() > stream.max_record_bytes {
         return Err(Reject::TooLarge { size: bytes.len(), limit: stream.max_record_bytes });
     }
-    let values = json::read(stream.recorded(), bytes)?;
-    from_values(stream, tp, offset, append_time, values)
+    validate(stream, Some(append_time), json::read(stream.recorded(), bytes)?)
 }
 
 fn text_problem(text: &str, limit: usize) -> Option<String> {
@@ -323,10 +334,20 @@ pub fn from_values(
     tp: &TopicPartition,
     offset: i64,
     append_time: impl Into<Option<Millis>>,
-    mut values: Vec<Value>,
+    values: Vec<Value>,
 ) -> Result<Event, Reject> {
+    let (time, values) = validate(stream, append_time.into(), values)?;
+    let identity = Identity::of_record(stream, tp, offset, &values);
+    Ok(Event { time, values, identity })
+}
+
+/// The event time and all values of a valid row.
+fn validate(
+    stream: &Stream,
+    append_time: Option<Millis>,
+    mut values: Vec<Value>,
+) -> Result<(Millis, Vec<Value>), Reject> {
     debug_assert_eq!(values.len(), stream.recorded, "one value for each field that a record carries");
-    let append_time = append_time.into();
     values.resize(stream.fields.len(), append_time.map_or(Value::Null, Value::Int));
     for (field, value) in stream.fields.iter().zip(&values) {
         if let Value::Str(text) = value
@@ -353,6 +374,5 @@ pub fn from_values(
         let bounds = format!("[{}, {})", time::show(bounds.start), time::show(bounds.end));
         return Err(Reject::OutOfBounds { event_time: time::show(time), bounds });
     }
-    let identity = Identity::of_record(stream, tp, offset, &values);
-    Ok(Event { time, values, identity })
+    Ok((time, values))
 }

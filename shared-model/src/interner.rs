@@ -12,6 +12,8 @@ pub struct Interner {
     /// Half of the hash, and the number: most others are told apart without a look at their bytes.
     table: HashTable<(u32, u32)>,
     strings: Strings,
+    /// Those halves of strings that are looked up at once.
+    hashes: Vec<u32>,
 }
 
 /// Byte strings by number, one behind the other.
@@ -24,24 +26,20 @@ pub struct Strings {
 
 impl Default for Interner {
     fn default() -> Interner {
-        Interner::for_about(0, 0)
+        let (table, strings) = (HashTable::new(), Strings::default());
+        Interner { seed: RandomState::new().hash_one(0), table, strings, hashes: Vec::new() }
     }
 }
 
 impl Interner {
-    /// With room for so many strings of so many bytes in all.
-    pub fn for_about(strings: usize, bytes: usize) -> Interner {
-        Interner {
-            seed: RandomState::new().hash_one(0),
-            table: HashTable::with_capacity(strings),
-            strings: Strings::for_about(strings, bytes),
-        }
-    }
-
     /// The number of a string.
     #[inline]
     pub fn intern(&mut self, string: &[u8]) -> u32 {
-        let short = self.hash(string);
+        self.intern_hashed(string, self.hash(string))
+    }
+
+    #[inline]
+    fn intern_hashed(&mut self, string: &[u8], short: u32) -> u32 {
         let Interner { table, strings, .. } = self;
         let same = |(hash, number): &(u32, u32)| *hash == short && strings.get(*number) == string;
         if let Some((_, number)) = table.find(spread(short), same) {
@@ -57,21 +55,34 @@ impl Interner {
     /// takes to find a string among many is the wait for memory, and here the strings wait together.
     pub fn intern_all(&mut self, bytes: &[u8], ends: &[usize], numbers: &mut Vec<u32>) {
         let (from, count) = (numbers.len(), ends.len() as u32);
-        numbers.extend((0..count).map(|which| self.hash(at(bytes, ends, which))));
+        let mut hashes = std::mem::take(&mut self.hashes);
+        hashes.clear();
+        hashes.extend((0..count).map(|which| self.hash(at(bytes, ends, which))));
+        let alike = |short: &u32| self.table.find(spread(*short), |(hash, _)| hash == short);
+        numbers.extend(hashes.iter().map(|short| alike(short).map_or(u32::MAX, |(_, number)| *number)));
         let numbers = &mut numbers[from..];
-        for number in &mut *numbers {
-            let short = *number;
-            let alike = self.table.find(spread(short), |(hash, _)| *hash == short);
-            *number = alike.map_or(u32::MAX, |(_, number)| *number);
-        }
         // A look at each, so that they are in the cache when they are compared: to compare takes too much between two.
         std::hint::black_box(numbers.iter().fold(0, |all, number| all ^ self.strings.first(*number)));
-        for (number, which) in numbers.iter_mut().zip(0..) {
+        for ((number, short), which) in numbers.iter_mut().zip(&hashes).zip(0..) {
             let string = at(bytes, ends, which);
             if *number as usize >= self.len() || self.get(*number) != string {
-                *number = self.intern(string);
+                *number = self.intern_hashed(string, *short);
             }
         }
+        self.hashes = hashes;
+    }
+
+    /// Lets go of all strings, and of room for more than twice as many: those that come next lie where these did.
+    pub fn clear(&mut self) {
+        self.seed = RandomState::new().hash_one(0);
+        let Strings { bytes, ends } = &mut self.strings;
+        let (many, long) = (2 * ends.len(), 2 * bytes.len());
+        self.table.clear();
+        self.table.shrink_to(many, |(hash, _)| spread(*hash));
+        bytes.clear();
+        bytes.shrink_to(long);
+        ends.clear();
+        ends.shrink_to(many);
     }
 
     #[inline]
@@ -101,7 +112,7 @@ impl Interner {
         bytes.capacity() + ends.capacity() * size_of::<usize>() + self.table.capacity() * 10
     }
 
-    /// About how many more [`Interner::into_ordered`] takes meanwhile, by a prefix of 64 bits.
+    /// About how many more [`Interner::into_ordered`] takes meanwhile.
     pub fn size_of_order(&self) -> usize {
         self.bytes() + self.len() * 20
     }
@@ -111,9 +122,9 @@ impl Interner {
         self.strings.bytes.len()
     }
 
-    /// The numbers in the order of their strings. `prefix`: what tells most of them apart, and never contradicts their
-    /// order.
-    pub fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
+    /// The numbers in the order of their strings. `prefix`: what tells most of them apart by its first 96 bits, and never
+    /// contradicts their order.
+    pub fn order(&self, prefix: impl Fn(&[u8]) -> u128) -> Vec<u32> {
         self.strings.order(prefix)
     }
 
@@ -129,7 +140,7 @@ impl Interner {
 
     /// The strings in their order (`prefix`: as of [`Interner::order`]), and the rank of each number there. Whoever takes
     /// one after the other finds them side by side.
-    pub fn into_ordered<P: Ord>(self, prefix: impl Fn(&[u8]) -> P) -> (Strings, Vec<u32>) {
+    pub fn into_ordered(self, prefix: impl Fn(&[u8]) -> u128) -> (Strings, Vec<u32>) {
         // Without its table: strings and their copy are there together.
         let strings = self.into_strings();
         let order = strings.order(prefix);
@@ -180,11 +191,15 @@ impl Strings {
         ordered
     }
 
-    fn order<P: Ord>(&self, prefix: impl Fn(&[u8]) -> P) -> Vec<u32> {
-        let numbers = (0..self.len() as u32).map(|number| (prefix(self.get(number)), number));
-        let mut numbers: Vec<(P, u32)> = numbers.collect();
-        numbers.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| self.get(a.1).cmp(self.get(b.1))));
-        numbers.into_iter().map(|(_, number)| number).collect()
+    fn order(&self, prefix: impl Fn(&[u8]) -> u128) -> Vec<u32> {
+        // The string's number takes the place of the lowest bits: whole numbers are sorted sooner than what is made of two.
+        let begin = |number: u32| prefix(self.get(number)) >> u32::BITS << u32::BITS | u128::from(number);
+        let mut begins: Vec<u128> = (0..self.len() as u32).map(begin).collect();
+        begins.sort_unstable();
+        for alike in begins.chunk_by_mut(|a, b| a >> u32::BITS == b >> u32::BITS) {
+            alike.sort_unstable_by(|a, b| self.get(*a as u32).cmp(self.get(*b as u32)));
+        }
+        begins.into_iter().map(|begin| begin as u32).collect()
     }
 }
 
@@ -218,6 +233,8 @@ mod tests {
     fn numbers_lead_back_to_their_strings_and_order_follows_them() {
         let mut strings: Vec<Vec<u8>> = vec![Vec::new(), vec![0], vec![0, 0], vec![255; 40]];
         strings.extend((0..1_000u32).map(|at| (at * 7_919 % 4_099).to_be_bytes().to_vec()));
+        // Many have the same, and it begins so far down that not all of it is looked at.
+        let first = |string: &[u8]| string.first().map_or(0, |first| u128::from(*first) << 28);
         let mut interner = Interner::default();
         for _ in 0..2 {
             for string in &strings {
@@ -225,7 +242,7 @@ mod tests {
                 assert_eq!(interner.get(number), string);
             }
         }
-        let order = interner.order(|string| string.first().copied());
+        let order = interner.order(first);
         strings.sort();
         strings.dedup();
         assert_eq!((interner.len(), interner.bytes()), (strings.len(), strings.concat().len()));
@@ -233,7 +250,7 @@ mod tests {
         assert_eq!(ordered, strings);
         let ranks = ranks(&order);
         assert!(order.iter().enumerate().all(|(rank, number)| ranks[*number as usize] as usize == rank));
-        let (ordered, found) = interner.into_ordered(|string| string.first().copied());
+        let (ordered, found) = interner.into_ordered(first);
         assert_eq!((ordered.len(), found), (strings.len(), ranks));
         assert!((0..).zip(&strings).all(|(rank, string)| ordered.get(rank) == string));
     }
@@ -251,6 +268,13 @@ mod tests {
                 Some(*end)
             });
             other.intern_all(&strings.concat(), &ends.collect::<Vec<usize>>(), &mut numbers);
+        }
+        assert_eq!((&numbers, other.len()), (&expected, one.len()));
+        other.clear();
+        assert_eq!((other.len(), other.bytes()), (0, 0));
+        numbers.clear();
+        for string in &strings {
+            other.intern_all(string, &[string.len()], &mut numbers);
         }
         assert_eq!((numbers, other.len()), (expected, one.len()));
     }

@@ -7,6 +7,7 @@ use crate::event::{FieldType, Value};
 use crate::expression::Expression;
 use crate::time::{Grain, SlidingWindow};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// The version of a metric: xxh3 over its streams' versions, filter, dimensions, aggregate, grain and codec.
@@ -124,12 +125,14 @@ impl Binding {
         by
     }
 
+    /// What a record adds to a cell's state; NULL where that is no value.
+    pub fn value_of<'a>(&'a self, values: &'a [Value]) -> Cow<'a, Value> {
+        self.value.as_ref().map_or(Cow::Borrowed(&Value::Null), |value| value.value(values))
+    }
+
     /// Adds a record's value to a cell's state.
     pub fn add(&self, values: &[Value], state: &mut State) {
-        match &self.value {
-            Some(value) => state.add(&value.value(values)),
-            None => state.add(&Value::Null),
-        }
+        state.add(&self.value_of(values));
     }
 }
 

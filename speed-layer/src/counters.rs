@@ -26,15 +26,21 @@ pub(crate) struct Plan {
     feeds: Vec<Feeds>,
     /// How many ways there are in which metrics slice time.
     slicings: usize,
-    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key.
+    /// The longest step of event time of which panes and the buckets of all metrics are made.
+    pub(crate) step: Millis,
+    /// The expressions that metrics' keys are made of, each list once, as many metrics are of the same key. The first is
+    /// [`EMPTY_PART`].
     parts: Vec<Vec<Expression>>,
     aggregates: HashMap<MetricVersion, Aggregate>,
 }
 
+/// The part that is made of no expressions, before all others: the same in all records.
+pub(crate) const EMPTY_PART: usize = 0;
+
 /// What a metric has in common with others, so that it is looked at once a record.
 #[derive(Clone, Copy)]
 pub(crate) struct Feeds {
-    /// The parts that its key is made of: its `by`, and its item (no expressions where it has none).
+    /// The parts that its key is made of: its `by`, and its item ([`EMPTY_PART`] where it has none).
     pub(crate) by: usize,
     pub(crate) item: usize,
     /// The way in which it slices time: those of one grain that have a window or have none.
@@ -61,7 +67,7 @@ impl Plan {
         };
         let mut metrics: Vec<(Arc<Metric>, Binding)> = catalog.metrics.iter().filter_map(bound).collect();
         metrics.sort_by_key(|(metric, _)| metric.version);
-        let (mut parts, mut slicings) = (Vec::new(), Vec::new());
+        let (mut parts, mut slicings) = (vec![Vec::new()], Vec::new());
         let feeds = |(metric, binding): &(Arc<Metric>, Binding)| Feeds {
             by: place_of(binding.by.clone(), &mut parts),
             item: place_of(binding.item.iter().cloned().collect(), &mut parts),
@@ -71,7 +77,8 @@ impl Plan {
         let aggregates = metrics.iter().map(|(m, _)| (m.version, m.aggregate.clone())).collect();
         let longest_window = longest_window(catalog);
         let (stream, layout, slicings) = (stream.clone(), catalog.layout, slicings.len());
-        Plan { stream, layout, longest_window, metrics, feeds, slicings, parts, aggregates }
+        let step = metrics.iter().map(|(metric, _)| metric.grain.width()).fold(layout.pane, common_step);
+        Plan { stream, layout, longest_window, metrics, feeds, slicings, step, parts, aggregates }
     }
 
     /// The versions of all its metrics.
@@ -82,6 +89,11 @@ impl Plan {
     /// The aggregate of a version.
     pub(crate) fn aggregate(&self, version: MetricVersion) -> Option<&Aggregate> {
         self.aggregates.get(&version)
+    }
+
+    /// A metric, by its number.
+    pub(crate) fn metric(&self, number: usize) -> &Metric {
+        &self.metrics[number].0
     }
 
     /// The metrics that admit a record.
@@ -129,6 +141,11 @@ fn place_of<T: PartialEq>(what: T, list: &mut Vec<T>) -> usize {
         list.push(what);
         list.len() - 1
     })
+}
+
+/// The longest step of which two widths are made.
+fn common_step(one: Millis, other: Millis) -> Millis {
+    if other == 0 { one } else { common_step(other, one % other) }
 }
 
 /// The longest sliding window of a catalog; 0 where nothing is served live.

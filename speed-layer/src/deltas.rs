@@ -1,17 +1,17 @@
 //! The cells of one partition that are not yet written: the fold of the records since the last write alone.
 //!
 //! What a record adds is noted down, in the order in which it comes, and summed up when it is packed: noting is much
-//! quicker than looking for a cell, and packing sorts in any case. Only states that aren't counts are folded at once. A
+//! quicker than looking for a cell, and packing sorts in any case. Only states that aren't counts are folded soon. A
 //! note is three numbers: of the two parts of its key, each of which is looked up once a record for all metrics, and of its
 //! *place*, which says to which pane and to which epoch's bucket it belongs; the segments of both are made of it. Parts are
-//! looked up for many records at once, so that what each waits for comes together.
+//! looked up for many records at once, so that what each waits for comes together, and so are states.
 
 mod pack;
 
-use crate::counters::{FastHash, Feeds, Plan};
+use crate::counters::{EMPTY_PART, FastHash, Feeds, Plan};
 use hashbrown::HashMap;
 use pack::{Order, Ranked, Targets};
-use shared_model::aggregate::State;
+use shared_model::aggregate::{Aggregate, State};
 use shared_model::codec::CodecError;
 use shared_model::event::Value;
 use shared_model::interner::Interner;
@@ -29,6 +29,17 @@ pub(crate) struct Place {
     pub(crate) view: Option<(Millis, i64)>,
     /// The start of its pane, where a window may still ask for it.
     pub(crate) pane: Option<Millis>,
+}
+
+/// What decides to what a record's notes belong, where that is the same in all groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// The number of the step of event time, of the plan's width.
+    pub(crate) step: i64,
+    /// The epoch.
+    pub(crate) epoch: i64,
+    /// Where panes start that a window may still ask for.
+    pub(crate) oldest_pane: Option<Millis>,
 }
 
 /// What is not yet written.
@@ -58,14 +69,15 @@ struct Notes {
     /// By the metrics' numbers in the plan.
     metrics: Vec<Noted>,
     count: usize,
-    /// The parts of the record at hand, as far as they are known.
-    known_parts: Vec<Part>,
-    /// Its places, by slicing, as far as they are known: `None` where it has none.
-    known_places: Vec<Option<Option<u32>>>,
-    /// By slicing, the places that the last records had: the next one's is mostly among them.
-    recent: Vec<[Option<u32>; RECENT]>,
+    /// By part: the place among those that wait of what the record at hand has there, as far as it is among them.
+    known_parts: Vec<Option<u32>>,
+    /// The last moments, the newest first, with their places: the next record's is mostly among them.
+    recent: Vec<(Moment, Places)>,
     part: Vec<u8>,
 }
+
+/// A moment's places by slicing, as far as they are known: `None` where it has none.
+type Places = Vec<Option<Option<u32>>>;
 
 /// Byte strings that are looked up together.
 #[derive(Default)]
@@ -75,14 +87,8 @@ struct Waiting {
     ends: Vec<usize>,
     /// The number of each, while they are given.
     numbers: Vec<u32>,
-}
-
-/// What is known of a part of the record at hand.
-#[derive(Clone, Copy, Default)]
-struct Part {
-    /// Its place among those that wait.
-    waiting: Option<u32>,
-    number: Option<u32>,
+    /// Of how many records they are.
+    records: usize,
 }
 
 /// What was noted for one metric.
@@ -93,7 +99,9 @@ struct Noted {
     counts: Vec<Cell>,
     /// Of those from this one on, the parts are named by their places among those that wait.
     settled: usize,
-    /// The states that aren't counts.
+    /// What isn't counted but added to a state: a value for each record, while its parts wait.
+    values: Vec<(Cell, Value)>,
+    /// The states of all before.
     states: HashMap<Cell, State, FastHash>,
 }
 
@@ -122,7 +130,7 @@ impl Cell {
     }
 }
 
-/// How many places of each slicing are found without a look-up.
+/// Of how many moments places are found without a look-up.
 const RECENT: usize = 4;
 /// So many parts of keys are looked up at once.
 const PARTS: usize = if cfg!(test) { 3 } else { 64 };
@@ -133,56 +141,51 @@ const PLACE_BYTES: usize = 3 * size_of::<Place>();
 const STATE_BYTES: usize = size_of::<(Cell, State)>() + 32;
 
 impl Deltas {
-    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group, which
-    /// `same_in_all` says to be the same in all groups.
+    /// Adds a record to the cells of all metrics that admit it, where `place` gives them one in their group. `moment`: what
+    /// decides it, if it is the same in all groups.
     pub(crate) fn add(
         &mut self,
         plan: &Plan,
         values: &[Value],
-        same_in_all: bool,
+        moment: Option<Moment>,
         place: impl Fn(usize, &Metric) -> Option<Place>,
     ) {
-        if self.notes.waiting.ends.len() >= PARTS {
-            self.settle();
+        let Waiting { ends, records, .. } = &self.notes.waiting;
+        if ends.len().max(*records) >= PARTS {
+            self.settle(plan);
         }
         let Deltas { notes, groups, .. } = self;
         groups.resize_with(plan.layout.groups as usize, Default::default);
         notes.begin(plan);
+        let recent = moment.map(|moment| notes.recent(plan, moment));
         for (counted, Feeds { by, item, slicing }) in plan.counted(values) {
-            let place = match notes.known_places[slicing] {
-                Some(known) if same_in_all => known,
-                _ => {
-                    let group = if same_in_all { 0 } else { notes.group(plan, by, values) };
-                    notes.place(slicing, place(group, counted.metric))
+            let place = match recent {
+                Some(at) => notes.place_at(at, slicing, || place(0, counted.metric)),
+                None => {
+                    let group = notes.group(plan, by, values);
+                    notes.place(place(group, counted.metric))
                 }
             };
             let Some(place) = place else { continue };
             if notes.metrics.len() <= counted.number {
                 notes.metrics.resize_with(counted.number + 1, Noted::default);
             }
-            notes.metrics[counted.number].version = counted.metric.version;
             notes.count += 1;
-            // A note is made where it stays: made before, it would be copied.
-            match State::empty(&counted.metric.aggregate) {
-                State::Count(_) => {
-                    let (by, item) = (notes.waits(plan, by, values), notes.waits(plan, item, values));
-                    notes.metrics[counted.number].counts.push(Cell { by, item, place });
-                }
-                empty => {
-                    let (by, item) = (notes.number(plan, by, values), notes.number(plan, item, values));
-                    groups[notes.groups[by as usize] as usize].0 += 1;
-                    let states = &mut notes.metrics[counted.number].states;
-                    let state = states.entry(Cell { by, item, place }).or_insert(empty);
-                    counted.binding.add(values, state);
-                }
+            let (by, item) = (notes.waits(plan, by, values), notes.waits(plan, item, values));
+            let (noted, cell) = (&mut notes.metrics[counted.number], Cell { by, item, place });
+            noted.version = counted.metric.version;
+            match counted.metric.aggregate {
+                Aggregate::Count | Aggregate::TopK { .. } => noted.counts.push(cell),
+                _ => noted.values.push((cell, counted.binding.value_of(values).into_owned())),
             }
         }
     }
 
-    /// Looks up the parts that wait, and gives their numbers to the notes that are made of them.
-    fn settle(&mut self) {
-        let Deltas { notes: Notes { parts, groups: group_of, waiting, metrics, .. }, groups, .. } = self;
-        let Waiting { bytes, ends, numbers } = waiting;
+    /// Looks up the parts that wait, gives their numbers to the notes that are made of them, and adds values to states.
+    fn settle(&mut self, plan: &Plan) {
+        let Deltas { notes, groups, .. } = self;
+        let Notes { parts, groups: group_of, waiting, metrics, known_parts, .. } = notes;
+        let Waiting { bytes, ends, numbers, records } = waiting;
         parts.intern_all(bytes, ends, numbers);
         for &number in &*numbers {
             // One that is new has the number after all before.
@@ -190,16 +193,27 @@ impl Deltas {
                 group_of.push(view::group_of(parts.get(number), groups.len() as u32));
             }
         }
-        for Noted { counts, settled, .. } in metrics {
-            for cell in &mut counts[*settled..] {
-                (cell.by, cell.item) = (numbers[cell.by as usize], numbers[cell.item as usize]);
-                groups[group_of[cell.by as usize] as usize].0 += 1;
-            }
+        let mut name = |cell: &mut Cell| {
+            (cell.by, cell.item) = (numbers[cell.by as usize], numbers[cell.item as usize]);
+            groups[group_of[cell.by as usize] as usize].0 += 1;
+        };
+        for (number, Noted { counts, settled, values, states, .. }) in metrics.iter_mut().enumerate() {
+            counts[*settled..].iter_mut().for_each(&mut name);
             *settled = counts.len();
+            values.iter_mut().for_each(|(cell, _)| name(cell));
+            // One after the other is mostly of the same cell.
+            for alike in values.chunk_by(|(a, _), (b, _)| a == b) {
+                let empty = || State::empty(&plan.metric(number).aggregate);
+                let state = states.entry(alike[0].0).or_insert_with(empty);
+                alike.iter().for_each(|(_, value)| state.add(value));
+            }
+            values.clear();
         }
         bytes.clear();
         ends.clear();
         numbers.clear();
+        *records = 0;
+        known_parts.clear();
     }
 
     /// How many notes wait.
@@ -209,7 +223,8 @@ impl Deltas {
 
     /// About how much memory all that waits takes, sketches not counted in full.
     pub(crate) fn bytes(&self) -> usize {
-        let states: usize = self.notes.metrics.iter().map(|noted| noted.states.len()).sum();
+        let states = |noted: &Noted| noted.states.len() + noted.values.len();
+        let states: usize = self.notes.metrics.iter().map(states).sum();
         let parts = self.notes.parts.bytes() + self.notes.parts.len() * PART_BYTES;
         let places = self.notes.places.len() * PLACE_BYTES;
         let waiting = self.notes.waiting.bytes.len() + self.notes.waiting.ends.len() * PART_BYTES;
@@ -217,8 +232,8 @@ impl Deltas {
     }
 
     /// Whether a group has something that waits.
-    pub(crate) fn has(&mut self, group: usize) -> bool {
-        self.settle();
+    pub(crate) fn has(&mut self, plan: &Plan, group: usize) -> bool {
+        self.settle(plan);
         self.groups.get(group).is_some_and(|(notes, packed)| *notes > 0 || !packed.is_empty())
     }
 
@@ -233,7 +248,7 @@ impl Deltas {
         wanted: impl Fn(Slice) -> bool,
     ) -> Result<Vec<Segment>, CodecError> {
         if self.notes.count > 0 {
-            self.pack(&wanted)?;
+            self.pack(plan, &wanted)?;
         }
         let Some((_, packed)) = self.groups.get_mut(group) else { return Ok(Vec::new()) };
         let mut slices: BTreeMap<Slice, Vec<Vec<u8>>> = BTreeMap::new();
@@ -256,10 +271,9 @@ impl Deltas {
 
     /// Packs all notes, for each group. Panes that aren't wanted now never are again; of the view's slices that is decided
     /// when they are taken, together with what the group then says of them.
-    fn pack(&mut self, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
-        self.settle();
-        let next = self.notes.next();
-        let mut notes = std::mem::replace(&mut self.notes, next);
+    fn pack(&mut self, plan: &Plan, wanted: impl Fn(Slice) -> bool) -> Result<(), CodecError> {
+        self.settle(plan);
+        let mut notes = std::mem::take(&mut self.notes);
         let metrics = std::mem::take(&mut notes.metrics);
         let used: Vec<usize> = metrics.iter().map(|noted| noted.counts.len()).collect();
         let order = Order::of(&notes);
@@ -302,50 +316,48 @@ impl Deltas {
             counts.shrink_to(2 * used);
             Noted { counts, ..Noted::default() }
         };
-        self.notes.metrics = metrics.into_iter().zip(used).map(room).collect();
+        let metrics = metrics.into_iter().zip(used).map(room).collect();
+        self.notes = Notes { metrics, ..notes.cleared() };
         Ok(())
     }
 }
 
 impl Notes {
-    /// None yet, with room for the parts of as many as there are now.
-    fn next(&self) -> Notes {
-        let parts = Interner::for_about(self.parts.len(), self.parts.bytes());
-        Notes { parts, groups: Vec::with_capacity(self.parts.len()), ..Notes::default() }
+    /// None yet, with the room that the parts of these have.
+    fn cleared(self) -> Notes {
+        let Notes { mut parts, mut groups, .. } = self;
+        parts.clear();
+        let used = groups.len();
+        groups.clear();
+        groups.shrink_to(2 * used);
+        Notes { parts, groups, ..Notes::default() }
     }
 
     /// Begins a record.
     fn begin(&mut self, plan: &Plan) {
-        self.known_parts.clear();
-        self.known_parts.resize(plan.parts(), Part::default());
-        self.known_places.clear();
-        self.known_places.resize(plan.slicings(), None);
-        self.recent.resize(plan.slicings(), [None; RECENT]);
+        self.waiting.records += 1;
+        self.known_parts.resize(plan.parts(), None);
+        // The empty one is the same in all records.
+        self.known_parts[EMPTY_PART + 1..].fill(None);
+    }
+
+    /// Where a moment is among the recent ones.
+    fn recent(&mut self, plan: &Plan, moment: Moment) -> usize {
+        self.recent.iter().position(|(recent, _)| *recent == moment).unwrap_or_else(|| {
+            self.recent.truncate(RECENT - 1);
+            self.recent.insert(0, (moment, vec![None; plan.slicings()]));
+            0
+        })
     }
 
     /// The place that a part of the key of the record at hand has among those that wait.
     fn waits(&mut self, plan: &Plan, part: usize, values: &[Value]) -> u32 {
         let Waiting { bytes, ends, .. } = &mut self.waiting;
-        *self.known_parts[part].waiting.get_or_insert_with(|| {
+        *self.known_parts[part].get_or_insert_with(|| {
             plan.part(part, values, bytes);
             ends.push(bytes.len());
             ends.len() as u32 - 1
         })
-    }
-
-    /// The number of a part of the key of the record at hand, looked up at once.
-    fn number(&mut self, plan: &Plan, part: usize, values: &[Value]) -> u32 {
-        if let Some(number) = self.known_parts[part].number {
-            return number;
-        }
-        self.part.clear();
-        plan.part(part, values, &mut self.part);
-        let number = self.parts.intern(&self.part);
-        if number as usize == self.groups.len() {
-            self.groups.push(view::group_of(&self.part, plan.layout.groups));
-        }
-        self.known_parts[part].number = Some(number);
-        number
     }
 
     /// The group of the record at hand, for metrics that are `by` a part.
@@ -355,24 +367,24 @@ impl Notes {
         view::group_of(&self.part, plan.layout.groups) as usize
     }
 
-    /// The number of the place that the record at hand has by a slicing.
-    fn place(&mut self, slicing: usize, place: Option<Place>) -> Option<u32> {
-        let number = place.map(|place| {
-            let recent = &mut self.recent[slicing];
-            let known = |at: &&Option<u32>| at.is_some_and(|at| self.places[at as usize] == place);
-            if let Some(&Some(at)) = recent.iter().find(known) {
-                return at;
-            }
-            let at = *self.place_of.entry(place).or_insert_with(|| {
-                self.places.push(place);
-                self.places.len() as u32 - 1
-            });
-            recent.rotate_right(1);
-            recent[0] = Some(at);
-            at
-        });
-        self.known_places[slicing] = Some(number);
+    /// The number of the place of a recent moment by a slicing.
+    fn place_at(&mut self, recent: usize, slicing: usize, place: impl Fn() -> Option<Place>) -> Option<u32> {
+        if let Some(known) = self.recent[recent].1[slicing] {
+            return known;
+        }
+        let number = self.place(place());
+        self.recent[recent].1[slicing] = Some(number);
         number
+    }
+
+    /// The number of a place.
+    fn place(&mut self, place: Option<Place>) -> Option<u32> {
+        let place = place?;
+        let number = self.place_of.entry(place).or_insert_with(|| {
+            self.places.push(place);
+            self.places.len() as u32 - 1
+        });
+        Some(*number)
     }
 }
 
@@ -453,7 +465,9 @@ mod tests {
                     1 => None,
                     _ => Some(Place { view: Some((7, 1)), pane: place.pane }),
                 };
-                deltas.add(&plan, &event.values, same_in_all, |group, _| of_group(group));
+                let (bucket, epoch) = place.view.unwrap_or((-1, -1));
+                let moment = Moment { step: bucket, epoch, oldest_pane: place.pane };
+                deltas.add(&plan, &event.values, same_in_all.then_some(moment), |group, _| of_group(group));
                 plan.fold(&event, &mut Vec::new(), |group, counted, key| {
                     let Some(place) = of_group(group as usize) else { return };
                     let view = place.view.map(|(bucket, epoch)| (Slice::Epoch(epoch), bucket));
@@ -470,7 +484,7 @@ mod tests {
                     for (group, expected) in expected.iter().enumerate() {
                         let mut wanted = expected.keys().filter(|slice| wanted(**slice));
                         let has_cells = wanted.any(|slice| !taken.contains_key(&(group, *slice)));
-                        prop_assert!(deltas.has(group) || !has_cells, "group {}", group);
+                        prop_assert!(deltas.has(&plan, group) || !has_cells, "group {}", group);
                     }
                     let group = number % groups;
                     let aggregate = |version| plan.aggregate(version);
@@ -496,7 +510,7 @@ mod tests {
                 let expected: BTreeMap<Slice, Vec<u8>> =
                     expected.iter().map(|(slice, cells)| (*slice, pack(cells))).collect();
                 prop_assert_eq!(found, expected);
-                prop_assert!(!deltas.has(group));
+                prop_assert!(!deltas.has(&plan, group));
             }
             prop_assert_eq!((deltas.len(), deltas.bytes()), (0, 0));
         }
@@ -509,7 +523,8 @@ mod tests {
         let mut deltas = Deltas::default();
         for number in 0..50_000 {
             let values = [Value::Int(0), Value::str(&format!("key {number}")), Value::Int(1)];
-            deltas.add(&plan, &values, true, |_, _| None);
+            let moment = Moment { step: 0, epoch: 0, oldest_pane: None };
+            deltas.add(&plan, &values, Some(moment), |_, _| None);
         }
         assert_eq!((deltas.len(), deltas.bytes()), (0, 0));
     }

@@ -6,14 +6,14 @@
 use crate::counters::Plan;
 use crate::decode::{Payload, Record};
 use crate::dedup::Dedup;
-use crate::deltas::{Deltas, Place};
+use crate::deltas::{Deltas, Moment, Place};
 use crate::flush::{self, Found, Start, Why};
 use crate::group::{Claimed, Expired, Group, Merge, Position, Write};
 use crate::window;
 use shared_model::catalog::{Bounds, Stream};
 use shared_model::codec::CodecError;
 use shared_model::epoch::{EventClockRule, IngestClock, TrustedTime};
-use shared_model::event::{self, Event, Reject};
+use shared_model::event::{self, Identity, Reject, Value};
 use shared_model::offsets::TopicPartition;
 use shared_model::tidemark::{Cut, Reach, reach};
 use shared_model::time::Millis;
@@ -161,13 +161,14 @@ impl Partition {
             self.remember(record);
             return Taken::Below;
         }
-        let before = self.epoch();
+        let before = self.clock;
         let append_time = record.append_time.map_or(self.clock.0, |time| {
             self.clock.observe(time);
             time
         });
         let epoch = self.epoch();
-        if epoch > before {
+        // Most are of one batch, and have the time of the one before.
+        if self.clock != before && epoch > self.plan.layout.epoch.epoch(before.0) {
             self.groups.iter_mut().for_each(|group| group.pass(epoch, record.offset));
         }
         self.next = record.offset + 1;
@@ -180,17 +181,17 @@ impl Partition {
             }
             Payload::Value(bytes) => bytes,
         };
-        match event::decode(&self.plan.stream, &self.tp, record.offset, append_time, bytes) {
+        match event::decode_values(&self.plan.stream, append_time, bytes) {
             Err(reject) => Taken::Rejected { reject, report: record.offset >= self.report_from },
-            Ok(event) => {
-                self.trusted.observe(rule, event.time, append_time);
+            Ok((time, values)) => {
+                self.trusted.observe(rule, time, append_time);
                 if self.after_gap {
                     self.event_came(record.offset);
                 }
-                if self.dedup.is_repeat(event.identity, record.offset) {
+                if self.is_repeat(&values, record.offset) {
                     return Taken::Repeat;
                 }
-                self.fold(&event, record.offset, epoch);
+                self.fold(time, &values, record.offset, epoch);
                 Taken::Counted
             }
         }
@@ -221,10 +222,19 @@ impl Partition {
         self.remembered_to = record.offset + 1;
         if let Payload::Value(bytes) = record.payload {
             let append_time = record.append_time.unwrap_or(self.clock.0);
-            if let Ok(event) = event::decode(&self.plan.stream, &self.tp, record.offset, append_time, bytes) {
-                self.dedup.is_repeat(event.identity, record.offset);
+            if let Ok((_, values)) = event::decode_values(&self.plan.stream, append_time, bytes) {
+                self.is_repeat(&values, record.offset);
             }
         }
+    }
+
+    /// Takes in the values of the valid record at an offset, higher than any before, and says whether it is a repeat.
+    fn is_repeat(&mut self, values: &[Value], offset: i64) -> bool {
+        if self.plan.stream.dedup_horizon <= 0 {
+            return false;
+        }
+        let identity = Identity::of_record(&self.plan.stream, &self.tp, offset, values);
+        self.dedup.is_repeat(identity, offset)
     }
 
     /// Tells the groups that begin below an event that it has come.
@@ -235,18 +245,20 @@ impl Partition {
         self.after_gap = self.groups.iter().any(Group::is_after_gap);
     }
 
-    fn fold(&mut self, event: &Event, offset: i64, epoch: i64) {
-        let Partition { plan, groups, deltas, oldest_pane, all_from, .. } = self;
-        let pane = event.time.div_euclid(plan.layout.pane) * plan.layout.pane;
-        let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
+    fn fold(&mut self, time: Millis, values: &[Value], offset: i64, epoch: i64) {
+        let Partition { plan, groups, deltas, all_from, .. } = self;
+        let (oldest_pane, pane_width) = (self.oldest_pane, plan.layout.pane);
         let all_from = *all_from.get_or_insert_with(|| {
             let from = |group: &Group| group.views_from().max(group.folds_from());
             groups.iter().map(from).max().unwrap_or(0)
         });
-        deltas.add(plan, &event.values, offset >= all_from, |group, metric| {
+        let moment = Moment { step: time.div_euclid(plan.step), epoch, oldest_pane };
+        deltas.add(plan, values, (offset >= all_from).then_some(moment), |group, metric| {
             let group = &groups[group];
+            let pane = time.div_euclid(pane_width) * pane_width;
+            let in_window = oldest_pane.is_none_or(|oldest| pane >= oldest);
             let pane = (metric.window.is_some() && in_window).then_some(pane);
-            let view = group.views(offset).then(|| (metric.grain.bucket(event.time), epoch));
+            let view = group.views(offset).then(|| (metric.grain.bucket(time), epoch));
             let counts = offset >= group.folds_from() && (pane.is_some() || view.is_some());
             counts.then_some(Place { view, pane })
         });
@@ -306,7 +318,7 @@ impl Partition {
 
     /// Whether cells of a group wait.
     pub(crate) fn waits(&mut self, group: usize) -> bool {
-        self.deltas.has(group)
+        self.deltas.has(&self.plan, group)
     }
 
     /// Changes and bytes that wait, over all groups.

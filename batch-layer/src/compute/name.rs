@@ -87,14 +87,10 @@ pub(super) fn put_bucket(bucket: Millis, out: &mut Vec<u8>) {
     out.extend_from_slice(&(bucket as u64 ^ SIGN).to_be_bytes());
 }
 
-/// What tells most values' bytes apart: the eight after the first, which decides least. It never contradicts their
-/// order, as 0 has none behind it.
-pub(super) fn prefix(value: &[u8]) -> u64 {
-    let value = value.get(1..).unwrap_or_default();
-    match value.first_chunk() {
-        Some(begin) => u64::from_be_bytes(*begin),
-        None => (key_begin(value) >> 64) as u64,
-    }
+/// What tells most values' bytes apart: those after the first, which decides least. It never contradicts their order, as 0
+/// has none behind it.
+pub(super) fn prefix(value: &[u8]) -> u128 {
+    key_begin(value.get(1..).unwrap_or_default())
 }
 
 /// Parts a name into the key's values and the bucket's start.

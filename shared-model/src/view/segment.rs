@@ -8,6 +8,7 @@ use crate::aggregate::{Aggregate, State};
 use crate::codec::{self, CodecError};
 use crate::metric::MetricVersion;
 use crate::time::Millis;
+use std::cmp::Ordering;
 
 pub(super) const SEGMENT_VERSION: u8 = 1;
 /// The most bytes that a section takes beside its cells: its version, and two numbers.
@@ -19,26 +20,65 @@ pub struct Packer {
     /// Each section's version, how many cells it has, and where they begin in `cells`.
     sections: Vec<(MetricVersion, u64, usize)>,
     cells: Vec<u8>,
+    /// The bucket of the last cell: most have that of the one before.
+    bucket: Bucket,
+}
+
+/// A bucket's bytes.
+struct Bucket {
+    start: Millis,
+    /// Filled up, so that what is appended is one store.
+    bytes: [u8; 16],
+    length: usize,
+}
+
+impl Default for Bucket {
+    fn default() -> Bucket {
+        // Zero is one zero byte.
+        Bucket { start: 0, bytes: [0; 16], length: 1 }
+    }
+}
+
+impl Bucket {
+    /// Appends the bytes of the bucket that starts at `start`, which it then is.
+    #[inline]
+    fn put(&mut self, start: Millis, out: &mut Vec<u8>) {
+        let at = out.len();
+        if self.start == start {
+            out.extend_from_slice(&self.bytes);
+            out.truncate(at + self.length);
+        } else {
+            codec::put_zigzag(out, i128::from(start));
+            (self.start, self.length) = (start, out.len() - at);
+            self.bytes[..self.length].copy_from_slice(&out[at..]);
+        }
+    }
 }
 
 impl Packer {
     /// Takes the next cell.
     #[inline]
     pub fn push(&mut self, version: MetricVersion, key: &[u8], bucket: Millis, state: &State) {
-        let cells = self.cell(version);
-        codec::put_bytes(cells, key);
-        codec::put_zigzag(cells, i128::from(bucket));
-        state.encode(cells);
+        self.begin(version);
+        codec::put_bytes(&mut self.cells, key);
+        self.bucket.put(bucket, &mut self.cells);
+        state.encode(&mut self.cells);
     }
 
-    /// Where the bytes of the next cell go.
+    /// Takes the bytes of the next cell.
     #[inline]
-    fn cell(&mut self, version: MetricVersion) -> &mut Vec<u8> {
+    fn push_bytes(&mut self, version: MetricVersion, cell: &[u8]) {
+        self.begin(version);
+        self.cells.extend_from_slice(cell);
+    }
+
+    /// Begins a cell, whose bytes go behind those of all before.
+    #[inline]
+    fn begin(&mut self, version: MetricVersion) {
         match self.sections.last_mut() {
             Some((last, count, _)) if *last == version => *count += 1,
             _ => self.sections.push((version, 1, self.cells.len())),
         }
-        &mut self.cells
     }
 
     /// The segment; of no cells, 1 byte. The next cell begins another.
@@ -161,8 +201,23 @@ pub fn unpack<'a>(
     Ok(())
 }
 
+/// How many of a key's first bytes are looked at at once.
+const BEGIN: usize = size_of::<u128>();
+
 /// The first bytes of a cell's key, which tell most apart, the key and the bucket.
 type Name<'a> = (u128, &'a [u8], Millis);
+
+/// The order of names.
+#[inline]
+pub(super) fn compare(
+    (begin, key, bucket): Name<'_>,
+    (other_begin, other, other_bucket): Name<'_>,
+) -> Ordering {
+    // Keys that begin alike and are no longer than that are the same where they have one length.
+    let is_same = || key.len() == other.len() && key.len() <= BEGIN;
+    let rest = || if is_same() { Ordering::Equal } else { key.cmp(other) };
+    begin.cmp(&other_begin).then_with(rest).then(bucket.cmp(&other_bucket))
+}
 
 /// One section that is being merged with others: its first cell, and the bytes after it.
 struct Cursor<'a> {
@@ -202,7 +257,7 @@ impl<'a> Cursor<'a> {
     fn advance(&mut self, aggregate: &Aggregate) -> Result<bool, CodecError> {
         let before = self.name();
         let goes_on = self.take(aggregate)?;
-        if goes_on && self.name() <= before {
+        if goes_on && compare(self.name(), before).is_le() {
             return Err(CodecError::Invalid("order of cells"));
         }
         Ok(goes_on)
@@ -216,12 +271,19 @@ impl<'a> Cursor<'a> {
 /// A key's first 16 bytes, filled up with zeros: it never contradicts the order of keys.
 #[inline]
 pub fn key_begin(key: &[u8]) -> u128 {
-    match key.first_chunk() {
-        Some(begin) => u128::from_be_bytes(*begin),
-        None => {
-            let mut begin = [0; 16];
-            begin[..key.len()].copy_from_slice(key);
-            u128::from_be_bytes(begin)
+    if let Some(begin) = key.first_chunk() {
+        return u128::from_be_bytes(*begin);
+    }
+    // Not by a copy of so many bytes: to load what was just stored in pieces takes long.
+    let missing = 8 * (BEGIN - key.len()) as u32;
+    match (key.first_chunk(), key.last_chunk()) {
+        (Some(first), Some(last)) => {
+            // Where they overlap they say the same.
+            u128::from(u64::from_be_bytes(*first)) << 64 | u128::from(u64::from_be_bytes(*last)) << missing
+        }
+        _ => {
+            let bits = key.iter().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+            u128::from(bits).unbounded_shl(missing)
         }
     }
 }
@@ -261,7 +323,7 @@ impl<'a> Cursors<'a> {
         let all = sections.iter().map(|&(_, count, cells)| Cursor::of(aggregate, count, cells).transpose());
         let all: Vec<Cursor<'a>> = all.flatten().collect::<Result<_, _>>()?;
         let mut order: Vec<(u128, usize)> = all.iter().map(|cursor| cursor.begin).zip(0..).collect();
-        order.sort_by(|&(_, a), &(_, b)| all[b].name().cmp(&all[a].name()));
+        order.sort_by(|&(_, a), &(_, b)| compare(all[b].name(), all[a].name()));
         Ok(Cursors { all, order })
     }
 
@@ -273,7 +335,7 @@ impl<'a> Cursors<'a> {
     /// Whether another is at a cell of that name.
     fn is_shared(&self) -> bool {
         let [.., (next, other), (begin, least)] = self.order[..] else { return false };
-        next == begin && self.all[other].name() == self.all[least].name()
+        next == begin && compare(self.all[other].name(), self.all[least].name()).is_eq()
     }
 
     /// On beyond that cell.
@@ -281,10 +343,15 @@ impl<'a> Cursors<'a> {
         let Some((_, at)) = self.order.pop() else { return Ok(()) };
         if self.all[at].advance(aggregate)? {
             let name = self.all[at].name();
+            // There are few. To count them is quicker than to search, which would have to guess the way at each step.
+            let mut place = self.order.iter().filter(|(begin, _)| *begin > name.0).count();
             // Only where keys begin alike is there more to look at.
-            let place = self.order.partition_point(|&(begin, other)| {
-                begin > name.0 || begin == name.0 && self.all[other].name() > name
-            });
+            while let Some(&(begin, other)) = self.order.get(place)
+                && begin == name.0
+                && compare(self.all[other].name(), name).is_gt()
+            {
+                place += 1;
+            }
             self.order.insert(place, (name.0, at));
         }
         Ok(())
@@ -312,7 +379,7 @@ fn merge_sections(
             }
             packer.push(version, key, bucket, &state);
         } else {
-            packer.cell(version).extend_from_slice(least.cell);
+            packer.push_bytes(version, least.cell);
         }
         cursors.advance(aggregate)?;
     }

@@ -1,6 +1,6 @@
 //! Segments round-trip whatever their cells, and hostile ones are refused.
 
-use super::segment::SEGMENT_VERSION;
+use super::segment::{SEGMENT_VERSION, compare};
 use super::*;
 use crate::aggregate::Aggregate;
 use crate::laws;
@@ -12,8 +12,10 @@ fn segments() -> impl Strategy<Value = (BTreeMap<MetricVersion, Aggregate>, Cell
     let end = || prop::collection::vec(prop::sample::select(vec![0u8, 7]), 0..4);
     let alike = move || end().prop_map(|end| [vec![7; 15], end].concat());
     let key = move || prop_oneof![prop::collection::vec(any::<u8>(), 0..6), alike()];
+    // Many cells have the bucket of the one before.
+    let bucket = prop_oneof![-1i64..1, any::<i64>()];
     let cases = prop::collection::vec(
-        (any::<u64>(), laws::cases(), prop::collection::vec((key(), any::<i64>()), 0..4)),
+        (any::<u64>(), laws::cases(), prop::collection::vec((key(), bucket), 0..4)),
         0..4,
     );
     cases.prop_map(|drawn| {
@@ -50,13 +52,14 @@ proptest! {
         prop_assert_eq!(unpacked(&pack(&cells), &aggregates), Ok(cells));
     }
 
-    /// Cells dealt out to three segments, some to several, and merged from their bytes.
+    /// Cells dealt out to five segments, some to several, and merged from their bytes.
     #[test]
     fn merging_bytes_is_merging_cells(
         (aggregates, cells) in segments(),
-        deal in prop::collection::vec(1u8..8, 16),
+        deal in prop::collection::vec(1u8..32, 16),
     ) {
-        let (mut dealt, mut expected) = ([Cells::new(), Cells::new(), Cells::new()], Cells::new());
+        let mut dealt: [Cells; 5] = std::array::from_fn(|_| Cells::new());
+        let mut expected = Cells::new();
         for ((id, state), to) in cells.iter().zip(deal.iter().cycle()) {
             for (_, into) in (0..).zip(&mut dealt).filter(|(segment, _)| to >> segment & 1 == 1) {
                 into.insert(id.clone(), state.clone());
@@ -69,6 +72,21 @@ proptest! {
         let packed = dealt.each_ref().map(pack);
         let merged = merge(&packed.each_ref().map(Vec::as_slice), |version| aggregates.get(&version));
         prop_assert_eq!(merged, Ok(pack(&expected)));
+    }
+
+    /// Of keys that begin alike, some of them as far as is looked at first.
+    #[test]
+    fn names_order_as_their_keys_and_buckets(
+        begin in prop::collection::vec(any::<u8>(), 0..18),
+        ends in prop::array::uniform2(prop::collection::vec(0u8..2, 0..4)),
+        buckets in prop::array::uniform2(0i64..2),
+    ) {
+        let [key, other] = ends.map(|end| [&begin[..], &end[..]].concat());
+        let filled = |key: &[u8]| std::array::from_fn::<u8, 16, _>(|at| key.get(at).copied().unwrap_or(0));
+        prop_assert_eq!(key_begin(&key), u128::from_be_bytes(filled(&key)));
+        let name = |key, bucket| (key_begin(key), key, bucket);
+        let found = compare(name(&key, buckets[0]), name(&other, buckets[1]));
+        prop_assert_eq!(found, (&key, buckets[0]).cmp(&(&other, buckets[1])));
     }
 
     #[test]

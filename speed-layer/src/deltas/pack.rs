@@ -89,11 +89,17 @@ impl Order<'_> {
         }
     }
 
-    /// Writes a cell's key.
-    fn key(&self, cell: Cell, key: &mut Vec<u8>) {
-        key.clear();
-        key.extend_from_slice(self.bys.get(cell.by));
-        key.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
+    /// Makes a key a cell's.
+    fn key(&self, cell: Cell, key: &mut Key) {
+        match key.by {
+            Some((by, length)) if by == cell.by => key.bytes.truncate(length),
+            _ => {
+                key.bytes.clear();
+                key.bytes.extend_from_slice(self.bys.get(cell.by));
+                key.by = Some((cell.by, key.bytes.len()));
+            }
+        }
+        key.bytes.extend_from_slice(self.notes.parts.get(self.items[cell.item as usize]));
     }
 }
 
@@ -143,6 +149,14 @@ fn sort(numbers: &mut Vec<u64>) {
     }
 }
 
+/// A cell's key.
+#[derive(Default)]
+struct Key {
+    bytes: Vec<u8>,
+    /// The rank of its `by`, and how many of the bytes that has: the next cell's is often the same.
+    by: Option<(u32, usize)>,
+}
+
 /// The segments of one group that are being packed, and which of them each place feeds.
 pub(super) struct Targets<'a, W> {
     /// All places, in their order.
@@ -155,7 +169,7 @@ pub(super) struct Targets<'a, W> {
     slices: BTreeMap<Slice, usize>,
     /// Those of the slices, then others that wait.
     packers: Vec<Packer>,
-    key: Vec<u8>,
+    key: Key,
 }
 
 /// A packer and the bucket of the cells that go there.
@@ -164,7 +178,7 @@ type Target = Option<(usize, Millis)>;
 impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
     pub(super) fn new(places: &'a [Place], wanted: W) -> Targets<'a, W> {
         let (found, asked, slices) = (vec![None; places.len()], Vec::new(), BTreeMap::new());
-        Targets { places, wanted, found, asked, slices, packers: Vec::new(), key: Vec::new() }
+        Targets { places, wanted, found, asked, slices, packers: Vec::new(), key: Key::default() }
     }
 
     /// Where the place of a rank leads to.
@@ -208,7 +222,7 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
             if first.place == last.place {
                 let state = state(alike);
                 for (packer, bucket) in self.of(first.place).into_iter().flatten() {
-                    self.packers[packer].push(version, &self.key, bucket, &state);
+                    self.packers[packer].push(version, &self.key.bytes, bucket, &state);
                 }
                 continue;
             }
@@ -224,7 +238,7 @@ impl<'a, W: Fn(Slice) -> bool> Targets<'a, W> {
                 while let Some((.., more)) = states.next_if(|next| (next.0, next.1) == (packer, bucket)) {
                     state.to_mut().merge(&more)?;
                 }
-                self.packers[packer].push(version, &self.key, bucket, &state);
+                self.packers[packer].push(version, &self.key.bytes, bucket, &state);
             }
         }
         Ok(())

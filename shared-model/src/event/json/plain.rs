@@ -5,19 +5,23 @@
 use super::place;
 use crate::catalog::Field;
 use crate::event::{FieldType, Value};
+use std::iter::repeat_with;
 
 /// The values of `fields` in a JSON object, NULL where a field is missing; `None` where the whole parser must be asked.
 pub(super) fn read(fields: &[Field], text: &str) -> Option<Vec<Value>> {
     let mut plain = Plain { text, at: 0 };
-    let mut values = vec![Value::Null; fields.len()];
+    // Not `vec!`, which would clone each.
+    let mut values: Vec<Value> = repeat_with(|| Value::Null).take(fields.len()).collect();
     // A bit for each field that came.
     let (mut came, mut expected) = (0u64, 0);
     plain.sign(b'{')?;
     if plain.sign(b'}').is_none() {
         loop {
-            let name = plain.text()?;
+            // Mostly it is the field that is expected, whose name needs no search for its end.
+            let is_expected = fields.get(expected).is_some_and(|field| plain.quoted(&field.name).is_some());
+            let at = if is_expected { Some(expected) } else { place(fields, plain.text()?, expected) };
             plain.sign(b':')?;
-            match place(fields, name, expected) {
+            match at {
                 Some(at) => {
                     let bit = 1u64.checked_shl(at as u32)?;
                     if came & bit != 0 {
@@ -67,6 +71,14 @@ impl<'a> Plain<'a> {
     fn word(&mut self, word: &str) -> Option<()> {
         let comes = self.text.as_bytes()[self.at..].starts_with(word.as_bytes());
         comes.then(|| self.at += word.len())
+    }
+
+    /// Takes a field's name, which is of letters, digits and `_`, in quotes; `None` where another text comes.
+    fn quoted(&mut self, name: &str) -> Option<()> {
+        self.blank();
+        let quoted = self.text.as_bytes()[self.at..].strip_prefix(b"\"")?;
+        let comes = quoted.strip_prefix(name.as_bytes())?.first() == Some(&b'"');
+        comes.then(|| self.at += name.len() + 2)
     }
 
     /// Takes a text without escapes.
