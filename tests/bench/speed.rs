@@ -210,7 +210,9 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
         let ceiling = Ceiling::measure(&stack, args.partitions, args.records).await?;
         let mut run = catch_up(&stack, args, published).await?;
         run.dataset -= idle;
-        println!("  {}, run {}: {:.1} s", mode.name(), number + 1, run.seconds);
+        let (all, own) = (run.for_each(args.records), 1e6 * run.cpu[0] / args.records as f64);
+        let (name, number, seconds) = (mode.name(), number + 1, run.seconds);
+        println!("  {name}, run {number}: {seconds:.1} s, {all:.2} us of CPU a record, {own:.2} of it the worker's");
         answers::check(&stack, &totals, None).await?;
         let cells = footprint::live_cells(&stack).await?;
         let flink = match flink {
