@@ -212,7 +212,9 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
         run.dataset -= idle;
         let (all, own) = (run.for_each(args.records), 1e6 * run.cpu[0] / args.records as f64);
         let (name, number, seconds) = (mode.name(), number + 1, run.seconds);
-        println!("  {name}, run {number}: {seconds:.1} s, {all:.2} us of CPU a record, {own:.2} of it the worker's");
+        println!(
+            "  {name}, run {number}: {seconds:.1} s, {all:.2} us of CPU a record, {own:.2} of it the worker's"
+        );
         answers::check(&stack, &totals, None).await?;
         let cells = footprint::live_cells(&stack).await?;
         let flink = match flink {
