@@ -313,8 +313,8 @@ impl State {
         }
     }
 
-    /// The state from its stored columns: first [`Aggregate::state_columns`]; the rest, which are for people, may be there or
-    /// not and are not looked at.
+    /// The state from its stored columns: first those of [`Aggregate::state_columns`]; the rest, which are for people, may be
+    /// there or not and are not looked at.
     pub fn from_columns(
         aggregate: &Aggregate,
         columns: impl IntoIterator<Item = Column>,

@@ -17,11 +17,12 @@ use shared_model::view::{CellId, Cells, Header, Slice};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+/// Of panes and grains of which neither divides the other, so that a record's pane does not tell its bucket.
 const CATALOG: &str = r#"
 [layout]
 epoch = "1s"
 groups = 3
-pane = "1s"
+pane = "2s"
 
 [streams.views]
 topic = "views"
@@ -37,14 +38,14 @@ fields = { who = "string", what = "int", at = "int" }
 stream = "views"
 by = ["who"]
 aggregate = "count"
-window = "5s"
-grain = "5m"
+window = "4s"
+grain = "3s"
 
 [metrics.by_what]
 stream = "views"
 by = ["what"]
 aggregate = "count"
-window = "5s"
+window = "4s"
 grain = "5m"
 
 [metrics.top_what]
@@ -52,7 +53,7 @@ stream = "views"
 aggregate = "top_k"
 item = "what"
 k = 2
-window = "3s"
+window = "6s"
 grain = "1h"
 
 [metrics.users]

@@ -230,11 +230,8 @@ impl Partition {
 
     /// Takes in the values of the valid record at an offset, higher than any before, and says whether it is a repeat.
     fn is_repeat(&mut self, values: &[Value], offset: i64) -> bool {
-        if self.plan.stream.dedup_horizon <= 0 {
-            return false;
-        }
-        let identity = Identity::of_record(&self.plan.stream, &self.tp, offset, values);
-        self.dedup.is_repeat(identity, offset)
+        let Partition { plan, tp, dedup, .. } = self;
+        dedup.is_repeat(offset, || Identity::of_record(&plan.stream, tp, offset, values))
     }
 
     /// Tells the groups that begin below an event that it has come.

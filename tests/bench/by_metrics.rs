@@ -12,7 +12,7 @@ pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     counts.dedup();
     let most = counts.last().copied().unwrap_or(peer::USUAL.metrics);
     let mut stack = peer::started(&args.layers, &mode.catalog(most, &args.pane), args.partitions).await?;
-    let Filled { totals, windows: [last, _] } = fill(&stack, args).await?;
+    let Filled { totals, windows: [last, _] } = fill(&stack, args, "events").await?;
     let published = mode.is_plain().then_some(&last);
     let (mut figures, mut costs) = (Figures::default(), vec![Vec::new(); counts.len()]);
     for number in 0..args.runs {

@@ -1,4 +1,4 @@
-//! Flink beside ours: the peer's job over the same log, into the same Redis, in turn with the runs of a speed worker.
+//! Flink beside ours: the peer's job over the same records, into the same Redis, in turn with the runs of a speed worker.
 //!
 //! What it leaves of its last window is held against the naive count, as ours is: its counts; its lists of the top items are
 //! texts of its own. Its seconds and CPU-seconds begin with the first record that it reads, as it tells itself: what it
@@ -16,12 +16,15 @@ use tokio::process::Command;
 /// its windows end every 10 seconds.
 pub(crate) const BEHIND: i64 = 40_000;
 
+/// Its topic, which has the same records. Ours has ticks too, of which the job's parser makes an error.
+pub(crate) const TOPIC: &str = "flink";
+
 /// A folder with the compiled job (`jobout`), its libraries (`flink-libs`) and the configuration of its log.
 #[derive(Debug, Clone)]
 pub(crate) struct Flink(pub(crate) PathBuf);
 
 impl Flink {
-    /// Empties Redis, and has it take all records of the topic `events`.
+    /// Empties Redis, and has it take all records of its topic.
     ///
     /// # Errors
     /// Where it fails, with the end of what it says, and where a count isn't the window's.
@@ -66,7 +69,7 @@ impl Flink {
         java.kill_on_drop(true).args(["-Xmx4g", "-XX:+UseParallelGC"]);
         java.arg(format!("-Dlog4j2.configurationFile={}", folder.join("log4j2.properties").display()));
         java.arg("-cp").arg(format!("{0}/jobout:{0}/flink-libs/*", folder.display())).arg("peer.Job");
-        java.args(["--topic", "events", "--variant", "bucket", "--slide", "10"]);
+        java.args(["--topic", TOPIC, "--variant", "bucket", "--slide", "10"]);
         java.arg("--ckpt").arg(checkpoints);
         java
     }

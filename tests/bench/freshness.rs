@@ -109,7 +109,7 @@ async fn run(stack: &Stack, serving: &Arc<Serving>, args: &Args, number: u64) ->
         let over = over.clone();
         move || {
             let (mut sent, mut late) = (0, Duration::ZERO);
-            let written = log::send(&bootstrap, records, |_| {
+            let written = log::send(&bootstrap, "events", records, |_| {
                 sent += 1;
                 if sent % (rate / 200).max(1) == 0 {
                     let due = Duration::from_secs_f64(sent as f64 / rate as f64);

@@ -6,9 +6,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use std::time::Duration;
 
-/// Writes records to the topic `events`, uncompressed and without keys, as the peer's generator does, and shows each to
+/// Writes records to a topic, uncompressed and without keys, as the peer's generator does, and shows each to
 /// `seen`.
-pub(crate) fn send(bootstrap: &str, records: Records, mut seen: impl FnMut(&[u8])) -> anyhow::Result<Totals> {
+pub(crate) fn send(
+    bootstrap: &str,
+    topic: &str,
+    records: Records,
+    mut seen: impl FnMut(&[u8]),
+) -> anyhow::Result<Totals> {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("acks", "1")
@@ -19,7 +24,7 @@ pub(crate) fn send(bootstrap: &str, records: Records, mut seen: impl FnMut(&[u8]
     let totals = events::generate(records, |partition, value| {
         seen(value);
         let mut record: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to("events").partition(partition).payload(value);
+            BaseRecord::to(topic).partition(partition).payload(value);
         while let Err((error, back)) = producer.send(record) {
             assert!(matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)), "{error}");
             producer.poll(Duration::from_millis(20));

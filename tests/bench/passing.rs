@@ -35,7 +35,7 @@ pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     pass(&stack, &workers, START - HOUR).await?;
     let start = dropped(&stack, START - HOUR).await;
 
-    let totals = fill(&stack, args).await?.totals;
+    let totals = fill(&stack, args, "events").await?.totals;
     caught_up(&stack, &workers).await?;
     answers::check(&stack, &totals, Some(SAMPLE)).await?;
     let full = stack.redis.dataset().await as f64;

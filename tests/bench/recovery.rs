@@ -97,7 +97,7 @@ async fn main() -> anyhow::Result<()> {
         let (bootstrap, sent, goes_on) = (stack.kafka.bootstrap(), sent.clone(), goes_on.clone());
         let (rate, mut since) = (args.rate, None);
         move || {
-            log::send(&bootstrap, records, |_| {
+            log::send(&bootstrap, "events", records, |_| {
                 let number = sent.fetch_add(1, Ordering::Relaxed);
                 if number < before || !number.is_multiple_of((rate / 200).max(1)) {
                     return;

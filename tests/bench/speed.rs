@@ -80,7 +80,7 @@ struct Args {
     /// Measure what is left in Redis when the windows have passed and runs of the batch layer have taken the records in.
     #[arg(long)]
     pass: bool,
-    /// Have Flink's job take the same log in turn with each run of `plain`: a folder with the job, compiled, in `jobout`, its
+    /// Have Flink's job take the same records in turn with each run of `plain`: a folder with the job, compiled, in `jobout`, its
     /// libraries in `flink-libs`, and its `log4j2.properties`. `java` must be there.
     #[arg(long)]
     flink: Option<PathBuf>,
@@ -200,9 +200,13 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let catalog = mode.catalog(peer::USUAL.metrics, &args.pane);
     let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
-    let Filled { totals, windows: [last, flinks] } = fill(&stack, args).await?;
+    let Filled { totals, windows: [last, flinks] } = fill(&stack, args, "events").await?;
     let published = mode.is_plain().then_some(&last);
     let flink = args.flink.as_ref().filter(|_| matches!(mode, Mode::Plain));
+    if flink.is_some() {
+        stack.kafka.create_topic(flink::TOPIC, args.partitions, &[]).await?;
+        fill(&stack, args, flink::TOPIC).await?;
+    }
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
@@ -227,15 +231,15 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     report(args, mode, &runs)
 }
 
-/// Writes the records into the log; gives what they come to, in all and in the last windows.
-async fn fill(stack: &Stack, args: &Args) -> anyhow::Result<Filled> {
+/// Writes the records into a topic; gives what they come to, in all and in the last windows.
+async fn fill(stack: &Stack, args: &Args, topic: &'static str) -> anyhow::Result<Filled> {
     let (bootstrap, begun) = (stack.kafka.bootstrap(), Instant::now());
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
     let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
     let sent = tokio::task::spawn_blocking(move || {
         let mut windows = [START + HOUR, START + HOUR - flink::BEHIND].map(Window::new);
         let see = |record: &[u8]| windows.iter_mut().for_each(|window| window.see(record));
-        let totals = log::send(&bootstrap, records, see)?;
+        let totals = log::send(&bootstrap, topic, records, see)?;
         anyhow::Ok(Filled { totals, windows })
     });
     let sent = sent.await??;

@@ -165,7 +165,8 @@ impl World {
 
     async fn send(&mut self, records: Records) -> anyhow::Result<()> {
         let bootstrap = self.stack.kafka.bootstrap();
-        let totals = tokio::task::spawn_blocking(move || log::send(&bootstrap, records, |_| ())).await??;
+        let totals =
+            tokio::task::spawn_blocking(move || log::send(&bootstrap, "events", records, |_| ())).await??;
         self.taken_in(totals).await
     }
 
@@ -232,15 +233,16 @@ fn catalog(scale: Scale) -> String {
 /// Sends the records of the last hour, and counts those of its last window.
 fn last_hour(bootstrap: &str, records: Records) -> anyhow::Result<(Totals, Window)> {
     let (mut views, mut newest, mut fault) = (Vec::new(), i64::MIN, None);
-    let totals = log::send(bootstrap, records, |record| match serde_json::from_slice::<Event>(record) {
-        Ok(event) => {
-            newest = newest.max(event.ts);
-            if event.event_type == "view" && event.ts >= END - 2 * WINDOW {
-                views.push((event.uuid.to_owned(), event.ts));
+    let totals =
+        log::send(bootstrap, "events", records, |record| match serde_json::from_slice::<Event>(record) {
+            Ok(event) => {
+                newest = newest.max(event.ts);
+                if event.event_type == "view" && event.ts >= END - 2 * WINDOW {
+                    views.push((event.uuid.to_owned(), event.ts));
+                }
             }
-        }
-        Err(error) => fault = Some(error),
-    })?;
+            Err(error) => fault = Some(error),
+        })?;
     ensure!(fault.is_none(), "a record can't be read: {fault:?}");
     let end = newest.div_euclid(PANE) * PANE + PANE;
     let mut window = Window::new();

@@ -80,8 +80,8 @@ impl Known {
         self.settle(false, from)
     }
 
-    /// Lets go of what is gone, and gives it: of what was read and is there no more, that of whose pane something is, or all of it
-    /// where the group was built `anew`. Nothing is kept of panes that start before `from`.
+    /// Lets go of what is gone, and gives it: of what was read and is there no more, that of whose pane something is, or all
+    /// of it where the group was built `anew`. Nothing is kept of panes that start before `from`.
     fn settle(&mut self, anew: bool, from: Millis) -> Vec<Segment> {
         let stands = |pane: Millis| {
             let of_it = (pane, 0)..=(pane, u64::MAX);

@@ -171,7 +171,7 @@ mod tests {
         ]
     }
 
-    const NAMES: [&str; 10] = ["s", "i", "b", "f", "d", "x", "", "é", "\\u0073", "s\n"];
+    const NAMES: [&str; 12] = ["s", "si", "s::", "i", "b", "f", "d", "x", "", "é", "\\u0073", "s\n"];
     const VALUES: [&str; 40] = [
         "null",
         "nul",
@@ -278,6 +278,7 @@ mod tests {
         let spaced = r#" { "b" : false , "x" : 12 , "y" : "z" , "s" : "no é" , "i" : 0 } "#;
         check(spaced, Some([Value::str("no é"), Int(0), Bool(false)]));
         check(r#"{"i":null,"x":null,"y":true,"z":false}"#, Some([Null, Null, Null]));
+        check(r#"{"si":7,"s":"a"}"#, Some([Value::str("a"), Null, Null]));
         check(r#"{"i":1,"i":1}"#, None);
         check(r#"{"i":1.0}"#, None);
         check(r#"{"i":-999999999999999999}"#, Some([Null, Int(-999_999_999_999_999_999), Null]));
