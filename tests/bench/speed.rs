@@ -80,8 +80,8 @@ struct Args {
     /// Measure what is left in Redis when the windows have passed and runs of the batch layer have taken the records in.
     #[arg(long)]
     pass: bool,
-    /// Have Flink's job take the same records in turn with each run of `plain`: a folder with the job, compiled, in `jobout`, its
-    /// libraries in `flink-libs`, and its `log4j2.properties`. `java` must be there.
+    /// Have Flink's job take the same records in turn with each run without dedup: a folder with the job, compiled, in
+    /// `jobout`, its libraries in `flink-libs`, and its `log4j2.properties`. `java` must be there.
     #[arg(long)]
     flink: Option<PathBuf>,
     /// A command that runs beside each measured run, with the first worker's process id as its last argument (a
@@ -109,9 +109,12 @@ enum Mode {
 impl Mode {
     /// The peer's catalog with so many metrics, and panes of this width.
     fn catalog(self, metrics: usize, pane: &str) -> String {
-        let dedup = matches!(self, Mode::PackedDedup | Mode::PlainDedup);
-        let catalog = Peer { dedup, publish: self.is_plain(), metrics }.catalog();
+        let catalog = Peer { dedup: self.dedups(), publish: self.is_plain(), metrics }.catalog();
         catalog.replace("pane = \"10s\"", &format!("pane = \"{pane}\""))
+    }
+
+    fn dedups(self) -> bool {
+        matches!(self, Mode::PackedDedup | Mode::PlainDedup)
     }
 
     fn is_plain(self) -> bool {
@@ -202,7 +205,7 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
     let Filled { totals, windows: [last, flinks] } = fill(&stack, args, "events").await?;
     let published = mode.is_plain().then_some(&last);
-    let flink = args.flink.as_ref().filter(|_| matches!(mode, Mode::Plain));
+    let flink = args.flink.as_ref().filter(|_| !mode.dedups());
     if flink.is_some() {
         stack.kafka.create_topic(flink::TOPIC, args.partitions, &[]).await?;
         fill(&stack, args, flink::TOPIC).await?;
