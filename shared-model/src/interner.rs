@@ -149,10 +149,6 @@ impl Interner {
 }
 
 impl Strings {
-    fn for_about(strings: usize, bytes: usize) -> Strings {
-        Strings { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(strings) }
-    }
-
     /// The string of a number.
     #[inline]
     pub fn get(&self, number: u32) -> &[u8] {
@@ -186,7 +182,8 @@ impl Strings {
     }
 
     fn ordered(&self, order: &[u32]) -> Strings {
-        let mut ordered = Strings::for_about(order.len(), self.bytes.len());
+        let (bytes, ends) = (Vec::with_capacity(self.bytes.len()), Vec::with_capacity(order.len()));
+        let mut ordered = Strings { bytes, ends };
         order.iter().for_each(|number| _ = ordered.push(self.get(*number)));
         ordered
     }

@@ -118,6 +118,11 @@ impl SlidingWindow {
     }
 }
 
+/// The longest step of which two widths are made: their greatest common divisor.
+pub fn common_step(one: Millis, other: Millis) -> Millis {
+    if other == 0 { one } else { common_step(other, one % other) }
+}
+
 /// `2016-06-14T04:00:00.000Z` for a person; the number itself where no calendar has it.
 pub fn show(time: Millis) -> String {
     match chrono::DateTime::from_timestamp_millis(time) {

@@ -6,7 +6,7 @@ use shared_model::codec::CodecError;
 use shared_model::event::{Event, Value};
 use shared_model::expression::Expression;
 use shared_model::metric::{Binding, Metric, MetricVersion};
-use shared_model::time::Millis;
+use shared_model::time::{Millis, common_step};
 use shared_model::view::{self, CellId, Cells};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
@@ -141,11 +141,6 @@ fn place_of<T: PartialEq>(what: T, list: &mut Vec<T>) -> usize {
         list.push(what);
         list.len() - 1
     })
-}
-
-/// The longest step of which two widths are made.
-fn common_step(one: Millis, other: Millis) -> Millis {
-    if other == 0 { one } else { common_step(other, one % other) }
 }
 
 /// The longest sliding window of a catalog; 0 where nothing is served live.

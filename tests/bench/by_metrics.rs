@@ -3,7 +3,7 @@
 //! Runs are in turns over the same log, so that what else the machine does falls on all.
 
 use crate::figures::{Figures, median};
-use crate::{Args, Filled, Mode, answers, catch_up, fill, peer};
+use crate::{Args, END, Mode, answers, catch_up, fill, peer};
 
 /// Measures catching up with as many metrics as the arguments name, and prints what each further one costs.
 pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
@@ -12,8 +12,8 @@ pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     counts.dedup();
     let most = counts.last().copied().unwrap_or(peer::USUAL.metrics);
     let mut stack = peer::started(&args.layers, &mode.catalog(most, &args.pane), args.partitions).await?;
-    let Filled { totals, windows: [last, _] } = fill(&stack, args, "events").await?;
-    let published = mode.is_plain().then_some(&last);
+    let (totals, window) = fill(&stack, args, "events", END).await?;
+    let published = mode.is_plain().then_some(&window);
     let (mut figures, mut costs) = (Figures::default(), vec![Vec::new(); counts.len()]);
     for number in 0..args.runs {
         for (&count, costs) in counts.iter().zip(&mut costs) {

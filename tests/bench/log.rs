@@ -6,8 +6,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use std::time::Duration;
 
-/// Writes records to a topic, uncompressed and without keys, as the peer's generator does, and shows each to
-/// `seen`.
+/// Writes records to a topic, uncompressed and without keys, as the peer's generator does, and shows each to `seen`.
 pub(crate) fn send(
     bootstrap: &str,
     topic: &str,

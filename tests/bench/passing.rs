@@ -4,7 +4,7 @@
 //! layer have moved the tidemark past them. At the start and in the end some other records are in the window.
 
 use crate::footprint::slices;
-use crate::{Args, HOUR, MB, Mode, START, answers, caught_up, epochs, fill, peer, workers};
+use crate::{Args, END, HOUR, MB, Mode, START, answers, caught_up, epochs, fill, peer, workers};
 use anyhow::ensure;
 use local::layers::Layer;
 use rdkafka::ClientConfig;
@@ -35,7 +35,7 @@ pub(crate) async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     pass(&stack, &workers, START - HOUR).await?;
     let start = dropped(&stack, START - HOUR).await;
 
-    let totals = fill(&stack, args, "events").await?.totals;
+    let (totals, _) = fill(&stack, args, "events", END).await?;
     caught_up(&stack, &workers).await?;
     answers::check(&stack, &totals, Some(SAMPLE)).await?;
     let full = stack.redis.dataset().await as f64;

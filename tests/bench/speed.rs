@@ -24,7 +24,6 @@ use ceiling::Ceiling;
 use clap::{Parser, ValueEnum};
 use events::{Records, Totals};
 use figures::Figures;
-use flink::Flink;
 use local::layers::Layer;
 use peer::Peer;
 use plain::Window;
@@ -40,6 +39,8 @@ const HOUR: i64 = 3_600_000;
 const LONGEST: Duration = Duration::from_secs(1_800);
 /// The event time at which the hour of records begins: 2016-06-14T04:02:00Z.
 const START: i64 = 1_465_876_920_000;
+/// Where they end.
+const END: i64 = START + HOUR;
 /// So many bytes of Redis a live cell may take.
 const CELL: f64 = 100.0;
 
@@ -170,13 +171,6 @@ struct Measured {
     flink: Option<Run>,
 }
 
-/// What was written into the log.
-struct Filled {
-    totals: Totals,
-    /// The last window, and the one that is Flink's last.
-    windows: [Window; 2],
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -203,13 +197,15 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     let catalog = mode.catalog(peer::USUAL.metrics, &args.pane);
     let stack = peer::started(&args.layers, &catalog, args.partitions).await?;
-    let Filled { totals, windows: [last, flinks] } = fill(&stack, args, "events").await?;
-    let published = mode.is_plain().then_some(&last);
-    let flink = args.flink.as_ref().filter(|_| !mode.dedups());
-    if flink.is_some() {
-        stack.kafka.create_topic(flink::TOPIC, args.partitions, &[]).await?;
-        fill(&stack, args, flink::TOPIC).await?;
-    }
+    let (totals, window) = fill(&stack, args, "events", END).await?;
+    let published = mode.is_plain().then_some(&window);
+    let flink = match args.flink.as_ref().filter(|_| !mode.dedups()) {
+        Some(folder) => {
+            stack.kafka.create_topic(flink::TOPIC, args.partitions, &[]).await?;
+            Some((folder, fill(&stack, args, flink::TOPIC, END - flink::BEHIND).await?.1))
+        }
+        None => None,
+    };
     let idle = stack.redis.dataset().await as f64;
     let mut runs = Vec::new();
     for number in 0..args.runs {
@@ -224,8 +220,8 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
         );
         answers::check(&stack, &totals, None).await?;
         let cells = footprint::live_cells(&stack).await?;
-        let flink = match flink {
-            Some(folder) => Some(Flink(folder.clone()).run(&stack, &flinks).await?),
+        let flink = match &flink {
+            Some((folder, window)) => Some(flink::run(folder, &stack, window).await?),
             None => None,
         };
         runs.push(Measured { run, cells, ceiling, flink });
@@ -234,16 +230,15 @@ async fn measure(args: &Args, mode: Mode) -> anyhow::Result<()> {
     report(args, mode, &runs)
 }
 
-/// Writes the records into a topic; gives what they come to, in all and in the last windows.
-async fn fill(stack: &Stack, args: &Args, topic: &'static str) -> anyhow::Result<Filled> {
+/// Writes the records into a topic; gives what they come to, in all and in the window that ends at `end`.
+async fn fill(stack: &Stack, args: &Args, topic: &'static str, end: i64) -> anyhow::Result<(Totals, Window)> {
     let (bootstrap, begun) = (stack.kafka.bootstrap(), Instant::now());
     let (count, partitions, seed) = (args.records, args.partitions as u64, args.seed);
     let records = Records { count, start: START, length: HOUR, partitions, keys: 1, seed };
     let sent = tokio::task::spawn_blocking(move || {
-        let mut windows = [START + HOUR, START + HOUR - flink::BEHIND].map(Window::new);
-        let see = |record: &[u8]| windows.iter_mut().for_each(|window| window.see(record));
-        let totals = log::send(&bootstrap, topic, records, see)?;
-        anyhow::Ok(Filled { totals, windows })
+        let mut window = Window::new(end);
+        let totals = log::send(&bootstrap, topic, records, |record| window.see(record))?;
+        anyhow::Ok((totals, window))
     });
     let sent = sent.await??;
     println!("log written in {:.0?}", begun.elapsed());

@@ -29,7 +29,7 @@ use fields::{Faults, Fields};
 use shared_model::aggregate::Aggregate;
 use shared_model::catalog::Catalog;
 use shared_model::metric::{KeyColumn, Metric};
-use shared_model::time::{DAY, Interval, Millis};
+use shared_model::time::{DAY, Interval, Millis, common_step};
 use std::sync::Arc;
 use values::Values;
 
@@ -215,11 +215,5 @@ fn names(columns: &[KeyColumn]) -> Vec<String> {
 }
 
 fn lcm(a: Millis, b: Millis) -> Millis {
-    let gcd = |mut a: Millis, mut b: Millis| {
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    a / gcd(a, b) * b
+    a / common_step(a, b) * b
 }
